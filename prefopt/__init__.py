@@ -1,0 +1,84 @@
+"""Preference-optimization research: one objective interface, one loop, one batch shape.
+
+import prefopt
+
+prefopt.run(prefopt.load_recipe("recipes/pocket/dpo.yaml", ["objective.beta=0.3"]))
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefopt import objectives
+    from prefopt.checks import check_objective
+    from prefopt.errors import PrefoptError
+    from prefopt.functional import pair_metrics
+    from prefopt.objectives import load_objective
+    from prefopt.recipe import Recipe, load_recipe
+    from prefopt.runs import RunResult, run
+    from prefopt.terms import evaluate_loss
+    from prefopt.types import (
+        Adaptive,
+        Batch,
+        Feedback,
+        Loss,
+        Model,
+        Needs,
+        Objective,
+        Outputs,
+        Sampled,
+        Sampler,
+        Source,
+        Targets,
+        Verdict,
+    )
+
+__all__ = [
+    "Adaptive",
+    "Batch",
+    "Feedback",
+    "Loss",
+    "Model",
+    "Needs",
+    "Objective",
+    "Outputs",
+    "PrefoptError",
+    "Recipe",
+    "RunResult",
+    "Sampled",
+    "Sampler",
+    "Source",
+    "Targets",
+    "Verdict",
+    "check_objective",
+    "evaluate_loss",
+    "load_objective",
+    "load_recipe",
+    "objectives",
+    "pair_metrics",
+    "run",
+]
+
+_HOMES = {
+    "PrefoptError": "errors",
+    "Recipe": "recipe",
+    "RunResult": "runs",
+    "check_objective": "checks",
+    "evaluate_loss": "terms",
+    "load_objective": "objectives",
+    "load_recipe": "recipe",
+    "pair_metrics": "functional",
+    "run": "runs",
+}
+"""Where the public names live; those of `types` are not listed."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch and transformers take seconds, and `prefopt run --help` needs neither."""
+    if name not in __all__:
+        raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
+    if name == "objectives":
+        return importlib.import_module("prefopt.objectives")
+    value = getattr(importlib.import_module(f"prefopt.{_HOMES.get(name, 'types')}"), name)
+    globals()[name] = value
+    return value

@@ -130,11 +130,11 @@ class Outputs:
 
     def sum(self) -> Tensor:
         """[B, K] log-probability of each completion."""
-        return self._logps().sum(-1)
+        return self._logps().masked_fill(~self.mask, 0).sum(-1)
 
     def mean(self) -> Tensor:
         """[B, K] mean log-probability of a token; 0 for an absent completion."""
-        return self._logps().sum(-1) / self.mask.sum(-1).clamp(min=1)
+        return self.sum() / self.mask.sum(-1).clamp(min=1)
 
     def _logps(self) -> Tensor:
         if self.logps is None:
@@ -241,8 +241,13 @@ class Objective(Protocol):
 
     needs: Needs
 
-    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets: ...
-    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss: ...
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        """What `loss` will need, from what the models said before the update."""
+        ...
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """The loss of these rows, given `targets` of these rows."""
+        ...
 
 
 @runtime_checkable
@@ -257,7 +262,9 @@ class Adaptive(Objective, Protocol):
 class Model(Protocol):
     """A policy, a scorer, a reference, a tabular bandit: anything that can say something about a batch."""
 
-    def __call__(self, batch: Batch, needs: Needs) -> Outputs: ...
+    def __call__(self, batch: Batch, needs: Needs) -> Outputs:
+        """What `needs` asks for, of every completion in the batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -280,7 +287,9 @@ class Feedback(Protocol):
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
-    ) -> Verdict: ...
+    ) -> Verdict:
+        """B prompts, K completions of each, and the other columns of their rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -303,15 +312,25 @@ class Sampler(Protocol):
 
     def __call__(
         self, model: Any, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Any, seeds: Tensor
-    ) -> Sampled: ...
+    ) -> Sampled:
+        """K completions of each of B prompts."""
+        ...
 
 
 class Source(Protocol):
     """Logical batches, and a place among them that can be saved and restored. Every process sees the same ones."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def __iter__(self) -> Iterator[Batch]:
+        """Logical batches from the place on; the place moves as they are taken."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a place."""
+        ...
 
 
 def _map_tensors(record: Any, function: Any) -> Any:

@@ -1,0 +1,22 @@
+"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`."""
+
+from prefopt.data.collate import collate
+from prefopt.data.formats import FORMATS, Example, parse, prompts
+from prefopt.data.loading import load_examples
+from prefopt.data.splits import Split, split
+from prefopt.data.tokenise import Report, Tokenised, preview, tokenise
+
+__all__ = [
+    "FORMATS",
+    "Example",
+    "Report",
+    "Split",
+    "Tokenised",
+    "collate",
+    "load_examples",
+    "parse",
+    "preview",
+    "prompts",
+    "split",
+    "tokenise",
+]

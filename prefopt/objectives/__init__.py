@@ -1,0 +1,59 @@
+"""The catalogue: every objective by its name, and the way to a user's own."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import PrefoptError, nearest
+from prefopt.objectives.preference.dpo import DPO
+from prefopt.objectives.reward.bradley_terry import BradleyTerry
+from prefopt.objectives.supervised import SFT
+from prefopt.plugins import load_object
+from prefopt.types import Needs, Objective
+
+__all__ = ["DPO", "SFT", "BradleyTerry", "load_objective"]
+
+CATALOGUE: dict[str, type[Objective]] = {cls.__name__: cls for cls in (SFT, DPO, BradleyTerry)}
+
+
+def load_objective(name: str, folder: Path | None = None, **fields: Any) -> Objective:
+    """An objective of the catalogue, or a user's own, with its fields set.
+
+    Args:
+        name: a catalogue name ("DPO"), or a path: "package.module:Class" or "file.py:Class".
+        folder: where to look for a file first.
+        fields: the hyperparameters; those left out keep their defaults.
+
+    Raises:
+        PrefoptError: an unknown name or field (with the nearest known one), or a class that is not an objective.
+    """
+    if ":" in name:
+        cls = load_object(name, folder)
+    elif name in CATALOGUE:
+        cls = CATALOGUE[name]
+    else:
+        raise PrefoptError(
+            f"unknown objective {name!r}.{nearest(name, CATALOGUE)} Known: {', '.join(sorted(CATALOGUE))}. "
+            "Your own is named `package.module:Class` or `file.py:Class`."
+        )
+    _check_class(name, cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for field in fields:
+        if field not in known:
+            raise PrefoptError(
+                f"{name} has no field {field!r}.{nearest(field, known)} It has: {', '.join(known) or 'none'}."
+            )
+    try:
+        return cls(**fields)
+    except (TypeError, ValueError) as error:
+        raise PrefoptError(f"{name} cannot be made: {error}") from error
+
+
+def _check_class(name: str, cls: Any) -> None:
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise PrefoptError(f"{name} must be a dataclass (write @dataclass(frozen=True) above it), got {cls!r}")
+    for method in ("targets", "loss"):
+        if not callable(getattr(cls, method, None)):
+            raise PrefoptError(f"{name} has no method {method!r}; an objective has `needs`, `targets` and `loss`")
+    if not isinstance(getattr(cls, "needs", None), Needs | property):
+        raise PrefoptError(f"{name} declares no needs; write for example `needs = Needs(completions=2, ordered=True)`")

@@ -1,0 +1,18 @@
+"""Models behind one call: the policy, the scorer, the reference, and what draws completions."""
+
+from prefopt.policy.load import find_model, load_policy, load_scorer, load_tokenizer
+from prefopt.policy.policy import Policy
+from prefopt.policy.reference import make_reference
+from prefopt.policy.sampler import TransformersSampler
+from prefopt.policy.scorer import Scorer
+
+__all__ = [
+    "Policy",
+    "Scorer",
+    "TransformersSampler",
+    "find_model",
+    "load_policy",
+    "load_scorer",
+    "load_tokenizer",
+    "make_reference",
+]

@@ -1,0 +1,470 @@
+"""The contract of an objective, which `prefopt check` runs on anybody's.
+
+Small checks in a fixed order; each failure says what was expected, what came, and the likely cause. A class may declare an
+exception with its reason: `contract_exceptions = {"prefers chosen": "the reason"}`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from prefopt.errors import PrefoptError
+from prefopt.types import COMPLETION_COLUMNS, Adaptive, Batch, Loss, Needs, Objective, Outputs, Targets
+
+FIELDS = ("logps", "values", "rewards")
+
+
+class ContractError(PrefoptError):
+    """An objective breaks the contract."""
+
+    def __init__(self, objective: Any, check: str, expected: str, got: str, cause: str):
+        super().__init__(
+            f"{_name(objective)} breaks the contract at “{check}”: expected {expected}; got {got}. Likely cause: {cause}"
+        )
+        self.check = check
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An objective with everything it asked for, and nothing else, in float64."""
+
+    objective: Objective
+    batch: Batch
+    policy: Outputs
+    old: Outputs | None
+    reference: Outputs | None
+
+    def targets(self) -> Targets:
+        """The same draws each time."""
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.objective.targets(self.batch, self.old, self.reference)
+
+    def loss(self) -> Loss:
+        """The loss of the whole batch."""
+        return self.objective.loss(self.batch, self.policy, self.targets())
+
+    def transformed(self, batch: Callable[[Batch], Batch], outputs: Callable[[Outputs], Outputs]) -> "Case":
+        """The same objective on other inputs."""
+        old, reference = (None if o is None else outputs(o) for o in (self.old, self.reference))
+        return Case(self.objective, batch(self.batch), outputs(self.policy), old, reference)
+
+
+def check_objective(objective: Objective | type[Objective], seed: int = 0) -> list[str]:
+    """Run the contract.
+
+    Args:
+        objective: an objective, or its class, which must then be constructible with defaults.
+        seed: of the random batch it is run on.
+
+    Returns:
+        The names of the checks that passed, in order.
+
+    Raises:
+        ContractError: the first check that failed.
+    """
+    if isinstance(objective, type):
+        try:
+            objective = objective()
+        except Exception as error:
+            raise ContractError(
+                objective,
+                "constructs",
+                "an objective from its defaults",
+                f"{type(error).__name__}: {error}",
+                "a field without a default",
+            ) from error
+    _check_form(objective)
+    excused = getattr(objective, "contract_exceptions", {})
+    case = make_case(objective, seed)
+    passed = ["form"]
+    for name, check in CHECKS.items():
+        if name in excused:
+            continue
+        for expected, got, cause in _run(objective, name, check, case):
+            raise ContractError(objective, name, expected, got, cause)
+        passed.append(name)
+    return passed
+
+
+def make_case(objective: Objective, seed: int = 0, prompts: int = 4, tokens: int = 5) -> Case:
+    """A random case with completions of different lengths, and absent ones where the objective allows any number."""
+    needs, draw = objective.needs, torch.Generator().manual_seed(seed)
+    completions = needs.completions or 4
+    shape = (prompts, completions, tokens)
+    lengths = torch.randint(1, tokens + 1, shape[:2], generator=draw)
+    lengths[0, 0] = tokens
+    if needs.completions is None:
+        lengths[-1, 2:] = 0
+    mask = torch.arange(tokens) < lengths[..., None]
+    batch = Batch(
+        prompt_ids=tuple((1, 2, 3)[: 1 + row % 3] for row in range(prompts)),
+        completion_ids=torch.randint(4, 100, shape, generator=draw) * mask,
+        mask=mask,
+        scores=_scores(needs, shape, draw) if needs.scores or completions <= 2 else None,
+        preference=_preference(needs, shape, draw) if needs.preference else None,
+        columns={name: _column(name, shape, draw) for name in needs.columns},
+    )
+
+    def outputs(offset: float) -> Outputs:
+        noise = torch.rand(shape, generator=draw, dtype=torch.float64)
+        statistics = {name: torch.rand(shape, generator=draw, dtype=torch.float64) * mask for name in needs.statistics}
+        if "log_sum_squares" in statistics:
+            statistics["log_sum_squares"] = -statistics["log_sum_squares"]
+        return Outputs(
+            mask=mask,
+            logps=None if needs.rewards else -(offset + noise) * mask,
+            values=torch.randn(shape, generator=draw, dtype=torch.float64) * mask if needs.values else None,
+            rewards=torch.randn(shape[:2], generator=draw, dtype=torch.float64) if needs.rewards else None,
+            statistics=statistics,
+        )
+
+    return Case(
+        objective, batch, outputs(0.5), outputs(0.5) if needs.old else None, outputs(0.5) if needs.reference else None
+    )
+
+
+def _check_form(objective: Any) -> None:
+    parameters = vars(type(objective)).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise ContractError(
+            objective,
+            "form",
+            "a frozen dataclass",
+            type(objective).__name__,
+            "@dataclass(frozen=True) is missing above the class",
+        )
+    if not isinstance(getattr(objective, "needs", None), Needs):
+        raise ContractError(
+            objective,
+            "form",
+            "`needs`, a prefopt.Needs",
+            repr(getattr(objective, "needs", None)),
+            "it was not declared",
+        )
+    for method in ("targets", "loss"):
+        if not callable(getattr(objective, method, None)):
+            raise ContractError(objective, "form", f"a method `{method}`", "none", "see prefopt.Objective")
+
+
+Finding = tuple[str, str, str]
+
+
+def _run(objective: Objective, name: str, check: Callable[[Case], Iterator[Finding]], case: Case) -> Iterator[Finding]:
+    try:
+        yield from check(case)
+    except Exception as error:
+        yield (
+            "no exception",
+            f"{type(error).__name__}: {error}",
+            "the objective asks for more than its `needs` declare, or for another shape",
+        )
+
+
+def _shapes(case: Case) -> Iterator[Finding]:
+    targets, rows = case.targets(), len(case.batch)
+    if not isinstance(targets, Targets):
+        yield "prefopt.Targets from `targets`", type(targets).__name__, "a bare dict, or no return"
+        return
+    for key, value in targets.rows.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
+            yield (
+                f"rows[{key!r}] with leading dimension {rows}",
+                _shape(value),
+                "a number over the batch belongs in `metrics`, or expanded to [B]",
+            )
+    loss = case.loss()
+    if not isinstance(loss, Loss):
+        yield "prefopt.Loss from `loss`", type(loss).__name__, "return Loss(total, metrics)"
+        return
+    for what, value in {"total": loss.total, **loss.metrics}.items():
+        if not isinstance(value, Tensor) or value.shape != (rows,):
+            yield f"{what} of shape [{rows}]", _shape(value), "a mean or sum over the batch: leave that to the trainer"
+        elif what == "total" and not value.isfinite().all():
+            yield "a finite total", str(value.tolist()), "log or division of something that can be 0"
+        elif what == "total" and not value.requires_grad and _leaves(case)[0].loss().total.requires_grad is False:
+            yield "a total with a gradient", "none", "the policy's outputs are not used, or detached"
+        elif what != "total" and value.requires_grad:
+            yield f"{what} without gradient", "one with gradient", "metrics must be detached"
+
+
+def _deterministic(case: Case) -> Iterator[Finding]:
+    if not torch.equal(case.loss().total, case.loss().total):
+        yield "the same total twice", "different ones", "randomness in `loss`; draws belong in `targets`"
+
+
+def _pure(case: Case) -> Iterator[Finding]:
+    before = {name: value.clone() for name, value in _tensors(case)}
+    fields = repr(case.objective)
+    case.loss()
+    for name, value in _tensors(case):
+        if not torch.equal(before[name], value):
+            yield "inputs left as they were", f"{name} changed", "an in-place operation (+=, masked_fill_, …)"
+    if repr(case.objective) != fields:
+        yield (
+            "fields left as they were",
+            repr(case.objective),
+            "running numbers change in `adapted`, by dataclasses.replace",
+        )
+
+
+def _padding(case: Case) -> Iterator[Finding]:
+    extra = 3
+
+    def wider(value: Tensor, fill: float = 0) -> Tensor:
+        return torch.nn.functional.pad(value, (0, extra), value=fill)
+
+    def batch(b: Batch) -> Batch:
+        columns = {n: wider(c) if n == "sampler_logps" else c for n, c in b.columns.items()}
+        return dataclasses.replace(b, completion_ids=wider(b.completion_ids, 7), mask=wider(b.mask), columns=columns)
+
+    def outputs(o: Outputs) -> Outputs:
+        parts = {name: wider(value) for name in ("mask", "logps", "values") if (value := getattr(o, name)) is not None}
+        return dataclasses.replace(o, **parts, statistics={n: wider(s) for n, s in o.statistics.items()})
+
+    expected, got = case.loss().total, case.transformed(batch, outputs).loss().total
+    if not _same(expected, got):
+        yield (
+            "the same total with three more padding tokens",
+            _difference(expected, got),
+            "padding counted: use batch.mask, Outputs.sum() and mean()",
+        )
+
+
+def _padding_gradient(case: Case) -> Iterator[Finding]:
+    traced, leaves = _leaves(case)
+    for name, gradient in _gradients(traced.loss().total.sum(), leaves).items():
+        if gradient.ndim == 3 and gradient[~case.batch.mask].abs().max() > 0:
+            yield "no gradient outside the mask", f"one on policy.{name}", "a sum over T without the mask"
+
+
+def _reordering(case: Case) -> Iterator[Finding]:
+    order = torch.arange(len(case.batch)).roll(1)
+    expected = case.loss().total[order]
+    got = case.transformed(lambda b: b.rows(order), lambda o: o.rows(order)).loss().total
+    if not _same(expected, got):
+        yield (
+            "totals that move with their prompts",
+            _difference(expected, got),
+            "a place in the batch is used as if it meant something",
+        )
+
+
+def _row_slices(case: Case) -> Iterator[Finding]:
+    if case.objective.needs.whole_batch:
+        return
+    expected, targets = case.loss().total, case.targets()
+    for rows in (torch.tensor([0]), torch.tensor([2, 1, 3])):
+        got = case.objective.loss(case.batch.rows(rows), case.policy.rows(rows), targets.select(rows)).total
+        if not _same(expected[rows], got):
+            yield (
+                "the same totals when rows are taken apart",
+                _difference(expected[rows], got),
+                "a statistic over the batch in `loss`: compute it in `targets`, or declare whole_batch=True",
+            )
+
+
+def _gradient(case: Case) -> Iterator[Finding]:
+    """Directional derivatives against central differences; what the objective detached is held where it was."""
+    traced, leaves = _leaves(case)
+    held = _Held()
+    with held:
+        gradients = _gradients(traced.loss().total.sum(), leaves)
+    draw = torch.Generator().manual_seed(1)
+    for name, leaf in leaves.items():
+        step = torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype)
+        if leaf.ndim == 3:
+            step = step * case.batch.mask
+        sides = []
+        for sign in (1, -1):
+            moved = _with(case, {name: leaf.detach() + sign * 1e-6 * step})
+            with held.replayed():
+                sides.append(moved.loss().total.sum())
+        expected, got = ((sides[0] - sides[1]) / 2e-6).item(), (gradients[name] * step).sum().item()
+        if not abs(expected - got) <= 1e-5 * max(1.0, abs(expected)):
+            yield (
+                f"autograd to agree with finite differences on policy.{name}: {expected:.6g}",
+                f"{got:.6g}",
+                "a value computed through .item(), .data or torch.no_grad() that depends on the policy",
+            )
+
+
+def _prefers_chosen(case: Case) -> Iterator[Finding]:
+    needs = case.objective.needs
+    if not (needs.completions == 2 and needs.ordered):
+        return
+    push = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    name = "rewards" if needs.rewards else "logps"
+    value = getattr(case.policy, name)
+    assert value is not None
+    moved = value + 1e-3 * (push if needs.rewards else push[:, None] * case.batch.mask)
+    before, after = case.loss().total, _with(case, {name: moved}).loss().total
+    if not (after <= before + 1e-12).all() or not (after < before).any():
+        yield (
+            "a lower total once the chosen is likelier and the rejected less so",
+            _difference(before, after),
+            "a flipped sign, or chosen and rejected swapped",
+        )
+
+
+def _uses_reference(case: Case) -> Iterator[Finding]:
+    if case.reference is None or case.reference.logps is None:
+        return
+    draw = torch.Generator().manual_seed(2)
+    noise = torch.rand(case.reference.logps.shape, generator=draw, dtype=torch.float64) * case.batch.mask
+    other = dataclasses.replace(case, reference=dataclasses.replace(case.reference, logps=case.reference.logps - noise))
+    if _same(case.loss().total, other.loss().total):
+        yield (
+            "another total with another reference",
+            "the same one",
+            "`needs.reference` is declared but `targets` ignores it",
+        )
+
+
+def _extremes(case: Case) -> Iterator[Finding]:
+    """Log-ratios of ±1e4, on either side."""
+    for sign in (1.0, -1.0):
+        scale = sign * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(len(case.batch) * 4)
+        moved = {}
+        for name, value in _fields(case.policy).items():
+            rows = scale[: value[..., 0].numel() if value.ndim == 3 else value.numel()]
+            shift = 1e4 * rows.view(value.shape[:2])
+            moved[name] = value + (shift if value.ndim == 2 else shift[..., None] * case.batch.mask / 5)
+        for name, value in moved.items():
+            traced, leaves = _leaves(_with(case, {name: value}))
+            total = traced.loss().total
+            gradients = _gradients(total.sum(), leaves)
+            if total.isnan().any() or any(not g.isfinite().all() for g in gradients.values()):
+                yield (
+                    f"numbers and finite gradients at policy.{name} ± 1e4",
+                    f"total {total.tolist()}",
+                    "exp or log of a large number: use logsigmoid, logaddexp, softplus, or clamp the exponent",
+                )
+
+
+def _adapts(case: Case) -> Iterator[Finding]:
+    if not isinstance(case.objective, Adaptive):
+        return
+    metrics = {name: float(value.double().nanmean()) for name, value in case.loss().metrics.items()}
+    metrics |= dict(case.targets().metrics) | {"loss": 0.0}
+    once, twice = case.objective.adapted(metrics), case.objective.adapted(metrics)
+    if type(once) is not type(case.objective):
+        yield f"a {_name(case.objective)} from `adapted`", type(once).__name__, "return dataclasses.replace(self, …)"
+    elif once != twice:
+        yield "the same result from the same metrics", f"{once} and {twice}", "randomness, or state outside the fields"
+
+
+CHECKS: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
+    "shapes": _shapes,
+    "deterministic": _deterministic,
+    "inputs untouched": _pure,
+    "padding": _padding,
+    "no gradient on padding": _padding_gradient,
+    "reordering": _reordering,
+    "row slices": _row_slices,
+    "gradient": _gradient,
+    "prefers chosen": _prefers_chosen,
+    "uses reference": _uses_reference,
+    "extremes": _extremes,
+    "adapts": _adapts,
+}
+
+
+class _Held(TorchFunctionMode):
+    """Records what `Tensor.detach` returned, in order, and can play it back: stop-gradients become constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Tensor] = []
+        self.next: int | None = None
+
+    def replayed(self) -> "_Held":
+        """The same mode, from the first recorded value on."""
+        self.next = 0
+        return self
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not Tensor.detach:
+            return result
+        if self.next is None:
+            self.values.append(result)
+            return result
+        self.next += 1
+        return self.values[self.next - 1]
+
+
+def _fields(outputs: Outputs) -> dict[str, Tensor]:
+    return {name: value for name in FIELDS if (value := getattr(outputs, name)) is not None}
+
+
+def _with(case: Case, fields: Mapping[str, Tensor]) -> Case:
+    changed: Any = fields
+    return dataclasses.replace(case, policy=dataclasses.replace(case.policy, **changed))
+
+
+def _leaves(case: Case) -> tuple[Case, dict[str, Tensor]]:
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in _fields(case.policy).items()}
+    return _with(case, leaves), leaves
+
+
+def _gradients(total: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in zip(leaves.items(), found, strict=True)}
+
+
+def _tensors(case: Case) -> Iterator[tuple[str, Tensor]]:
+    for owner in ("batch", "policy", "old", "reference"):
+        record = getattr(case, owner)
+        for field in dataclasses.fields(record) if record is not None else ():
+            value = getattr(record, field.name)
+            items = value.items() if isinstance(value, Mapping) else [("", value)]
+            yield from ((f"{owner}.{field.name}{key}", item) for key, item in items if isinstance(item, Tensor))
+
+
+def _scores(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
+    if shape[1] == 1:  # labels, of both kinds
+        return torch.tensor([0.5, -0.5], dtype=torch.float64).repeat(shape[0])[: shape[0], None]
+    scores = torch.rand(shape[:2], generator=draw, dtype=torch.float64)
+    return scores.sort(dim=1, descending=True).values if needs.ordered else scores
+
+
+def _preference(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
+    strength = torch.randn(shape[:2], generator=draw, dtype=torch.float64)
+    if needs.ordered:
+        strength = strength.sort(dim=1, descending=True).values
+    return (strength[:, :, None] - strength[:, None, :]).sigmoid()
+
+
+def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
+    if name == "embeddings":
+        return torch.randn(shape[0], 8, generator=draw, dtype=torch.float64)
+    if name == "sampler_logps":
+        return -torch.rand(shape, generator=draw, dtype=torch.float64)
+    if name == "trained":
+        return torch.ones(shape[:2], dtype=torch.bool)
+    if name == "origin":
+        return torch.zeros(shape[:2], dtype=torch.long)
+    return torch.rand(shape[:2] if name in COMPLETION_COLUMNS else shape[:1], generator=draw, dtype=torch.float64)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def _difference(a: Tensor, b: Tensor) -> str:
+    if a.shape != b.shape:
+        return f"shapes {list(a.shape)} and {list(b.shape)}"
+    return f"{[round(x, 6) for x in b.tolist()]} instead of {[round(x, 6) for x in a.tolist()]}"
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _name(objective: Any) -> str:
+    return objective.__name__ if isinstance(objective, type) else type(objective).__name__

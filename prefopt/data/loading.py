@@ -1,0 +1,262 @@
+"""Where rows come from: files, a Python function, or a data set of the Hugging Face hub."""
+
+import csv
+import glob
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prefopt.data.formats import Example, parse, recognise
+from prefopt.errors import PrefoptError, nearest
+from prefopt.plugins import load_object
+
+Row = tuple[str, Mapping[str, Any]]
+"""What messages call the row (file:line), and its columns."""
+
+
+def load_examples(
+    data: str | Path | Sequence[str | Path],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    split: str | None = None,
+    folder: Path | None = None,
+) -> list[Example]:
+    """The examples of a data set.
+
+    Args:
+        data: a .jsonl, .json, .csv or .parquet file, a glob of them, or a list of these; or a function that yields
+            rows, `module.path:function` or `file.py:function`; or the id of a data set on the Hugging Face hub.
+        arguments: keyword arguments of the function, or of `datasets.load_dataset`.
+        split: of a hub data set, its split; of anything else, only the rows whose `split` column has this value.
+        folder: where files are looked for before the working directory: the folder of the recipe that names them.
+
+    Raises:
+        PrefoptError: nothing found, nothing in it, or a row that cannot be read; names file and line.
+    """
+    arguments = dict(arguments or {})
+    parts = [data] if isinstance(data, str | Path) else list(data)
+    if not parts:
+        raise PrefoptError("data is an empty list; name at least one file, function or data set")
+    examples: list[Example] = []
+    for part in parts:
+        for rows in _sources(str(part), arguments, split, folder):
+            examples += _parse_all(rows)
+    if not examples:
+        raise PrefoptError(f"{data}: no rows")
+    return examples
+
+
+def _parse_all(rows: Iterator[Row]) -> list[Example]:
+    """The rows of one file; all of one format, so that a missing value is an error and not another format."""
+    examples: list[Example] = []
+    first = None
+    for where, row in rows:
+        kind = recognise(row, where)
+        first = first or (kind, where)
+        if kind != first[0]:
+            raise PrefoptError(
+                f"{where}: this row has the columns of format {kind!r} ({sorted(row)}), but {first[1]} those of "
+                f"{first[0]!r}. Is a value missing? Rows of two formats go into two files"
+            )
+        examples.append(parse(row, where))
+    return examples
+
+
+def _sources(data: str, arguments: dict[str, Any], split: str | None, folder: Path | None) -> Iterator[Iterator[Row]]:
+    """The rows of each file, function or data set that `data` names."""
+    path = Path(data)
+    if path.suffix in _READERS:
+        for file in _files(data, folder):
+            rows = _READERS[file.suffix](file)
+            yield rows if split is None else _only(rows, split, str(file))
+    elif ":" in data:
+        rows = _called(data, arguments, folder)
+        yield rows if split is None else _only(rows, split, data)
+    elif path.is_file():
+        raise PrefoptError(f"{data}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(_READERS)}")
+    elif path.is_dir() and not (path / "state.json").exists():
+        raise PrefoptError(f"{data}: is a directory; name its files, e.g. {data.rstrip('/')}/*.jsonl")
+    else:
+        yield _hub(data, arguments, split)
+
+
+def _files(data: str, folder: Path | None) -> list[Path]:
+    given = Path(data).expanduser()
+    patterns = [folder / given, given] if folder else [given]
+    for pattern in patterns:
+        found = (
+            [pattern] if pattern.is_file() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+        )
+        if found:
+            return found
+    known = [file.name for pattern in patterns if pattern.parent.is_dir() for file in pattern.parent.iterdir()]
+    looked = " and ".join(str(Path(base or ".").resolve()) for base in ([folder, None] if folder else [None]))
+    raise PrefoptError(f"{data}: no such file (looked from {looked}).{nearest(given.name, known)}")
+
+
+def _only(rows: Iterator[Row], split: str, name: str) -> Iterator[Row]:
+    """Rows whose `split` column says so."""
+    seen = set()
+    kept = 0
+    for where, row in rows:
+        if "split" not in row:
+            raise PrefoptError(f"{where}: split {split!r} was asked for, but there is no 'split' column")
+        seen.add(str(row["split"]))
+        if row["split"] == split:
+            kept += 1
+            yield where, row
+    if not kept:
+        raise PrefoptError(f"{name}: no row of split {split!r}; there are {sorted(seen)}")
+
+
+# Files. We read text formats ourselves, because messages must name the line.
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _mapping(_json(line, where), where)
+
+
+def _json_file(path: Path) -> Iterator[Row]:
+    text = _text(path)
+    if text.lstrip().startswith("{"):  # JSON Lines under another name
+        yield from _jsonl(path)
+        return
+    rows = _json(text, str(path))
+    if not isinstance(rows, list):
+        raise PrefoptError(f"{path}: must be a list of objects, or one object a line; it is {type(rows).__name__}")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise PrefoptError(f"{path}:{start}: not CSV: {error}") from None
+        if row is None:
+            return
+        where = f"{path}:{max(start, 2)}"  # the header is read together with the first row
+        if None in row:
+            raise PrefoptError(f"{where}: more values than the header has columns; quote values that hold commas")
+        yield where, {name: _cell(name, value, where) for name, value in row.items()}
+
+
+_JSON_COLUMNS = frozenset({"completions", "scores", "ranks", "votes", "preference", "messages"})
+_TEXT_COLUMNS = frozenset({"text", "group", "split", "label"})
+_TALK_COLUMNS = frozenset({"prompt", "chosen", "rejected", "completion"})
+
+
+def _cell(name: str, value: str | None, where: str) -> Any:
+    """A CSV value: JSON where the column must hold it, text where it must be text, numbers and lists elsewhere."""
+    if value is None or (value == "" and name not in _TALK_COLUMNS):
+        return None
+    if name in _JSON_COLUMNS:
+        return _json(value, f"{where}: {name}")
+    if name in _TEXT_COLUMNS:
+        return value
+    if name in _TALK_COLUMNS and not value.lstrip().startswith("[{"):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return value
+    return value if isinstance(parsed, dict) else parsed
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise PrefoptError(f"{path}: not Parquet: {error}") from None
+    number = 0
+    with file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:row {number}", row
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json_file,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PrefoptError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise PrefoptError(f"{where}: not JSON: {error}") from None
+
+
+def _mapping(row: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise PrefoptError(f"{where}: a row must be an object with column names, not {type(row).__name__}")
+    return row
+
+
+# Functions
+
+
+def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[Row]:
+    function = load_object(path, folder)
+    if not callable(function):
+        raise PrefoptError(f"{path} is {type(function).__name__}, not a function that yields rows")
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise PrefoptError(f"{path}: {error}; its arguments are {inspect.signature(function)}") from None
+    for number, row in enumerate(function(**arguments), 1):
+        yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
+
+
+# The hub
+
+
+def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Row]:
+    import datasets
+
+    if "trust_remote_code" in arguments:
+        raise PrefoptError(f"{name}: data sets that need remote code are not loaded; convert it to Parquet or JSONL")
+    try:
+        data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, **arguments)
+    except Exception as error:  # offline, unknown id and wrong arguments come as a dozen unrelated classes
+        _unreachable(name, error)
+    if isinstance(data, datasets.Dataset):
+        data = {split or "train": data}
+    if split is None and len(data) > 1:
+        raise PrefoptError(f"{name}: has the splits {sorted(data)}; say which one with `split`")
+    split = split or next(iter(data))
+    if split not in data:
+        raise PrefoptError(f"{name}: no split {split!r}; there are {sorted(data)}.{nearest(split, data)}")
+    for number, row in enumerate(data[split], 1):
+        yield f"{name}[{split}]:row {number}", row
+
+
+def _unreachable(name: str, error: Exception) -> NoReturn:
+    reason = next(iter(str(error).splitlines()), "") or "no reason given"
+    raise PrefoptError(
+        f"{name}: neither a file nor a data set that could be loaded from the hub ({type(error).__name__}: {reason}). "
+        "If it is a file, check the path; if you are offline, save the data set as .jsonl or .parquet first; if it has "
+        "several configurations, give arguments: {name: ...}"
+    ) from error

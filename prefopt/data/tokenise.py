@@ -1,0 +1,390 @@
+"""Text to tokens: the one path of every method.
+
+Prompt and completion are tokenised together and cut at their common prefix, because a tokenizer may merge across the
+boundary and a chat template may write a prompt differently once it is answered.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.text import Text
+
+from prefopt.data.formats import Completion, Example, Matrix, select_matrix
+from prefopt.errors import PrefoptError
+from prefopt.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = tuple[int, ...]
+
+CHUNK = 512
+"""Examples whose texts go to the tokenizer together: enough for its threads, few enough to keep memory flat."""
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """One prompt with its K completions, as tokens.
+
+    Attributes:
+        prompt_ids: what the first completion token is predicted from; never empty.
+        completion_ids: K sequences, none empty; each ends in EOS unless it was cut.
+        scores: K numbers, larger is better.
+        preference: K × K, P(y_i beats y_j).
+        example: where it came from; the same K completions in the same order.
+        row: the number of that example among those that were tokenised together.
+        masks: for each completion, which of its tokens the policy wrote; None when it wrote all of them.
+        prompt_cut: the prompt lost its beginning.
+        completions_cut: for each completion, whether it lost its end.
+    """
+
+    prompt_ids: Ids
+    completion_ids: tuple[Ids, ...]
+    scores: tuple[float | None, ...] | None
+    preference: Matrix | None
+    example: Example
+    row: int = 0
+    masks: tuple[tuple[bool, ...], ...] | None = None
+    prompt_cut: bool = False
+    completions_cut: tuple[bool, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return len(self.completion_ids)
+
+    @property
+    def group(self) -> str:
+        """The example's."""
+        return self.example.group
+
+    @property
+    def where(self) -> str:
+        """The example's."""
+        return self.example.where
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The example's."""
+        return self.example.columns
+
+    def select(self, order: Sequence[int]) -> Self:
+        """These completions alone, in this order, together with everything that is said about them."""
+        return dataclasses.replace(
+            self,
+            completion_ids=tuple(self.completion_ids[i] for i in order),
+            scores=None if self.scores is None else tuple(self.scores[i] for i in order),
+            preference=select_matrix(self.preference, order),
+            example=self.example.select(order),
+            masks=None if self.masks is None else tuple(self.masks[i] for i in order),
+            completions_cut=tuple(self.completions_cut[i] for i in order) if self.completions_cut else (),
+        )
+
+    def scored(self, scores: tuple[float | None, ...]) -> Self:
+        """The same completions with these scores, and no other judgement of them."""
+        return dataclasses.replace(self, scores=scores, preference=None, example=self.example.scored(scores))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What tokenisation dropped and cut.
+
+    Attributes:
+        examples: how many went in.
+        kept: how many came out.
+        counts: how often each thing happened, by its description.
+        prompt_tokens: median and largest number, after cutting.
+        completion_tokens: median and largest number, after cutting.
+    """
+
+    examples: int
+    kept: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+    prompt_tokens: tuple[int, int] = (0, 0)
+    completion_tokens: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kept} of {self.examples} examples kept",
+            f"tokens, median and most: prompts {self.prompt_tokens[0]}, {self.prompt_tokens[1]}; "
+            f"completions {self.completion_tokens[0]}, {self.completion_tokens[1]}",
+        ]
+        return "\n".join(lines + [f"{count} {what}" for what, count in sorted(self.counts.items())])
+
+
+NO_SCORE = "completions dropped: without a score"
+EMPTY = "completions dropped: empty"
+LEFT_EMPTY = "prompts dropped: too few completions left"
+PROMPT_CUT = "prompts cut at the beginning"
+COMPLETION_CUT = "completions cut at the end, which have no EOS"
+MERGED = "prompts whose end belongs to the completion, because it reads differently with one"
+
+
+def tokenise(
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_prompt: int | None = None,
+    max_completion: int | None = None,
+    *,
+    fewest: int = 1,
+) -> tuple[list[Tokenised], Report]:
+    """Examples as tokens, and a report of what was dropped and cut.
+
+    Prompts that are too long lose their beginning (a BOS stays), completions that are too long their end, EOS included.
+    Special tokens that are spelt out in a text count as special, as everywhere in the field.
+
+    Args:
+        examples: those without completions give prompts alone.
+        tokenizer: a causal model's, or an encoder's, whose [SEP] then stands for EOS.
+        max_prompt: most tokens of a prompt.
+        max_completion: most tokens of a completion, EOS included.
+        fewest: a prompt that had completions and is left with fewer than this is dropped.
+
+    Raises:
+        PrefoptError: the tokenizer has no EOS, or no chat template for conversations, or its template refuses one.
+    """
+    for name, most in (("prompt", max_prompt), ("completion", max_completion)):
+        if most is not None and most < 1:
+            raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
+    writer = _Writer.of(tokenizer)
+    counts: Counter[str] = Counter()
+    rows: list[Tokenised] = []
+    for start in range(0, len(examples), CHUNK):
+        given = examples[start : start + CHUNK]
+        chunk = [_present(example, counts) for example in given]
+        texts = [writer.texts(example) for example in chunk]
+        ids = iter(writer.encode([text for of_one in texts for text in of_one]))
+        for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
+            prompt, *joint = (next(ids) for _ in of_one)
+            row = _row(writer, example, number, prompt, joint, counts)
+            row = _without_empty(_cut(row, writer, max_prompt, max_completion, counts), counts)
+            if before.size and row.size < fewest:
+                counts[LEFT_EMPTY] += 1
+            else:
+                rows.append(row)
+    prompt_lengths = [len(row.prompt_ids) for row in rows]
+    completion_lengths = [len(ids) for row in rows for ids in row.completion_ids]
+    return rows, Report(len(examples), len(rows), dict(+counts), _typical(prompt_lengths), _typical(completion_lengths))
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """What has to be known about a tokenizer.
+
+    Attributes:
+        eos: the id that ends a completion.
+        eos_text: how it is spelt.
+        lead: the ids that the tokenizer puts before plain text.
+        starts: the ids that stay in front when a prompt is cut.
+        filler: the prompt of a text that has none.
+    """
+
+    tokenizer: Any
+    eos: int
+    eos_text: str
+    lead: Ids
+    starts: frozenset[int]
+    filler: int
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:
+        eos, text = tokenizer.eos_token_id, tokenizer.eos_token
+        if eos is None:
+            eos, text = tokenizer.sep_token_id, tokenizer.sep_token
+        if eos is None:
+            raise PrefoptError(
+                "the tokenizer has neither an EOS nor a SEP token, so a completion cannot end; set one, e.g. "
+                "tokenizer.eos_token = '<|endoftext|>'"
+            )
+        lead = _lead(tokenizer, eos)
+        starts = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None} | set(lead[:1])
+        filler = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return cls(tokenizer, eos, str(text), lead, frozenset(starts), filler)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return encoded["input_ids"]
+
+    def texts(self, example: Example) -> list[str]:
+        """The prompt alone, then followed by each completion."""
+        if isinstance(example.prompt, str):
+            return [example.prompt, *(example.prompt + str(completion) for completion in example.completions)]
+        prompt = self.render(example, example.prompt, ask=True)
+        return [prompt, *(self.answered(example, prompt, completion) for completion in example.completions)]
+
+    def answered(self, example: Example, prompt: str, completion: Completion) -> str:
+        """A conversation up to where its last turn ends: without what the template writes after an EOS, and without it.
+
+        Text that follows an EOS which is part of the answer itself is the answer's, and stays.
+        """
+        assert not isinstance(completion, str)
+        text = self.render(example, (*example.prompt, *completion), ask=False)
+        said, eos, rest = text.rpartition(self.eos_text)
+        own = eos and self.eos_text in str(completion[-1].get("content")) and rest.strip()
+        answered = len(said) >= _common(prompt, text)
+        return said if eos and answered and not own else text
+
+    def render(self, example: Example, turns: Prompt, ask: bool) -> str:
+        """The template's text for these turns; with `ask`, up to where the assistant begins to speak."""
+        if not self.tokenizer.chat_template:
+            raise PrefoptError(
+                f"{example.where}: a conversation, but the tokenizer has no chat template; set "
+                "tokenizer.chat_template, use an instruct model's tokenizer, or give the prompts as plain text"
+            )
+        settings = {"tools": example.columns.get("tools"), **(example.columns.get("chat_template_kwargs") or {})}
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns if not isinstance(turn, str)],
+                tokenize=False,
+                add_generation_prompt=ask,
+                **settings,
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise PrefoptError(f"{example.where}: the chat template refuses this conversation: {error}") from error
+
+
+def _lead(tokenizer: "PreTrainedTokenizerBase", eos: int) -> Ids:
+    """What the tokenizer puts before a text, found by trying."""
+    plain, full = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    if plain:
+        return tuple(full[: next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)])
+    return tuple(full[:-1] if full and full[-1] == eos else full)  # it cannot even read an "a"
+
+
+def _present(example: Example, counts: Counter[str]) -> Example:
+    """Without the completions that have no score though others do, and those that say nothing."""
+    scores = example.scores or (0.0,) * example.size
+    scored = [i for i, score in enumerate(scores) if score is not None]
+    present = [i for i in scored if example.completions[i]]
+    counts[NO_SCORE] += example.size - len(scored)
+    counts[EMPTY] += len(scored) - len(present)
+    return example if len(present) == example.size else example.select(present)
+
+
+def _row(
+    writer: _Writer, example: Example, number: int, prompt: list[int], joint: list[list[int]], counts: Counter[str]
+) -> Tokenised:
+    """Cuts the joint sequences at the prefix that they share with the prompt, and ends each completion with one EOS."""
+    shared = min((_common(prompt, ids) for ids in joint), default=len(prompt))
+    counts[MERGED] += shared < len(prompt)
+    completions = tuple(_ended(ids[shared:], writer.eos) for ids in joint)
+    masks = None
+    if any(not isinstance(completion, str) and len(completion) > 1 for completion in example.completions):
+        spoken = [_spoken(writer, example, k, ids, shared) for k, ids in enumerate(joint)]
+        masks = tuple(
+            (*mask[: len(ids) - 1], True) if ids else () for mask, ids in zip(spoken, completions, strict=True)
+        )
+    start = prompt[:shared]
+    if isinstance(example.prompt, str) and tuple(start[: len(writer.lead)]) != writer.lead:
+        start = [*writer.lead, *start]
+    return Tokenised(
+        tuple(start) or (writer.filler,),
+        completions,
+        example.scores,
+        example.preference,
+        example,
+        number,
+        masks,
+        completions_cut=(False,) * len(joint),
+    )
+
+
+def _ended(ids: list[int], eos: int) -> Ids:
+    """With one EOS, however many it had; nothing at all when there is nothing else."""
+    end = len(ids)
+    while end and ids[end - 1] == eos:
+        end -= 1
+    return (*ids[:end], eos) if end else ()
+
+
+def _spoken(writer: _Writer, example: Example, k: int, joint: list[int], shared: int) -> list[bool]:
+    """Which tokens of completion `k`, of several turns, are the assistant's; tools and users wrote the others."""
+    turns: tuple[Any, ...] = (*example.prompt, *example.completions[k])
+    spoken = [False] * len(joint)
+    for i in range(len(example.prompt), len(turns)):
+        if turns[i]["role"] != "assistant":
+            continue
+        before = dataclasses.replace(example, prompt=turns[:i])
+        asked = writer.render(before, before.prompt, ask=True)
+        first, last = (
+            _common(ids, joint) for ids in writer.encode([asked, writer.answered(before, asked, turns[i : i + 1])])
+        )
+        first = shared if i == len(example.prompt) else first
+        last += joint[last : last + 1] == [writer.eos]  # the EOS that ends a turn is the assistant's too
+        spoken[first:last] = [True] * (last - first)
+    return spoken[shared:]
+
+
+def _cut(
+    row: Tokenised, writer: _Writer, max_prompt: int | None, max_completion: int | None, counts: Counter[str]
+) -> Tokenised:
+    prompt = row.prompt_ids
+    if max_prompt is not None and len(prompt) > max_prompt:
+        start = prompt[:1] if prompt[0] in writer.starts and max_prompt > 1 else ()
+        prompt = (*start, *prompt[len(prompt) - max_prompt + len(start) :])
+    cut = tuple(max_completion is not None and len(ids) > max_completion for ids in row.completion_ids)
+    counts[PROMPT_CUT] += prompt is not row.prompt_ids
+    counts[COMPLETION_CUT] += sum(cut)
+    return dataclasses.replace(
+        row,
+        prompt_ids=prompt,
+        prompt_cut=prompt is not row.prompt_ids,
+        completion_ids=tuple(ids[:max_completion] for ids in row.completion_ids),
+        masks=None if row.masks is None else tuple(mask[:max_completion] for mask in row.masks),
+        completions_cut=cut,
+    )
+
+
+def _without_empty(row: Tokenised, counts: Counter[str]) -> Tokenised:
+    """Drops completions in which the policy wrote nothing."""
+    written = [i for i, ids in enumerate(row.masks or row.completion_ids) if ids and (row.masks is None or any(ids))]
+    if len(written) == row.size:
+        return row
+    counts[EMPTY] += row.size - len(written)
+    return row.select(written)
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Length of the common prefix."""
+    if one == other[: len(one)]:  # nearly always, and fast
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _typical(lengths: list[int]) -> tuple[int, int]:
+    return (sorted(lengths)[len(lengths) // 2], max(lengths)) if lengths else (0, 0)
+
+
+def preview(row: Tokenised, tokenizer: "PreTrainedTokenizerBase") -> Text:
+    """One example as the model sees it; what the loss counts is green, and between ⟦ and ⟧ where there is no colour."""
+    text = Text()
+    text.append("prompt", style="bold").append(f" ({len(row.prompt_ids)} tokens{', cut' * row.prompt_cut})\n")
+    text.append(_decode(tokenizer, row.prompt_ids) + "\n", style="dim")
+    for k, ids in enumerate(row.completion_ids):
+        cut = ", cut" * bool(row.completions_cut and row.completions_cut[k])
+        score = "" if row.scores is None else f", score {row.scores[k]:g}"
+        text.append(f"completion {k + 1}", style="bold").append(f" ({len(ids)} tokens{cut}{score})\n")
+        for written, run in _runs(ids, row.masks[k] if row.masks else (True,) * len(ids)):
+            shown = _decode(tokenizer, run)
+            text.append(f"⟦{shown}⟧" if written else shown, style="green" if written else "dim")
+        text.append("\n")
+    return text
+
+
+def _runs(ids: Ids, mask: tuple[bool, ...]) -> list[tuple[bool, list[int]]]:
+    """Neighbouring tokens with the same mask."""
+    runs: list[tuple[bool, list[int]]] = []
+    for token, written in zip(ids, mask, strict=True):
+        if not runs or runs[-1][0] != written:
+            runs.append((written, []))
+        runs[-1][1].append(token)
+    return runs
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,0 +1,93 @@
+"""Estimates with intervals that resample prompts: everything said about one prompt stays together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the percentile bootstrap interval; NaN where there are fewer than two prompts.
+        high: upper end.
+        prompts: how many were resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    prompts: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Observations:
+    """A quantity on held-out data; its estimate is Σ values / Σ weights.
+
+    Attributes:
+        values: [n].
+        weights: [n]; 1 for a mean over rows, the number of tokens for a mean over tokens.
+        groups: n names; observations of one group are resampled together.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray
+    groups: Sequence[str]
+
+    def by_group(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Names [g], summed values [g] and weights [g], of the groups, in the order of their names."""
+        names, where = np.unique(np.asarray(self.groups), return_inverse=True)
+        sums = np.zeros((2, len(names)))
+        np.add.at(sums.T, where, np.stack([self.values, self.weights], axis=1))
+        return names.tolist(), sums[0], sums[1]
+
+
+def estimate(observed: Observations, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean, with a percentile bootstrap interval over groups (Efron & Tibshirani 1993, ch. 13)."""
+    _, values, weights = observed.by_group()
+    return _bootstrap((values, weights), lambda v, w, axis=-1: v.sum(axis) / w.sum(axis), confidence, seed)
+
+
+def change(before: Observations, after: Observations, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """after − before on the same groups, paired: a prompt is resampled with both its observations.
+
+    Raises:
+        ValueError: the two were not measured on the same groups.
+    """
+    names, values, weights = before.by_group()
+    others, new_values, new_weights = after.by_group()
+    if names != others:
+        raise ValueError("the two evaluations saw different prompts; they cannot be paired")
+    return _bootstrap(
+        (values, weights, new_values, new_weights),
+        lambda v, w, nv, nw, axis=-1: nv.sum(axis) / nw.sum(axis) - v.sum(axis) / w.sum(axis),
+        confidence,
+        seed,
+    )
+
+
+def _bootstrap(columns, statistic, confidence: float, seed: int) -> Estimate:
+    groups = len(columns[0])
+    value = float(statistic(*columns)) if groups else float("nan")
+    if groups < 2:
+        return Estimate(value, float("nan"), float("nan"), groups)
+    interval = stats.bootstrap(
+        columns,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), groups)

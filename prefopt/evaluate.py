@@ -1,0 +1,298 @@
+"""What a model does on held-out data, with intervals that resample prompts."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from prefopt import recipe
+from prefopt.data import Tokenised, collate
+from prefopt.errors import PrefoptError
+from prefopt.estimates import Estimate, Observations, change, estimate
+from prefopt.functional import seed_for
+from prefopt.parallel import forward, gather_rows, pieces
+from prefopt.policy import Policy, Scorer, TransformersSampler
+from prefopt.policy.sampler import end_tokens
+from prefopt.sources import project
+from prefopt.types import Batch, Feedback, Model, Needs, Outputs, Sampled
+
+PAIR = Needs(completions=2, ordered=True)
+BEST = Needs(completions=1, ordered=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        observations: of each metric, by prompt.
+        numbers: metrics of all samples together, which have no interval by prompt.
+        samples: one for each prompt and completion: prompt, completion, and what was measured of it.
+        confidence: of the intervals.
+        seed: of the resampling.
+    """
+
+    observations: Mapping[str, Observations]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, Any]] = ()
+    confidence: float = 0.95
+    seed: int = 0
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Each metric with its interval."""
+        return {name: estimate(o, self.confidence, self.seed) for name, o in self.observations.items()}
+
+    def to_json(self) -> str:
+        """Everything, so that later runs can be compared with this one prompt by prompt."""
+        observed = {
+            name: {"values": o.values.tolist(), "weights": o.weights.tolist(), "groups": list(o.groups)}
+            for name, o in self.observations.items()
+        }
+        return json.dumps({**vars(self), "observations": observed}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` wrote."""
+        content = json.loads(text)
+        observed = {
+            name: Observations(np.array(o["values"]), np.array(o["weights"]), o["groups"])
+            for name, o in content.pop("observations").items()
+        }
+        return cls(observed, **content)
+
+    def change_since(self, before: "Evaluation") -> dict[str, Estimate]:
+        """Paired differences of the metrics that both have."""
+        shared = self.observations.keys() & before.observations.keys()
+        return {
+            name: change(before.observations[name], o, self.confidence, self.seed)
+            for name, o in self.observations.items()
+            if name in shared
+        }
+
+
+class Evaluator:
+    """Measures a model on the same held-out rows and prompts, with the same noise, each time it is called.
+
+    A scorer is measured on pairs. A policy is measured on pairs (log-ratios to the reference, in nats, without any objective's
+    β, so that objectives can be compared), on its likelihood of the best completions, and on completions that it draws.
+
+    Args:
+        rows: held-out rows, tokenised by the model's tokenizer.
+        settings: the recipe's `evaluate`.
+        accelerator: knows the processes.
+        reference: for log-ratios and KL; without one these are not measured.
+        gold: scores samples.
+        seed: of sampling and resampling.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Tokenised],
+        settings: recipe.Evaluate,
+        accelerator: Accelerator,
+        reference: Model | None = None,
+        gold: Feedback | None = None,
+        seed: int = 0,
+    ):
+        self.rows = rows[: settings.rows]
+        self.prompts = distinct_prompts(rows)[: settings.prompts]
+        self.settings = settings
+        self.accelerator = accelerator
+        self.reference = reference
+        self.gold = gold
+        self.seed = seed
+
+    @torch.no_grad()
+    def __call__(self, model: Policy | Scorer) -> Evaluation:
+        """Measure; the model is left in the mode it was in."""
+        training = model.training
+        model.eval()
+        pairs = _projected(self.rows, PAIR)
+        if isinstance(model, Scorer):
+            evaluation = self._finished(self._scored_pairs(model, pairs) if pairs else {})
+        else:
+            observations = self._pairs(model, pairs) if pairs else {}
+            if best := _projected(self.rows, BEST):
+                observations |= self._likelihood(model, best)
+            found: tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]] = ({}, {}, [])
+            if self.prompts and model.tokenizer is not None:
+                found = self._samples(model)
+            evaluation = self._finished(observations | found[0], found[1], found[2])
+        model.train(training)
+        return evaluation
+
+    def _finished(
+        self,
+        observations: dict[str, Observations],
+        numbers: dict[str, float] | None = None,
+        samples: Sequence[Any] = (),
+    ) -> Evaluation:
+        return Evaluation(
+            observations, numbers or {}, samples, self.settings.confidence, seed_for(self.seed, "resampling")
+        )
+
+    def _outputs(self, model: Model, rows: Sequence[Tokenised], needs: Needs) -> tuple[Batch, Outputs]:
+        """All rows at once; only [rows, K, T] numbers are kept."""
+        batch = collate(rows)
+        return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
+
+    def _scored_pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
+        _, outputs = self._outputs(model, pairs, Needs(rewards=True))
+        assert outputs.rewards is not None
+        return _pair_observations(outputs.rewards, pairs, "rewards")
+
+    def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
+        batch, outputs = self._outputs(model, pairs, Needs())
+        likelihood = _observations(_ahead(outputs.sum()), pairs)
+        if self.reference is None:
+            return {"likelihood_accuracy": likelihood}
+        ratio = (
+            outputs.sum() - forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator).sum()
+        )
+        return {**_pair_observations(ratio, pairs, "logratio"), "likelihood_accuracy": likelihood}
+
+    def _likelihood(self, model: Model, best: Sequence[Tokenised]) -> dict[str, Observations]:
+        batch, outputs = self._outputs(model, best, Needs())
+        return {"nll": _observations(-outputs.sum()[:, 0], best, weights=batch.mask[:, 0].sum(-1))}
+
+    def _samples(self, model: Policy) -> tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]]:
+        """What the policy writes after held-out prompts."""
+        settings = self.settings.sampling
+        sampled = self._draw(model)
+        prompts = tuple(tuple(row.prompt_ids) for row in self.prompts)
+        temperature = torch.full((len(prompts),), settings.temperature or 1.0)
+        batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
+        measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double()}
+        last = batch.completion_ids.gather(-1, (batch.mask.sum(-1, keepdim=True) - 1).clamp(min=0)).squeeze(-1)
+        measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model))).double()
+        measured |= self._divergence(model, batch)
+        texts = decoded(model, batch)
+        if self.gold is not None:
+            rows = [row.example.columns for row in self.prompts]
+            measured["gold"] = self.gold([row.example.prompt for row in self.prompts], texts, rows).scores.double()
+        measured = {name: value.cpu() for name, value in measured.items()}
+        observations = {name: _observations(value, self.prompts) for name, value in measured.items()}
+        numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
+        samples = [
+            {
+                "prompt": row.example.prompt,
+                "completion": texts[b][k],
+                **{name: value[b, k].item() for name, value in measured.items()},
+            }
+            for b, row in enumerate(self.prompts)
+            for k in range(self.settings.completions)
+        ]
+        return observations, numbers, samples
+
+    def _divergence(self, model: Policy, batch: Batch) -> dict[str, Tensor]:
+        """KL(π ‖ π_ref) estimated on the policy's own samples: k1 is unbiased, k3 is too and never negative.
+
+        Schulman, "Approximating KL divergence" (2020), summed over tokens. Greedy or truncated samples are not the policy's
+        own, so none is estimated on them.
+        """
+        settings = self.settings.sampling
+        if self.reference is None or settings.temperature == 0 or settings.top_p < 1 or settings.top_k:
+            return {}
+        size = self.settings.batch_size
+        mine = forward(model, batch, Needs(), size, self.accelerator)
+        other = forward(self.reference, batch, Needs(), size, self.accelerator)
+        assert mine.logps is not None and other.logps is not None
+        ratio = (other.logps - mine.logps).double()  # log π_ref − log π, 0 outside the mask
+        return {"kl": -ratio.sum(-1), "kl_k3": (ratio.expm1() - ratio).sum(-1)}
+
+    def _draw(self, model: Policy) -> Sampled:
+        """Completions of all prompts, drawn by all processes together."""
+        accelerator, settings = self.accelerator, self.settings
+        sampler = TransformersSampler(rows=settings.batch_size * 4)
+        seeds = torch.tensor([seed_for(self.seed, "evaluation", row.example.group) for row in self.prompts])
+        share = pieces(len(self.prompts), len(self.prompts), accelerator.process_index, accelerator.num_processes)[0]
+        numbers = share.rows.tolist()
+        drawn = sampler(
+            model,
+            [self.prompts[i].prompt_ids for i in numbers],
+            settings.completions,
+            settings.sampling,
+            seeds[share.rows],
+        )
+        if accelerator.num_processes == 1:
+            return drawn
+        ids, mask = (
+            _widened(t, settings.sampling.max_tokens).to(accelerator.device) for t in (drawn.completion_ids, drawn.mask)
+        )
+        ids, mask = (t[:0] if share.filler else t for t in (ids, mask))
+        return Sampled(
+            gather_rows(ids, len(self.prompts), accelerator).cpu(),
+            gather_rows(mask, len(self.prompts), accelerator).cpu(),
+        )
+
+
+def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
+    """Distinct n-grams of words as a share of all, over all texts together (Li et al., arXiv 1510.03055); NaN for none."""
+    grams = [
+        tuple(words[i : i + n])
+        for row in texts
+        for text in row
+        for words in [text.split()]
+        for i in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def _pair_observations(reward: Tensor, pairs: Sequence[Tokenised], name: str) -> dict[str, Observations]:
+    """Chosen and rejected apart: a margin can grow while both fall."""
+    chosen, rejected = reward.unbind(-1)
+    return {
+        "accuracy": _observations(_ahead(reward), pairs),
+        f"{name}_chosen": _observations(chosen, pairs),
+        f"{name}_rejected": _observations(rejected, pairs),
+        f"{name}_margin": _observations(chosen - rejected, pairs),
+    }
+
+
+def _ahead(reward: Tensor) -> Tensor:
+    """[B]: 1 where the first is ahead, ½ on a tie."""
+    return ((reward[:, 0] - reward[:, 1]).sign() + 1) / 2
+
+
+def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | None = None) -> Observations:
+    """[n] or [n, K] values of n rows; those that are NaN are left out."""
+    columns = 1 if values.ndim == 1 else values.shape[1]
+    flat = values.double().cpu().flatten().numpy()
+    heavy = np.ones_like(flat) if weights is None else weights.double().cpu().flatten().numpy()
+    groups = [row.example.group for row in rows for _ in range(columns)]
+    known = ~np.isnan(flat)
+    return Observations(flat[known], heavy[known], [g for g, k in zip(groups, known, strict=True) if k])
+
+
+def _projected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
+    """The rows as pairs, or as their best completions; none where the data do not have them."""
+    try:
+        return project(rows, needs)[0]
+    except PrefoptError:
+        return []
+
+
+def distinct_prompts(rows: Sequence[Tokenised]) -> list[Tokenised]:
+    """The first row of each prompt."""
+    return list({tuple(row.prompt_ids): row for row in reversed(rows)}.values())[::-1]
+
+
+def decoded(model: Policy, batch: Batch) -> list[list[str]]:
+    """B × K completions as text, without special tokens."""
+    assert model.tokenizer is not None
+    return [
+        [
+            str(model.tokenizer.decode([t for t, m in zip(ids, mask, strict=True) if m], skip_special_tokens=True))
+            for ids, mask in zip(row, masks, strict=True)
+        ]
+        for row, masks in zip(batch.completion_ids.tolist(), batch.mask.tolist(), strict=True)
+    ]
+
+
+def _widened(value: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(value, (0, length - value.shape[-1]))

@@ -1,0 +1,81 @@
+"""Looking at a policy without training it: evaluate, sample."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from prefopt import recipe
+from prefopt.data import Example, tokenise
+from prefopt.errors import PrefoptError
+from prefopt.evaluate import Evaluation, Evaluator, decoded, distinct_prompts
+from prefopt.feedback import Rule
+from prefopt.functional import seed_for
+from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
+from prefopt.runs import make_accelerator, plan
+from prefopt.types import Batch
+
+
+def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
+    """The recipe of a finished run with its trained policy in the place of the one it started from, now the reference.
+
+    Raises:
+        PrefoptError: no run folder, or one without a trained policy.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise PrefoptError(f"{folder} is no run folder: it has no recipe.yaml")
+    if not (folder / "policy").is_dir():
+        raise PrefoptError(f"{folder} has no trained policy yet; finish the run: prefopt run {folder} --resume")
+    settings = recipe.load_recipe(folder / "recipe.yaml", overrides)
+    reference = settings.reference
+    if reference.model is None:
+        reference = reference.model_copy(update={"model": settings.policy.model})
+    policy = settings.policy.model_copy(update={"model": (str(folder / "policy"),), "adapter": None})
+    return settings.model_copy(update={"policy": policy, "reference": reference})
+
+
+def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
+    """Measure the recipe's policy, as it is before training, on the test rows."""
+    accelerator, prepared = make_accelerator(settings.train), plan(settings)
+    tokenizer = load_tokenizer(settings.policy)
+    source = settings.source
+    rows, report = tokenise(prepared.data.test, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
+    console.print(f"test: {report}", highlight=False)
+    load = load_scorer if prepared.needs.rewards else load_policy
+    model = load(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
+    reference = make_reference(model, settings.reference, settings.policy) if isinstance(model, Policy) else None
+    gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
+    with console.status("evaluating"):
+        return Evaluator(rows, settings.evaluate, accelerator, reference, gold, settings.seed_of("evaluation"))(model)
+
+
+def sample(
+    settings: recipe.Recipe, own: Sequence[str] | None, number: int, completions: int
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Prompts with completions of the recipe's policy, as it is before training.
+
+    Args:
+        settings: its policy, its sampling, its held-out prompts.
+        own: prompts as text, each one turn of the user where the tokenizer has a chat template; None takes held-out ones.
+        number: of held-out prompts.
+        completions: of each prompt.
+    """
+    accelerator: Accelerator = make_accelerator(settings.train)
+    tokenizer = load_tokenizer(settings.policy)
+    examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
+    rows = distinct_prompts(tokenise(examples, tokenizer, settings.source.max_prompt_tokens)[0])[
+        : None if own else number
+    ]
+    model = load_policy(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
+    seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
+    prompts = [row.prompt_ids for row in rows]
+    drawn = TransformersSampler()(model, prompts, completions, settings.evaluate.sampling, seeds)
+    texts = decoded(model, Batch(tuple(prompts), drawn.completion_ids, drawn.mask))
+    for row, written in zip(rows, texts, strict=True):
+        yield str(tokenizer.decode(list(row.prompt_ids))), written
+
+
+def _asked(prompts: Sequence[str], chat: bool) -> list[Example]:
+    return [Example(prompt=({"role": "user", "content": text},) if chat else text, group=text) for text in prompts]

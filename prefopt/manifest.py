@@ -1,0 +1,104 @@
+"""What a run was made of: versions, code, data, weights, device, seeds."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from prefopt import recipe
+from prefopt.data import Tokenised
+
+PACKAGES = (
+    "prefopt-research",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "scipy",
+)
+
+
+def manifest(
+    settings: recipe.Recipe,
+    accelerator: Accelerator,
+    model: nn.Module,
+    model_name: str,
+    data: dict[str, Sequence[Tokenised]],
+) -> dict[str, Any]:
+    """Everything that a reader needs to tell whether two runs were made of the same things."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git": git_state(),
+        "device": {
+            "type": accelerator.device.type,
+            "name": torch.cuda.get_device_name()
+            if accelerator.device.type == "cuda"
+            else platform.processor() or platform.machine(),
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "precision": accelerator.mixed_precision,
+        },
+        "model": {
+            "name": model_name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "fingerprint": fingerprint_weights(model),
+        },
+        "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
+        "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
+    }
+
+
+def fingerprint_weights(model: nn.Module) -> str:
+    """A hash of every parameter's name, dtype and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
+        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_rows(rows: Sequence[Tokenised]) -> str:
+    """A hash of the token ids and judgements, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(repr((row.prompt_ids, row.completion_ids, row.scores, row.preference)).encode())
+    return digest.hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10, cwd=Path.cwd()
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

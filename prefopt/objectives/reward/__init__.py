@@ -1,0 +1,1 @@
+"""Objectives that train a reward model; one paper a file."""

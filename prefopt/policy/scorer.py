@@ -1,0 +1,68 @@
+"""The scorer: any Hugging Face sequence classifier with one output, as a reward model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.errors import PrefoptError
+from prefopt.policy.layout import Rows, plain_rows
+from prefopt.types import Batch, Needs, Outputs
+
+
+class Scorer(nn.Module):
+    """A reward model: `scorer(batch, needs)` gives `rewards` [B, K], 0 where a completion is absent.
+
+    It reads prompt and completion together, tokenised by its own tokenizer. A decoder's reward is read at the last token of
+    the row; a bidirectional encoder pools as its architecture does.
+
+    Args:
+        model: from `AutoModelForSequenceClassification`, with one label.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, batch: Batch, needs: Needs) -> Outputs:
+        """`rewards` [B, K] in fp32 (fp64 for a model in fp64).
+
+        Raises:
+            PrefoptError: `needs` asks for what a scorer cannot say.
+        """
+        if needs.reference or needs.values or needs.statistics or not needs.rewards:
+            raise PrefoptError(
+                "this objective needs a language model's log-probs; a scorer gives none. Set `policy.kind: policy`"
+            )
+        scores = self._scores(plain_rows(batch, self.device))
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        present = batch.present.to(self.device)
+        rewards = scores.new_zeros(present.shape).masked_scatter(present, scores)
+        return Outputs(mask=batch.mask.to(self.device), rewards=rewards)
+
+    def _scores(self, rows: Rows) -> Tensor:
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        score = getattr(model, "score", None)
+        if score is None:
+            return self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, 0]
+        # A decoder's own forward takes the last token that is not the padding token, and so the one before EOS wherever
+        # padding and EOS share an id. We know where each row ends.
+        backbone: Any = getattr(model, str(model.base_model_prefix))
+        states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+        return score(states[torch.arange(len(rows.last), device=states.device), rows.last])[:, 0]
+
+    def save(self, folder: Path) -> None:
+        """Weights (safetensors) and tokenizer, in the Hugging Face format."""
+        self.model.save_pretrained(str(folder))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)

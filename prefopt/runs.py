@@ -1,0 +1,403 @@
+"""One run: from a recipe to a folder of results."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+
+from prefopt import recipe
+from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
+from prefopt.data import Example, Split, Tokenised, load_examples, preview, split, tokenise
+from prefopt.errors import PrefoptError
+from prefopt.estimates import Estimate
+from prefopt.evaluate import Evaluation, Evaluator
+from prefopt.feedback import Rule
+from prefopt.manifest import manifest
+from prefopt.objectives import load_objective
+from prefopt.plugins import load_object
+from prefopt.policy import Policy, Scorer, find_model, load_policy, load_scorer, load_tokenizer, make_reference
+from prefopt.progress import shown
+from prefopt.sources import Recorded, project
+from prefopt.terms import Term, merged_needs
+from prefopt.track import Jsonl, Tracker, WandbRun, rewind, silence_telemetry
+from prefopt.train import Step, Trainer
+from prefopt.types import Needs, Objective
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        folder: recipe.yaml, manifest.json, metrics.jsonl, evaluations/, policy/, summary.json.
+        before: held-out estimates at step 0.
+        after: and at the end.
+        change: after − before, paired by prompt.
+    """
+
+    folder: Path
+    before: Mapping[str, Estimate]
+    after: Mapping[str, Estimate]
+    change: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with everything found, loaded and checked that can be before a model is.
+
+    Attributes:
+        recipe: as resolved.
+        model: the folder or hub id of the policy.
+        objectives: one for each term.
+        needs: of the terms that share the run's source.
+        data: of the run's source, and of each term's own, by the term's number.
+    """
+
+    recipe: recipe.Recipe
+    model: str
+    objectives: Sequence[Objective]
+    needs: Needs
+    data: Split[Example]
+    own: Mapping[int, Split[Example]]
+
+    @property
+    def steps(self) -> int:
+        """Logical batches to train on."""
+        train = self.recipe.train
+        if train.steps is not None:
+            return train.steps
+        rows, _ = project(self.data.train, self.needs, self.recipe.source.ties)
+        assert train.epochs is not None
+        return max(1, int(len(rows) * train.epochs) // train.batch_size)
+
+
+def plan(settings: recipe.Recipe) -> Plan:
+    """Load what is cheap and refuse what cannot work.
+
+    Raises:
+        PrefoptError: an unknown objective or field, terms that do not fit together, data that lack what an objective needs, a
+            model, reference or gold reward that is not there, a whole-batch objective with minibatches.
+    """
+    objectives = [load_objective(term.name, **term.fields) for term in settings.objective]
+    shared = [Term(o) for o, term in zip(objectives, settings.objective, strict=True) if term.source is None]
+    if not shared:
+        raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
+    needs = merged_needs(shared)
+    _check_terms(settings, objectives, needs)
+    model = find_model(settings.policy.model)
+    if settings.reference.model is not None:
+        find_model(settings.reference.model)
+    if settings.evaluate.gold is not None:
+        load_object(settings.evaluate.gold)
+    seed = settings.seed_of("data")
+    own = {
+        i: _splits(term.source, objectives[i].needs, seed)
+        for i, term in enumerate(settings.objective)
+        if term.source is not None
+    }
+    return Plan(settings, model, objectives, needs, _splits(settings.source, needs, seed), own)
+
+
+def run(
+    settings: recipe.Recipe, folder: Path | None = None, resume: bool = False, console: Console | None = None
+) -> RunResult:
+    """Train, evaluate before and after, and write everything down.
+
+    Args:
+        settings: what to run.
+        folder: the run folder; by default a new one below `track.folder`, named after the recipe and the seed.
+        resume: go on from the last checkpoint in `folder`.
+        console: where a person follows it.
+
+    Raises:
+        PrefoptError: whatever a user can put right. What was done so far is kept.
+    """
+    return Run(settings, folder, resume, console or Console(stderr=True)).finish()
+
+
+class Run:
+    """The pieces of a run, put together; `finish` runs it.
+
+    Args:
+        settings: what to run.
+        folder: the run folder, or None for a new one.
+        resume: go on from the last checkpoint in `folder`.
+        console: where a person follows it.
+    """
+
+    def __init__(self, settings: recipe.Recipe, folder: Path | None, resume: bool, console: Console):
+        silence_telemetry()
+        if settings.train.threads is not None:
+            torch.set_num_threads(settings.train.threads)
+        self.settings, self.console, self.resumed = settings, console, resume
+        self.accelerator = make_accelerator(settings.train)
+        if not self.accelerator.is_main_process:
+            self.console = Console(quiet=True)
+        if folder is not None:
+            _refuse_finished(folder, resume)
+        self.plan = plan(settings)
+        tokenizer = load_tokenizer(settings.policy)
+        self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self.plan.data._asdict().items()}
+        terms = self._terms(tokenizer)
+        source = self._recorded(self.data["train"], self.plan.needs, settings.train.batch_size, settings.source.ties)
+        self._show_example(source, tokenizer)
+        load = load_scorer if self.plan.needs.rewards else load_policy
+        self.model: Policy | Scorer = load(settings.policy, tokenizer, settings.seed_of("init")).to(
+            self.accelerator.device
+        )
+        self.reference = None
+        if isinstance(self.model, Policy) and (self.plan.needs.reference or settings.evaluate.prompts):
+            self.reference = make_reference(self.model, settings.reference, settings.policy)
+        self.folder = self._folder(folder)
+        self.trainer = Trainer(
+            self.model,
+            terms,
+            source,
+            settings.train,
+            self.plan.steps,
+            self.accelerator,
+            self.reference,
+            settings.seed,
+            self.folder,
+        )
+        self.accelerator.register_for_checkpointing(self.trainer)
+
+    def finish(self) -> RunResult:
+        """Train to the end."""
+        self._write_recipe()
+        restored = self._restore()
+        tracker = self._tracker()
+        try:
+            before = self._evaluated("test", 0, tracker, keep=True)
+            for step in shown(self.trainer, self.plan.steps, self.console, done=restored):
+                self._after(step, tracker)
+            after = self._evaluated("test", self.trainer.done, tracker, keep=True)
+            result = self._conclude(before, after)
+        except BaseException:
+            tracker.finish({"finished": False})
+            raise
+        tracker.finish(_numbers(result.after) | {"finished": True})
+        return result
+
+    def _after(self, step: Step, tracker: Tracker) -> None:
+        """Log, evaluate and save, as often as the recipe says."""
+        settings = self.settings
+        if step.number % settings.track.every == 0:
+            tracker.log(step.number, {**step.metrics, "tokens": step.tokens, "seconds": round(step.seconds, 4)})
+        if settings.evaluate.every and step.number % settings.evaluate.every == 0 and step.number < self.plan.steps:
+            self._evaluated("validation", step.number, tracker)
+        if settings.train.checkpoint_every and step.number % settings.train.checkpoint_every == 0:
+            save_checkpoint(self.accelerator, self.folder / "checkpoints", step.number, settings.train.keep_checkpoints)
+
+    def _evaluated(self, part: str, step: int, tracker: Tracker, keep: bool = False) -> Evaluation:
+        """Measure on a part of the data; a kept evaluation that is on disk is not made again."""
+        file = self.folder / "evaluations" / f"{part}-step-{step:06d}.json"
+        if keep and file.exists():
+            return Evaluation.from_json(file.read_text())
+        settings = self.settings
+        evaluator = Evaluator(
+            self.data[part],
+            settings.evaluate,
+            self.accelerator,
+            self.reference,
+            Rule(settings.evaluate.gold) if settings.evaluate.gold else None,
+            settings.seed_of("evaluation"),
+        )
+        with self.console.status(f"evaluating on {part} rows"):
+            evaluation = evaluator(self.accelerator.unwrap_model(self.trainer.model))
+        tracker.log(step, {f"{part}/{name}": value for name, value in _numbers(evaluation.estimates()).items()})
+        if keep and self.accelerator.is_main_process:
+            _write(file, evaluation.to_json())
+        return evaluation
+
+    def _conclude(self, before: Evaluation, after: Evaluation) -> RunResult:
+        result = RunResult(self.folder, before.estimates(), after.estimates(), after.change_since(before))
+        if self.accelerator.is_main_process:
+            self.accelerator.unwrap_model(self.trainer.model).save(self.folder / "policy")
+            summary = {
+                "steps": self.trainer.done,
+                "evaluated_on": {"split": "test", "rows": len(self.data["test"])},
+                "before": {name: asdict(e) for name, e in result.before.items()} | dict(before.numbers),
+                "after": {name: asdict(e) for name, e in result.after.items()} | dict(after.numbers),
+                "change": {name: asdict(e) for name, e in result.change.items()},
+            }
+            _write(self.folder / "summary.json", json.dumps(summary, indent=2))
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _tokenised(self, rows: Sequence[Example], tokenizer: Any, name: str) -> Sequence[Tokenised]:
+        source = self.settings.source
+        tokenised, report = tokenise(rows, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
+        if str(report):
+            self.console.print(f"{name}: {report}", highlight=False)
+        return tokenised
+
+    def _terms(self, tokenizer: Any) -> list[Term]:
+        terms = [Term(o, t.weight) for o, t in zip(self.plan.objectives, self.settings.objective, strict=True)]
+        train = self.settings.train
+        for index, data in self.plan.own.items():
+            section = self.settings.objective[index].source
+            assert section is not None
+            rows = self._tokenised(data.train, tokenizer, f"source of {terms[index].name}")
+            size = train.minibatch_size or train.batch_size
+            source = self._recorded(rows, terms[index].objective.needs, size, section.ties, index + 1)
+            terms[index] = replace(terms[index], source=source)
+        return terms
+
+    def _recorded(self, rows: Sequence[Tokenised], needs: Needs, size: int, ties: Any, number: int = 0) -> Recorded:
+        projected, counts = project(rows, needs, ties)
+        for reason, count in counts.items():
+            self.console.print(f"train: {count} rows dropped: {reason}", highlight=False)
+        return Recorded(projected, size, self.settings.seed_of("order") + number, needs.columns)
+
+    def _show_example(self, source: Recorded, tokenizer: Any) -> None:
+        parts = " · ".join(f"{len(rows)} {name}" for name, rows in self.data.items())
+        self.console.print(f"[bold]{self.settings.name}[/] · {parts} rows · {self.plan.steps} steps", highlight=False)
+        self.console.print(preview(source.rows[0], tokenizer))
+
+    def _folder(self, folder: Path | None) -> Path:
+        """A new run folder, the same on every process."""
+        if folder is None:
+            base = Path(self.settings.track.folder) / f"{self.settings.name}-seed{self.settings.seed}"
+            folder = broadcast_object_list([unused(base)])[0]
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _write_recipe(self) -> None:
+        if not self.accelerator.is_main_process or (self.folder / "recipe.yaml").exists():
+            return
+        content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data)
+        _write(self.folder / "manifest.json", json.dumps(content, indent=2))
+        _write(self.folder / "recipe.yaml", self.settings.to_yaml())
+
+    def _restore(self) -> int:
+        """Load the last checkpoint of a resumed run; the number of steps behind it."""
+        if not self.resumed:
+            return 0
+        found = checkpoints(self.folder / "checkpoints")
+        if found:
+            load_checkpoint(self.accelerator, found[-1])
+        if self.accelerator.is_main_process:
+            rewind(self.folder / "metrics.jsonl", self.trainer.done)
+        self.console.print(f"resumed at step {self.trainer.done} of {self.plan.steps}", highlight=False)
+        return self.trainer.done
+
+    def _tracker(self) -> Tracker:
+        if not self.accelerator.is_main_process:
+            return Tracker([])
+        places: list[Jsonl | WandbRun] = [Jsonl(self.folder / "metrics.jsonl")]
+        if self.settings.track.wandb is not None:
+            config = self.settings.model_dump(mode="json")
+            places.append(WandbRun(self.settings.track.wandb, self.folder, self.folder.name, config))
+        return Tracker(places)
+
+
+def make_accelerator(train: recipe.Train) -> Accelerator:
+    """Devices, processes and precision, from the environment and the recipe."""
+    bf16 = train.precision == "bf16" or (
+        train.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
+
+
+def saved_recipe(folder: Path) -> recipe.Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        PrefoptError: there is none.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise PrefoptError(f"{folder} is no run folder: it has no recipe.yaml")
+    return recipe.load_recipe(folder / "recipe.yaml")
+
+
+def unfinished(settings: recipe.Recipe) -> Path:
+    """The newest run folder of this very recipe that has not come to its end.
+
+    Raises:
+        PrefoptError: there is none; says what differs in the ones that come near.
+    """
+    base = Path(settings.track.folder)
+    pattern = re.compile(re.escape(f"{settings.name}-seed{settings.seed}") + r"(-\d+)?$")
+    folders = [f for f in base.iterdir() if pattern.match(f.name)] if base.is_dir() else []
+    open_ones = [f for f in folders if (f / "recipe.yaml").is_file() and not (f / "summary.json").exists()]
+    if not open_ones:
+        raise PrefoptError(f"nothing to resume: no unfinished run of {settings.name} (seed {settings.seed}) in {base}/")
+    newest = max(open_ones, key=lambda f: f.stat().st_mtime)
+    if different := _differences(saved_recipe(newest).model_dump(mode="json"), settings.model_dump(mode="json")):
+        raise PrefoptError(f"{newest} was run with another recipe; it differs in {', '.join(different)}")
+    return newest
+
+
+def _differences(a: Any, b: Any, key: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in dict.fromkeys([*a, *b]) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if a == b else [key]
+
+
+def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs: Needs) -> None:
+    train = settings.train
+    if needs.rollouts:
+        raise PrefoptError("this objective needs completions from the current policy; `source` holds recorded ones")
+    if needs.values:
+        raise PrefoptError("this objective needs a value head, and the policy has none")
+    if needs.rewards and needs.reference:
+        raise PrefoptError("one term trains a scorer and another a language model; run them apart")
+    if needs.whole_batch and train.minibatch_size not in (None, train.batch_size):
+        names = [type(o).__name__ for o in objectives if o.needs.whole_batch]
+        raise PrefoptError(
+            f"{' and '.join(names)} couples the rows of a batch, which must not be cut: "
+            f"leave out train.minibatch_size or set it to train.batch_size ({train.batch_size})"
+        )
+
+
+def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:
+    """Train, validation and test; parts that have data of their own take nothing from the rest."""
+    parts = split(_examples(source), source.split, seed)
+    if source.validation is not None:
+        parts = Split(parts.train + parts.validation, _examples(source.validation), parts.test)
+    if source.test is not None:
+        parts = Split(parts.train + parts.test, parts.validation, _examples(source.test))
+    project(parts.train, needs, source.ties)  # refuses data that lack what the objective needs
+    return parts
+
+
+def _examples(data: recipe.Data) -> list[Example]:
+    return load_examples(list(data.data), data.arguments, split=data.hub_split)[: data.limit]
+
+
+def _refuse_finished(folder: Path, resume: bool) -> None:
+    if resume and (folder / "summary.json").exists():
+        raise PrefoptError(f"{folder} is finished: its results are in summary.json")
+    if resume and not (folder / "recipe.yaml").exists():
+        raise PrefoptError(f"{folder} is no run folder: it has no recipe.yaml")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise PrefoptError(
+            f"{folder} is there already, and nothing is overwritten: name another, or resume it with --resume"
+        )
+
+
+def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Flat, for trackers: the value under the metric's name, the interval's ends beside it."""
+    flat: dict[str, float] = {}
+    for name, e in estimates.items():
+        flat |= {name: e.value, f"{name}/low": e.low, f"{name}/high": e.high}
+    return flat
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    staging = path.with_name(f".{path.name}.writing")
+    staging.write_text(text)
+    os.replace(staging, path)

@@ -1,0 +1,160 @@
+"""What a run minimises: Σ_terms weight · Σ total / count, over objectives that may share a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefopt.errors import PrefoptError
+from prefopt.types import Batch, Needs, Objective, Outputs, Source, Targets
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective of a run.
+
+    Attributes:
+        objective: what to minimise.
+        weight: its factor in the sum.
+        source: its own batches, one for each optimiser step; None shares the run's.
+    """
+
+    objective: Objective
+    weight: float = 1.0
+    source: Source | None = None
+
+    @property
+    def name(self) -> str:
+        """The objective's class name."""
+        return type(self.objective).__name__
+
+
+def merged_needs(terms: Sequence[Term]) -> Needs:
+    """What a batch must hold to serve all these terms.
+
+    Raises:
+        PrefoptError: two terms want different numbers of completions, or data of one and models of the other kind.
+    """
+    needs = [term.objective.needs for term in terms]
+    best_only = [n for n in needs if n.completions == 1 and n.ordered]
+    exact = {n.completions for n in needs if n.completions is not None and n not in best_only}
+    if len(exact) > 1:
+        wants = ", ".join(f"{t.name}: {t.objective.needs.completions or 'any'}" for t in terms)
+        raise PrefoptError(f"terms that share a batch need the same number of completions; got {wants}")
+    if not exact and len(best_only) == len(needs):
+        exact = {1}
+    return Needs(
+        completions=exact.pop() if exact else None,
+        ordered=any(n.ordered for n in needs),
+        scores=any(n.scores for n in needs),
+        preference=any(n.preference for n in needs),
+        columns=tuple(dict.fromkeys(c for n in needs for c in n.columns)),
+        reference=any(n.reference for n in needs),
+        old=any(n.old for n in needs),
+        rollouts=any(n.rollouts for n in needs),
+        values=any(n.values for n in needs),
+        rewards=any(n.rewards for n in needs),
+        statistics=frozenset().union(*(n.statistics for n in needs)),
+        whole_batch=any(n.whole_batch for n in needs),
+    )
+
+
+def view(term: Term, batch: Batch, outputs: Outputs | None) -> tuple[Batch, Outputs | None]:
+    """The part of a shared batch, and of what a model said about it, that a term reads."""
+    seen = term.objective.needs.view(batch)
+    if outputs is None or seen is batch:
+        return seen, outputs
+    return seen, outputs.first(seen.completion_ids.shape[1])
+
+
+def targets_of(term: Term, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+    """The objective's targets for the part of the logical batch that it reads, without gradient."""
+    with torch.no_grad():
+        return term.objective.targets(
+            view(term, batch, None)[0], view(term, batch, old)[1], view(term, batch, reference)[1]
+        )
+
+
+def counts(terms: Sequence[Term], batch: Batch) -> list[int]:
+    """Each term's denominator on a logical minibatch; at least 1."""
+    return [max(term.objective.needs.count(term.objective.needs.view(batch)), 1) for term in terms]
+
+
+def total(
+    terms: Sequence[Term], batch: Batch, policy: Outputs, targets: Sequence[Targets], counts: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """These rows' share of the loss, and their metrics.
+
+    Args:
+        terms: those that share the batch.
+        batch: b rows of a logical minibatch, or all of them.
+        policy: what the policy says about these rows.
+        targets: each term's, for these rows.
+        counts: each term's denominator, over the whole logical minibatch.
+
+    Returns:
+        A scalar with gradient, and metrics of shape [b]. `loss` holds each row's share times the number of prompts, so that
+        its mean over prompts is the loss. With several terms each has its own `loss/NAME`, and a metric that an earlier term
+        has named already is prefixed with the later term's name.
+
+    Raises:
+        ValueError: an objective returned a total or a metric that is not [b].
+    """
+    rows = len(batch)
+    losses: list[Tensor] = []
+    metrics: dict[str, Tensor] = {}
+    for term, target, count in zip(terms, targets, counts, strict=True):
+        seen, outputs = view(term, batch, policy)
+        assert outputs is not None
+        loss = term.objective.loss(seen, outputs, target)
+        for what, value in {"total": loss.total, **loss.metrics}.items():
+            if value.shape != (rows,):
+                raise ValueError(
+                    f"{term.name} returned {what} with shape {list(value.shape)}; expected one number a prompt, [{rows}]"
+                )
+        losses.append(term.weight * loss.total / count)
+        if len(terms) > 1:
+            metrics[f"loss/{term.name}"] = loss.total.detach() / count
+        for name, value in loss.metrics.items():
+            metrics[f"{term.name}/{name}" if name in metrics else name] = value.detach()
+    by_row = torch.stack(losses).sum(0)
+    return by_row.sum(), {"loss": by_row.detach(), **metrics}
+
+
+def evaluate_loss(
+    objective: Objective, batch: Batch, policy: Outputs, reference: Outputs | None = None, old: Outputs | None = None
+) -> Tensor:
+    """The normalised scalar loss of a batch, for whoever wants an objective without a trainer.
+
+    Args:
+        objective: any.
+        batch: the logical batch, whole.
+        policy: what the policy says about it, with gradient if one is wanted.
+        reference: the reference's outputs, where the objective needs them.
+        old: the outputs from before the update, likewise.
+
+    Raises:
+        ValueError: the batch or the outputs lack what the objective needs.
+    """
+    missing = _missing(objective.needs, batch, policy, reference, old)
+    if missing:
+        raise ValueError(f"{type(objective).__name__} needs {'; '.join(missing)}")
+    terms = [Term(objective)]
+    return total(terms, batch, policy, [targets_of(terms[0], batch, old, reference)], counts(terms, batch))[0]
+
+
+def _missing(needs: Needs, batch: Batch, policy: Outputs, reference: Outputs | None, old: Outputs | None) -> list[str]:
+    completions = needs.view(batch).completion_ids.shape[1]
+    checks = {
+        f"{needs.completions} completions of each prompt, got {completions}": needs.completions in (None, completions),
+        "batch.scores": not needs.scores or batch.scores is not None,
+        "batch.preference": not needs.preference or batch.preference is not None,
+        "the reference's outputs: pass reference=": not needs.reference or reference is not None,
+        "the old policy's outputs: pass old=": not needs.old or old is not None,
+        "policy.values": not needs.values or policy.values is not None,
+        "policy.rewards: outputs of a scorer": not needs.rewards or policy.rewards is not None,
+        **{f"batch.columns[{name!r}]": name in batch.columns for name in needs.columns},
+        **{f"policy.statistics[{name!r}]": name in policy.statistics for name in needs.statistics},
+    }
+    return [what for what, there in checks.items() if not there]

@@ -1,0 +1,122 @@
+"""The pocket LM: its vocabulary, tokenizer and shape, and sampling from the shipped weights."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prefopt.functional import seed_for
+
+from . import lexicon, prompts
+
+if TYPE_CHECKING:
+    from prefopt.policy.policy import Policy
+
+FOLDER = Path(__file__).parent / "lm"
+"""The shipped weights and tokenizer: a Hugging Face folder, `${pocket}` in recipes."""
+
+SPECIAL = ("<pad>", "<eos>", "<unk>")
+LABELS = ("good", "fine", "bad")
+"""What follows `=>` on a rating line."""
+
+MAX_TOKENS = 48
+"""Longest sample; 99.5% of the opinions that the LM learns from are shorter."""
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every token, in the order of its id."""
+    words = {*LABELS, *lexicon.ANY, *lexicon.DEGREES, *lexicon.NEGATIONS, *lexicon.FUNCTION_WORDS}
+    words |= {adjective for adjectives in lexicon.KINDS.values() for adjective in adjectives}
+    words |= {adjective for axis in lexicon.AXES for adjective in axis}
+    words |= {form for past, (base, _) in lexicon.VERBS.items() for form in (past, base)}
+    words |= {word for phrase in lexicon.STANCES for word in lexicon.tokens(phrase)}
+    words |= {word for request in prompts.pool("all") for word in lexicon.tokens(str(request))}
+    return (*SPECIAL, *sorted(words))
+
+
+# transformers is imported inside functions: the grammar and the gold reward do without it, and it takes seconds.
+
+
+def tokenizer() -> Any:
+    """A word-level tokenizer of the vocabulary: one token for each word and mark, with or without spaces around it."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+    words.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex("=>|[.,:]"), "isolated")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=256,
+    )
+
+
+def untrained(seed: int = 0) -> Any:
+    """The LM before training: 0.8M parameters, which depend on the seed alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=SPECIAL.index("<pad>"),
+        eos_token_id=SPECIAL.index("<eos>"),
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+@lru_cache(maxsize=4)
+def load(folder: str | Path = FOLDER) -> "Policy":
+    """The shipped LM, or another model with its tokenizer; loaded once, and not to be trained."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from prefopt.policy.policy import Policy
+
+    return Policy(AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder))
+
+
+def sample(
+    texts: Sequence[str], completions: int, seeds: Sequence[int], temperature: float = 1.0, folder: str | Path = FOLDER
+) -> list[list[str]]:
+    """`completions` samples of each prompt; those of one prompt depend on it and its seed, not on the others.
+
+    Args:
+        texts: B prompts.
+        completions: K.
+        seeds: B seeds, one for each prompt.
+        temperature: 0 is greedy.
+        folder: of the model.
+    """
+    from prefopt.policy.sampler import TransformersSampler
+    from prefopt.recipe import Sampling
+
+    if not texts:
+        return []
+    model = load(folder)
+    assert model.tokenizer is not None
+    drawn = TransformersSampler(rows=512)(
+        model,
+        [model.tokenizer(text)["input_ids"] for text in texts],  # type: ignore[misc]
+        completions,
+        Sampling(temperature=temperature, max_tokens=MAX_TOKENS),
+        torch.tensor([seed_for("pocket sample", seed) for seed in seeds]),
+    )
+    ids = drawn.completion_ids.masked_fill(~drawn.mask, SPECIAL.index("<pad>")).flatten(0, 1)
+    decoded = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [decoded[i : i + completions] for i in range(0, len(decoded), completions)]

@@ -1,0 +1,304 @@
+"""The only training loop. It names no algorithm: what it minimises is a list of terms."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from prefopt import recipe
+from prefopt.checkpoint import save_batch
+from prefopt.errors import PrefoptError
+from prefopt.functional import generator, seed_for
+from prefopt.parallel import forward, gather_mapping, pieces
+from prefopt.terms import Term, counts, merged_needs, targets_of, total
+from prefopt.types import Adaptive, Batch, Model, Outputs, Source, Targets
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Step:
+    """What one logical batch did.
+
+    Attributes:
+        number: of the batch, from 1.
+        metrics: averaged over its prompts, minibatches and passes.
+        tokens: completion and prompt tokens that the policy was trained on.
+        seconds: since the batch was asked for.
+    """
+
+    number: int
+    metrics: Metrics
+    tokens: int
+    seconds: float
+
+
+class Trainer:
+    """Logical batches in, updates out.
+
+    A logical batch is gone through `passes` times in minibatches, each one optimiser step; a minibatch is forwarded in
+    micro-batches, shared among the processes. The update is the same for every micro-batch size and number of processes, to
+    rounding: denominators are counted over the whole minibatch before any backward pass, and a loss whose rows are coupled is
+    taken on the gathered outputs, its gradient then carried back micro-batch by micro-batch (gradient caching,
+    arXiv 2101.06983).
+
+    Args:
+        model: an `nn.Module` that is a `Model`.
+        terms: what to minimise; those without a source share the batches of `source`.
+        source: logical batches, the same on every process.
+        settings: the recipe's `train`.
+        steps: how many logical batches the schedule is for.
+        accelerator: devices, precision, processes; its own accumulation stays at 1.
+        reference: what objectives that need one are given.
+        seed: of what is random in training: the order of minibatches, draws in `targets`.
+        folder: where the batch goes that made the loss non-finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        terms: Sequence[Term],
+        source: Source,
+        settings: recipe.Train,
+        steps: int,
+        accelerator: Accelerator,
+        reference: Model | None = None,
+        seed: int = 0,
+        folder: Path | None = None,
+    ):
+        self.terms = list(terms)
+        self.source = source
+        self.settings = settings
+        self.steps = steps
+        self.accelerator = accelerator
+        self.reference = reference
+        self.seed = seed
+        self.folder = folder
+        self.done = 0
+        optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], settings)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
+        self.schedule = make_schedule(self.optimizer, settings, steps * updates)
+        self._own = {index: iter(term.source) for index, term in enumerate(self.terms) if term.source is not None}
+
+    def __iter__(self) -> Iterator[Step]:
+        """Train, one logical batch at a time, until `steps` are done."""
+        self.model.train()
+        batches = iter(self.source)
+        while self.done < self.steps:
+            start = time.perf_counter()
+            batch = next(batches).to(self.accelerator.device)
+            metrics = self._learn(batch)
+            self.done += 1
+            yield Step(self.done, metrics, _tokens(batch) * self.settings.passes, time.perf_counter() - start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside weights and optimiser: places in the sources, running numbers, the schedule."""
+        return {
+            "done": self.done,
+            "source": self.source.state_dict(),
+            "own": {index: self.terms[index].source.state_dict() for index in self._own},  # type: ignore[union-attr]
+            "objectives": [vars(term.objective) for term in self.terms],
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.done = state["done"]
+        self.source.load_state_dict(state["source"])
+        for index in self._own:
+            source = self.terms[index].source
+            assert source is not None
+            source.load_state_dict(state["own"][index])
+            self._own[index] = iter(source)
+        self.terms = [
+            replace(term, objective=replace(term.objective, **fields))  # type: ignore[type-var]
+            for term, fields in zip(self.terms, state["objectives"], strict=True)
+        ]
+        self.schedule.load_state_dict(state["schedule"])
+
+    def _learn(self, batch: Batch) -> Metrics:
+        """All passes over one logical batch."""
+        shared = [term for term in self.terms if term.source is None]
+        targets = self._targets(shared, batch, "shared")
+        size = self.settings.minibatch_size or len(batch)
+        collected: list[tuple[int, Metrics]] = []
+        for number in range(self.settings.passes):
+            for rows in self._minibatches(len(batch), size, number):
+                part = batch if rows is None else batch.rows(rows)
+                sliced = targets if rows is None else [target.select(rows) for target in targets]
+                collected.append((len(part), self._update(shared, part, sliced)))
+        metrics = _averaged(collected)
+        for target in targets:
+            metrics |= target.metrics
+        self.terms = [
+            replace(term, objective=term.objective.adapted(metrics)) if isinstance(term.objective, Adaptive) else term
+            for term in self.terms
+        ]
+        return metrics
+
+    def _minibatches(self, rows: int, size: int, number: int) -> Iterator[Tensor | None]:
+        """Row numbers of each minibatch, shuffled anew in every pass; None for the batch as it is."""
+        if size >= rows:
+            yield None
+            return
+        order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))
+        yield from order.to(self.accelerator.device).split(size)
+
+    def _targets(self, terms: Sequence[Term], batch: Batch, name: str) -> list[Targets]:
+        if not terms:
+            return []
+        needs = merged_needs(terms)
+        size = self.settings.micro_batch_size
+        old = forward(self.model, batch, needs, size, self.accelerator) if needs.old else None
+        reference = None
+        if needs.reference:
+            assert self.reference is not None
+            reference = forward(self.reference, batch, needs, size, self.accelerator)
+        with torch.random.fork_rng():  # draws in `targets` are the same on every process and after a resume
+            torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
+            return [targets_of(term, batch, old, reference) for term in terms]
+
+    def _update(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets]) -> Metrics:
+        """One optimiser step on a minibatch, and on one batch from each term that has a source of its own."""
+        work = [(terms, batch, targets)] if terms else []
+        for index, batches in self._own.items():
+            own = [self.terms[index]]
+            extra = next(batches).to(self.accelerator.device)
+            work.append((own, extra, self._targets(own, extra, f"term {index}")))
+        metrics: Metrics = {"loss": 0.0}
+        for number, (group, rows, prepared) in enumerate(work):
+            found = self._backward(group, rows, prepared, last=number == len(work) - 1)
+            loss = metrics["loss"] + found.pop("loss")
+            metrics = {**found, **metrics, "loss": loss}
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+        metrics["grad_norm"] = float(norm) if norm is not None else math.nan
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self._stop(batch, metrics)
+        metrics["lr"] = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return metrics
+
+    def _backward(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], last: bool) -> Metrics:
+        """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts."""
+        size, accelerator = self.settings.micro_batch_size, self.accelerator
+        needs, denominators = merged_needs(terms), counts(terms, batch)
+        mine = pieces(len(batch), size, accelerator.process_index, accelerator.num_processes)
+        split = len(mine) > 1 or accelerator.num_processes > 1
+        cached = self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and split else None
+        found: list[dict[str, Tensor]] = []
+        for number, piece in enumerate(mine):
+            rows = batch.rows(piece.rows) if split else batch
+            with self._synchronised(last and number == len(mine) - 1):
+                outputs = self.model(rows, needs)
+                if cached is None:
+                    part = [target.select(piece.rows) for target in targets] if split else targets
+                    loss, metrics = total(terms, rows, outputs, part, denominators)
+                    if not piece.filler:
+                        found.append(metrics)
+                    elif not found:
+                        found.append({name: value[:0] for name, value in metrics.items()})
+                else:
+                    loss = _surrogate(outputs, cached[0].rows(piece.rows))
+                # Processes average their gradients; the loss is a sum over all of them.
+                accelerator.backward(loss * (0.0 if piece.filler else accelerator.num_processes))
+        by_row = cached[1] if cached else gather_mapping(found, len(batch), accelerator)
+        averaged = {name: values.double().nanmean().item() for name, values in by_row.items()}
+        return averaged | {"loss": by_row["loss"].double().sum().item()}
+
+    def _cached_gradient(
+        self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], denominators: Sequence[int]
+    ) -> tuple[Outputs, dict[str, Tensor]]:
+        """The gradient of the loss of the whole minibatch with respect to every field of the outputs, and its metrics."""
+        outputs = forward(self.model, batch, merged_needs(terms), self.settings.micro_batch_size, self.accelerator)
+        leaves = {name: value.detach().requires_grad_() for name, value in _fields(outputs).items()}
+        loss, metrics = total(terms, batch, _with_fields(outputs, leaves), targets, denominators)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        known = {
+            name: torch.zeros_like(leaf) if gradient is None else gradient
+            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+        }
+        return _with_fields(outputs, known), metrics
+
+    def _synchronised(self, last: bool) -> Any:
+        """Processes exchange gradients in the last backward pass of an optimiser step only."""
+        return torch.enable_grad() if last else self.accelerator.no_sync(self.model)
+
+    def _stop(self, batch: Batch, metrics: Metrics) -> None:
+        where = ""
+        if self.folder is not None and self.accelerator.is_main_process:
+            where = f" The batch is in {save_batch(batch, self.folder / f'nonfinite-step-{self.done + 1}')}."
+        raise PrefoptError(
+            f"step {self.done + 1}: the loss is {metrics['loss']} and the gradient's norm {metrics['grad_norm']}: stopped before "
+            f"the weights were touched.{where} Usual causes: train.lr too high, bf16 or fp16 weights, an objective that overflows "
+            "(`prefopt check` tries extreme log-ratios)."
+        )
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], settings: recipe.Train) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names.
+
+    Raises:
+        PrefoptError: there is nothing to train.
+    """
+    if not parameters:
+        raise PrefoptError("no weight of this model is trainable")
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "adamw": lambda: torch.optim.AdamW(parameters, betas=settings.betas, eps=settings.eps, **common),
+        "rmsprop": lambda: torch.optim.RMSprop(parameters, eps=settings.eps, **common),
+        "sgd": lambda: torch.optim.SGD(parameters, **common),
+    }
+    return makers[settings.optimizer]()
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Train, updates: int):
+    """Linear warm-up, then the recipe's decay; it counts optimiser steps.
+
+    Not handed to accelerate, which would step it once for every process.
+    """
+    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * updates
+    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return get_scheduler(name, inner, num_warmup_steps=round(warmup), num_training_steps=max(updates, 1))
+
+
+def _fields(outputs: Outputs) -> dict[str, Tensor]:
+    """Every tensor a loss may have a gradient for, by name."""
+    named = {"logps": outputs.logps, "values": outputs.values, "rewards": outputs.rewards}
+    return {name: value for name, value in {**named, **outputs.statistics}.items() if value is not None}
+
+
+def _with_fields(outputs: Outputs, fields: Mapping[str, Tensor]) -> Outputs:
+    named = {name: fields[name] for name in ("logps", "values", "rewards") if name in fields}
+    return replace(outputs, statistics={name: fields[name] for name in outputs.statistics}, **named)
+
+
+def _surrogate(outputs: Outputs, gradient: Outputs) -> Tensor:
+    """A scalar whose gradient is the chain rule: Σ outputs · ∂loss/∂outputs."""
+    known = _fields(gradient)
+    return torch.stack([(value * known[name]).sum() for name, value in _fields(outputs).items()]).sum()
+
+
+def _tokens(batch: Batch) -> int:
+    """Tokens of the batch: each prompt once, and its completions."""
+    return sum(map(len, batch.prompt_ids)) + int(batch.mask.sum())
+
+
+def _averaged(collected: Sequence[tuple[int, Metrics]]) -> Metrics:
+    """Means over minibatches, weighted by prompts; NaN where a metric applied nowhere."""
+    names = dict.fromkeys(name for _, metrics in collected for name in metrics)
+    averaged: Metrics = {}
+    for name in names:
+        known = [(rows, m[name]) for rows, m in collected if name in m and not math.isnan(m[name])]
+        averaged[name] = sum(r * v for r, v in known) / sum(r for r, _ in known) if known else math.nan
+    return averaged

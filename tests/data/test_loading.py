@@ -1,0 +1,167 @@
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from prefopt.data import load_examples
+from prefopt.errors import PrefoptError
+
+PAIRS = [
+    {"prompt": f"p{i}", "chosen": "c", "rejected": "r", "split": "test" if i % 3 == 0 else "train"} for i in range(6)
+]
+PROMPTS = [row["prompt"] for row in PAIRS]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, PAIRS)) + "\n\n")
+    return path
+
+
+def read(data, *arguments, **settings):
+    return [example.prompt for example in load_examples(data, *arguments, **settings)]
+
+
+def test_jsonl(pairs):
+    examples = load_examples(pairs)
+    assert [example.prompt for example in examples] == PROMPTS
+    assert examples[2].where == f"{pairs}:3"
+
+
+def test_json(tmp_path, pairs):
+    array, lines = tmp_path / "array.json", tmp_path / "lines.json"
+    array.write_text(json.dumps(PAIRS, indent=1))
+    lines.write_text(pairs.read_text())
+    assert read(array) == read(lines) == PROMPTS
+    assert load_examples(array)[1].where == f"{array}:row 2"
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    rows = [{"prompt": [{"role": "user", "content": "q"}], "completions": ["a", "b"], "scores": [1.0, None], "id": 3}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (example,) = load_examples(path)
+    assert example.scores == (1.0, None)
+    assert example.completions[0] == ({"role": "assistant", "content": "a"},)
+    assert (example.where, example.columns) == (f"{path}:row 1", {"id": 3})
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "rated.csv"
+    path.write_text(
+        "prompt,completions,scores,margin,embeddings,group,note\n"
+        '"two\nlines","[""a"", ""b""]","[1, null]",0.5,"[1, 2]",007,\n'
+        '12,"[""a"", ""b""]","[3, 4]",1,"[3, 4]",008,fine\n'
+    )
+    first, second = load_examples(path)
+    assert (first.prompt, first.completions, first.scores, first.group) == (
+        "two\nlines",
+        ("a", "b"),
+        (1.0, None),
+        "007",
+    )
+    assert (second.prompt, second.scores, second.where) == ("12", (3.0, 4.0), f"{path}:4")
+    assert second.columns == {"margin": 1, "embeddings": [3, 4], "note": "fine"}
+    path.write_text("prompt,completion,label\np,true,false\np,,True\n")
+    examples = load_examples(path)
+    assert [(e.completions, e.scores) for e in examples] == [(("true",), (-0.5,)), (("",), (0.5,))]
+
+
+def test_several_files(tmp_path, pairs, monkeypatch):
+    other = tmp_path / "more.jsonl"
+    other.write_text('{"prompt": "p", "completion": "c"}')
+    assert read([pairs, other]) == [*PROMPTS, "p"]
+    assert read(str(tmp_path / "*.jsonl")) == ["p", *PROMPTS]
+    assert read("pairs.jsonl", folder=tmp_path) == PROMPTS
+    monkeypatch.chdir(tmp_path)
+    assert load_examples("pairs.jsonl")[0].where == "pairs.jsonl:1"
+
+
+def test_split_column(pairs):
+    assert read(pairs, split="test") == ["p0", "p3"]
+    with pytest.raises(PrefoptError, match=r"no row of split 'tset'; there are \['test', 'train'\]"):
+        load_examples(pairs, split="tset")
+
+
+def test_function(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def rows(n, text='t'):\n    for i in range(n):\n        yield {'prompt': f'{text}{i}'}\nnot_one = 3\n"
+    )
+    assert read(f"{path}:rows", {"n": 2, "text": "x"}) == ["x0", "x1"]
+    assert read("mine.py:rows", {"n": 1}, folder=tmp_path) == ["t0"]
+    with pytest.raises(PrefoptError, match=r"missing a required argument: 'n'; its arguments are \(n, text='t'\)"):
+        load_examples(f"{path}:rows")
+    with pytest.raises(PrefoptError, match="Did you mean 'rows'"):
+        load_examples(f"{path}:row")
+    with pytest.raises(PrefoptError, match="is int, not a function"):
+        load_examples(f"{path}:not_one")
+
+
+def test_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(PAIRS[:4]), "test": datasets.Dataset.from_list(PAIRS[4:])}
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **arguments: data)
+    assert read("lab/pairs", split="test") == PROMPTS[4:]
+    assert load_examples("lab/pairs", split="train")[0].where == "lab/pairs[train]:row 1"
+    with pytest.raises(PrefoptError, match=r"has the splits \['test', 'train'\]; say which"):
+        load_examples("lab/pairs")
+    with pytest.raises(PrefoptError, match="Did you mean 'train'"):
+        load_examples("lab/pairs", split="trian")
+    with pytest.raises(PrefoptError, match="remote code"):
+        load_examples("lab/pairs", {"trust_remote_code": True})
+
+
+def test_hub_out_of_reach(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(name):
+        raise ConnectionError("Couldn't reach 'lab/pairs' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(PrefoptError, match=r"ConnectionError: Couldn't reach.*if you are offline"):
+        load_examples("lab/pairs")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"prompt": "p"}\n{"prompt": "p"', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", '{"prompt": "p"}\n\n[1]', r"a\.jsonl:3: a row must be an object"),
+        (
+            "a.jsonl",
+            '{"prompt": "p", "chosen": "c", "rejected": "r"}\n{"prompt": "p"}',
+            r"a\.jsonl:2: .*Is a value missing",
+        ),
+        ("a.jsonl", '{"question": "p"}', r"a\.jsonl:1: .*Columns found: \['question'\]"),
+        ("a.jsonl", "", "no rows"),
+        ("a.json", "3", "must be a list of objects"),
+        ("a.json", '[{"prompt": "p"}, 3]', "a.json:row 2: a row must be an object"),
+        ("a.csv", "prompt,completions,scores\np,[1,[2]\n", r"a\.csv:2: completions: not JSON"),
+        ("a.csv", "prompt,completion\np,c,c\n", r"a\.csv:2: more values"),
+        ("a.csv", 'prompt,completion\np,c\np,"c\n', r"a\.csv:3: not CSV"),
+        ("a.parquet", "no", "not Parquet"),
+        ("a.txt", "no", "cannot read .txt"),
+        ("data", "no", "cannot read a file without suffix"),
+    ],
+)
+def test_bad_files(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PrefoptError, match=message):
+        load_examples(tmp_path / name)
+
+
+def test_nothing_there(tmp_path, pairs):
+    with pytest.raises(PrefoptError, match=r"Did you mean 'pairs\.jsonl'"):
+        load_examples(tmp_path / "pair.jsonl")
+    with pytest.raises(PrefoptError, match="is a directory"):
+        load_examples(tmp_path)
+    with pytest.raises(PrefoptError, match="empty list"):
+        load_examples([])
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(PrefoptError, match="not UTF-8"):
+        load_examples(tmp_path / "latin.jsonl")
