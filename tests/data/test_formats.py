@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data.formats import parse, prompts, recognise, shared_prefix
+from prefopt.data.formats import FORMATS, parse, prompts, recognise, shared_prefix
 from prefopt.errors import PrefoptError
 
 
@@ -195,3 +196,17 @@ def test_an_unknown_format_lists_what_there_is_and_what_would_do():
     assert "Columns found: ['answer', 'question']" in str(caught.value)
     for name in ("paired", "ranked", "unpaired", "completions, votes or preference"):
         assert name in str(caught.value)
+
+
+def test_every_example_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    blocks = "".join(line[4:] + "\n" if line.startswith("    ") else "\0" for line in text.splitlines())
+    rows, decoder = [], json.JSONDecoder()
+    for block in filter(None, (block.strip() for block in blocks.split("\0"))):
+        while block:
+            row, end = decoder.raw_decode(block)
+            rows.append(row)
+            block = block[end:].strip()
+    assert {recognise(row) for row in rows} == set(FORMATS)
+    for row in rows:
+        parse(row)

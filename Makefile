@@ -1,0 +1,35 @@
+# Everything works on a fresh machine with Python >= 3.11: each target makes the environment it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow check docs pocket clean
+
+quickstart: .venv/installed  ## train DPO on the pocket world, from the model that ships with the package
+	@$(BIN)/prefopt run recipes/pocket/dpo.yaml
+
+test: .venv/installed check  ## formatting, lint, types, and the quick tests
+	$(BIN)/pytest -q -n 2
+
+test-slow: .venv/installed  ## process pairs, kill and resume
+	$(BIN)/pytest -q -m slow
+
+check: .venv/installed
+	$(BIN)/ruff format --check -q
+	$(BIN)/ruff check -q
+	$(BIN)/mypy
+
+docs: .venv/installed  ## the pages that are made from the code
+	$(BIN)/python -m prefopt.catalogue
+
+pocket: .venv/installed  ## train the pocket language model again
+	$(BIN)/python -m prefopt.testbeds.pocket.build
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefopt needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:  ## the environment; runs/ is yours and stays
+	rm -rf .venv
