@@ -93,6 +93,9 @@ def test_chat_answers_that_look_like_the_template(chatml, answer):
 def test_chat_template_without_eos(chat_without_eos):
     row, _ = one(talk("yes", "a</s>b"), chat_without_eos)
     assert texts(row, chat_without_eos) == ("[user] q\n[assistant] ", ["yes\n</s>", "a</s>b\n</s>"])
+    # An EOS of the prompt's is not one that ends the answer.
+    row, _ = one(talk("yes", prompt="a</s>b"), chat_without_eos)
+    assert texts(row, chat_without_eos) == ("[user] a</s>b\n[assistant] ", ["yes\n</s>"])
 
 
 def test_turns_of_others_are_masked(chatml):
@@ -208,6 +211,6 @@ def test_the_same_rows_one_by_one_and_together(chatml, monkeypatch):
 
 def test_fast_enough(chatml):
     examples = [talk("yes " * 20, "no " * 20, prompt=f"question {i} " * 10) for i in range(1000)]
-    start = time.perf_counter()
+    start = time.process_time()
     tokenise(examples, chatml)
-    assert time.perf_counter() - start < 5  # .4 s in fact; a tenth of a slow path would show
+    assert time.process_time() - start < 5  # .4 s in fact; a tenth of a slow path would show

@@ -1,0 +1,181 @@
+"""The loop: exact updates whatever the split, schedules, running numbers, and what it must not know."""
+
+import ast
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import updates
+from accelerate import Accelerator
+from updates import CASES, Batches, Drifting, random_batch, seven_rows, tiny_llama, train, update, weights
+
+import prefopt.train
+from prefopt import recipe
+from prefopt.errors import PrefoptError
+from prefopt.objectives import DPO, SFT
+from prefopt.policy import Policy, make_reference
+from prefopt.terms import Term
+from prefopt.train import Trainer
+from prefopt.types import Batch
+
+EXACT = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", EXACT)
+@pytest.mark.parametrize("micro", [1, 3])
+def test_update_is_the_same_for_every_micro_batch(case: str, dtype: torch.dtype, micro: int) -> None:
+    whole = update(case, dtype, 7, seven_rows())
+    assert whole.norm() > 1e-2
+    assert relative(whole, update(case, dtype, micro, seven_rows())) <= EXACT[dtype]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_row_is_noticed(case: str) -> None:
+    batches = seven_rows()
+    ids = batches[1].completion_ids.clone()
+    ids[4, 0, 0] = ids[4, 0, 0] % 48 + 1  # one token of one row, in one of three batches
+    wrong = [batches[0], dataclasses.replace(batches[1], completion_ids=ids), batches[2]]
+    assert relative(update(case, torch.float64, 7, batches), update(case, torch.float64, 3, wrong)) > 1e-6
+
+
+@pytest.mark.slow
+def test_updates_are_the_same_for_two_processes(tmp_path: Path) -> None:
+    torchrun(updates.__file__, str(tmp_path / "updates.pt"))
+    found = torch.load(tmp_path / "updates.pt")
+    assert len(found) == 4 * len(CASES)
+    for case in CASES:
+        for dtype, tolerance in EXACT.items():
+            whole = update(case, dtype, 7, seven_rows())
+            for micro in (1, 3):
+                assert relative(whole, found[f"{case} {dtype} {micro}"]) <= tolerance, (case, dtype, micro)
+
+
+def torchrun(*arguments: str | None) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_minibatches_and_passes_are_the_same_for_every_micro_batch() -> None:
+    settings = {"minibatch_size": 2, "passes": 2, "batch_size": 6}
+    batches = [random_batch(6, seed) for seed in range(3)]
+    whole = update("dpo", torch.float64, 6, batches, **settings)
+    assert relative(whole, update("dpo", torch.float64, 1, batches, **settings)) <= 1e-9
+    assert relative(whole, update("dpo", torch.float64, 6, batches, batch_size=6)) > 1e-3
+
+
+def test_running_numbers_move_once_a_logical_batch() -> None:
+    trainer, steps = train("adaptive", torch.float64, 3, seven_rows())
+    delta = 0.0
+    for step in steps:
+        delta = 0.5 * delta + 0.5 * step.metrics["margin"]
+    objective = trainer.terms[0].objective
+    assert isinstance(objective, Drifting)
+    assert objective.delta == pytest.approx(delta, rel=1e-12)
+    assert CASES["adaptive"][0].objective == Drifting()
+
+
+def test_first_loss_is_ln_2_and_metrics_are_means_over_prompts() -> None:
+    _, steps = train("dpo", torch.float64, 2, seven_rows())
+    assert steps[0].metrics["loss"] == pytest.approx(math.log(2), abs=1e-14)
+    assert steps[0].metrics["rewards/margin"] == 0
+    assert steps[-1].metrics["rewards/margin"] != 0
+
+
+def test_sft_beside_dpo_counts_the_tokens_of_the_best_completions_only() -> None:
+    _, steps = train("dpo+sft", torch.float64, 2, seven_rows())
+    batch = seven_rows()[0]
+    policy = Policy(tiny_llama())
+    best = policy(batch.first(1), SFT.needs)
+    nll = -best.sum().sum() / batch.mask[:, 0].sum()
+    assert steps[0].metrics["loss"] == pytest.approx(0.8 * math.log(2) + 0.7 * float(nll.detach()), rel=1e-12)
+
+
+def test_a_term_with_its_own_source_brings_a_batch_to_every_step() -> None:
+    policy = Policy(tiny_llama())
+    spec = recipe.Train(steps=2, lr=1e-2, schedule="constant", warmup=0, batch_size=4, minibatch_size=2, micro_batch_size=1)
+    extra = Batches([random_batch(3, seed, completions=1) for seed in range(10, 14)])
+    terms = [Term(DPO()), Term(SFT(), 0.5, extra)]
+    reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
+    source = Batches([random_batch(4, seed) for seed in range(2)])
+    steps = list(Trainer(policy, terms, source, spec, 2, Accelerator(cpu=True), reference))
+    assert (source.place, extra.place) == (2, 4)
+    nll = steps[0].metrics["nll"]
+    assert nll > 0
+
+
+def test_clipping_bounds_the_update_of_sgd() -> None:
+    settings = {"optimizer": "sgd", "lr": 1.0, "steps": 1, "clip_norm": 1e-3}
+    assert update("dpo", torch.float64, 7, seven_rows(), **settings).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [0, 0.5, 1, 0.5]), ("constant", [0, 0.5, 1, 1]), ("cosine", [0, 0.5, 1, 0.5])]
+)
+def test_schedules_warm_up_and_decay(schedule: str, expected: list[float]) -> None:
+    _, steps = train("dpo", torch.float64, 7, seven_rows(), steps=4, lr=1.0, schedule=schedule, warmup=2, clip_norm=1e-6)
+    assert [step.metrics["lr"] for step in steps] == pytest.approx(expected)
+
+
+def test_non_finite_loss_stops_before_the_update_and_keeps_the_batch(tmp_path: Path) -> None:
+    policy = Policy(tiny_llama())
+    spec = recipe.Train(steps=3, batch_size=7, lr=1e-3, schedule="constant", warmup=0)
+    reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
+    trainer = Trainer(
+        policy, [Term(DPO(beta=math.nan))], Batches(seven_rows()), spec, 3, Accelerator(cpu=True), reference, folder=tmp_path
+    )
+    before = weights(trainer)
+    with pytest.raises(PrefoptError, match=r"step 1: the loss is nan.*nonfinite-step-1\.pt"):
+        list(trainer)
+    assert torch.equal(before, weights(trainer))
+    saved = torch.load(tmp_path / "nonfinite-step-1.pt")
+    assert torch.equal(saved["completion_ids"], seven_rows()[0].completion_ids)
+    assert tuple(map(tuple, saved["prompt_ids"])) == seven_rows()[0].prompt_ids
+
+
+def test_draws_in_targets_do_not_depend_on_the_global_state() -> None:
+    torch.manual_seed(1)
+    one = update("dpo", torch.float64, 7, seven_rows(), minibatch_size=None)
+    torch.manual_seed(2)
+    assert torch.equal(one, update("dpo", torch.float64, 7, seven_rows(), minibatch_size=None))
+
+
+def test_the_loop_names_no_algorithm() -> None:
+    tree = ast.parse(Path(str(prefopt.train.__file__)).read_text())
+    imported = {
+        name
+        for node in ast.walk(tree)
+        for name in (
+            [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    assert not {name for name in imported if "objectives" in name}
+    words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert not words & {"DPO", "SFT", "PPO", "BradleyTerry"}
+
+
+def test_empty_model_is_refused() -> None:
+    policy = Policy(tiny_llama())
+    policy.requires_grad_(False)
+    with pytest.raises(PrefoptError, match="no weight of this model is trainable"):
+        Trainer(policy, [Term(SFT())], Batches(seven_rows()), recipe.Train(steps=1), 1, Accelerator(cpu=True))
+
+
+def test_batches_are_untouched() -> None:
+    batches: list[Batch] = seven_rows()
+    before = [batch.completion_ids.clone() for batch in batches]
+    update("coupled", torch.float64, 3, batches)
+    assert all(torch.equal(a, b.completion_ids) for a, b in zip(before, batches, strict=True))

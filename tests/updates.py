@@ -1,0 +1,166 @@
+"""The update that three steps make, for the tests of invariance; also a program that torchrun starts.
+
+    torchrun --standalone --nproc_per_node 2 tests/updates.py OUT
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prefopt import recipe
+from prefopt.objectives import DPO, SFT
+from prefopt.policy import Policy, make_reference
+from prefopt.terms import Term
+from prefopt.train import Trainer
+from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+
+VOCABULARY = 50
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """−log σ of each row's margin against the mean margin of the whole batch: rows are coupled with gradient."""
+
+    beta: float = 0.1
+    needs = Needs(completions=2, ordered=True, reference=True, whole_batch=True)
+
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        assert reference is not None
+        return Targets({"reference": reference.sum()})
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        reward = self.beta * (policy.sum() - targets.rows["reference"])
+        margin = reward[:, 0] - reward[:, 1]
+        centred = margin * margin.mean().exp() + policy.mean().std()
+        return Loss(-logsigmoid(centred), {"margin": margin.detach()})
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """DPO against a running mean of the margin, which moves after each logical batch."""
+
+    beta: float = 0.1
+    delta: float = 0.0
+    needs = Needs(completions=2, ordered=True, reference=True)
+
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        assert reference is not None
+        return Targets({"reference": reference.sum()})
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        reward = self.beta * (policy.sum() - targets.rows["reference"])
+        margin = reward[:, 0] - reward[:, 1]
+        return Loss(-logsigmoid(margin - self.delta), {"margin": margin.detach()})
+
+    def adapted(self, metrics: Mapping[str, float]) -> "Drifting":
+        return replace(self, delta=0.5 * self.delta + 0.5 * metrics["margin"])
+
+
+class Batches:
+    """A source of given batches."""
+
+    def __init__(self, batches: Sequence[Batch]):
+        self.batches = batches
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self.place += 1
+            yield self.batches[(self.place - 1) % len(self.batches)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+
+def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -> Batch:
+    """Prompts and completions of all lengths."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(high: int, low: int = 1) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    prompts = tuple(tuple(number(VOCABULARY) for _ in range(number(9))) for _ in range(rows))
+    lengths = torch.randint(1, longest + 1, (rows, completions), generator=draw)
+    mask = torch.arange(longest) < lengths[..., None]
+    ids = torch.randint(1, VOCABULARY, mask.shape, generator=draw) * mask
+    return Batch(prompts, ids, mask, scores=torch.tensor([0.5, -0.5]).expand(rows, 2) if completions == 2 else None)
+
+
+def tiny_llama(dtype: torch.dtype = torch.float64, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    for parameter in model.parameters():  # weights large enough that every row matters
+        parameter.data.mul_(5 if parameter.ndim == 2 else 1)
+    return model
+
+
+CASES: dict[str, list[Term]] = {
+    "dpo": [Term(DPO())],
+    "dpo+sft": [Term(DPO(), 0.8), Term(SFT(), 0.7)],
+    "coupled": [Term(Coupled())],
+    "coupled+sft": [Term(Coupled(), 0.8), Term(SFT(), 0.7)],
+    "adaptive": [Term(Drifting())],
+}
+
+
+def train(case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], **settings: Any) -> tuple[Trainer, list[Any]]:
+    """Three steps; the trainer and what each step reported."""
+    policy = Policy(tiny_llama(dtype))
+    defaults: dict[str, Any] = {"steps": 3, "lr": 3e-3, "schedule": "constant", "warmup": 0, "batch_size": len(batches[0])}
+    spec = recipe.Train(**(defaults | settings), micro_batch_size=micro)
+    reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
+    assert spec.steps is not None
+    trainer = Trainer(policy, CASES[case], Batches(batches), spec, spec.steps, Accelerator(cpu=True), reference)
+    return trainer, list(trainer)
+
+
+def weights(trainer: Trainer) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def update(case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], **settings: Any) -> Tensor:
+    """θ_3 − θ_0."""
+    before = torch.cat([p.detach().flatten() for p in tiny_llama(dtype).parameters()])
+    return weights(train(case, dtype, micro, batches, **settings)[0]) - before
+
+
+def seven_rows() -> list[Batch]:
+    return [random_batch(7, seed) for seed in range(3)]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = {
+        f"{case} {dtype} {micro}": update(case, dtype, micro, seven_rows())
+        for case in CASES
+        for dtype in (torch.float64, torch.float32)
+        for micro in (1, 3)
+    }
+    if Accelerator().is_main_process:
+        torch.save(found, Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
