@@ -106,6 +106,7 @@ class Evaluator:
         self.reference = reference
         self.gold = gold
         self.seed = seed
+        self._reference_logps: Tensor | None = None  # [pairs, 2]; a reference does not move, so once is enough
 
     @torch.no_grad()
     def __call__(self, model: Policy | Scorer) -> Evaluation:
@@ -151,9 +152,10 @@ class Evaluator:
         likelihood = _observations(_ahead(outputs.sum()), pairs)
         if self.reference is None:
             return {"likelihood_accuracy": likelihood}
-        ratio = (
-            outputs.sum() - forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator).sum()
-        )
+        if self._reference_logps is None:
+            said = forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator)
+            self._reference_logps = said.sum()
+        ratio = outputs.sum() - self._reference_logps
         return {**_pair_observations(ratio, pairs, "logratio"), "likelihood_accuracy": likelihood}
 
     def _likelihood(self, model: Model, best: Sequence[Tokenised]) -> dict[str, Observations]:

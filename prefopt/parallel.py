@@ -65,9 +65,13 @@ def forward(model: Model, batch: Batch, needs: Needs, size: int, accelerator: Ac
         size: prompts in a micro-batch; memory only.
         accelerator: knows the processes.
     """
+    world = accelerator.num_processes
+    ranked = sorted(range(len(batch)), key=_lengths(batch).__getitem__)  # rows of like length pad each other least
+    order = torch.tensor([row for rank in range(world) for row in ranked[rank::world]])
+    batch = batch.rows(order)
     parts = [
         (piece, model(batch.rows(piece.rows), needs))
-        for piece in pieces(len(batch), size, accelerator.process_index, accelerator.num_processes)
+        for piece in pieces(len(batch), size, accelerator.process_index, world)
     ]
     own = [outputs for piece, outputs in parts if not piece.filler]
     example = parts[0][1]
@@ -79,10 +83,17 @@ def forward(model: Model, batch: Batch, needs: Needs, size: int, accelerator: Ac
         mine = [value for outputs in own if (value := field(outputs)) is not None]
         return gather_rows(torch.cat(mine) if mine else first[:0], len(batch), accelerator)
 
-    return Outputs(
+    outputs = Outputs(
         mask=batch.mask.to(example.mask.device),
         logps=whole(lambda o: o.logps),
         values=whole(lambda o: o.values),
         rewards=whole(lambda o: o.rewards),
         statistics={name: whole(lambda o, name=name: o.statistics[name]) for name in example.statistics},  # type: ignore[misc]
     )
+    return outputs.rows(order.argsort())
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Tokens of each prompt with its longest completion."""
+    longest = batch.mask.sum(-1).amax(-1).tolist()
+    return [len(prompt) + tokens for prompt, tokens in zip(batch.prompt_ids, longest, strict=True)]

@@ -1,10 +1,11 @@
 """One run: from a recipe to a folder of results."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
+from rich.markup import escape
 
 from prefopt import recipe
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
@@ -22,12 +24,12 @@ from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Rule
 from prefopt.manifest import manifest
 from prefopt.objectives import load_objective
-from prefopt.plugins import load_object
+from prefopt.plugins import checked_fields, load_object
 from prefopt.policy import Policy, Scorer, find_model, load_policy, load_scorer, load_tokenizer, make_reference
-from prefopt.progress import shown
+from prefopt.progress import show_count, show_data, show_example, show_validation, shown
 from prefopt.sources import Recorded, project
 from prefopt.terms import Term, merged_needs
-from prefopt.track import Jsonl, Tracker, WandbRun, rewind, silence_telemetry
+from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
 from prefopt.types import Needs, Objective
 
@@ -41,12 +43,18 @@ class RunResult:
         before: held-out estimates at step 0.
         after: and at the end.
         change: after − before, paired by prompt.
+        numbers: before and after, of the metrics of all samples together, which have no interval.
+        rows: held-out rows that were measured.
+        writes: the model is a policy that can be sampled from, not a scorer.
     """
 
     folder: Path
     before: Mapping[str, Estimate]
     after: Mapping[str, Estimate]
     change: Mapping[str, Estimate]
+    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rows: int = 0
+    writes: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         PrefoptError: an unknown objective or field, terms that do not fit together, data that lack what an objective needs, a
             model, reference or gold reward that is not there, a whole-batch objective with minibatches.
     """
-    objectives = [load_objective(term.name, **term.fields) for term in settings.objective]
+    objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
     shared = [Term(o) for o, term in zip(objectives, settings.objective, strict=True) if term.source is None]
     if not shared:
         raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
@@ -95,15 +103,21 @@ def plan(settings: recipe.Recipe) -> Plan:
     model = find_model(settings.policy.model)
     if settings.reference.model is not None:
         find_model(settings.reference.model)
-    if settings.evaluate.gold is not None:
-        load_object(settings.evaluate.gold)
+    if settings.evaluate.gold is not None and not callable(load_object(settings.evaluate.gold)):
+        raise PrefoptError(f"evaluate.gold: {settings.evaluate.gold} is no function")
     seed = settings.seed_of("data")
     own = {
         i: _splits(term.source, objectives[i].needs, seed)
         for i, term in enumerate(settings.objective)
         if term.source is not None
     }
-    return Plan(settings, model, objectives, needs, _splits(settings.source, needs, seed), own)
+    data = _splits(settings.source, needs, seed)
+    rows = len(project(data.train, needs, settings.source.ties)[0])
+    if rows < settings.train.batch_size:
+        raise PrefoptError(
+            f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
+        )
+    return Plan(settings, model, objectives, needs, data, own)
 
 
 def run(
@@ -144,11 +158,12 @@ class Run:
         if folder is not None:
             _refuse_finished(folder, resume)
         self.plan = plan(settings)
+        self._show_heading()
         tokenizer = load_tokenizer(settings.policy)
         self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self.plan.data._asdict().items()}
         terms = self._terms(tokenizer)
         source = self._recorded(self.data["train"], self.plan.needs, settings.train.batch_size, settings.source.ties)
-        self._show_example(source, tokenizer)
+        show_example(self.console, preview(source.rows[0], tokenizer))
         load = load_scorer if self.plan.needs.rewards else load_policy
         self.model: Policy | Scorer = load(settings.policy, tokenizer, settings.seed_of("init")).to(
             self.accelerator.device
@@ -157,6 +172,7 @@ class Run:
         if isinstance(self.model, Policy) and (self.plan.needs.reference or settings.evaluate.prompts):
             self.reference = make_reference(self.model, settings.reference, settings.policy)
         self.folder = self._folder(folder)
+        self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
         self.trainer = Trainer(
             self.model,
             terms,
@@ -169,6 +185,12 @@ class Run:
             self.folder,
         )
         self.accelerator.register_for_checkpointing(self.trainer)
+        gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
+        seed = settings.seed_of("evaluation")
+        self.evaluators = {
+            part: Evaluator(self.data[part], settings.evaluate, self.accelerator, self.reference, gold, seed)
+            for part in ("validation", "test")
+        }
 
     def finish(self) -> RunResult:
         """Train to the end."""
@@ -191,9 +213,12 @@ class Run:
         """Log, evaluate and save, as often as the recipe says."""
         settings = self.settings
         if step.number % settings.track.every == 0:
-            tracker.log(step.number, {**step.metrics, "tokens": step.tokens, "seconds": round(step.seconds, 4)})
+            tracker.log(
+                step.number,
+                {**step.metrics, "tokens": step.tokens, "seconds": round(step.seconds, 4), "batch": step.batch},
+            )
         if settings.evaluate.every and step.number % settings.evaluate.every == 0 and step.number < self.plan.steps:
-            self._evaluated("validation", step.number, tracker)
+            show_validation(self.console, step.number, self._evaluated("validation", step.number, tracker).estimates())
         if settings.train.checkpoint_every and step.number % settings.train.checkpoint_every == 0:
             save_checkpoint(self.accelerator, self.folder / "checkpoints", step.number, settings.train.keep_checkpoints)
 
@@ -202,32 +227,33 @@ class Run:
         file = self.folder / "evaluations" / f"{part}-step-{step:06d}.json"
         if keep and file.exists():
             return Evaluation.from_json(file.read_text())
-        settings = self.settings
-        evaluator = Evaluator(
-            self.data[part],
-            settings.evaluate,
-            self.accelerator,
-            self.reference,
-            Rule(settings.evaluate.gold) if settings.evaluate.gold else None,
-            settings.seed_of("evaluation"),
-        )
         with self.console.status(f"evaluating on {part} rows"):
-            evaluation = evaluator(self.accelerator.unwrap_model(self.trainer.model))
-        tracker.log(step, {f"{part}/{name}": value for name, value in _numbers(evaluation.estimates()).items()})
+            evaluation = self.evaluators[part](self.accelerator.unwrap_model(self.trainer.model))
+        measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
+        tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
         if keep and self.accelerator.is_main_process:
             _write(file, evaluation.to_json())
         return evaluation
 
     def _conclude(self, before: Evaluation, after: Evaluation) -> RunResult:
-        result = RunResult(self.folder, before.estimates(), after.estimates(), after.change_since(before))
+        numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}
+        result = RunResult(
+            self.folder,
+            before.estimates(),
+            after.estimates(),
+            after.change_since(before),
+            numbers,
+            len(self.data["test"]),
+            isinstance(self.model, Policy),
+        )
         if self.accelerator.is_main_process:
             self.accelerator.unwrap_model(self.trainer.model).save(self.folder / "policy")
             summary = {
                 "steps": self.trainer.done,
                 "evaluated_on": {"split": "test", "rows": len(self.data["test"])},
-                "before": {name: asdict(e) for name, e in result.before.items()} | dict(before.numbers),
-                "after": {name: asdict(e) for name, e in result.after.items()} | dict(after.numbers),
-                "change": {name: asdict(e) for name, e in result.change.items()},
+                "before": _records(result.before) | plain(before.numbers),
+                "after": _records(result.after) | plain(after.numbers),
+                "change": _records(result.change),
             }
             _write(self.folder / "summary.json", json.dumps(summary, indent=2))
         self.accelerator.wait_for_everyone()
@@ -236,8 +262,7 @@ class Run:
     def _tokenised(self, rows: Sequence[Example], tokenizer: Any, name: str) -> Sequence[Tokenised]:
         source = self.settings.source
         tokenised, report = tokenise(rows, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
-        if str(report):
-            self.console.print(f"{name}: {report}", highlight=False)
+        show_data(self.console, name, report)
         return tokenised
 
     def _terms(self, tokenizer: Any) -> list[Term]:
@@ -255,13 +280,15 @@ class Run:
     def _recorded(self, rows: Sequence[Tokenised], needs: Needs, size: int, ties: Any, number: int = 0) -> Recorded:
         projected, counts = project(rows, needs, ties)
         for reason, count in counts.items():
-            self.console.print(f"train: {count} rows dropped: {reason}", highlight=False)
+            show_count(self.console, count, reason)
         return Recorded(projected, size, self.settings.seed_of("order") + number, needs.columns)
 
-    def _show_example(self, source: Recorded, tokenizer: Any) -> None:
-        parts = " · ".join(f"{len(rows)} {name}" for name, rows in self.data.items())
-        self.console.print(f"[bold]{self.settings.name}[/] · {parts} rows · {self.plan.steps} steps", highlight=False)
-        self.console.print(preview(source.rows[0], tokenizer))
+    def _show_heading(self) -> None:
+        """The run in a line."""
+        objectives = " + ".join(str(objective) for objective in self.plan.objectives)
+        size = f"{self.plan.steps} steps of {self.settings.train.batch_size} prompts"
+        self.console.print(f"[bold]{escape(self.settings.name)}[/] · {escape(objectives)} · {size}", highlight=False)
+        self.console.print(f"  model {self.plan.model}", highlight=False, soft_wrap=True, markup=False)
 
     def _folder(self, folder: Path | None) -> Path:
         """A new run folder, the same on every process."""
@@ -308,18 +335,20 @@ def make_accelerator(train: recipe.Train) -> Accelerator:
     bf16 = train.precision == "bf16" or (
         train.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
+    # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
 
 
-def saved_recipe(folder: Path) -> recipe.Recipe:
-    """The recipe of a run folder.
+def saved_recipe(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
+    """The recipe of a run folder, with overrides.
 
     Raises:
         PrefoptError: there is none.
     """
     if not (folder / "recipe.yaml").is_file():
         raise PrefoptError(f"{folder} is no run folder: it has no recipe.yaml")
-    return recipe.load_recipe(folder / "recipe.yaml")
+    return recipe.load_recipe(folder / "recipe.yaml", overrides)
 
 
 def unfinished(settings: recipe.Recipe) -> Path:
@@ -394,6 +423,10 @@ def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     for name, e in estimates.items():
         flat |= {name: e.value, f"{name}/low": e.low, f"{name}/high": e.high}
     return flat
+
+
+def _records(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: plain(asdict(e)) for name, e in estimates.items()}
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +33,14 @@ class Step:
         metrics: averaged over its prompts, minibatches and passes.
         tokens: completion and prompt tokens that the policy was trained on.
         seconds: since the batch was asked for.
+        batch: a number that tells whether two runs saw the same rows at this step, whatever their objectives.
     """
 
     number: int
     metrics: Metrics
     tokens: int
     seconds: float
+    batch: int
 
 
 class Trainer:
@@ -97,7 +100,9 @@ class Trainer:
             batch = next(batches).to(self.accelerator.device)
             metrics = self._learn(batch)
             self.done += 1
-            yield Step(self.done, metrics, _tokens(batch) * self.settings.passes, time.perf_counter() - start)
+            yield Step(
+                self.done, metrics, _tokens(batch) * self.settings.passes, time.perf_counter() - start, _rows(batch)
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside weights and optimiser: places in the sources, running numbers, the schedule."""
@@ -292,6 +297,12 @@ def _surrogate(outputs: Outputs, gradient: Outputs) -> Tensor:
 def _tokens(batch: Batch) -> int:
     """Tokens of the batch: each prompt once, and its completions."""
     return sum(map(len, batch.prompt_ids)) + int(batch.mask.sum())
+
+
+def _rows(batch: Batch) -> int:
+    """A checksum of the rows' numbers in the data, in order; 0 where the source gives none."""
+    rows = batch.columns.get("row")
+    return 0 if rows is None else zlib.crc32(repr(rows.tolist()).encode())
 
 
 def _averaged(collected: Sequence[tuple[int, Metrics]]) -> Metrics:

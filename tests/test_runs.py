@@ -1,0 +1,161 @@
+"""Whole runs: a killed one resumes as if nothing had been, and two processes do what one does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _tiny import tiny_model, tiny_pairs
+
+from prefopt import PrefoptError, load_recipe, run
+from prefopt.manifest import fingerprint_weights
+from prefopt.policy import load_policy, load_tokenizer
+from prefopt.recipe import Policy
+from prefopt.runs import plan
+
+DRIFTING = Path(__file__).with_name("updates.py")
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """An adaptive objective and a supervised term with a source of its own: all that a checkpoint must hold."""
+    model, data = tiny_model(tmp_path / "lm"), tiny_pairs(tmp_path / "pairs.jsonl", rows=60)
+    content = {
+        "policy": {"model": str(model)},
+        "source": {"data": str(data)},
+        "objective": [
+            {"name": f"{DRIFTING}:Drifting"},
+            {"name": "SFT", "weight": 0.2, "source": {"data": str(data)}},
+        ],
+        "train": {"steps": 30, "batch_size": 8, "minibatch_size": 4, "passes": 2, "lr": 1e-3, "checkpoint_every": 4},
+        "evaluate": {"every": 7, "prompts": 4, "sampling": {"max_tokens": 6}},
+        "track": {"folder": str(tmp_path / "runs")},
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def weights(folder: Path) -> str:
+    spec = Policy(model=(str(folder),))
+    return fingerprint_weights(load_policy(spec, load_tokenizer(spec), 0))
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_as_if_nothing_had_been(recipe_file: Path, tmp_path: Path) -> None:
+    whole = run(load_recipe(recipe_file), tmp_path / "whole").folder
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "prefopt.cli", "run", str(recipe_file), "--out", str(killed)]
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL)
+    moment = random.SystemRandom().randint(1, 25)
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        lines = (killed / "metrics.jsonl").read_text().splitlines() if (killed / "metrics.jsonl").exists() else []
+        if len(lines) > moment:
+            break
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (killed / "summary.json").exists(), f"it was over before it could be killed at step {moment}"
+    resumed = run(load_recipe(killed / "recipe.yaml"), killed, resume=True)
+    assert metrics(killed) == metrics(whole), f"killed at step {moment}"
+    assert weights(killed / "policy") == weights(whole / "policy")
+    assert resumed.change.keys() == run_estimates(whole)
+    with pytest.raises(PrefoptError, match="is finished"):
+        run(load_recipe(killed / "recipe.yaml"), killed, resume=True)
+
+
+def run_estimates(folder: Path) -> set[str]:
+    return set(json.loads((folder / "summary.json").read_text())["change"])
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["train.steps=3", "train.passes=1", "train.minibatch_size=null", "policy.dtype=float64"]
+    one = run(load_recipe(recipe_file, overrides), tmp_path / "one").folder
+    two = tmp_path / "two"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "prefopt.cli",
+    ]
+    arguments = ["run", str(recipe_file), *overrides, "--out", str(two)]
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mine, theirs in zip(metrics(one), metrics(two), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    assert json.loads((two / "manifest.json").read_text())["device"]["processes"] == 2
+
+
+def test_the_same_recipe_twice_gives_the_same_metrics(recipe_file: Path, tmp_path: Path) -> None:
+    settings = load_recipe(recipe_file, ["train.steps=3"])
+    one, two = (run(settings, tmp_path / name).folder for name in ("one", "two"))
+    assert metrics(one) == metrics(two)
+    assert weights(one / "policy") == weights(two / "policy")
+
+
+def test_two_objectives_with_one_seed_see_the_same_batches(recipe_file: Path, tmp_path: Path) -> None:
+    orders = []
+    for objective in ("DPO", "SFT"):
+        settings = load_recipe(recipe_file, [f"objective={objective}", "train.steps=4", "train.minibatch_size=null"])
+        folder = run(settings, tmp_path / objective).folder
+        manifest = json.loads((folder / "manifest.json").read_text())
+        orders.append(
+            (manifest["data"], manifest["model"]["fingerprint"], [line.get("batch") for line in metrics(folder)])
+        )
+    assert orders[0][:2] == orders[1][:2]
+    assert orders[0][2] == orders[1][2]
+    assert any(orders[0][2])
+
+
+def test_adapter_runs_keep_the_base_and_resume(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["policy.adapter={r: 2, alpha: 4}", "train.steps=4", "train.checkpoint_every=2"]
+    settings = load_recipe(recipe_file, overrides)
+    whole = run(settings, tmp_path / "whole").folder
+    (tmp_path / "part").mkdir()
+    part = run(settings, tmp_path / "part").folder
+    (part / "summary.json").unlink()
+    run(settings, part, resume=True)
+    assert (part / "policy" / "adapter_config.json").exists()
+    assert metrics(part) == metrics(whole)
+    size = (whole / "checkpoints" / "step-000004" / "model.safetensors").stat().st_size
+    assert size < (tmp_path / "lm" / "model.safetensors").stat().st_size  # the base is on disk already
+
+
+def test_plan_refuses_before_a_model_is_loaded(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", explode)
+    for override, message in {
+        "objective=BradleyTerry": None,  # pairs train a scorer as well: nothing to refuse
+        "objective=Nonsense": "unknown objective 'Nonsense'",
+        "objective.name=DPO": "is a list",
+        "policy.model=/nowhere": "no model at /nowhere",
+        "source.data=/nowhere.jsonl": "nowhere.jsonl",
+        "train.batch_size=1000": "1000",
+    }.items():
+        if message is None:
+            plan(load_recipe(recipe_file, [override]))
+            continue
+        with pytest.raises(PrefoptError, match=message):
+            run(load_recipe(recipe_file, [override]))
