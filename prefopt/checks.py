@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, nearest
 from prefopt.types import COMPLETION_COLUMNS, Adaptive, Batch, Loss, Needs, Objective, Outputs, Targets
 
 FIELDS = ("logps", "values", "rewards")
@@ -38,20 +38,40 @@ class Case:
     old: Outputs | None
     reference: Outputs | None
 
-    def targets(self) -> Targets:
-        """The same draws each time."""
+    def targets(self, seed: int = 0) -> Targets:
+        """The same draws for the same seed."""
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return self.objective.targets(self.batch, self.old, self.reference)
 
-    def loss(self) -> Loss:
-        """The loss of the whole batch."""
-        return self.objective.loss(self.batch, self.policy, self.targets())
+    def loss(self, targets: Targets | None = None) -> Loss:
+        """The loss of the whole batch; the targets are its own unless given."""
+        return self.objective.loss(self.batch, self.policy, self.targets() if targets is None else targets)
+
+    def draws(self) -> bool:
+        """Whether `targets` contain random draws, which belong to places in the batch and not to what is there."""
+        first, second = self.targets(0).rows, self.targets(1).rows
+        return any(not _same(value, second[name]) for name, value in first.items())
 
     def transformed(self, batch: Callable[[Batch], Batch], outputs: Callable[[Outputs], Outputs]) -> "Case":
         """The same objective on other inputs."""
         old, reference = (None if o is None else outputs(o) for o in (self.old, self.reference))
         return Case(self.objective, batch(self.batch), outputs(self.policy), old, reference)
+
+    def single(self) -> "Case":
+        """The same numbers in float32."""
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: cast(item) for key, item in value.items()}
+            return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        def of(record: Any) -> Any:
+            return dataclasses.replace(
+                record, **{f.name: cast(getattr(record, f.name)) for f in dataclasses.fields(record)}
+            )
+
+        return self.transformed(of, of)
 
 
 def check_objective(objective: Objective | type[Objective], seed: int = 0) -> list[str]:
@@ -79,7 +99,7 @@ def check_objective(objective: Objective | type[Objective], seed: int = 0) -> li
                 "a field without a default",
             ) from error
     _check_form(objective)
-    excused = getattr(objective, "contract_exceptions", {})
+    excused = _exceptions(objective)
     case = make_case(objective, seed)
     passed = ["form"]
     for name, check in CHECKS.items():
@@ -105,7 +125,7 @@ def make_case(objective: Objective, seed: int = 0, prompts: int = 4, tokens: int
         prompt_ids=tuple((1, 2, 3)[: 1 + row % 3] for row in range(prompts)),
         completion_ids=torch.randint(4, 100, shape, generator=draw) * mask,
         mask=mask,
-        scores=_scores(needs, shape, draw) if needs.scores or completions <= 2 else None,
+        scores=_scores(needs, shape, draw) if needs.scores else None,
         preference=_preference(needs, shape, draw) if needs.preference else None,
         columns={name: _column(name, shape, draw) for name in needs.columns},
     )
@@ -151,6 +171,24 @@ def _check_form(objective: Any) -> None:
             raise ContractError(objective, "form", f"a method `{method}`", "none", "see prefopt.Objective")
 
 
+def _exceptions(objective: Any) -> Mapping[str, str]:
+    excused = getattr(objective, "contract_exceptions", {})
+    for name, reason in excused.items():
+        if name not in CHECKS:
+            raise ContractError(
+                objective,
+                "form",
+                f"contract_exceptions to name checks: {', '.join(CHECKS)}",
+                repr(name),
+                f"a misspelling.{nearest(name, CHECKS)}",
+            )
+        if not (isinstance(reason, str) and reason.strip()):
+            raise ContractError(
+                objective, "form", f"a reason for the exception {name!r}", repr(reason), "none was given"
+            )
+    return excused
+
+
 Finding = tuple[str, str, str]
 
 
@@ -165,6 +203,12 @@ def _run(objective: Objective, name: str, check: Callable[[Case], Iterator[Findi
         )
 
 
+def _runs(case: Case) -> Iterator[Finding]:
+    """On a copy, in float32; `_run` reports what it raises."""
+    case.single().loss()
+    yield from ()
+
+
 def _shapes(case: Case) -> Iterator[Finding]:
     targets, rows = case.targets(), len(case.batch)
     if not isinstance(targets, Targets):
@@ -177,7 +221,7 @@ def _shapes(case: Case) -> Iterator[Finding]:
                 _shape(value),
                 "a number over the batch belongs in `metrics`, or expanded to [B]",
             )
-    loss = case.loss()
+    loss = _leaves(case)[0].loss(targets)
     if not isinstance(loss, Loss):
         yield "prefopt.Loss from `loss`", type(loss).__name__, "return Loss(total, metrics)"
         return
@@ -186,23 +230,27 @@ def _shapes(case: Case) -> Iterator[Finding]:
             yield f"{what} of shape [{rows}]", _shape(value), "a mean or sum over the batch: leave that to the trainer"
         elif what == "total" and not value.isfinite().all():
             yield "a finite total", str(value.tolist()), "log or division of something that can be 0"
-        elif what == "total" and not value.requires_grad and _leaves(case)[0].loss().total.requires_grad is False:
+        elif what == "total" and not value.requires_grad:
             yield "a total with a gradient", "none", "the policy's outputs are not used, or detached"
         elif what != "total" and value.requires_grad:
             yield f"{what} without gradient", "one with gradient", "metrics must be detached"
 
 
 def _deterministic(case: Case) -> Iterator[Finding]:
-    if not torch.equal(case.loss().total, case.loss().total):
+    if not _same(case.loss().total, case.loss().total):
         yield "the same total twice", "different ones", "randomness in `loss`; draws belong in `targets`"
 
 
 def _pure(case: Case) -> Iterator[Finding]:
-    before = {name: value.clone() for name, value in _tensors(case)}
-    fields = repr(case.objective)
-    case.loss()
-    for name, value in _tensors(case):
-        if not torch.equal(before[name], value):
+    fields, inputs = repr(case.objective), dict(_tensors(case))
+    before = {name: value.clone() for name, value in inputs.items()}
+    targets = case.targets()
+    rows = targets.rows if isinstance(targets, Targets) else {}
+    inputs |= {f"targets.{name}": value for name, value in rows.items() if isinstance(value, Tensor)}
+    before |= {f"targets.{name}": value.clone() for name, value in rows.items() if isinstance(value, Tensor)}
+    case.loss(targets)
+    for name, value in inputs.items():
+        if not _same(before[name], value):
             yield "inputs left as they were", f"{name} changed", "an in-place operation (+=, masked_fill_, …)"
     if repr(case.objective) != fields:
         yield (
@@ -226,7 +274,12 @@ def _padding(case: Case) -> Iterator[Finding]:
         parts = {name: wider(value) for name in ("mask", "logps", "values") if (value := getattr(o, name)) is not None}
         return dataclasses.replace(o, **parts, statistics={n: wider(s) for n, s in o.statistics.items()})
 
-    expected, got = case.loss().total, case.transformed(batch, outputs).loss().total
+    wide, own = case.transformed(batch, outputs), case.targets()
+    targets = wide.targets()
+    if case.draws():  # other draws for another shape: the same ones, where they are draws for tokens
+        shape = case.batch.mask.shape
+        targets = dataclasses.replace(own, rows={n: wider(v) if v.shape == shape else v for n, v in own.rows.items()})
+    expected, got = case.loss(own).total, wide.loss(targets).total
     if not _same(expected, got):
         yield (
             "the same total with three more padding tokens",
@@ -242,10 +295,40 @@ def _padding_gradient(case: Case) -> Iterator[Finding]:
             yield "no gradient outside the mask", f"one on policy.{name}", "a sum over T without the mask"
 
 
+def _absent(case: Case) -> Iterator[Finding]:
+    """What an absent completion has is never to be read."""
+    absent = ~case.batch.present
+    if not absent.any():
+        return
+    rows = {name: value.clone() for name, value in case.batch.columns.items()}
+    for name, value in rows.items():
+        if name in COMPLETION_COLUMNS and value.is_floating_point():
+            value[absent] = 0.75
+    changes: dict[str, Any] = {"columns": rows}
+    if case.batch.scores is not None:
+        changes["scores"] = case.batch.scores.masked_fill(absent, 0.75)
+    if case.batch.preference is not None:
+        either = absent[:, :, None] | absent[:, None, :]
+        changes["preference"] = case.batch.preference.masked_fill(either, 0.75)
+
+    def outputs(o: Outputs) -> Outputs:
+        return o if o.rewards is None else dataclasses.replace(o, rewards=o.rewards.masked_fill(absent, 0.75))
+
+    expected, other = case.loss().total, case.transformed(lambda b: dataclasses.replace(b, **changes), outputs)
+    got = other.loss().total
+    if not _same(expected, got):
+        yield (
+            "the same total whatever an absent completion's score, reward or columns",
+            _difference(expected, got),
+            "a sum or mean over K without batch.present",
+        )
+
+
 def _reordering(case: Case) -> Iterator[Finding]:
     order = torch.arange(len(case.batch)).roll(1)
-    expected = case.loss().total[order]
-    got = case.transformed(lambda b: b.rows(order), lambda o: o.rows(order)).loss().total
+    own, moved = case.targets(), case.transformed(lambda b: b.rows(order), lambda o: o.rows(order))
+    expected = case.loss(own).total[order]
+    got = moved.loss(own.select(order) if case.draws() else None).total
     if not _same(expected, got):
         yield (
             "totals that move with their prompts",
@@ -326,9 +409,10 @@ def _uses_reference(case: Case) -> Iterator[Finding]:
 
 
 def _extremes(case: Case) -> Iterator[Finding]:
-    """Log-ratios of ±1e4, on either side."""
+    """Log-ratios of ±1e4, on either side, in the float32 of a real run."""
+    case = case.single()
     for sign in (1.0, -1.0):
-        scale = sign * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(len(case.batch) * 4)
+        scale = sign * torch.tensor([1.0, -1.0]).repeat(case.batch.present.numel())
         moved = {}
         for name, value in _fields(case.policy).items():
             rows = scale[: value[..., 0].numel() if value.ndim == 3 else value.numel()]
@@ -338,10 +422,11 @@ def _extremes(case: Case) -> Iterator[Finding]:
             traced, leaves = _leaves(_with(case, {name: value}))
             total = traced.loss().total
             gradients = _gradients(total.sum(), leaves)
-            if total.isnan().any() or any(not g.isfinite().all() for g in gradients.values()):
+            if not total.isfinite().all() or any(not g.isfinite().all() for g in gradients.values()):
                 yield (
                     f"numbers and finite gradients at policy.{name} ± 1e4",
-                    f"total {total.tolist()}",
+                    f"total {total.tolist()} and a gradient as large as "
+                    f"{max(g.abs().max().item() for g in gradients.values()):.3g}",
                     "exp or log of a large number: use logsigmoid, logaddexp, softplus, or clamp the exponent",
                 )
 
@@ -359,11 +444,13 @@ def _adapts(case: Case) -> Iterator[Finding]:
 
 
 CHECKS: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
+    "runs": _runs,
+    "inputs untouched": _pure,  # early: the others call `loss` again and again
     "shapes": _shapes,
     "deterministic": _deterministic,
-    "inputs untouched": _pure,
     "padding": _padding,
     "no gradient on padding": _padding_gradient,
+    "absent completions": _absent,
     "reordering": _reordering,
     "row slices": _row_slices,
     "gradient": _gradient,
@@ -389,7 +476,7 @@ class _Held(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is not Tensor.detach:
+        if func not in (Tensor.detach, torch.detach):
             return result
         if self.next is None:
             self.values.append(result)

@@ -1,18 +1,22 @@
 """The command line. Heavy imports wait until a verb needs them."""
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from prefopt.errors import PrefoptError
+from prefopt.progress import show_evaluation, show_result
 
 if TYPE_CHECKING:
-    from prefopt.estimates import Estimate
     from prefopt.recipe import Recipe
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -20,7 +24,7 @@ out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can put right is printed without a traceback, with exit status 2."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     try:
         options.verb(options)
     except PrefoptError as error:
@@ -37,12 +41,10 @@ def run(options: argparse.Namespace) -> None:
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
-        if not options.resume or options.overrides:
-            raise PrefoptError(
-                f"{options.recipe} is a run folder; resume it, without overrides: prefopt run {options.recipe} --resume"
-            )
         folder = Path(options.recipe)
         settings = runs.saved_recipe(folder)
+        if not options.resume or options.overrides or options.out:
+            raise PrefoptError(f"{folder} is a run folder; all it can do is go on: prefopt run {folder} --resume")
     else:
         settings = _recipe(options)
         if options.resume and folder is None:
@@ -50,27 +52,24 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return _dry_run(settings)
     _quiet_libraries()
-    _print_result(runs.run(settings, folder, options.resume, err))
+    result = runs.run(settings, folder, options.resume, err)
+    err.print()
+    show_result(out, result, result.rows, settings.evaluate.confidence)
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt import inspection
 
+    target = Path(options.out) if options.out else None
+    if target is not None and target.exists():
+        raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
     _quiet_libraries()
     evaluation = inspection.evaluate(_target(options), err)
-    table = Table(
-        "metric", "estimate", f"{evaluation.confidence:.0%} interval", "prompts", title=f"{options.target}: test split"
-    )
-    for name, e in evaluation.estimates().items():
-        table.add_row(name, f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]".replace("[", r"\["), str(e.prompts))
-    for name, value in evaluation.numbers.items():
-        table.add_row(name, f"{value:.4f}", "", "")
-    out.print(table)
-    if options.out:
-        target = Path(options.out)
-        if target.exists():
-            raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
+    title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
+    show_evaluation(out, title, evaluation.estimates(), evaluation.numbers)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(evaluation.to_json())
 
 
@@ -80,18 +79,22 @@ def sample(options: argparse.Namespace) -> None:
 
     _quiet_libraries()
     for prompt, completions in inspection.sample(_target(options), options.prompt, options.number, options.completions):
-        out.print(f"[bold]{_escaped(prompt)}[/]")
+        out.print(Text(prompt, style="bold"))
         for completion in completions:
-            out.print(f"  → {_escaped(completion)}")
+            out.print(Padding(Text(f"→ {completion.strip()}"), (0, 0, 0, 2)))
 
 
 def check(options: argparse.Namespace) -> None:
     """`prefopt check`."""
     from prefopt.checks import check_objective
     from prefopt.objectives import load_objective
+    from prefopt.plugins import checked_fields
 
-    fields = {key: _value(text) for key, _, text in (f.partition("=") for f in options.fields)}
-    objective = load_objective(options.objective, **fields)
+    wrong = [field for field in options.fields if "=" not in field]
+    if wrong:
+        raise PrefoptError(f"{wrong[0]!r} is no field; write field=value, for example beta=0.3")
+    fields = {key: yaml.safe_load(text) for key, _, text in (f.partition("=") for f in options.fields)}
+    objective = checked_fields(load_objective(options.objective, **fields), options.objective)
     for name in check_objective(objective):
         out.print(f"[green]✓[/] {name}")
     out.print(f"{type(objective).__name__} keeps the contract")
@@ -101,10 +104,24 @@ def objectives(options: argparse.Namespace) -> None:
     """`prefopt objectives`."""
     from prefopt.catalogue import entries
 
-    table = Table("name", "arXiv", "needs", "defaults", "what it is")
     for entry in entries():
-        table.add_row(*entry)
-    out.print(table)
+        paper = f"  arXiv {entry.paper}" if entry.paper else ""
+        out.print(Text.assemble((entry.name, "bold"), (paper, "dim")))
+        facts = f"needs {entry.needs}" + (f" · {entry.defaults}" if entry.defaults else "")
+        out.print(Padding(Text(f"{entry.summary}.\n").append(facts, style="cyan"), (0, 0, 0, 4)))
+    out.print(Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim"))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; key=value may also stand after them, which argparse does not foresee."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    late = getattr(options, "overrides", getattr(options, "fields", None))
+    if rest and (late is None or any(argument.startswith("-") or "=" not in argument for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late is not None:
+        late += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="overrides, such as evaluate.sampling.temperature=0.7"
     )
     made.add_argument("--prompt", action="append", help="your own; may be given again (default: held-out prompts)")
-    made.add_argument("--number", type=int, default=5, help="of held-out prompts (default: 5)")
-    made.add_argument("--completions", type=int, default=1, help="of each prompt (default: 1)")
+    made.add_argument("--number", type=_positive, default=5, help="of held-out prompts (default: 5)")
+    made.add_argument("--completions", type=_positive, default=1, help="of each prompt (default: 1)")
     made = verb(check, "run the contract on an objective, yours or the catalogue's")
     made.add_argument("objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name")
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
@@ -153,17 +170,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
 def _with_fields(usual: Callable[[], str]) -> Callable[[], str]:
     """Help that explains every field of a recipe; made only when it is asked for."""
 
     def format_help() -> str:
-        from prefopt.recipe import Recipe, describe
+        from prefopt.recipe import Described, Recipe, describe
 
-        lines = [f"  {f.key:<34}{f.description}{f' [{f.default}]' if f.default else ''}" for f in describe(Recipe)]
+        base = Described("base", "text", "", "another recipe, relative to this one, that it refines")
+        width = shutil.get_terminal_size().columns - 2
+        lines = ["fields of a recipe, in its YAML or as key=value:"]
+        for field in (base, *describe(Recipe)):
+            if field.key.startswith(("source.validation.", "source.test.")):
+                continue  # the same as those of source
+            choices = f": {field.kind}" if "|" in field.kind and field.kind != "true | false" else ""
+            default = f"({field.default})".replace(" ", "\xa0") if field.default else ""
+            text = f"{field.description}{choices} {default}"
+            head = f"  {field.key:<32} "
+            if field.kind.startswith("section") and "." not in field.key:
+                lines.append("")
+            wrapped = textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * len(head))
+            lines += [line.replace("\xa0", " ") for line in wrapped]
         return (
-            f"{usual()}\nfields of a recipe, [default]:\n"
-            + "\n".join(lines)
-            + "\n\n  base: FILE inherits another recipe; docs/recipes.md has examples.\n"
+            f"{usual()}\n" + "\n".join(lines) + "\n\n(The default is in parentheses.)\ndocs/recipes.md has examples.\n"
         )
 
     return format_help
@@ -188,29 +222,9 @@ def _dry_run(settings: "Recipe") -> None:
     from prefopt import runs
 
     plan = runs.plan(settings)
-    out.print(settings.to_yaml(), end="")
+    out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
     rows = ", ".join(f"{len(part)} {name}" for name, part in plan.data._asdict().items())
-    out.print(f"# {plan.steps} steps on {plan.model}; rows: {rows}")
-
-
-def _print_result(result: Any) -> None:
-    """What changed on held-out rows: the numbers that a reader wants, and where the rest is."""
-    table = Table("held-out metric", "before", "after", "change, paired by prompt", title=f"{result.folder}")
-    for name, e in result.after.items():
-        before, change = result.before.get(name), result.change.get(name)
-        table.add_row(name, _interval(before), _interval(e), _interval(change))
-    out.print(table)
-    out.print(f"Results are in {result.folder}/: summary.json, metrics.jsonl, evaluations/ (with samples), policy/")
-
-
-def _interval(e: "Estimate | None") -> str:
-    return "" if e is None else str(e).replace("[", r"\[")
-
-
-def _value(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
+    out.print(f"# {plan.steps} steps on {plan.model}; rows: {rows}", markup=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt import recipe
@@ -13,8 +12,10 @@ from prefopt.errors import PrefoptError
 from prefopt.evaluate import Evaluation, Evaluator, decoded, distinct_prompts
 from prefopt.feedback import Rule
 from prefopt.functional import seed_for
+from prefopt.objectives import load_objective
 from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
-from prefopt.runs import make_accelerator, plan
+from prefopt.progress import show_data
+from prefopt.runs import make_accelerator, plan, saved_recipe
 from prefopt.types import Batch
 
 
@@ -24,11 +25,9 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
     Raises:
         PrefoptError: no run folder, or one without a trained policy.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise PrefoptError(f"{folder} is no run folder: it has no recipe.yaml")
+    settings = saved_recipe(folder, overrides)
     if not (folder / "policy").is_dir():
         raise PrefoptError(f"{folder} has no trained policy yet; finish the run: prefopt run {folder} --resume")
-    settings = recipe.load_recipe(folder / "recipe.yaml", overrides)
     reference = settings.reference
     if reference.model is None:
         reference = reference.model_copy(update={"model": settings.policy.model})
@@ -42,13 +41,16 @@ def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
     tokenizer = load_tokenizer(settings.policy)
     source = settings.source
     rows, report = tokenise(prepared.data.test, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
-    console.print(f"test: {report}", highlight=False)
+    show_data(console, "test", report)
+    if not rows:
+        raise PrefoptError("there are no test rows to evaluate on; give some in source.test or source.split")
     load = load_scorer if prepared.needs.rewards else load_policy
     model = load(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
     reference = make_reference(model, settings.reference, settings.policy) if isinstance(model, Policy) else None
     gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
-    with console.status("evaluating"):
-        return Evaluator(rows, settings.evaluate, accelerator, reference, gold, settings.seed_of("evaluation"))(model)
+    evaluator = Evaluator(rows, settings.evaluate, accelerator, reference, gold, settings.seed_of("evaluation"))
+    with console.status("evaluating on test rows"):
+        return evaluator(model)
 
 
 def sample(
@@ -62,12 +64,14 @@ def sample(
         number: of held-out prompts.
         completions: of each prompt.
     """
-    accelerator: Accelerator = make_accelerator(settings.train)
+    _refuse_scorer(settings)
+    accelerator = make_accelerator(settings.train)
     tokenizer = load_tokenizer(settings.policy)
     examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
-    rows = distinct_prompts(tokenise(examples, tokenizer, settings.source.max_prompt_tokens)[0])[
-        : None if own else number
-    ]
+    rows = distinct_prompts(tokenise(examples, tokenizer, settings.source.max_prompt_tokens)[0])
+    if not rows:
+        raise PrefoptError("there is no prompt to start from; give one with --prompt")
+    rows = rows if own else rows[:number]
     model = load_policy(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
     seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
     prompts = [row.prompt_ids for row in rows]
@@ -75,6 +79,12 @@ def sample(
     texts = decoded(model, Batch(tuple(prompts), drawn.completion_ids, drawn.mask))
     for row, written in zip(rows, texts, strict=True):
         yield str(tokenizer.decode(list(row.prompt_ids))), written
+
+
+def _refuse_scorer(settings: recipe.Recipe) -> None:
+    for term in settings.objective:
+        if load_objective(term.name, **term.fields).needs.rewards:
+            raise PrefoptError(f"{term.name} trains a scorer, which writes nothing; `prefopt evaluate` measures it")
 
 
 def _asked(prompts: Sequence[str], chat: bool) -> list[Example]:

@@ -42,7 +42,11 @@ def manifest(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": git_state(),
+        "git": {
+            "working_directory": git_state(Path.cwd()),
+            "prefopt": None if "site-packages" in __file__ else git_state(Path(__file__).parent),
+        },
+        "plugins": fingerprint_plugins(settings.model_dump(mode="json")),
         "device": {
             "type": accelerator.device.type,
             "name": torch.cuda.get_device_name()
@@ -80,12 +84,23 @@ def fingerprint_rows(rows: Sequence[Tokenised]) -> str:
     return digest.hexdigest()
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
+def fingerprint_plugins(tree: Any) -> dict[str, str]:
+    """A hash of every `file.py:Name` in a recipe: the same recipe with an edited file is another run."""
+    if isinstance(tree, dict | list):
+        items = tree.values() if isinstance(tree, dict) else tree
+        return {name: digest for item in items for name, digest in fingerprint_plugins(item).items()}
+    file = Path(tree.rpartition(":")[0]).expanduser() if isinstance(tree, str) else Path()
+    if file.suffix != ".py" or not file.is_file():
+        return {}
+    return {str(tree): hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository around a folder, and whether it has uncommitted changes; None outside one."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10, cwd=Path.cwd()
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10, cwd=folder
         ).stdout.strip()
 
     try:

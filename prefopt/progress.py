@@ -1,14 +1,52 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from prefopt.train import Step
+if TYPE_CHECKING:
+    from prefopt.data.tokenise import Report
+    from prefopt.estimates import Estimate
+    from prefopt.runs import RunResult
+    from prefopt.train import Step
+
+WIDE = 110
+"""Columns from which results have the room to show every interval."""
 
 
-def shown(steps: Iterable[Step], total: int, console: Console, done: int = 0) -> Iterator[Step]:
+def show_data(console: Console, name: str, report: "Report") -> None:
+    """A line on one part of the data, and one for each thing that was dropped or cut."""
+    (prompt, prompt_most), (completion, completion_most) = report.prompt_tokens, report.completion_tokens
+    rows = f"{report.kept}" if report.kept == report.examples else f"{report.kept} of {report.examples}"
+    lengths = f"prompts {prompt} (≤ {prompt_most}), completions {completion} (≤ {completion_most}) tokens"
+    console.print(f"  {name:<11}{rows:>6} rows · {lengths if report.kept else 'none'}", highlight=False)
+    for what, count in sorted(report.counts.items()):
+        show_count(console, count, what)
+
+
+def show_count(console: Console, count: int, what: str) -> None:
+    """Something that was dropped, cut or kept, and how often."""
+    console.print(f"  {'':<11}{count:>6} {what}", style="yellow", highlight=False)
+
+
+def show_example(console: Console, example: Text, lines: int = 16) -> None:
+    """One row as the model sees it; the middle of a long one is left out."""
+    wrapped = list(example.wrap(console, max(console.width - 2, 20)))
+    while wrapped and not wrapped[-1].plain.strip():
+        wrapped.pop()
+    if len(wrapped) > lines + 2:
+        gap = Text(f"… {len(wrapped) - lines} lines …", style="dim italic")
+        wrapped = [*wrapped[: lines // 2], gap, *wrapped[-lines // 2 :]]
+    console.print(Text("first training row; ⟦what the loss counts⟧", style="dim"))
+    for line in wrapped:
+        console.print(Text("  ") + line, soft_wrap=True)
+
+
+def shown(steps: "Iterable[Step]", total: int, console: Console, done: int = 0) -> "Iterator[Step]":
     """The same steps, with loss, reward margin, tokens/s and time left shown as they pass.
 
     Args:
@@ -20,12 +58,11 @@ def shown(steps: Iterable[Step], total: int, console: Console, done: int = 0) ->
     if not console.is_terminal:
         for step in steps:
             if step.number == total or step.number % max(1, total // 10) == 0:
-                console.print(f"step {step.number}/{total} · {_numbers(step)}", highlight=False)
+                console.print(f"step {step.number}/{total} · {_numbers(step)}", highlight=False, soft_wrap=True)
             yield step
         return
     columns = (
-        TextColumn("training"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=max(8, min(30, console.width - 70))),
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(compact=True),
@@ -38,8 +75,89 @@ def shown(steps: Iterable[Step], total: int, console: Console, done: int = 0) ->
             yield step
 
 
-def _numbers(step: Step) -> str:
+def show_validation(console: Console, step: int, estimates: "Mapping[str, Estimate]") -> None:
+    """A line, above the bar, on an evaluation in the middle of a run."""
+    numbers = [
+        f"{name} {_number(estimates[name].value)}" for name in ("gold", "accuracy", "nll", "kl") if name in estimates
+    ]
+    console.print(f"validation at step {step}: {' · '.join(numbers)}", highlight=False, soft_wrap=True)
+
+
+def _numbers(step: "Step") -> str:
     parts = [f"loss {step.metrics['loss']:.4f}"]
     if "rewards/margin" in step.metrics:
         parts.append(f"margin {step.metrics['rewards/margin']:+.3f}")
     return " · ".join([*parts, f"{step.tokens / max(step.seconds, 1e-9):,.0f} tokens/s"])
+
+
+def show_result(console: Console, result: "RunResult", rows: int, confidence: float) -> None:
+    """What changed on held-out rows, and where the rest is."""
+    if result.after:
+        console.print(_table(result, rows, confidence, console.width >= WIDE))
+        hint = f"Change: after − before, paired by prompt; bold where its {confidence:.0%} interval excludes 0."
+        half = " ± is half of an interval." * (console.width < WIDE)
+        console.print(Text(f"{hint}{half} Each metric: docs/metrics.md.", style="dim"))
+    else:
+        console.print("no held-out rows, so nothing was measured (source.split, source.test)")
+    console.print(f"\nresults   {result.folder}/", highlight=False, soft_wrap=True)
+    console.print("          summary.json · metrics.jsonl · evaluations/ with samples · policy/", highlight=False)
+    if result.writes:
+        console.print(f"try it    prefopt sample {result.folder}", highlight=False, soft_wrap=True)
+
+
+def _table(result: "RunResult", rows: int, confidence: float, wide: bool) -> Table:
+    table = Table(
+        title=f"{rows} held-out rows (test)", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for heading in ("metric", "before", "after"):
+        table.add_column(heading, justify="left", no_wrap=True)
+    table.add_column(f"change [{confidence:.0%} interval]", no_wrap=True)
+    for name in sorted(result.after, key=lambda name: name != "gold"):  # the reward that counts comes first
+        before, change = result.before.get(name), result.change.get(name)
+        sure = change is not None and not change.low <= 0 <= change.high and change.low == change.low
+        table.add_row(
+            name,
+            _estimate(before, wide),
+            _estimate(result.after[name], wide),
+            Text(interval(change, signed=True), style="bold" if sure else ""),
+        )
+    for name, (old, new) in result.numbers.items():
+        table.add_row(name, _number(old), _number(new), _number(new - old, signed=True))
+    return table
+
+
+def _estimate(e: "Estimate | None", wide: bool) -> str:
+    if e is None:
+        return ""
+    if wide:
+        return interval(e)
+    return _number(e.value) + (f" ±{_number((e.high - e.low) / 2)}" if e.low == e.low else "")
+
+
+def interval(e: "Estimate | None", signed: bool = False) -> str:
+    """`value [low, high]`, as rich text sees it when it is not markup."""
+    if e is None:
+        return ""
+    ends = f" [{_number(e.low, signed)}, {_number(e.high, signed)}]" if e.low == e.low else ""
+    return _number(e.value, signed) + ends
+
+
+def _number(value: float, signed: bool = False) -> str:
+    """Three decimals, fewer for large numbers; never a negative zero."""
+    decimals = 3 if abs(value) < 100 else 1
+    value = round(value, decimals) + 0.0
+    return f"{value:{'+' if signed and value else ''}.{decimals}f}"
+
+
+def show_evaluation(
+    console: Console, title: str, estimates: "Mapping[str, Estimate]", numbers: Mapping[str, float]
+) -> None:
+    """The table of one evaluation."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("metric", "estimate", "prompts"):
+        table.add_column(heading, no_wrap=True)
+    for name, e in estimates.items():
+        table.add_row(name, Text(interval(e)), str(e.prompts))
+    for name, value in numbers.items():
+        table.add_row(name, _number(value), "")
+    console.print(table)

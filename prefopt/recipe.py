@@ -1,9 +1,11 @@
 """Recipes: what a run is, in a YAML file that is checked before anything is loaded."""
 
+import glob
 import os
 import re
+import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +18,8 @@ BUILT_IN = {"pocket": str(Path(__file__).parent / "testbeds" / "pocket" / "lm")}
 """Variables that every recipe has: the folder of the pocket language model."""
 
 FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
-"""Endings by which a string in a recipe is known to be a file; such paths are looked up beside the recipe first."""
+"""Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
+beside the recipe first."""
 
 
 class Section(BaseModel):
@@ -35,7 +38,7 @@ Names = typing.Annotated[tuple[str, ...], BeforeValidator(_listed)]
 class Adapter(Section):
     """LoRA (arXiv 2106.09685), through peft. The reference is then the model with the adapter switched off."""
 
-    r: int = Field(16, gt=0, description="rank")
+    r: int = Field(16, gt=0, description="rank of the update")
     alpha: float = Field(32, gt=0, description="the update is scaled by alpha / r")
     targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
 
@@ -44,12 +47,14 @@ class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
     model: Names = Field(description="folder, run folder or hub id; of several, the first that is on disk")
-    tokenizer: str | None = Field(None, description="folder or hub id, when it is not the model's own")
-    adapter: Adapter | None = Field(None, description="train a LoRA adapter instead of all weights")
+    tokenizer: str | None = Field(None, description="folder or hub id; null is the model's own")
+    adapter: Adapter | None = Field(None, description="train a LoRA adapter; null trains all weights")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="dtype of the weights; train.precision decides the arithmetic"
     )
-    attention: str | None = Field(None, description="attention implementation of transformers: sdpa, eager, …")
+    attention: str | None = Field(
+        None, description="how transformers computes attention: sdpa, eager, …; null leaves it the choice"
+    )
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     remote_code: bool = Field(False, description="allow the model's repository to run its own code")
 
@@ -57,7 +62,7 @@ class Policy(Section):
 class Reference(Section):
     """What the policy is held near to."""
 
-    model: Names | None = Field(None, description="another model; null is the policy at step 0")
+    model: Names | None = Field(None, description="folder, run folder or hub id; null is the policy at step 0")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="dtype of a frozen copy or another model; null is the policy's"
     )
@@ -68,21 +73,23 @@ class Data(Section):
 
     data: Names = Field(description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id")
     arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the function")
-    hub_split: str | None = Field(None, description="split of a hub dataset")
-    limit: int | None = Field(None, gt=0, description="use only the first rows")
+    hub_split: str | None = Field(None, description="split of a hub data set, or the value of a column `split`")
+    limit: int | None = Field(None, gt=0, description="use only the first so many rows; null uses all")
 
 
 class Source(Data):
     """Where the training batches come from."""
 
-    validation: Data | None = Field(None, description="held-out rows to watch; null takes them from `split`")
+    validation: Data | None = Field(None, description="held-out rows to watch in between; null takes them from `split`")
     test: Data | None = Field(None, description="held-out rows for the end; null takes them from `split`")
     split: tuple[float, float, float] = Field(
         (0.8, 0.1, 0.1), description="shares of train, validation and test; rows of one group stay together"
     )
     max_prompt_tokens: int = Field(512, gt=0, description="longer prompts lose their beginning")
     max_completion_tokens: int = Field(512, gt=0, description="longer completions lose their end")
-    ties: Literal["drop", "keep"] = Field("drop", description="what to do with completions of equal score")
+    ties: Literal["drop", "keep"] = Field(
+        "drop", description="what to do with completions of equal score where an order is needed"
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> "Source":
@@ -97,7 +104,7 @@ class Term(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(description="of the catalogue (`prefopt objectives`), or `package.module:Class`, `file.py:Class`")
-    weight: float = Field(1.0, description="its factor in the sum of several")
+    weight: float = Field(1.0, description="its factor in the sum of several terms")
     source: Source | None = Field(None, description="batches of its own; null shares the run's")
 
     @property
@@ -121,12 +128,14 @@ class Train(Section):
     passes: int = Field(1, gt=0, description="times that each logical batch is gone through")
     micro_batch_size: int = Field(16, gt=0, description="prompts in one forward pass of a process; memory only")
     lr: float = Field(1e-6, ge=0, description="peak learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up, to 0")
-    warmup: float = Field(0.1, ge=0, description="steps of linear warm-up; below 1, a share of all steps")
-    optimizer: Literal["adamw", "rmsprop", "sgd"] = Field("adamw", description="of torch.optim")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw")
-    eps: float = Field(1e-8, gt=0, description="of adamw and rmsprop")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled in adamw")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="how lr falls to 0 after the warm-up"
+    )
+    warmup: float = Field(0.1, ge=0, description="optimiser steps of linear warm-up; below 1, a share of all")
+    optimizer: Literal["adamw", "rmsprop", "sgd"] = Field("adamw", description="the optimiser")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of adamw's averages")
+    eps: float = Field(1e-8, gt=0, description="keeps adamw and rmsprop from dividing by 0")
+    weight_decay: float = Field(0.0, ge=0, description="shrinks the weights; decoupled in adamw")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic; auto is bf16 on devices that have it"
@@ -138,7 +147,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
+            raise ValueError("give exactly one of train.steps and train.epochs; set the other one to null")
         if self.minibatch_size is not None and self.batch_size % self.minibatch_size:
             raise ValueError(f"minibatch_size {self.minibatch_size} does not divide batch_size {self.batch_size}")
         return self
@@ -147,10 +156,10 @@ class Train(Section):
 class Sampling(Section):
     """How completions are drawn."""
 
-    temperature: float = Field(1.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
-    top_k: int = Field(0, ge=0, description="0 is off")
-    max_tokens: int = Field(64, gt=0, description="longest completion")
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
+    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
+    max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
 
 
 class Evaluate(Section):
@@ -163,18 +172,20 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    gold: str | None = Field(None, description="`module:function` that scores samples: the reward that counts")
+    gold: str | None = Field(
+        None, description="`module:function` or `file.py:function` that scores samples: the reward that counts"
+    )
     batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
 
 
 class Wandb(Section):
     """Weights & Biases; offline unless a login is present."""
 
-    project: str = Field("prefopt", description="project")
-    entity: str | None = Field(None, description="user or team")
+    project: str = Field("prefopt", description="project at W&B")
+    entity: str | None = Field(None, description="user or team; null is the login's own")
     group: str | None = Field(None, description="runs that belong together")
-    tags: tuple[str, ...] = Field((), description="labels")
+    tags: Names = Field((), description="labels of the run")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto is online where a login is present")
 
 
@@ -182,7 +193,7 @@ class Track(Section):
     """Where numbers go; metrics.jsonl is always written."""
 
     every: int = Field(1, gt=0, description="steps between lines of metrics")
-    wandb: Wandb | None = Field(None, description="also log to W&B")
+    wandb: Wandb | None = Field(None, description="also log to W&B; {} does, with these defaults")
     folder: str = Field("runs", description="where run folders are made")
 
 
@@ -199,12 +210,16 @@ class Seeds(Section):
 class Recipe(Section):
     """A run."""
 
-    name: str = Field(description="names the run folder; by default the file's folder and name")
-    seed: int = Field(0, ge=0, description="every seed that `seeds` does not give")
-    seeds: Seeds = Field(Seeds(), description="one seed for each source of chance")
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # `name: 2024`, `variables: {size: 135}`
+
+    name: str = Field(
+        "run", pattern=r"^[^/\\]+$", description="names the run folder; a file's default is its folder and name"
+    )
     variables: dict[str, str] = Field(
         default_factory=dict, description="used elsewhere as ${name}; ${env:NAME} reads the environment"
     )
+    seed: int = Field(0, ge=0, description="every seed that `seeds` does not give")
+    seeds: Seeds = Field(Seeds(), description="one seed for each source of chance")
     policy: Policy = Field(description="the model that is trained")
     reference: Reference = Field(Reference(), description="what it is held near to")
     source: Source = Field(description="where the batches come from")
@@ -230,14 +245,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` is replaced whole.
-        overrides: `dotted.key=value`, the value in YAML.
+        overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
 
     Raises:
         PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
     """
     file = Path(path).expanduser()
     tree = _read(file, seen=())
-    tree.setdefault("name", f"{file.parent.name}-{file.stem}" if file.parent.name else file.stem)
+    parent = file.resolve().parent.name
+    tree.setdefault("name", f"{parent}-{file.stem}" if parent else file.stem)
     for override in overrides:
         _set(tree, override)
     try:
@@ -248,26 +264,48 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def explain(error: ValidationError, where: str) -> str:
     """A pydantic error, a line for each key that is wrong: where, what, and what to write instead."""
-    known = {field.key for field in describe(Recipe)}
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
-        if item["type"] == "extra_forbidden":
-            parent = key.rpartition(".")[0]
-            siblings = [k for k in known if k.rpartition(".")[0] == parent]
-            lines.append(f"unknown key `{key}`.{nearest(key, siblings) or nearest(key, known)}")
-        elif item["type"] == "missing":
-            lines.append(f"`{key}` is missing: {next((f.description for f in describe(Recipe) if f.key == key), '')}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"`{key}`: {message}" + (f", got {item['input']!r}" if item["type"] != "value_error" else ""))
+    known = {field.key: field for field in describe(Recipe)}
+    lines = list(dict.fromkeys(_line(item, known) for item in error.errors()))
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
+
+
+def _line(item: Any, known: Mapping[str, "Described"]) -> str:
+    # pydantic also names the branch of a union and the item of a list; 0 is left out because one objective needs no list.
+    path = [
+        str(part) for part in item["loc"] if part != 0 and not re.search(r"[\[(]|^(str|int|float|bool)$", str(part))
+    ]
+    key = ".".join(path)
+    plain = ".".join(part for part in path if not part.isdigit())
+    if item["type"] == "extra_forbidden":
+        return f"unknown key `{key}`.{_suggestion(plain, known)}"
+    if item["type"] == "missing":
+        return f"`{key}` is missing: {known[plain].description if plain in known else 'it is required'}"
+    if item["type"] == "value_error":
+        return f"`{key}`: {item['msg'].removeprefix('Value error, ')}"
+    message = (
+        item["msg"].replace("Input should", "must").replace("a valid integer", "an integer").partition(", unable to")[0]
+    )
+    if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        message = "must hold keys and values"
+    given = repr(item["input"])
+    return f"`{key}` {message}, got {given if len(given) <= 80 else given[:77] + '…'}"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    """The nearest key of the section, or the same word in another section, or else what the section has."""
+    parent, _, last = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    has = [k.rpartition(".")[2] for k in siblings]
+    guess = nearest(last, has) or (nearest(elsewhere[0], elsewhere) if elsewhere else "")
+    return guess or f" {f'`{parent}`' if parent else 'A recipe'} has: {', '.join(has)}"
 
 
 class Described(NamedTuple):
     """One field of a recipe, for help and docs."""
 
     key: str
+    kind: str
     default: str
     description: str
 
@@ -276,20 +314,40 @@ def describe(section: type[BaseModel], prefix: str = "") -> Iterator[Described]:
     """Every field of a recipe, nested sections after their own line."""
     for name, info in section.model_fields.items():
         default = "required" if info.is_required() else _show(info.get_default(call_default_factory=True))
-        yield Described(prefix + name, default, info.description or "")
+        yield Described(prefix + name, _kind(info.annotation), default, info.description or "")
         for nested in _sections_in(info.annotation):
             if not (nested is Source and prefix):  # a term's source is like the run's
                 yield from describe(nested, f"{prefix}{name}.")
 
 
 def _show(default: Any) -> str:
+    """A default as it would stand in a recipe; nothing for a section, whose fields have their own."""
     if isinstance(default, BaseModel):
         return ""
-    return (
-        yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
-        .removesuffix("...\n")
-        .strip()
-    )
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_show, default))}]"
+    if isinstance(default, float):
+        return f"{default:g}".replace("e-0", "e-")
+    return yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kind(parts[0])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        words = [_kind(part) for part in parts]
+        return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
+    if origin is tuple:
+        lists = {str: "text or list", Term: "name, section or list"}
+        return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
+    if _sections_in(annotation):
+        return "section"
+    words_for = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "null"}
+    return words_for.get(annotation, "mapping")
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
@@ -299,16 +357,37 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A file and what it inherits, as one tree."""
+    base_of = f" (the base of {seen[-1]})" if seen else ""
     if not file.is_file():
-        raise PrefoptError(f"no recipe {file}" + (f" (the base of {seen[-1]})" if seen else ""))
+        known = [f.name for f in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        raise PrefoptError(f"no recipe {file}{base_of}.{nearest(file.name, known)}")
     if file.resolve() in seen:
-        raise PrefoptError(f"{file} inherits from itself")
-    tree = _parse(file.read_text(), str(file)) or {}
+        raise PrefoptError(f"{file} inherits from itself: {' → '.join(str(f) for f in (*seen, file.resolve()))}")
+    try:
+        tree = _parse(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError:
+        raise PrefoptError(f"{file} is not a text file in UTF-8") from None
     if not isinstance(tree, dict):
-        raise PrefoptError(f"{file} must hold keys and values, got a {type(tree).__name__}")
+        found = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise PrefoptError(f"{file} must hold keys and values, got {found}")
     base = tree.pop("base", None)
-    tree = _absolute(tree, file.parent)
-    return tree if base is None else _merge(_read(file.parent / base, (*seen, file.resolve())), tree)
+    tree = _absolute(_named(tree), file.resolve().parent)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise PrefoptError(f"{file}: `base` must name one other recipe, got {base!r}")
+    return _merge(_read(file.parent / Path(base).expanduser(), (*seen, file.resolve())), tree)
+
+
+def _named(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it."""
+    given = tree.get("objective")
+    if isinstance(given, str):
+        return tree | {"objective": {"name": given}}
+    if isinstance(given, list):
+        return tree | {"objective": [{"name": term} if isinstance(term, str) else term for term in given]}
+    return tree
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -319,8 +398,11 @@ def _absolute(value: Any, folder: Path) -> Any:
         return [_absolute(item, folder) for item in value]
     if isinstance(value, str):
         name, colon, rest = value.partition(":")
-        if Path(name).suffix in FILES and (folder / name).is_file():
-            return f"{(folder / name).resolve()}{colon}{rest}"
+        relative = name.startswith(("./", "../"))
+        if (relative or Path(name).suffix in FILES) and (
+            glob.glob(name, root_dir=folder, recursive=True) or (relative and (folder / name).exists())
+        ):
+            return f"{os.path.normpath(folder / name)}{colon}{rest}"
     return value
 
 
@@ -333,24 +415,47 @@ def _merge(base: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
+    """Put an override's value where its dotted key says."""
     key, equals, text = override.partition("=")
-    if not equals:
+    *path, last = key.strip().split(".")
+    if not equals or not all((*path, last)):
         raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
-    *path, last = key.split(".")
+    if path and path[0] == "objective" and (*path[1:], last)[0].isdigit() and isinstance(tree.get("objective"), dict):
+        tree["objective"] = [tree["objective"]]  # objective.0.beta=… also where there is only one
     node: Any = tree
-    for part in path:
-        node = node[int(part)] if isinstance(node, list) and part.isdigit() else node.setdefault(part, {})
-        if isinstance(node, str) and path == ["objective"]:  # `objective: DPO` overridden by objective.beta=…
-            tree["objective"] = node = {"name": node}
+    for depth, part in enumerate(path):
+        where = ".".join(path[: depth + 1])
+        if isinstance(node, dict):
+            node[part] = {} if node.get(part) is None else node[part]
+        node = node[_place(node, part, override, ".".join(path[:depth]))]
         if not isinstance(node, dict | list):
-            raise PrefoptError(f"{override!r}: `{part}` is {node!r}, which has no keys")
-    if isinstance(node, list):
-        raise PrefoptError(f"{override!r}: `{'.'.join(path)}` is a list; give the number of its item before `{last}`")
-    node[last] = _parse(text, repr(override))
+            raise PrefoptError(f"{override!r}: `{where}` is {node!r}, which has no keys")
+    node[_place(node, last, override, ".".join(path))] = _absolute(_parse(text, repr(override)), Path.cwd())
+
+
+def _place(node: Any, part: str, override: str, where: str) -> Any:
+    """The key or the number of an item that `part` stands for in `node`."""
+    if isinstance(node, dict):
+        return part
+    if not part.isdigit():
+        raise PrefoptError(f"{override!r}: `{where}` is a list; say which item, as in {where}.0.{part}")
+    if int(part) >= len(node):
+        raise PrefoptError(f"{override!r}: `{where}` has {len(node)} items, numbered from 0")
+    return int(part)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, except that 1e-6 is a number, as everyone who types it means."""
+    """YAML, except that 1e-6 is a number, as everyone who types it means, and that a key is there only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; refuses a key that is given twice, of which YAML would silently take the last."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -361,26 +466,38 @@ _Loader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise PrefoptError(f"{where}{line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise PrefoptError(f"{where} is not YAML: {error}") from None
 
 
 def _interpolate(tree: dict[str, Any]) -> dict[str, Any]:
-    variables = {**BUILT_IN, **{k: str(v) for k, v in (tree.get("variables") or {}).items()}}
+    """The tree with every ${name} replaced."""
+    given = tree.get("variables")
+    variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {})
 
-    def value_of(match: re.Match[str]) -> str:
-        name = match[1]
+    def value_of(name: str, through: tuple[str, ...]) -> str:
         if name.startswith("env:"):
-            return os.environ.get(name[4:], "")
+            if name[4:] not in os.environ:
+                raise PrefoptError(f"${{{name}}}: the environment variable {name[4:]} is not set")
+            return os.environ[name[4:]]
         if name not in variables:
             raise PrefoptError(f"unknown variable ${{{name}}}.{nearest(name, variables)} Known: {', '.join(variables)}")
-        return os.path.expanduser(re.sub(r"\$\{([^}]*)\}", value_of, variables[name]))
+        if name in through:
+            raise PrefoptError(f"the variable ${{{name}}} is made of itself: {' → '.join((*through, name))}")
+        return os.path.expanduser(replaced(variables[name], (*through, name)))
+
+    def replaced(text: str, through: tuple[str, ...] = ()) -> str:
+        return re.sub(r"\$\{([^}]*)\}", lambda match: value_of(match[1], through), text)
 
     def walk(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: item if key == "variables" else walk(item) for key, item in value.items()}
+            return {key: walk(item) for key, item in value.items()}
         if isinstance(value, list):
             return [walk(item) for item in value]
-        return re.sub(r"\$\{([^}]*)\}", value_of, value) if isinstance(value, str) else value
+        return replaced(value) if isinstance(value, str) else value
 
-    return walk(tree)
+    return walk({k: v for k, v in tree.items() if k != "variables"}) | {"variables": tree.get("variables") or {}}

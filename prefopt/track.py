@@ -3,16 +3,24 @@
 import json
 import logging
 import math
+import netrc
 import os
-from collections.abc import Mapping
+import shutil
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from prefopt import recipe
+from prefopt.checkpoint import unused
 
 log = logging.getLogger(__name__)
 
 Number = float | int
+
+PATIENCE = 30.0
+"""Seconds that W&B gets to answer, when it starts and again when it finishes."""
 
 
 def silence_telemetry() -> None:
@@ -30,7 +38,7 @@ class Jsonl:
     """One line for each step: `step`, and its metrics; a NaN is null."""
 
     def __init__(self, path: Path):
-        self.file = path.open("a", buffering=1)
+        self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Append a line; a killed process loses none that were written."""
@@ -42,7 +50,7 @@ class Jsonl:
 
 
 class WandbRun:
-    """A run at Weights & Biases, offline without a login. Its troubles are logged once and end it, not the run.
+    """A run at Weights & Biases, offline without a login or without a connection. Its troubles end it, not the run.
 
     Args:
         settings: the recipe's `track.wandb`.
@@ -52,21 +60,19 @@ class WandbRun:
     """
 
     def __init__(self, settings: recipe.Wandb, folder: Path, name: str, config: Mapping[str, Any]):
+        self.settings, self.folder, self.name, self.config = settings, folder, name, dict(config)
         self.run: Any = None
+        mode = wandb_mode(settings.mode)
+        if mode == "offline" and settings.mode == "online":
+            log.warning("W&B: no login was found, so this run is logged offline. `wandb sync` uploads it.")
         try:
-            import wandb
-
-            self.run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                group=settings.group,
-                tags=list(settings.tags),
-                name=name,
-                config=dict(config),
-                dir=str(folder),
-                mode=wandb_mode(settings.mode),
-                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-            )
+            try:
+                self.run = self._started(mode)
+            except Exception as error:
+                if mode != "online":
+                    raise
+                log.warning("W&B: %s. This run is logged offline; `wandb sync` uploads it.", _in_short(error))
+                self.run = self._started("offline")
         except Exception as error:
             self._give_up(error)
 
@@ -80,34 +86,79 @@ class WandbRun:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary and close."""
-        if self.run is not None:
+        run, self.run = self.run, None
+        if run is not None:
             try:
-                self.run.summary.update(dict(summary))
-                self.run.finish()
+                run.summary.update(dict(summary))
+                _within(PATIENCE, lambda: run.finish(exit_code=0 if summary.get("finished") else 1))
             except Exception as error:
                 self._give_up(error)
 
+    def _started(self, mode: str) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=self.settings.project,
+            entity=self.settings.entity,
+            group=self.settings.group,
+            tags=list(self.settings.tags),
+            name=self.name,
+            config=self.config,
+            dir=str(self.folder),
+            mode=mode,  # type: ignore[arg-type]
+            reinit="create_new",  # a run that the user has open is not ours to finish
+            settings=wandb.Settings(silent=True, console="off", init_timeout=PATIENCE, login_timeout=PATIENCE),
+        )
+
     def _give_up(self, error: Exception) -> None:
-        log.warning("W&B: %s: %s. The run goes on; metrics.jsonl has everything.", type(error).__name__, error)
+        log.warning("W&B: %s. The run goes on; metrics.jsonl has everything.", _in_short(error))
         self.run = None
 
 
-def wandb_mode(asked: str) -> Any:
-    """ "online" or "offline": auto is online where a key is in the environment or in ~/.netrc, so that nothing prompts."""
-    if asked == "auto" and os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if asked != "auto":
-        return "offline" if asked == "online" and not _has_login() else asked
+def _in_short(error: Exception) -> str:
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}".rstrip(".: ")
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> None:
+    """Wait for an action no longer than this; what it raises is raised here.
+
+    Raises:
+        TimeoutError: it takes longer; it goes on in a thread that does not keep the process alive.
+    """
+    raised: list[Exception] = []
+
+    def act() -> None:
+        try:
+            action()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s; `wandb sync` uploads the rest")
+    if raised:
+        raise raised[0]
+
+
+def wandb_mode(asked: str) -> str:
+    """Online only where a login is present, so that nothing ever prompts; `auto` also heeds WANDB_MODE."""
+    if asked == "auto":
+        asked = os.environ.get("WANDB_MODE", "online")
+    if asked in ("offline", "dryrun", "disabled"):
+        return asked
     return "online" if _has_login() else "offline"
 
 
 def _has_login() -> bool:
-    import netrc
-
+    """A key in the environment, or one for the service's host in ~/.netrc (or $NETRC)."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -130,24 +181,22 @@ class Tracker:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Take the lines after `step` out of a metrics file, for a resume writes them again; they are kept beside it."""
+    """Take the lines after `step` out of a metrics file, for a resume writes them again; the old file is kept beside it."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
-    keep = [line for line in lines if _step(line) <= step]
-    if len(keep) < len(lines):
-        from prefopt.checkpoint import unused
-
-        path.rename(unused(path.with_name("metrics-before-resume.jsonl")))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = "".join(line + "\n" for line in text.splitlines() if _step(line) <= step)
+    if kept != text:
+        shutil.copy(path, unused(path.with_name("metrics-before-resume.jsonl")))
         staging = path.with_suffix(".writing")
-        staging.write_text("".join(line + "\n" for line in keep))
-        staging.rename(path)
+        staging.write_text(kept, encoding="utf-8")
+        staging.replace(path)
 
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf  # cut short by the kill
 
 

@@ -102,7 +102,9 @@ def test_sft_beside_dpo_counts_the_tokens_of_the_best_completions_only() -> None
 
 def test_a_term_with_its_own_source_brings_a_batch_to_every_step() -> None:
     policy = Policy(tiny_llama())
-    spec = recipe.Train(steps=2, lr=1e-2, schedule="constant", warmup=0, batch_size=4, minibatch_size=2, micro_batch_size=1)
+    spec = recipe.Train(
+        steps=2, lr=1e-2, schedule="constant", warmup=0, batch_size=4, minibatch_size=2, micro_batch_size=1
+    )
     extra = Batches([random_batch(3, seed, completions=1) for seed in range(10, 14)])
     terms = [Term(DPO()), Term(SFT(), 0.5, extra)]
     reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
@@ -122,7 +124,9 @@ def test_clipping_bounds_the_update_of_sgd() -> None:
     ("schedule", "expected"), [("linear", [0, 0.5, 1, 0.5]), ("constant", [0, 0.5, 1, 1]), ("cosine", [0, 0.5, 1, 0.5])]
 )
 def test_schedules_warm_up_and_decay(schedule: str, expected: list[float]) -> None:
-    _, steps = train("dpo", torch.float64, 7, seven_rows(), steps=4, lr=1.0, schedule=schedule, warmup=2, clip_norm=1e-6)
+    _, steps = train(
+        "dpo", torch.float64, 7, seven_rows(), steps=4, lr=1.0, schedule=schedule, warmup=2, clip_norm=1e-6
+    )
     assert [step.metrics["lr"] for step in steps] == pytest.approx(expected)
 
 
@@ -131,7 +135,14 @@ def test_non_finite_loss_stops_before_the_update_and_keeps_the_batch(tmp_path: P
     spec = recipe.Train(steps=3, batch_size=7, lr=1e-3, schedule="constant", warmup=0)
     reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
     trainer = Trainer(
-        policy, [Term(DPO(beta=math.nan))], Batches(seven_rows()), spec, 3, Accelerator(cpu=True), reference, folder=tmp_path
+        policy,
+        [Term(DPO(beta=math.nan))],
+        Batches(seven_rows()),
+        spec,
+        3,
+        Accelerator(cpu=True),
+        reference,
+        folder=tmp_path,
     )
     before = weights(trainer)
     with pytest.raises(PrefoptError, match=r"step 1: the loss is nan.*nonfinite-step-1\.pt"):
@@ -163,7 +174,9 @@ def test_the_loop_names_no_algorithm() -> None:
         )
     }
     assert not {name for name in imported if "objectives" in name}
-    words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)
+    }
     assert not words & {"DPO", "SFT", "PPO", "BradleyTerry"}
 
 

@@ -1,6 +1,6 @@
 """The update that three steps make, for the tests of invariance; also a program that torchrun starts.
 
-    torchrun --standalone --nproc_per_node 2 tests/updates.py OUT
+torchrun --standalone --nproc_per_node 2 tests/updates.py OUT
 """
 
 import sys
@@ -124,10 +124,18 @@ CASES: dict[str, list[Term]] = {
 }
 
 
-def train(case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], **settings: Any) -> tuple[Trainer, list[Any]]:
+def train(
+    case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], **settings: Any
+) -> tuple[Trainer, list[Any]]:
     """Three steps; the trainer and what each step reported."""
     policy = Policy(tiny_llama(dtype))
-    defaults: dict[str, Any] = {"steps": 3, "lr": 3e-3, "schedule": "constant", "warmup": 0, "batch_size": len(batches[0])}
+    defaults: dict[str, Any] = {
+        "steps": 3,
+        "lr": 3e-3,
+        "schedule": "constant",
+        "warmup": 0,
+        "batch_size": len(batches[0]),
+    }
     spec = recipe.Train(**(defaults | settings), micro_batch_size=micro)
     reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
     assert spec.steps is not None

@@ -54,14 +54,25 @@ def run_feedback(
     """
     try:
         answer = feedback(prompts, completions, rows)
+    except PrefoptError:
+        raise
     except Exception as error:
         raise PrefoptError(f"the feedback {name} raised {type(error).__name__}: {error}") from error
     verdict = answer if isinstance(answer, Verdict) else Verdict(_scores(answer, name))
+    if not isinstance(verdict.scores, Tensor):
+        raise PrefoptError(
+            f"the feedback {name} returned scores that are a {type(verdict.scores).__name__}, not a tensor"
+        )
     expected = [len(prompts), max((len(row) for row in completions), default=0)]
     if list(verdict.scores.shape) != expected:
         raise PrefoptError(
             f"the feedback {name} returned scores of shape {list(verdict.scores.shape)} for "
             f"{expected[0]} prompts × {expected[1]} completions; expected one number for each completion"
+        )
+    if verdict.preference is not None and list(verdict.preference.shape) != [*expected, expected[1]]:
+        raise PrefoptError(
+            f"the feedback {name} returned preference of shape {list(verdict.preference.shape)}; expected "
+            f"{[*expected, expected[1]]}, P(y_i beats y_j)"
         )
     return verdict
 

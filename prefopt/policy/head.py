@@ -28,6 +28,7 @@ class Head:
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
         self.linear = model.get_output_embeddings()
+        self.vocabulary: int = self.linear.weight.shape[0]
         self.scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
         self.cap = getattr(config, "final_logit_softcapping", None)
@@ -44,9 +45,9 @@ def token_statistics(
     logits: Callable[[Tensor], Tensor],
     hidden: Tensor,
     tokens: Tensor,
+    vocabulary: int,
     temperature: Tensor | None = None,
     names: Collection[str] = (),
-    vocabulary: int = 2**17,
 ) -> dict[str, Tensor]:
     """Log-probs of the tokens under "logps", and the statistics asked for, each [M] and at least fp32.
 
@@ -56,9 +57,9 @@ def token_statistics(
         logits: [m, H] to [m, V].
         hidden: [M, H], the states that predict the tokens.
         tokens: [M] int64.
+        vocabulary: V, which sets the size of a chunk.
         temperature: [M] that the logits are divided by; None is 1.
         names: of `STATISTICS`.
-        vocabulary: V, which sets the size of a chunk.
     """
     names = sorted(names)
 

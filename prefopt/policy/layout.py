@@ -27,7 +27,7 @@ class Rows:
 
 
 def plain_rows(batch: Batch, device: torch.device) -> Rows:
-    """One row `prompt | completion` for each completion that is present.
+    """One row `prompt | completion` for each completion that is present; never none.
 
     Padding is on the right, so a causal model never sees it, and positions count from the prompt's first token whatever the
     padding. The id of the padding is 0: it is masked, and no model needs to have one of its own.
@@ -47,7 +47,11 @@ def plain_rows(batch: Batch, device: torch.device) -> Rows:
             length = len(mask) - mask[::-1].index(True)
             sequences.append([*prompt, *tokens[:length]])
             predicts.append([False] * (len(prompt) - 1) + mask[:length] + [False])
-    longest = max((len(s) for s in sequences), default=1)
+    if (
+        not sequences
+    ):  # a micro-batch of absent completions: most models cannot read no rows, so one that predicts nothing
+        sequences, predicts = [[0]], [[False]]
+    longest = max(len(s) for s in sequences)
     lengths = torch.tensor([len(s) for s in sequences], dtype=torch.long)
     padded = torch.zeros(len(sequences), longest, dtype=torch.long)
     chosen = torch.zeros(len(sequences), longest, dtype=torch.bool)

@@ -1,20 +1,20 @@
 """From the names in a recipe to models and tokenizers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,6 +24,8 @@ from prefopt.errors import PrefoptError
 from prefopt.functional import seed_for
 from prefopt.policy.policy import Policy
 from prefopt.policy.scorer import Scorer
+
+T = TypeVar("T")
 
 HOW_TO_GET_ONE = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
@@ -41,11 +43,10 @@ def find_model(names: Sequence[str]) -> str:
         folder = Path(name).expanduser()
         for place in (folder / "policy", folder):
             if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
-                return str(place)
-    hub = [n for n in names if re.fullmatch(r"[\w.-]+/[\w.-]+", n) and not Path(n).expanduser().exists()]
-    cached = [n for n in hub if _cached(n)]
-    if cached or hub:
-        return (cached or hub)[0]
+                return str(place.absolute())  # an adapter keeps the name of its base, which must hold from anywhere
+    hub = [n for n in names if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", n) and not Path(n).expanduser().exists()]
+    if hub:
+        return next((name for name in hub if _cached(name)), hub[0])
     raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_ONE}")
 
 
@@ -82,41 +83,45 @@ def load_scorer(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
 
 def without_dropout(config: Any) -> Any:
     """The configuration with every dropout at 0: policy and reference must differ by their weights alone."""
-    for name, value in vars(config).items():
-        if (
-            re.search(r"drop(out)?(_|$)|_pdrop$", name)
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-        ):
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):  # the text model of one that also sees
+            without_dropout(value)
+        elif isinstance(value, float) and re.search(r"drop(out)?(_|$)", name):
             setattr(config, name, 0.0)
     return config
 
 
 def _load(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
     name = find_model(spec.model)
-    adapter = (Path(name) / "adapter_config.json").is_file()
-
-    def load() -> PreTrainedModel:
-        base = LoraConfig.from_pretrained(name).base_model_name_or_path if adapter else name
-        model = auto.from_pretrained(
-            base,
-            config=without_dropout(AutoConfig.from_pretrained(base, trust_remote_code=spec.remote_code, **config)),
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attention,
-            trust_remote_code=spec.remote_code,
-        )
-        # An adapter that was trained before is part of this run's starting point, and so of its reference.
-        return PeftModel.from_pretrained(model, name).merge_and_unload() if adapter else model
-
-    model = _loaded(name, "model", load)
+    model = _loaded(name, "model", lambda: _from_folder(auto, name, spec, config))
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if spec.adapter:  # otherwise nothing that a checkpoint sees needs a gradient
-            model.enable_input_require_grads()
     return model
+
+
+def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
+    if (Path(name) / "adapter_config.json").is_file():
+        # An adapter that was trained before is part of this run's starting point, and so of its reference.
+        base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
+        merged: Any = PeftModel.from_pretrained(_from_folder(auto, base, spec, changes), name).merge_and_unload()
+        merged.name_or_path = name  # what an adapter trained on top will name as its base
+        return merged.requires_grad_(True)  # peft froze it
+    config = AutoConfig.from_pretrained(name, trust_remote_code=spec.remote_code)
+    classifies = any("SequenceClassification" in architecture for architecture in config.architectures or ())
+    if "num_labels" in changes and classifies and config.num_labels != changes["num_labels"]:
+        raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return auto.from_pretrained(
+        name,
+        config=without_dropout(config),
+        dtype=getattr(torch, spec.dtype),
+        attn_implementation=spec.attention,
+        trust_remote_code=spec.remote_code,
+    )
 
 
 def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) -> PreTrainedModel | PeftModel:
@@ -137,12 +142,18 @@ def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) 
             raise PrefoptError(f"policy.adapter: {error}") from error
 
 
-def _loaded(name: str, what: str, load: Any) -> Any:
+def _loaded(name: str, what: str, load: Callable[[], T]) -> T:
     try:
         return load()
-    except (OSError, ValueError, HFValidationError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PrefoptError(f"cannot load the {what} {name}: {first}\n  {HOW_TO_GET_ONE}") from error
+    except PrefoptError:
+        raise
+    except Exception as error:  # a folder can be wrong in more ways than transformers has exceptions for
+        first = next(iter(str(error).strip().splitlines()), "")
+        if "trust_remote_code" in str(error):
+            first += " (policy.remote_code: true allows it)"
+        raise PrefoptError(
+            f"cannot load the {what} {name}: {type(error).__name__}: {first}\n  {HOW_TO_GET_ONE}"
+        ) from error
 
 
 def _cached(name: str) -> bool:

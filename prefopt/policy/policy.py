@@ -1,7 +1,7 @@
 """The policy: any Hugging Face causal LM behind one call, `policy(batch, needs) -> Outputs`."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self._head: Head | None = None
         self._verified = False
+        self.train(model.training)  # a new module is in training mode, a loaded model is not
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -65,63 +66,88 @@ class Policy(nn.Module):
         """
         if needs.rewards:
             raise PrefoptError("this objective needs rewards; a language model gives none. Set `policy.kind: scorer`")
+        if needs.values:
+            raise PrefoptError("this objective needs values; this policy has no value head")
         if unknown := needs.statistics - STATISTICS.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted(STATISTICS)}")
-        rows = plain_rows(batch, self.device)
-        tokens = batch.completion_ids.to(self.device)[batch.mask.to(self.device)]
-        temperature = _per_token(batch, self.device)
-        if not self._verified:
+        rows, mask = plain_rows(batch, self.device), batch.mask.to(self.device)
+        tokens = batch.completion_ids.to(self.device)[mask]
+        if not self._verified and len(tokens):
             self._verify(rows, tokens)
-        hidden, logits = self._hidden(rows)
-        found = token_statistics(logits, hidden, tokens, temperature, needs.statistics, self._vocabulary)
-        mask = batch.mask.to(self.device)
+        found = self._statistics(rows, tokens, _per_token(batch, self.device), needs.statistics)
         placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()}
         return Outputs(mask=mask, logps=placed.pop("logps"), statistics=placed)
 
-    def _hidden(self, rows: Rows) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """States [M, ·] at the predicting positions, and the function from them to logits."""
-        if self._head is None:  # the architecture's own head, all positions of the row batch at once
-            return self._own_logits(rows), nn.Identity()
+    def _statistics(
+        self, rows: Rows, tokens: Tensor, temperature: Tensor | None = None, names: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        if self._head is None:  # the architecture's own head, on all positions of the rows at once
+            output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+            logits = output.logits[rows.predicts]
+            return token_statistics(nn.Identity(), logits, tokens, logits.shape[-1], temperature, names)
         backbone = getattr(self.causal, self.causal.base_model_prefix)
         # Right padding is invisible to a causal model; without a mask, attention takes its fast causal path.
-        states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state
-        return states[rows.predicts], self._head
-
-    def _own_logits(self, rows: Rows) -> Tensor:
-        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        return output.logits[rows.predicts]
-
-    @property
-    def _vocabulary(self) -> int:
-        return self.causal.get_output_embeddings().weight.shape[0]
+        states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state[rows.predicts]
+        return token_statistics(self._head, states, tokens, self._head.vocabulary, temperature, names)
 
     @torch.no_grad()
     def _verify(self, rows: Rows, tokens: Tensor) -> None:
-        """Use the chunked head if it says what the model itself says about the first rows, else the model's own."""
-        self._verified = True
+        """Use the chunked head if it says of the first rows what the model itself says of each alone, else the model's own."""
         few = Rows(*(field[:2] for field in (rows.input_ids, rows.attention_mask, rows.predicts, rows.last)))
         tokens = tokens[: int(few.predicts.sum())]
-        expected = token_statistics(nn.Identity(), self._own_logits(few), tokens, vocabulary=self._vocabulary)["logps"]
-        self._head = Head(self.causal)
-        hidden, logits = self._hidden(few)
-        found = token_statistics(logits, hidden, tokens, vocabulary=self._vocabulary)["logps"]
-        # bf16 activations differ by rounding between code paths; a missing scale or cap differs by far more.
-        tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 5e-2
-        worst = (expected - found).abs().max().item() if len(tokens) else 0.0
-        if not worst <= tolerance:
+        training = self.training
+        self.eval()  # whatever is random in training would make the two differ
+        try:
+            expected = torch.cat([self._alone(few, row) for row in range(len(few.last))])
+            doubt = self._doubt(few, tokens, expected)
+        finally:
+            self.train(training)
+        self._verified = True
+        if doubt:
             self._head = None
             log.warning(
-                "%s transforms its logits in a way prefopt does not know (log-probs differ by %.2g): using its own LM head, "
-                "which keeps [tokens × vocabulary] in memory",
+                "%s makes its logits in a way prefopt does not know (%s): using its own LM head, which keeps "
+                "[tokens × vocabulary] in memory",
                 type(self.causal).__name__,
-                worst,
+                doubt,
             )
+
+    def _alone(self, rows: Rows, row: int) -> Tensor:
+        """The log-probs of one row without padding, plainly."""
+        length = int(rows.last[row]) + 1
+        ids, predicts = rows.input_ids[row, :length], rows.predicts[row, :length]
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        following = ids.roll(-1)[predicts]  # the last position predicts nothing
+        return logits.log_softmax(-1)[predicts].gather(-1, following[:, None])[:, 0]
+
+    def _doubt(self, rows: Rows, tokens: Tensor, expected: Tensor) -> str:
+        """What is wrong with the chunked head on these rows; nothing if it can be used."""
+        try:
+            self._head = Head(self.causal)
+            found = self._statistics(rows, tokens)["logps"]
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
+            return f"{type(error).__name__}: {error}"
+        # bf16 activations differ by rounding between code paths; a missing scale or cap differs by far more.
+        tolerance = 1e-4 if self._head.linear.weight.dtype in (torch.float32, torch.float64) else 5e-2
+        if torch.is_autocast_enabled(tokens.device.type):
+            tolerance = 5e-2
+        worst = (expected - found).abs().max().item()
+        return "" if worst <= tolerance else f"log-probs differ by {worst:.2g}"
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors; the adapter alone where there is one) and tokenizer, in the Hugging Face format."""
-        self.model.save_pretrained(str(folder))
+        save_weights(self.model, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """The weights, or the adapter alone."""
+    if isinstance(model, PeftModel):  # adapters add no tokens; to find that out, peft would ask the hub for the base
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder))
 
 
 def _per_token(batch: Batch, device: torch.device) -> Tensor | None:

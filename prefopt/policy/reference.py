@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.errors import PrefoptError
-from prefopt.policy.load import load_policy
+from prefopt.policy.load import load_policy, load_tokenizer
 from prefopt.policy.policy import Policy
 from prefopt.types import Batch, Model, Needs, Outputs
 
@@ -46,12 +47,34 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
     if spec.model is not None:
         changed = {"model": spec.model, "adapter": None, "tokenizer": None, "gradient_checkpointing": False}
         other = policy_spec.model_copy(update=changed | ({"dtype": spec.dtype} if spec.dtype else {}))
-        return Frozen(_frozen(load_policy(other, _shared(policy.tokenizer), seed=0)).to(policy.device))
+        tokenizer = _shared(policy.tokenizer)
+        model = load_policy(other, tokenizer, seed=0)
+        _check_vocabulary(model, other, tokenizer)
+        return Frozen(_frozen(model).to(policy.device))
     if policy.has_adapter:
         return AdapterOff(policy)
     # The tokenizer is not copied, and the copy finds out for itself how its head works.
     twin = Policy(copy.deepcopy(policy.model), policy.tokenizer)
     return Frozen(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin))
+
+
+def _check_vocabulary(reference: Policy, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same ids must mean the same tokens; the rows of two embeddings may still differ, padded as they often are."""
+    name = " or ".join(spec.model)
+    embedding: Any = reference.causal.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if rows < len(tokenizer):
+        raise PrefoptError(f"the reference {name} knows {rows} tokens, the policy's tokenizer {len(tokenizer)}")
+    try:
+        own = load_tokenizer(spec)
+    except PrefoptError:  # saved without one: nothing more to compare
+        return
+    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
+    if odd := [token for token, number in ours.items() if number < len(own) and theirs.get(token) != number]:
+        raise PrefoptError(
+            f"the reference {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
+            f"and {ours[odd[0]]} here, so its log-probs would be of other texts"
+        )
 
 
 def _frozen(policy: Policy) -> Policy:

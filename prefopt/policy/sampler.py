@@ -37,9 +37,8 @@ class RowNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[N, V] scores with their noise."""
-        return scores + gumbel(self.seeds.to(scores.device), input_ids.shape[1] - self.start, scores.shape[1]).to(
-            scores
-        )
+        noise = gumbel(self.seeds.to(scores.device), input_ids.shape[1] - self.start, scores.shape[1])
+        return scores + noise.to(scores.dtype)
 
 
 def gumbel(seeds: Tensor, position: int, vocabulary: int) -> Tensor:
@@ -95,13 +94,14 @@ class TransformersSampler:
         drawn: list[list[int]] = [[] for _ in rows]
         was_training = model.training
         model.eval()
-        for start in range(0, len(order), self.rows):
-            chunk = order[start : start + self.rows]
-            for index, tokens in zip(
-                chunk, _generate(model, [rows[i] for i in chunk], settings, keys[chunk]), strict=True
-            ):
-                drawn[index] = tokens
-        model.train(was_training)
+        try:
+            for start in range(0, len(order), self.rows):
+                chunk = order[start : start + self.rows]
+                found = _generate(model, [rows[i] for i in chunk], settings, keys[chunk])
+                for index, tokens in zip(chunk, found, strict=True):
+                    drawn[index] = tokens
+        finally:
+            model.train(was_training)
         return _padded(drawn, len(prompt_ids), completions)
 
 
@@ -113,7 +113,10 @@ def _generate(model: Policy, prompts: Sequence[Sequence[int]], settings: Samplin
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     ends = end_tokens(model)
     config = GenerationConfig(
-        max_new_tokens=settings.max_tokens, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+        max_new_tokens=settings.max_tokens,
+        do_sample=False,  # the noise does it
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
     )
     with _no_defaults(model):
         causal: Any = model.causal

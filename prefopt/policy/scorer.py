@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
 from prefopt.policy.layout import Rows, plain_rows
+from prefopt.policy.policy import save_weights
 from prefopt.types import Batch, Needs, Outputs
 
 
@@ -28,6 +29,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.train(model.training)  # a new module is in training mode, a loaded model is not
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +55,7 @@ class Scorer(nn.Module):
     def _scores(self, rows: Rows) -> Tensor:
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         score = getattr(model, "score", None)
-        if score is None:
+        if score is None or model.config.is_encoder_decoder:
             return self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, 0]
         # A decoder's own forward takes the last token that is not the padding token, and so the one before EOS wherever
         # padding and EOS share an id. We know where each row ends.
@@ -63,6 +65,6 @@ class Scorer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors) and tokenizer, in the Hugging Face format."""
-        self.model.save_pretrained(str(folder))
+        save_weights(self.model, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)

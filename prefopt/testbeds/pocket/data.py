@@ -11,14 +11,16 @@ Columns that they share: `group` is the prompt, so that a prompt never straddles
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
+
+from prefopt.functional import seed_for
 
 from . import lexicon
 from .grammar import write
 from .language import LABELS, sample
-from .prompts import Split, Topics, draw
+from .requests import Split, Topics, draw
 from .reward import rating, score
 
 Row = dict[str, Any]
@@ -73,10 +75,12 @@ def preferences(
     coverage: float = 0.0,
     best_of: int = 8,
     temperature: float = 1.0,
+    length_bias: float = 0.0,
 ) -> Iterator[Row]:
     """Pairs of samples of the LM, as `prompt/chosen/rejected`, labelled by the gold reward through Bradley–Terry noise.
 
-    A rater prefers y₁ to y₂ with probability σ(scale·(r(y₁) − r(y₂))), turned round with probability `flip`.
+    A rater prefers y₁ to y₂ with probability σ(scale·(u(y₁) − u(y₂))), u = gold reward + length_bias·words, and the verdict
+    is turned round with probability `flip`.
 
     Args:
         n: number of pairs.
@@ -90,14 +94,26 @@ def preferences(
             looks like. At 0, all are single samples.
         best_of: see `coverage`.
         temperature: of the samples; below 1, the data cover less.
+        length_bias: reward that a word seems to add in the raters' eyes.
     """
-    yield from _pairs(n, seed, split, topics, scale, flip, raters, coverage, best_of, temperature, lambda gold, text: gold)
+    texts = [str(request) for request in draw(n, seed, split, topics)]
+    pairs = _pairs(texts, seed, coverage, best_of, temperature)
+    for i, (prompt, (y1, y2)) in enumerate(zip(texts, pairs, strict=True)):
+        random = Random(f"labels {seed} {i}")
+        gold = {y: score(prompt, y) for y in (y1, y2)}
+        words = len(lexicon.tokens(y1)) - len(lexicon.tokens(y2))
+        p = _sigmoid(scale * (gold[y1] - gold[y2] + length_bias * words))
+        won = sum(random.random() < p * (1 - flip) + (1 - p) * flip for _ in range(raters))
+        chosen, rejected, votes = (y1, y2, won) if won + random.random() - 0.5 > raters / 2 else (y2, y1, raters - won)
+        row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "group": prompt}
+        row["gold"] = [gold[chosen], gold[rejected]]
+        yield row if raters == 1 else {**row, "votes": [votes, raters - votes]}
 
 
 def proxy_labels(
     n: int, seed: int = 0, split: Split = "train", topics: Topics = "all", length_bias: float = 0.05, **knobs: Any
 ) -> Iterator[Row]:
-    """Pairs for a weak reward model: `preferences` by raters who take r + length_bias·words for the reward.
+    """Pairs for a weak reward model: `preferences` by raters who like length.
 
     The fewer the pairs and the larger the bias, the sooner a policy that climbs the proxy falls by the gold reward. The
     column `gold` stays true.
@@ -107,13 +123,10 @@ def proxy_labels(
         seed: fixes all of them.
         split: of the prompts.
         topics: of the prompts.
-        length_bias: reward that a word seems to add. .05 for ten words is half of the way from indifferent to best.
-        knobs: those of `preferences`.
+        length_bias: reward that a word seems to add: at .05, ten words outweigh half of the way from indifferent to best.
+        knobs: the others of `preferences`.
     """
-    settings = {"scale": 5.0, "flip": 0.0, "raters": 1, "coverage": 0.0, "best_of": 8, "temperature": 1.0, **knobs}
-    yield from _pairs(
-        n, seed, split, topics, **settings, utility=lambda gold, text: gold + length_bias * len(lexicon.tokens(text))
-    )
+    yield from preferences(n, seed, split, topics, length_bias=length_bias, **knobs)
 
 
 def rankings(
@@ -130,7 +143,7 @@ def rankings(
     The order is Plackett–Luce in scale·r: that of scale·r plus standard Gumbel noise. For k = 2 this is Bradley–Terry.
     """
     for random, row in _sampled("rankings", n, k, seed, split, topics, temperature):
-        noisy = [scale * gold - math.log(-math.log(_open(random))) for gold in row["gold"]]
+        noisy = [scale * gold + _gumbel(random) for gold in row["gold"]]
         best_first = sorted(range(k), key=lambda j: -noisy[j])
         yield {**row, "ranks": [best_first.index(j) + 1 for j in range(k)]}
 
@@ -153,41 +166,52 @@ def ratings(
 
 
 def _pairs(
-    n: int,
-    seed: int,
-    split: Split,
-    topics: Topics,
-    scale: float,
-    flip: float,
-    raters: int,
-    coverage: float,
-    best_of: int,
-    temperature: float,
-    utility: Callable[[float, str], float],
-) -> Iterator[Row]:
-    texts = [str(request) for request in draw(n, seed, split, topics)]
-    pairs = _drawn_pairs(texts, seed, coverage, best_of, temperature)
-    for i, (prompt, pair) in enumerate(zip(texts, pairs, strict=True)):
-        random = Random(f"labels {seed} {i}")
-        gold = [score(prompt, text) for text in pair]
-        margin = scale * (utility(gold[0], pair[0]) - utility(gold[1], pair[1]))
-        p = flip + (1 - 2 * flip) / (1 + math.exp(-margin))
-        votes = sum(random.random() < p for _ in range(raters))
-        first = votes > raters / 2 if votes != raters / 2 else random.random() < 0.5
-        a, b = (0, 1) if first else (1, 0)
-        row = {"prompt": prompt, "chosen": pair[a], "rejected": pair[b], "group": prompt, "gold": [gold[a], gold[b]]}
-        yield row if raters == 1 else {**row, "votes": [votes, raters - votes] if first else [raters - votes, votes]}
-
-
-def _drawn_pairs(
     texts: Sequence[str], seed: int, coverage: float, best_of: int, temperature: float
-) -> list[tuple[str, str]]:
-    """Two different samples for each prompt; in a share of them, the first is the best of many."""
-    improved = [Random(f"coverage {seed} {i}").random() < coverage for i in range(len(texts))]
-    groups: list[list[str]] = [[] for _ in texts]
-    for chosen, many in ((True, max(best_of, 2)), (False, 2)):
-        rows = [i for i in range(len(texts)) if improved[i] == chosen]
-        drawn = sample([texts[i] for i in rows], many, [_seed(seed, i) for i in rows], temperature)
-        for i, group in zip(rows, drawn, strict=True):
-            groups[i] = sorted(group, key=lambda text: -score(texts[i], text)) if chosen else group  # noqa: B023
-    return [_two(group, Random(f"pair {seed} {i}")) for i, group in enumerate(groups)]
+) -> Iterator[tuple[str, str]]:
+    """Two samples for each prompt; in a share of the pairs, one of them is the best of many."""
+    randoms = [Random(f"pair {seed} {i}") for i in range(len(texts))]
+    sizes = [best_of if random.random() < coverage else 2 for random in randoms]
+    groups: dict[int, list[str]] = {}
+    for size in {*sizes}:
+        rows = [i for i in range(len(texts)) if sizes[i] == size]
+        seeds = [seed_for("pairs", seed, i) for i in rows]
+        groups |= zip(rows, sample([texts[i] for i in rows], size, seeds, temperature), strict=True)
+    for i, (text, random) in enumerate(zip(texts, randoms, strict=True)):
+        best, *others = sorted(groups[i], key=lambda y: -score(text, y))
+        yield best, random.choice(others)
+
+
+def _sampled(
+    kind: str, n: int, k: int, seed: int, split: Split, topics: Topics, temperature: float
+) -> Iterator[tuple[Random, Row]]:
+    """k samples for each prompt with their gold rewards, and the random numbers for what is said about them."""
+    texts = [str(request) for request in draw(n, seed, split, topics)]
+    groups = sample(texts, k, [seed_for(kind, seed, i) for i in range(len(texts))], temperature)
+    for i, (text, group) in enumerate(zip(texts, groups, strict=True)):
+        row = {"prompt": text, "completions": group, "group": text, "gold": [score(text, y) for y in group]}
+        yield Random(f"{kind} {seed} {i}"), row
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > 0 else 1 - 1 / (1 + math.exp(x))
+
+
+def _gumbel(random: Random) -> float:
+    return -math.log(random.expovariate(1.0))
+
+
+def _spoiled(opinion: str, random: Random) -> str:
+    """An opinion with a word lost, doubled, moved or replaced; now and then it is an opinion still."""
+    words = opinion.split()
+    i, j = random.randrange(len(words)), random.randrange(len(words))
+    match random.randrange(4):
+        case 0:
+            del words[i]
+        case 1:
+            words.insert(i, words[i])
+        case 2:
+            words[i], words[j] = words[j], words[i]
+        case _:
+            topic = random.choice(list(lexicon.NOUNS))
+            words[i] = random.choice([*lexicon.aspects(topic), *lexicon.adjectives(topic, "person")])
+    return " ".join(words)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 
 from . import lexicon
-from .prompts import Request
+from .requests import Request
 
 STANCES = {tuple(phrase.split()): phrase for phrase in lexicon.STANCES}
 BASE_FORMS = {base: past for past, (base, _) in lexicon.VERBS.items()}
@@ -236,6 +236,7 @@ def _statement(topic: str, noun: str, sign: int, random: Random, habits: Habits)
     negation = random.choice(list(lexicon.NEGATIONS)) if random.random() < habits.negation else ""
     degree = random.choice(list(lexicon.DEGREES)) if random.random() < habits.degree else ""
     wanted = -sign if negation else sign
+    words: lexicon.Valences
     if random.random() < habits.verb:
         words, negation, degree = {past: v for past, (_, v) in lexicon.VERBS.items()}, "not" if negation else "", ""
     else:

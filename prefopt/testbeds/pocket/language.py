@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefopt.functional import seed_for
-
-from . import lexicon, prompts
+from . import lexicon, requests
 
 if TYPE_CHECKING:
     from prefopt.policy.policy import Policy
@@ -32,7 +30,7 @@ def vocabulary() -> tuple[str, ...]:
     words |= {adjective for axis in lexicon.AXES for adjective in axis}
     words |= {form for past, (base, _) in lexicon.VERBS.items() for form in (past, base)}
     words |= {word for phrase in lexicon.STANCES for word in lexicon.tokens(phrase)}
-    words |= {word for request in prompts.pool("all") for word in lexicon.tokens(str(request))}
+    words |= {word for request in requests.pool("all") for word in lexicon.tokens(str(request))}
     return (*SPECIAL, *sorted(words))
 
 
@@ -99,7 +97,7 @@ def sample(
     Args:
         texts: B prompts.
         completions: K.
-        seeds: B seeds, one for each prompt.
+        seeds: B of them, 63 bits: the noise of each prompt's samples.
         temperature: 0 is greedy.
         folder: of the model.
     """
@@ -112,10 +110,10 @@ def sample(
     assert model.tokenizer is not None
     drawn = TransformersSampler(rows=512)(
         model,
-        [model.tokenizer(text)["input_ids"] for text in texts],  # type: ignore[misc]
+        [model.tokenizer(text)["input_ids"] for text in texts],
         completions,
         Sampling(temperature=temperature, max_tokens=MAX_TOKENS),
-        torch.tensor([seed_for("pocket sample", seed) for seed in seeds]),
+        torch.tensor(seeds),
     )
     ids = drawn.completion_ids.masked_fill(~drawn.mask, SPECIAL.index("<pad>")).flatten(0, 1)
     decoded = model.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -9,8 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from prefopt.functional import seed_for
+
 from .language import FOLDER, LABELS, load, sample
-from .prompts import Topics, draw
+from .requests import Topics, draw
 from .reward import OFF_GRAMMAR, gold, rating
 
 
@@ -36,7 +38,7 @@ def marks(prompts: int = 256, seed: int = 0, topics: Topics = "all", folder: str
         folder: of the model.
     """
     texts = [str(request) for request in draw(prompts, seed, "test", topics)]
-    completions = sample(texts, 64, [seed * prompts + i for i in range(prompts)], folder=folder)
+    completions = sample(texts, 64, [seed_for("marks", seed, i) for i in range(prompts)], folder=folder)
     rewards = gold(texts, completions).scores
     yield _mark("on-grammar", (rewards > OFF_GRAMMAR).float().mean(1))
     yield _mark("words", torch.tensor([[float(len(c.split())) for c in group] for group in completions]).mean(1))

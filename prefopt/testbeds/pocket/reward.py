@@ -26,7 +26,7 @@ from prefopt.types import Prompt, Verdict
 
 from . import lexicon
 from .grammar import Claim, OffGrammar, Opinion, Sentence, Statement, parse
-from .prompts import Request, read
+from .requests import Request, read
 
 OFF_GRAMMAR = -1.0
 FLOOR = 0.95

@@ -1,4 +1,4 @@
-"""Prompts: `short review of the hotel by a friend , mainly the room :`, and which of them are held out."""
+"""What prompts ask for, `short review of the hotel by a friend , mainly the room :`, and which of them are held out."""
 
 import hashlib
 import itertools
@@ -94,8 +94,8 @@ def _twentieth(text: str) -> int:
 def draw(n: int, seed: int, split: Split = "train", topics: Topics = "all") -> Iterator[Request]:
     """`n` prompts in an order that depends on the seed; none comes twice before all have come once."""
     random = Random(f"prompts {seed}")
-    requests = list(pool(split, topics))
+    asked = list(pool(split, topics))
     while n > 0:
-        random.shuffle(requests)
-        yield from requests[:n]
-        n -= len(requests)
+        random.shuffle(asked)
+        yield from asked[:n]
+        n -= len(asked)

@@ -1,0 +1,86 @@
+"""Tiny models for every test: random, made in a moment, each process its own."""
+
+import os
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+}
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from prefopt import Batch
+
+torch.set_num_threads(1)
+
+TEXT = """</s> <unk> <tool> . , the a film food view room is was seems very not good bad fine dull bright grim great awful
+slow quick warm cold and but"""
+WORDS = TEXT.split()
+TINY = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,  # far from uniform, so that a mistake shows
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The size of every tiny model: 30 words, EOS 0, no padding token."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token a word."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory, tokenizer):
+    """A random Llama with its tokenizer, in the Hugging Face format."""
+    folder = tmp_path_factory.mktemp("tiny") / "lm"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(LlamaConfig(**TINY)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """A random batch of B prompts × K completions of up to T tokens, with `holes` in the mask and `absent` completions."""
+
+    def make(prompts=3, completions=2, tokens=6, seed=0, holes=False, absent=(), **fields):
+        draw = torch.Generator().manual_seed(seed)
+        shape = (prompts, completions, tokens)
+        lengths = torch.randint(2, tokens + 1, shape[:2], generator=draw)
+        lengths[0, 0] = tokens
+        for b, k in absent:
+            lengths[b, k] = 0
+        mask = torch.arange(tokens) < lengths[..., None]
+        ids = torch.randint(1, len(WORDS), shape, generator=draw) * mask
+        if holes:  # the second token came from a tool; a later one always follows it
+            mask[..., 1] &= lengths < 3
+        sizes = torch.randint(1, 5, (prompts,), generator=draw).tolist()
+        prompt_ids = tuple(tuple(torch.randint(1, len(WORDS), (n,), generator=draw).tolist()) for n in sizes)
+        return Batch(prompt_ids, ids, mask, **fields)
+
+    return make

@@ -1,0 +1,174 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from scipy import stats
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from prefopt import Batch, Needs
+from prefopt.policy import Policy, TransformersSampler
+from prefopt.policy.sampler import _GOLDEN, _mix, end_tokens, gumbel
+from prefopt.recipe import Sampling
+
+PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13), (5, 6), (8,)]
+SEEDS = torch.tensor([11, 22, 33, 44, 55])
+
+
+def texts(sampled):
+    return [
+        [ids[mask].tolist() for ids, mask in zip(row, masks, strict=True)]
+        for row, masks in zip(sampled.completion_ids, sampled.mask, strict=True)
+    ]
+
+
+@pytest.fixture
+def draw(llama):
+    def run(prompts=PROMPTS, completions=3, seeds=SEEDS, rows=128, model=llama, **settings):
+        settings = Sampling(**{"max_tokens": 8} | settings)
+        return TransformersSampler(rows)(model, prompts, completions, settings, seeds)
+
+    return run
+
+
+def test_hash_is_splitmix64():
+    """The first numbers of splitmix64 from seed 1234567, as published with its reference implementation."""
+    state = torch.tensor(1234567) + torch.arange(1, 6) * _GOLDEN
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    assert [x % 2**64 for x in _mix(state).tolist()] == expected
+
+
+def test_noise_is_gumbel_and_independent():
+    noise = np.stack([gumbel(torch.arange(40), position, 500).numpy() for position in range(10)])  # [10, 40, 500]
+    assert stats.kstest(noise.ravel(), "gumbel_r").pvalue > 0.01
+    for axis in range(3):  # neighbours in position, seed and token
+        a = np.moveaxis(noise, axis, 0)
+        assert abs(np.corrcoef(a[1:].ravel(), a[:-1].ravel())[0, 1]) < 0.01
+    assert len(np.unique(noise)) == noise.size
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (0.7, 4, 1.0), (0.7, 0, 0.8), (2.0, 5, 0.9)]
+)
+def test_samples_follow_the_softmax(temperature, top_k, top_p, make_llama):
+    count, prompt = 4000, (5, 3, 4)
+    policy = Policy(make_llama(vocab_size=8, initializer_range=0.2), SimpleNamespace(eos_token_id=0))
+    every = Batch((prompt,), torch.arange(8).view(1, 8, 1), torch.ones(1, 8, 1, dtype=torch.bool))
+    with torch.no_grad():
+        logps = policy(every, Needs()).sum()[0] / temperature
+    allowed = torch.ones(8, dtype=torch.bool)
+    if top_k:
+        allowed &= logps >= logps.sort(descending=True).values[top_k - 1]
+    ranked = logps.masked_fill(~allowed, -torch.inf).softmax(0).sort(descending=True)
+    nucleus = ranked.values.cumsum(0) - ranked.values < top_p  # up to the token that passes it
+    allowed &= torch.zeros(8, dtype=torch.bool).scatter(0, ranked.indices, nucleus)
+    expected = logps.masked_fill(~allowed, -torch.inf).softmax(0)
+    settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=1)
+    seeds = torch.arange(20) * 1000  # 200 completions from each
+    sampled = TransformersSampler(rows=2000)(policy, [prompt] * 20, count // 20, settings, seeds)
+    found = sampled.completion_ids.flatten().bincount(minlength=8)
+    assert (found[~allowed] == 0).all()
+    assert 1 < allowed.sum() <= (top_k or 8)
+    assert stats.chisquare(found[allowed].numpy(), (count * expected[allowed]).numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_completion_depends_on_its_row_alone(name, temperature, tiny, draw):
+    torch.manual_seed(0)
+    sizes = tiny | ({"n_embd": 16, "n_layer": 2, "n_head": 2} if name == "GPT2" else {})
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**sizes)).double()
+    policy = Policy(model, SimpleNamespace(eos_token_id=0))
+    together = texts(draw(model=policy, temperature=temperature))
+    assert len({len(text) for row in together for text in row}) > 1 or temperature == 0
+    for rows in (1, 2, 4):
+        assert texts(draw(model=policy, temperature=temperature, rows=rows)) == together
+    order = [3, 0, 4, 2, 1]
+    moved = draw([PROMPTS[i] for i in order], seeds=SEEDS[order], model=policy, temperature=temperature)
+    assert texts(moved) == [together[i] for i in order]
+    for row, prompt in enumerate(PROMPTS):
+        alone = texts(draw([prompt], seeds=SEEDS[row : row + 1], model=policy, temperature=temperature))[0]
+        assert alone == together[row]
+    fewer = texts(draw(completions=1, model=policy, temperature=temperature))
+    assert fewer == [row[:1] for row in together]
+
+
+def test_noise_is_a_function_of_seed_and_completion(draw):
+    sampled = texts(draw())
+    assert texts(draw()) == sampled
+    torch.manual_seed(99)  # the global state has no say
+    assert texts(draw()) == sampled
+    assert all(len({tuple(text) for text in row}) == 3 for row in sampled)
+    assert sampled[1] != sampled[4]  # one prompt, two seeds
+    same = texts(draw([(8,), (8,)], seeds=torch.tensor([22, 22])))
+    assert same[0] == same[1] == sampled[1]
+
+
+def test_greedy_takes_the_likeliest(llama, draw):
+    sampled = draw(completions=2, temperature=0.0)
+    for prompt, (first, second) in zip(PROMPTS, texts(sampled), strict=True):
+        assert first == second
+        row = list(prompt)
+        for token in first:
+            assert llama.model(input_ids=torch.tensor([row])).logits[0, -1].argmax() == token
+            row.append(token)
+
+
+def test_end_is_kept_once_and_nothing_follows(llama, draw):
+    llama.causal.generation_config = GenerationConfig(eos_token_id=[3, 4])
+    assert end_tokens(llama) == [0, 3, 4]
+    sampled = draw(completions=40, max_tokens=12)
+    seen = set()
+    for row in texts(sampled):
+        for text in row:
+            assert 1 <= len(text) <= 12
+            assert not {0, 3, 4} & set(text[:-1])
+            seen.add(text[-1] if text[-1] in (0, 3, 4) else None)
+            assert text[-1] in (0, 3, 4) or len(text) == 12
+    assert seen == {0, 3, 4, None}
+    assert (sampled.mask.int().diff(dim=-1) <= 0).all()  # right-padded
+    assert sampled.completion_ids[~sampled.mask].eq(0).all()
+
+
+def test_a_tokenizer_without_eos_samples_to_the_end(make_llama, draw):
+    policy = Policy(make_llama(eos_token_id=None), SimpleNamespace(eos_token_id=None))
+    policy.causal.generation_config = GenerationConfig()
+    assert draw(model=policy, completions=1, max_tokens=5).mask.sum() == 5 * len(PROMPTS)
+
+
+def test_the_models_own_settings_stay_out(llama, draw):
+    plain, greedy = texts(draw()), texts(draw(temperature=0.0))
+    own = GenerationConfig(
+        do_sample=True,
+        temperature=5.0,
+        top_k=1,
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=1,
+        min_new_tokens=8,
+        bad_words_ids=[[9]],
+        max_length=4,
+    )
+    llama.causal.generation_config = own
+    assert texts(draw()) == plain
+    assert texts(draw(temperature=0.0)) == greedy
+    assert llama.causal.generation_config is own
+
+
+def test_the_policy_is_left_as_it_was(llama, draw, monkeypatch):
+    llama.train()
+    draw(completions=1)
+    assert llama.training
+    assert llama.model.training
+    monkeypatch.setattr(llama.causal, "generate", lambda **_: 1 / 0)
+    own = llama.causal.generation_config
+    with pytest.raises(ZeroDivisionError):
+        draw(completions=1)
+    assert llama.training
+    assert llama.causal.generation_config is own

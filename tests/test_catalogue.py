@@ -1,0 +1,54 @@
+"""The catalogue, and the reference pages made from code."""
+
+from pathlib import Path
+
+import pytest
+
+from prefopt.catalogue import MARKER, entries, needs_in_words, pages
+from prefopt.objectives import CATALOGUE
+from prefopt.recipe import Recipe, describe
+from prefopt.types import Needs
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("page", ["objectives.md", "recipes.md"])
+def test_page_is_up_to_date(page):
+    made = pages(DOCS)[DOCS / page]
+    assert (DOCS / page).read_text() == made, "out of date: python -m prefopt.catalogue"
+
+
+def test_recipes_page_has_every_field_and_keeps_what_is_written_by_hand():
+    text = pages(DOCS)[DOCS / "recipes.md"]
+    written, made = text.split(MARKER)
+    assert "base: other.yaml" in written
+    for field in describe(Recipe):
+        assert f"| `{field.key}` |" in made or f"### {field.key}\n" in made, field.key
+
+
+def test_every_objective_has_what_people_look_for():
+    assert [e.name for e in entries()] == sorted(CATALOGUE, key=str.lower)
+    for e in entries():
+        assert e.paper and e.needs and e.summary and "\n" not in e.summary, e.name
+        assert len(e.summary) < 150, e.name
+
+
+def test_objectives_page_shows_formulas_and_fields():
+    text = pages(DOCS)[DOCS / "objectives.md"]
+    assert "```text\nL = −log σ(β(Δ_w − Δ_l))," in text and "- `beta`: β, the strength" in text
+    assert "[2305.18290](https://arxiv.org/abs/2305.18290)" in text
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (Needs(), "lists"),
+        (Needs(completions=2, ordered=True, reference=True), "pairs, reference"),
+        (Needs(completions=1, ordered=True), "the best completion"),
+        (Needs(completions=1, scores=True), "one completion, scores"),
+        (Needs(completions=4, rewards=True, columns=("cost",)), "4 completions, a scorer, cost"),
+        (Needs(whole_batch=True, statistics=frozenset({"entropy"})), "lists, whole batch, entropy"),
+    ],
+)
+def test_needs_in_words(needs, words):
+    assert needs_in_words(needs) == words

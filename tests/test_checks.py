@@ -1,0 +1,345 @@
+"""The contract passes on good objectives, and a planted fault of each kind is caught with a message that teaches."""
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from prefopt import Loss, Needs, Targets, check_objective
+from prefopt.checks import CHECKS, ContractError
+from prefopt.objectives import DPO, SFT, BradleyTerry
+
+
+@pytest.mark.parametrize("objective", [SFT, DPO, BradleyTerry, DPO(beta=0.5), BradleyTerry(centering=0.01)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_catalogue_passes(objective, seed):
+    assert check_objective(objective, seed) == ["form", *CHECKS]
+
+
+def test_leaves_the_global_random_state_alone():
+    state = torch.random.get_rng_state()
+    check_objective(DPO)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def margin(policy, targets):
+    reward = 0.1 * (policy.sum() - targets.rows["reference"])
+    return reward[:, 0] - reward[:, 1]
+
+
+@dataclass(frozen=True)
+class Flipped(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid(-margin(policy, targets)))
+
+
+@dataclass(frozen=True)
+class PaddingCounted(SFT):
+    def loss(self, batch, policy, targets):
+        return Loss(-policy.logps.mean(-1)[:, 0])
+
+
+@dataclass(frozen=True)
+class PaddingInTheGradient(SFT):
+    def loss(self, batch, policy, targets):
+        return Loss(-policy.logps.sum(-1)[:, 0])
+
+
+@dataclass(frozen=True)
+class ReferenceIgnored(DPO):
+    def loss(self, batch, policy, targets):
+        return super().loss(batch, policy, Targets({"reference": torch.zeros_like(targets.rows["reference"])}))
+
+
+@dataclass(frozen=True)
+class BatchStatistic(DPO):
+    def loss(self, batch, policy, targets):
+        m = margin(policy, targets)
+        return Loss(-logsigmoid(m - m.detach().mean()))
+
+
+@dataclass(frozen=True)
+class PlaceInBatch(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid(margin(policy, targets)) * torch.arange(1, len(batch) + 1))
+
+
+@dataclass(frozen=True)
+class InPlace(DPO):
+    def loss(self, batch, policy, targets):
+        policy.logps.clamp_(min=-1)  # a second time changes nothing
+        return super().loss(batch, policy, targets)
+
+
+@dataclass(frozen=True)
+class TargetsInPlace(DPO):
+    def loss(self, batch, policy, targets):
+        targets.rows["reference"].mul_(0.5)
+        return super().loss(batch, policy, targets)
+
+
+@dataclass(frozen=True)
+class MetricWithGradient(DPO):
+    def loss(self, batch, policy, targets):
+        m = margin(policy, targets)
+        return Loss(-logsigmoid(m), {"margin": m})
+
+
+@dataclass(frozen=True)
+class WrongShape(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid(margin(policy, targets)).mean())
+
+
+@dataclass(frozen=True)
+class ScalarMetric(DPO):
+    def loss(self, batch, policy, targets):
+        m = margin(policy, targets)
+        return Loss(-logsigmoid(m), {"margin": m.detach().mean()})
+
+
+@dataclass(frozen=True)
+class BatchInTargets(DPO):
+    def targets(self, batch, old, reference):
+        return Targets({"reference": reference.sum(), "mean": reference.sum().mean()})
+
+
+@dataclass(frozen=True)
+class BareTargets(DPO):
+    def targets(self, batch, old, reference):
+        return {"reference": reference.sum()}
+
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid((policy.sum() - targets["reference"])[:, 0]))
+
+
+@dataclass(frozen=True)
+class BareLoss(DPO):
+    def loss(self, batch, policy, targets):
+        return -logsigmoid(margin(policy, targets))
+
+
+@dataclass(frozen=True)
+class Random(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid(margin(policy, targets) + random.random()))
+
+
+@dataclass(frozen=True)
+class Overflow(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss((-margin(policy, targets)).exp())
+
+
+@dataclass(frozen=True)
+class OverflowInFp32(DPO):
+    """10⁴ · β = 200: e²⁰⁰ is finite in float64 alone."""
+
+    def loss(self, batch, policy, targets):
+        return Loss((-0.1 * margin(policy, targets)).exp().log1p())
+
+
+@dataclass(frozen=True)
+class NoGradientThroughItem(DPO):
+    def loss(self, batch, policy, targets):
+        m = margin(policy, targets)
+        weights = torch.tensor([1 + x.item() ** 2 for x in m])
+        return Loss(-logsigmoid(m) * weights)
+
+
+@dataclass(frozen=True)
+class NoGradientThroughNoGrad(DPO):
+    def loss(self, batch, policy, targets):
+        m = margin(policy, targets)
+        with torch.no_grad():
+            weights = 1 + m**2
+        return Loss(-logsigmoid(m) * weights)
+
+
+@dataclass(frozen=True)
+class NoGradient(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid(margin(policy.detach(), targets)))
+
+
+@dataclass
+class NotFrozen:
+    needs = DPO.needs
+    targets, loss = DPO.targets, DPO.loss
+
+
+@dataclass(frozen=True)
+class NoNeeds:
+    targets, loss = DPO.targets, DPO.loss
+
+
+@dataclass(frozen=True)
+class NoLoss:
+    needs = DPO.needs
+    targets = DPO.targets
+
+
+@dataclass(frozen=True)
+class NoDefault(DPO):
+    alpha: float = dataclasses.field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class UndeclaredReference(DPO):
+    needs = Needs(completions=2, ordered=True)
+
+
+@dataclass(frozen=True)
+class UndeclaredScores(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-logsigmoid(margin(policy, targets)) * batch.scores[:, 0])
+
+
+@dataclass(frozen=True)
+class AbsentCounted:
+    """The mean score of a prompt, over K."""
+
+    needs = Needs(scores=True)
+
+    def targets(self, batch, old, reference):
+        return Targets({"advantage": batch.scores - batch.scores.mean(1, keepdim=True)})
+
+    def loss(self, batch, policy, targets):
+        return Loss(-(targets.rows["advantage"] * policy.sum()).sum(1))
+
+
+@dataclass(frozen=True)
+class StateOutsideFields(DPO):
+    def loss(self, batch, policy, targets):
+        object.__setattr__(self, "beta", self.beta * 0.9)
+        return super().loss(batch, policy, targets)
+
+
+@dataclass(frozen=True)
+class Forgets(DPO):
+    def adapted(self, metrics):
+        return DPO(self.beta)
+
+
+@dataclass(frozen=True)
+class AdaptsAtRandom(DPO):
+    def adapted(self, metrics):
+        return dataclasses.replace(self, beta=random.random())
+
+
+MUTANTS = [
+    (Flipped, "prefers chosen", "flipped sign"),
+    (PaddingCounted, "padding", r"Outputs.sum\(\)"),
+    (PaddingInTheGradient, "no gradient on padding", "without the mask"),
+    (ReferenceIgnored, "uses reference", "ignores it"),
+    (BatchStatistic, "row slices", "whole_batch=True"),
+    (PlaceInBatch, "reordering", "place in the batch"),
+    (InPlace, "inputs untouched", r"policy.logps changed.*in-place"),
+    (TargetsInPlace, "inputs untouched", r"targets.reference changed"),
+    (MetricWithGradient, "shapes", "margin without gradient.*detached"),
+    (WrongShape, "shapes", r"total of shape \[4\].*leave that to the trainer"),
+    (ScalarMetric, "shapes", r"margin of shape \[4\]"),
+    (BatchInTargets, "shapes", r"rows\['mean'\] with leading dimension 4"),
+    (BareTargets, "shapes", "prefopt.Targets"),
+    (BareLoss, "shapes", "prefopt.Loss"),
+    (Random, "deterministic", "draws belong in `targets`"),
+    (Overflow, "extremes", "logsigmoid"),
+    (OverflowInFp32, "extremes", "logsigmoid"),
+    (NoGradientThroughItem, "gradient", r"\.item\(\)"),
+    (NoGradientThroughNoGrad, "gradient", "no_grad"),
+    (NoGradient, "shapes", "detached"),
+    (NotFrozen, "form", "frozen=True"),
+    (NoNeeds, "form", "`needs`"),
+    (NoLoss, "form", "`loss`"),
+    (NoDefault, "constructs", "without a default"),
+    (UndeclaredReference, "runs", "`needs` declare"),
+    (UndeclaredScores, "runs", "`needs` declare"),
+    (AbsentCounted, "absent completions", "batch.present"),
+    (StateOutsideFields, "inputs untouched", "`adapted`"),
+    (Forgets, "adapts", "dataclasses.replace"),
+    (AdaptsAtRandom, "adapts", "randomness"),
+]
+
+
+@pytest.mark.parametrize(("mutant", "check", "words"), MUTANTS, ids=[m[0].__name__ for m in MUTANTS])
+def test_each_fault_is_caught_by_its_check(mutant, check, words):
+    with pytest.raises(ContractError, match=words) as caught:
+        check_objective(mutant)
+    assert caught.value.check == check
+    message = str(caught.value)
+    assert mutant.__name__ in message
+    for part in ("expected", "got", "Likely cause"):
+        assert part in message
+
+
+def test_every_check_has_a_mutant():
+    assert {check for _, check, _ in MUTANTS} == {"constructs", "form", *CHECKS}
+
+
+def test_a_declared_exception_is_honoured():
+    @dataclass(frozen=True)
+    class Excused(Flipped):
+        contract_exceptions: ClassVar = {"prefers chosen": "it minimises what others maximise"}
+
+    assert "prefers chosen" not in check_objective(Excused)
+    assert "extremes" in check_objective(Excused)
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "words"), [({"prefer chosen": "why"}, "prefers chosen"), ({"padding": ""}, "reason")]
+)
+def test_an_exception_must_name_a_check_and_a_reason(exceptions, words):
+    @dataclass(frozen=True)
+    class Careless(DPO):
+        contract_exceptions = exceptions
+
+    with pytest.raises(ContractError, match=words):
+        check_objective(Careless)
+
+
+def test_the_stop_gradient_of_a_weight_is_allowed():
+    @dataclass(frozen=True)
+    class Weighted(DPO):
+        def loss(self, batch, policy, targets):
+            m = margin(policy, targets)
+            return Loss(-logsigmoid(m) * torch.detach(1 + m**2) * m.detach().sigmoid())
+
+    check_objective(Weighted)
+
+
+def test_draws_in_targets_are_allowed():
+    @dataclass(frozen=True)
+    class Noisy(DPO):
+        """Adds noise to the margin, and to each token."""
+
+        def targets(self, batch, old, reference):
+            rows = super().targets(batch, old, reference).rows
+            return Targets(
+                {**rows, "noise": torch.rand(len(batch)), "tokens": torch.rand(batch.mask.shape, dtype=torch.float64)}
+            )
+
+        def loss(self, batch, policy, targets):
+            noise = targets.rows["noise"] + (targets.rows["tokens"] * batch.mask).sum((1, 2))
+            return Loss(-logsigmoid(margin(policy, targets) + 0.1 * noise))
+
+    assert check_objective(Noisy) == ["form", *CHECKS]
+
+
+def test_coupled_and_adaptive_objectives_pass():
+    @dataclass(frozen=True)
+    class Coupled(DPO):
+        delta: float = 0.0
+        needs = dataclasses.replace(DPO.needs, whole_batch=True)
+
+        def loss(self, batch, policy, targets):
+            m = margin(policy, targets)
+            return Loss(-logsigmoid(m - m.mean() / 2 - self.delta), {"margin": m.detach()})
+
+        def adapted(self, metrics):
+            return dataclasses.replace(self, delta=0.9 * self.delta + 0.1 * metrics["margin"])
+
+    check_objective(Coupled)

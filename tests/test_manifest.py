@@ -1,0 +1,83 @@
+"""What a run says it was made of."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+
+from prefopt.data import Tokenised
+from prefopt.manifest import fingerprint_plugins, fingerprint_rows, fingerprint_weights, git_state, manifest
+from prefopt.recipe import load_recipe
+from prefopt.runs import make_accelerator
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(3, 2)
+
+
+def test_content(tmp_path, model):
+    (tmp_path / "r.yaml").write_text("policy: {model: m}\nsource: {data: d}\nobjective: DPO\ntrain: {steps: 1}\n")
+    settings = load_recipe(tmp_path / "r.yaml", ["seed=3", "seeds.order=8"])
+    model.bias.requires_grad_(False)
+    content = manifest(settings, make_accelerator(settings.train), model, "m", {"train": [], "test": []})
+    assert json.loads(json.dumps(content)) == content
+    assert content["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    assert content["model"] | {"fingerprint": ""} == {"name": "m", "parameters": 8, "trainable": 6, "fingerprint": ""}
+    assert content["seeds"] == {"data": 3, "init": 3, "order": 8, "sampling": 3, "evaluation": 3}
+    assert content["device"]["processes"] == 1 and content["data"]["train"]["rows"] == 0
+    assert {"started", "command", "git", "plugins"} <= set(content)
+
+
+def test_weights(model):
+    before = fingerprint_weights(model)
+    assert before == fingerprint_weights(model)
+    with torch.no_grad():
+        model.weight[1, 2] += 1e-6
+    after = fingerprint_weights(model)
+    assert after != before
+    assert fingerprint_weights(model.to(torch.bfloat16)) not in (before, after)
+
+
+def test_rows():
+    def row(ids: tuple[int, ...], scores: tuple[float, ...]) -> Tokenised:
+        made = object.__new__(Tokenised)
+        for name, value in {"prompt_ids": (1,), "completion_ids": (ids,), "scores": scores, "preference": None}.items():
+            object.__setattr__(made, name, value)
+        return made
+
+    rows = [row((1, 2), (0.5,)), row((3,), (0.5,))]
+    prints = {fingerprint_rows(r) for r in (rows, rows[::-1], rows[:1], [rows[0], row((3,), (-0.5,))])}
+    assert len(prints) == 4 and fingerprint_rows(rows) in prints
+
+
+def test_an_edited_plugin_is_another_one(tmp_path):
+    file = tmp_path / "losses.py"
+    file.write_text("a")
+    tree = {
+        "objective": [{"name": f"{file}:Hinge", "beta": 0.1}],
+        "evaluate": {"gold": "math:pi"},
+        "source": {"data": ["x"]},
+    }
+    before = fingerprint_plugins(tree)
+    assert list(before) == [f"{file}:Hinge"]
+    file.write_text("b")
+    assert fingerprint_plugins(tree) != before
+
+
+def test_git(tmp_path):
+    assert git_state(tmp_path) is None
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-q", "--allow-empty", "-m", "m"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    state = git_state(tmp_path)
+    assert state is not None and len(state["commit"]) == 40 and state["changed"] is False
+    (tmp_path / "f").touch()
+    subprocess.run(["git", "add", "f"], cwd=tmp_path, check=True)
+    assert git_state(tmp_path) == {**state, "changed": True}

@@ -1,0 +1,201 @@
+"""Recipes: what is read, inherited, overridden, replaced; and that what is written can be read again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefopt.errors import PrefoptError
+from prefopt.recipe import BUILT_IN, Recipe, describe, load_recipe
+
+LEAST = "policy: {model: m}\nsource: {data: d.jsonl}\nobjective: DPO\ntrain: {steps: 1}\n"
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    with pytest.raises(PrefoptError) as caught:
+        load_recipe(file, overrides)
+    return str(caught.value)
+
+
+def test_least_recipe_has_defaults_and_a_name(tmp_path):
+    recipe = load_recipe(write(tmp_path / "movies", LEAST, "dpo.yaml"))
+    assert recipe.name == "movies-dpo"
+    assert (recipe.policy.model, recipe.train.batch_size, recipe.track.wandb) == (("m",), 64, None)
+    assert [term.name for term in recipe.objective] == ["DPO"]
+
+
+def test_name_does_not_depend_on_how_the_file_is_reached(tmp_path, monkeypatch):
+    write(tmp_path / "movies", LEAST, "dpo.yaml")
+    monkeypatch.chdir(tmp_path / "movies")
+    assert load_recipe("dpo.yaml").name == load_recipe("../movies/dpo.yaml").name == "movies-dpo"
+
+
+def test_written_recipe_is_the_same_when_read(tmp_path):
+    text = LEAST.replace("DPO", "[{name: DPO, beta: 1e-2}, {name: SFT, weight: 0.5}]") + "variables: {size: 135}\n"
+    recipe = load_recipe(write(tmp_path, text), ["track.wandb={}", "policy.adapter.r=4"])
+    assert load_recipe(write(tmp_path / "run", recipe.to_yaml())) == recipe
+
+
+def test_base_is_refined_and_objective_replaced_whole(tmp_path):
+    write(tmp_path, LEAST.replace("DPO", "{name: DPO, beta: 0.3}") + "seed: 3\n", "base.yaml")
+    child = write(tmp_path / "sub", "base: ../base.yaml\nobjective: SFT\ntrain: {lr: 1e-5}\n")
+    recipe = load_recipe(child)
+    assert (recipe.seed, recipe.train.lr, recipe.train.steps) == (3, 1e-5, 1)
+    assert (recipe.objective[0].name, recipe.objective[0].fields) == ("SFT", {})
+
+
+def test_bases_that_cannot_be(tmp_path):
+    write(tmp_path, "base: b.yaml", "a.yaml")
+    write(tmp_path, "base: a.yaml", "b.yaml")
+    assert "inherits from itself" in refusal(tmp_path / "a.yaml")
+    missing = refusal(write(tmp_path, "base: bb.yaml"))
+    assert "the base of" in missing and "Did you mean 'b.yaml'?" in missing
+    assert "`base` must name one other recipe" in refusal(write(tmp_path, "base: [a.yaml]"))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.lr=1e-6", "train.lr", 1e-6),
+        ("seeds.data=7", "seeds.data", 7),
+        ("track.wandb.project=x", "track.wandb.project", "x"),
+        ("policy.adapter.r=4", "policy.adapter.r", 4),
+        ("source.split.0=0.8", "source.split", (0.8, 0.1, 0.1)),
+        ("objective.beta=0.3", "objective.0.beta", 0.3),
+        ("objective.0.beta=0.3", "objective.0.beta", 0.3),
+        ("objective=SFT", "objective.0.name", "SFT"),
+        ("policy.model=[a, b]", "policy.model", ("a", "b")),
+    ],
+)
+def test_overrides(tmp_path, override, key, value):
+    file = write(tmp_path, LEAST + "track: {wandb: null}\n")
+    found = load_recipe(file, ["source.split=[0.7, 0.1, 0.1]"] * ("split" in override) + [override])
+    for part in key.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == value
+
+
+def test_override_of_one_term_of_several(tmp_path):
+    file = write(tmp_path, LEAST.replace("DPO", "[SFT, DPO]"))
+    assert load_recipe(file, ["objective.1.beta=0.3", "objective.0.weight=2"]).objective[1].fields == {"beta": 0.3}
+    assert "is a list; say which item, as in objective.0.beta" in refusal(file, "objective.beta=0.3")
+    assert "has 2 items, numbered from 0" in refusal(file, "objective.2.beta=0.3")
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=5", "train.=5", "train..lr=1", "--x"])
+def test_override_that_is_none(tmp_path, override):
+    assert "is no override; write key=value" in refusal(write(tmp_path, LEAST), override)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.learning_rat=1", "unknown key `train.learning_rat`. `train` has: steps, epochs"),
+        ("train.bach_size=1", "Did you mean 'batch_size'?"),
+        ("lr=1", "Did you mean 'train.lr'?"),
+        ("source.validation.dta=x", "unknown key `source.validation.dta`. Did you mean 'data'?"),
+        ("train.batch_size=many", "`train.batch_size` must be an integer, got 'many'"),
+        ("train.batch_size=0", "`train.batch_size` must be greater than 0, got 0"),
+        ("train=5", "`train` must hold keys and values, got 5"),
+        ("train.steps.x=5", "`train.steps` is 1, which has no keys"),
+        ("train.schedule=cosin", "must be 'constant', 'linear' or 'cosine', got 'cosin'"),
+        ("train.epochs=1", "give exactly one of train.steps and train.epochs"),
+        ("train.steps=null", "give exactly one of train.steps and train.epochs"),
+        ("train.minibatch_size=5", "minibatch_size 5 does not divide batch_size 64"),
+        ("source.split=[1, 1, 1]", "three shares that add up to 1"),
+        ("policy.adapter.targets=5", "`policy.adapter.targets` must be a valid string, got 5"),
+        ("objective=[]", "`objective`"),
+        ("objective=5", "`objective` must hold keys and values, got 5"),
+        ("objective.1=SFT", "has 1 items"),
+        ("variables=[a]", "`variables` must hold keys and values"),
+        ("policy.model=null", "`policy.model`"),
+        ("name=a/b", "`name`"),
+        ("train.lr=[1", "not YAML"),
+        ("policy.model=${pocke}", "unknown variable ${pocke}. Did you mean 'pocket'?"),
+        ("policy.model=${env:PREFOPT_NOT_SET}", "environment variable PREFOPT_NOT_SET is not set"),
+        ("variables={a: '${b}', b: '${a}'}", "${a} is made of itself: a → b → a"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path, override, expected):
+    overrides = [override, "policy.model=${a}"] if "made of itself" in expected else [override]
+    assert expected in refusal(write(tmp_path, LEAST), *overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "must hold keys and values, got nothing"),
+        ("- a", "must hold keys and values, got a list"),
+        ("a: [", "line 1, column 5: not YAML"),
+        ("seed: 1\nseed: 2", "line 2, column 1: not YAML: 'seed' is there twice"),
+        ("seed: 1", "`policy` is missing: the model that is trained"),
+        ("1: 2", "r.yaml"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, expected):
+    assert expected in refusal(write(tmp_path, text))
+
+
+def test_missing_file_and_one_that_is_not_text(tmp_path):
+    write(tmp_path, LEAST, "dpo.yaml")
+    assert "Did you mean 'dpo.yaml'?" in refusal(tmp_path / "dop.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "not a text file" in refusal(tmp_path / "b.yaml")
+
+
+def test_several_errors_are_all_named(tmp_path):
+    message = refusal(write(tmp_path, LEAST), "train.lr=-1", "sed=1")
+    assert "`train.lr`" in message and "Did you mean 'seed'?" in message and "\n" in message
+
+
+def test_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFOPT_SIZE", "135")
+    text = LEAST.replace("model: m", "model: '${root}/${size}-${env:PREFOPT_SIZE}'").replace(
+        "steps: 1", "steps: '${size}'"
+    )
+    recipe = load_recipe(write(tmp_path, text + "variables: {root: '~/x', size: 3}\n"))
+    assert recipe.policy.model == (str(Path("~/x/3-135").expanduser()),)
+    assert recipe.train.steps == 3
+    pocket = load_recipe(write(tmp_path, LEAST.replace("model: m", "model: '${pocket}'")))
+    assert pocket.policy.model == (BUILT_IN["pocket"],)
+
+
+def test_files_beside_the_recipe_are_made_absolute(tmp_path, monkeypatch):
+    for name in ("d.jsonl", "loss.py", "more/a.jsonl"):
+        write((tmp_path / "r" / name).parent, "", Path(name).name)
+    (tmp_path / "model").mkdir()
+    text = "policy: {model: ../model}\nsource: {data: [d.jsonl, 'more/*.jsonl', gone.jsonl]}\n"
+    file = write(tmp_path / "r", text + "objective: loss.py:Hinge\ntrain: {steps: 1}\n")
+    recipe = load_recipe(file)
+    here = tmp_path / "r"
+    assert recipe.policy.model == (str(tmp_path / "model"),)
+    assert recipe.source.data == (str(here / "d.jsonl"), str(here / "more/*.jsonl"), "gone.jsonl")
+    assert recipe.objective[0].name == f"{here / 'loss.py'}:Hinge"
+    monkeypatch.chdir(here)  # overrides are typed where the user is
+    write(tmp_path / "r", "", "own.jsonl")
+    assert load_recipe(file, ["source.data=own.jsonl"]).source.data == (str(here / "own.jsonl"),)
+
+
+def test_seeds_are_derived_unless_given(tmp_path):
+    recipe = load_recipe(write(tmp_path, LEAST), ["seed=5", "seeds.order=0"])
+    assert (recipe.seed_of("data"), recipe.seed_of("order")) == (5, 0)
+
+
+def test_every_field_is_described_and_its_default_can_be_given(tmp_path):
+    fields = {field.key: field for field in describe(Recipe)}
+    assert len(fields) > 60
+    for key, field in fields.items():
+        assert field.description and field.kind, key
+        if field.default not in ("", "required") and not key.startswith(
+            ("objective.", "source.validation", "source.test")
+        ):
+            alone = {"train.steps": ["train.epochs=1"]}.get(key, [])
+            load_recipe(write(tmp_path, LEAST), [f"{key}={field.default}", *alone])
+    assert yaml.safe_load(fields["source.split"].default) == [0.8, 0.1, 0.1]
+    assert fields["train.schedule"].kind == "constant | linear | cosine"

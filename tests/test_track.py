@@ -1,0 +1,243 @@
+"""Tracking: what is written, and that no tracker can stop a run, make it wait, or ask."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefopt import recipe, track
+from prefopt.track import Jsonl, Tracker, WandbRun, rewind, silence_telemetry, wandb_mode
+
+wandb = pytest.importorskip("wandb")
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "home").mkdir()
+
+
+def records(folder: Path) -> list[object]:
+    """What is in W&B's own file: LevelDB's log format, a protobuf `Record` in each entry."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.rglob("offline-run-*/*.wandb")
+    data, place, entry, found = file.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        entry += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(entry)
+            found.append(record)
+            entry = b""
+    return found
+
+
+def test_offline_run_holds_config_history_and_summary(tmp_path, capfd):
+    run = WandbRun(recipe.Wandb(project="p", tags=["t"]), tmp_path, "dpo-seed0", {"train": {"lr": 0.5}})
+    assert run.run.settings.mode == "offline"
+    run.log(0, {"test/accuracy": 0.5})
+    run.log(1, {"loss": 0.25, "broken": float("nan")})
+    run.finish({"accuracy": 0.75, "finished": True})
+    found = records(tmp_path)
+    started = next(r.run for r in found if r.HasField("run"))
+    config = {u.key: json.loads(u.value_json) for u in started.config.update}
+    assert (started.project, started.display_name, list(started.tags)) == ("p", "dpo-seed0", ["t"])
+    assert config["train"] == {"lr": 0.5}
+    history = [
+        {i.key or i.nested_key[0]: json.loads(i.value_json) for i in r.history.item}
+        for r in found
+        if r.HasField("history")
+    ]
+    assert [(h["_step"], h.get("loss"), h.get("test/accuracy")) for h in history] == [(0, None, 0.5), (1, 0.25, None)]
+    summary = {}
+    for record in found:
+        if record.HasField("summary"):
+            summary |= {u.key or u.nested_key[0]: json.loads(u.value_json) for u in record.summary.update}
+    assert summary["accuracy"] == 0.75 and summary["finished"] is True
+    assert [r.exit.exit_code for r in found if r.HasField("exit")] == [0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_that_the_user_has_open_is_left_alone(tmp_path):
+    theirs = wandb.init(mode="offline", dir=str(tmp_path / "home"), settings=wandb.Settings(silent=True))
+    ours = WandbRun(recipe.Wandb(), tmp_path / "home", "ours", {})
+    assert ours.run.id != theirs.id
+    ours.finish({"finished": True})
+    theirs.log({"still": "open"})
+    theirs.finish()
+
+
+@pytest.mark.parametrize("what", ["import", "init", "log", "summary", "finish"])
+def test_broken_wandb_ends_itself_only(tmp_path, monkeypatch, caplog, what):
+    class Broken:
+        def __getattr__(self, name):
+            if name == what or (name == "summary" and what == "summary"):
+                raise OSError(f"{what} is broken")
+            return lambda *a, **k: None if name == "finish" else self
+
+    if what == "import":
+        monkeypatch.setitem(sys.modules, "wandb", None)
+    elif what == "init":
+        monkeypatch.setattr(wandb, "init", lambda **k: (_ for _ in ()).throw(RuntimeError("init is broken")))
+    else:
+        monkeypatch.setattr(wandb, "init", lambda **k: Broken())
+    file = tmp_path / "metrics.jsonl"
+    tracker = Tracker([Jsonl(file), WandbRun(recipe.Wandb(), tmp_path, "n", {})])
+    for step in range(3):
+        tracker.log(step, {"loss": 1.0})
+    tracker.finish({"finished": True})
+    assert len(file.read_text().splitlines()) == 3
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "prefopt.track"]  # said once
+    assert message.startswith("W&B: ") and "metrics.jsonl has everything" in message
+
+
+def test_finish_that_never_returns_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    class Slow:
+        summary: dict = {}  # noqa: RUF012
+
+        def finish(self, **more):
+            time.sleep(30)
+
+    monkeypatch.setattr(track, "PATIENCE", 0.2)
+    monkeypatch.setattr(wandb, "init", lambda **k: Slow())
+    start = time.monotonic()
+    WandbRun(recipe.Wandb(), tmp_path, "n", {}).finish({})
+    assert time.monotonic() - start < 5 and "no answer within 0.2 s" in caplog.text
+
+
+def test_service_that_is_away(tmp_path):
+    """Online with a key, and nobody at the other end: offline after bounded time, without a question, everything written."""
+    code = f"""
+import sys
+from pathlib import Path
+from prefopt import recipe, track
+track.silence_telemetry()
+track.PATIENCE = 2
+run = track.WandbRun(recipe.Wandb(mode="online"), Path({str(tmp_path)!r}), "n", {{"a": 1}})
+assert run.run.settings.mode == "offline", run.run
+run.log(1, {{"loss": 0.5}})
+run.finish({{"finished": True}})
+"""
+    environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "This run is logged offline" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - start < 60
+    assert any(r.HasField("history") for r in records(tmp_path))
+
+
+def test_mode(monkeypatch, tmp_path):
+    assert [wandb_mode(m) for m in ("auto", "online", "offline")] == ["offline"] * 3
+    monkeypatch.setenv("WANDB_MODE", "online")  # would ask for a login
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert [wandb_mode(m) for m in ("auto", "online", "offline")] == ["online", "online", "offline"]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert (wandb_mode("auto"), wandb_mode("online")) == ("disabled", "online")
+
+
+def test_login_is_that_of_the_host(monkeypatch, tmp_path):
+    netrc = tmp_path / "home/.netrc"
+    netrc.write_text("machine wandb.lab.org\n  login user\n  password secret\n")
+    netrc.chmod(0o600)
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab.org:8080/")
+    assert wandb_mode("auto") == "online"
+    netrc.write_text("not a netrc")
+    assert wandb_mode("auto") == "offline"
+    netrc.unlink()
+    (tmp_path / "elsewhere").write_text("machine wandb.lab.org login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "elsewhere"))
+    assert wandb_mode("auto") == "online"
+
+
+def test_asked_online_without_login_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(wandb, "init", lambda **k: pytest.fail("wrong mode") if k["mode"] != "offline" else None)
+    WandbRun(recipe.Wandb(mode="online"), tmp_path, "n", {})
+    assert "no login was found" in caplog.text
+
+
+def test_telemetry_is_off_unless_set(monkeypatch):
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    silence_telemetry()
+    assert (os.environ["DO_NOT_TRACK"], os.environ["HF_HUB_DISABLE_TELEMETRY"]) == ("0", "1")
+
+
+def test_lines_are_json_and_there_at_once(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    writer = Jsonl(file)
+    writer.log(1, {"loss": float("nan"), "kl": float("inf"), "lr": 1e-6, "tokens": 5})
+    line = file.read_text()  # before it is closed
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "kl": None,
+        "lr": 1e-6,
+        "tokens": 5,
+    }
+    writer.finish({})
+    append(file, 2)
+    assert len(file.read_text().splitlines()) == 2
+
+
+def append(file: Path, step: int) -> None:
+    writer = Jsonl(file)
+    writer.log(step, {})
+    writer.finish({})
+
+
+LINES = [json.dumps({"step": step, "loss": step / 2}) + "\n" for step in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("".join(LINES), "".join(LINES[:3])),
+        ("".join(LINES[:3]), "".join(LINES[:3])),
+        ("".join(LINES[:3]) + '{"step": 4, "lo', "".join(LINES[:3])),
+        ("".join(LINES[:3])[:-1], "".join(LINES[:3])),  # only the line end was lost
+        ("".join(LINES[:2]) + '{"step": 3', "".join(LINES[:2])),
+        ("".join(LINES[:3]) + "5\n[]\n", "".join(LINES[:3])),
+        ("", ""),
+    ],
+)
+def test_rewind(tmp_path, text, kept):
+    file, beside = tmp_path / "metrics.jsonl", tmp_path / "metrics-before-resume.jsonl"
+    file.write_text(text)
+    rewind(file, 3)
+    assert file.read_text() == kept
+    assert beside.exists() == (text != kept) and (not beside.exists() or beside.read_text() == text)
+    rewind(file, 0)
+    assert file.read_text() == "" and (not kept or len(list(tmp_path.glob("metrics-before*"))) == 1 + (text != kept))
+    append(file, 1)
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_rewind_of_nothing(tmp_path):
+    rewind(tmp_path / "metrics.jsonl", 3)
+    assert not list(tmp_path.glob("*.jsonl"))
