@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional
 
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, estimate
 from prefopt.functional import seed_for
-from prefopt.parallel import forward, gather_rows, pieces
+from prefopt.parallel import Deal, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
 from prefopt.sources import project
@@ -209,28 +210,19 @@ class Evaluator:
 
     def _draw(self, model: Policy) -> Sampled:
         """Completions of all prompts, drawn by all processes together."""
-        accelerator, settings = self.accelerator, self.settings
+        settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
+        seeds = torch.tensor([seed_for(self.seed, "evaluation", str(prompt)) for prompt in prompts])
+        dealt = Deal([len(prompt) for prompt in prompts], len(prompts), self.accelerator)
+        rows = dealt.pieces[0].rows
+        mine = [prompts[row] for row in rows.tolist()]
         sampler = TransformersSampler(rows=settings.batch_size * 4)
-        seeds = torch.tensor([seed_for(self.seed, "evaluation", row.example.group) for row in self.prompts])
-        share = pieces(len(self.prompts), len(self.prompts), accelerator.process_index, accelerator.num_processes)[0]
-        numbers = share.rows.tolist()
-        drawn = sampler(
-            model,
-            [self.prompts[i].prompt_ids for i in numbers],
-            settings.completions,
-            settings.sampling,
-            seeds[share.rows],
-        )
-        if accelerator.num_processes == 1:
-            return drawn
+        drawn = sampler(model, mine, settings.completions, settings.sampling, seeds[rows])
+        # Processes gather on their devices, and all to one width.
         ids, mask = (
-            _widened(t, settings.sampling.max_tokens).to(accelerator.device) for t in (drawn.completion_ids, drawn.mask)
+            functional.pad(value, (0, settings.sampling.max_tokens - value.shape[-1])).to(self.accelerator.device)
+            for value in (drawn.completion_ids, drawn.mask)
         )
-        ids, mask = (t[:0] if share.filler else t for t in (ids, mask))
-        return Sampled(
-            gather_rows(ids, len(self.prompts), accelerator).cpu(),
-            gather_rows(mask, len(self.prompts), accelerator).cpu(),
-        )
+        return Sampled(dealt.gather([ids]).cpu(), dealt.gather([mask]).cpu())
 
 
 def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
@@ -294,7 +286,3 @@ def decoded(model: Policy, batch: Batch) -> list[list[str]]:
         ]
         for row, masks in zip(batch.completion_ids.tolist(), batch.mask.tolist(), strict=True)
     ]
-
-
-def _widened(value: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(value, (0, length - value.shape[-1]))

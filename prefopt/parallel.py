@@ -1,4 +1,4 @@
-"""Sharing the rows of a logical batch among processes and micro-batches, and putting the results together again.
+"""Dealing the rows of a logical batch to processes and micro-batches, and putting the results together again.
 
 Every process holds the whole batch (token ids are small), forwards its own part of it, and gathers the small outputs.
 """
@@ -29,29 +29,53 @@ class Piece:
     filler: bool = False
 
 
-def pieces(rows: int, size: int, rank: int = 0, world: int = 1) -> list[Piece]:
-    """This process's share of `rows`, in micro-batches of at most `size`; as many as every other process has."""
-    number = max(1, math.ceil(math.ceil(rows / world) / size))
-    mine = torch.tensor_split(torch.arange(rows), world)[rank].split(size)
-    own = [Piece(part) for part in mine if len(part)]
-    return own + [Piece(torch.zeros(1, dtype=torch.long), filler=True)] * (number - len(own))
+class Deal:
+    """Which process takes which rows of a batch, and in which micro-batches.
+
+    Rows of like length go together, because they pad each other least. The batch itself keeps its order.
+
+    Args:
+        lengths: of each row, in tokens.
+        size: rows in a micro-batch, at most; memory and speed only.
+        accelerator: knows the processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], size: int, accelerator: Accelerator):
+        self.accelerator = accelerator
+        world = accelerator.num_processes
+        ranked = torch.tensor(sorted(range(len(lengths)), key=lengths.__getitem__), dtype=torch.long)
+        self.shares = [ranked[rank::world] for rank in range(world)]
+        own = [Piece(rows) for rows in self.shares[accelerator.process_index].split(size) if len(rows)]
+        number = max(1, math.ceil(len(self.shares[0]) / size))
+        self.pieces = own + [Piece(torch.zeros(1, dtype=torch.long), filler=True)] * (number - len(own))
+
+    @property
+    def split(self) -> bool:
+        """Whether the batch goes through the model in more than one piece."""
+        return len(self.pieces) > 1 or self.accelerator.num_processes > 1
+
+    def gather(self, values: Sequence[Tensor]) -> Tensor:
+        """What every process found for its pieces, [b, ...] each, as [B, ...] on every process, in the order of the batch."""
+        own = [v[:0] if piece.filler else v for v, piece in zip(values, self.pieces, strict=True)]
+        value = torch.cat(own)
+        if self.accelerator.num_processes > 1:
+            most = len(self.shares[0])
+            padding = value.new_zeros(most - len(value), *value.shape[1:])
+            gathered: Any = self.accelerator.gather(torch.cat([value, padding]).contiguous())
+            parts = zip(gathered.split(most), self.shares, strict=True)
+            value = torch.cat([part[: len(share)] for part, share in parts])
+        return value[torch.cat(self.shares).argsort().to(value.device)]
+
+    def gather_each(self, values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The like for mappings with the same keys everywhere."""
+        return {key: self.gather([value[key] for value in values]) for key in values[0]}
 
 
-def gather_rows(value: Tensor, rows: int, accelerator: Accelerator) -> Tensor:
-    """[own, ...] of every process to [rows, ...] on every process, in the order of the batch; `pieces` dealt them."""
-    if accelerator.num_processes == 1:
-        return value
-    shares = [len(part) for part in torch.tensor_split(torch.arange(rows), accelerator.num_processes)]
-    padding = value.new_zeros(max(shares) - len(value), *value.shape[1:])
-    gathered: Any = accelerator.gather(torch.cat([value, padding]).contiguous())
-    return torch.cat([part[:own] for part, own in zip(gathered.split(max(shares)), shares, strict=True)])
-
-
-def gather_mapping(values: Sequence[Mapping[str, Tensor]], rows: int, accelerator: Accelerator) -> dict[str, Tensor]:
-    """The like for the metrics of this process's micro-batches; all processes have the same keys."""
-    if accelerator.num_processes > 1 and not values:
-        raise ValueError("a process without a micro-batch")
-    return {key: gather_rows(torch.cat([v[key] for v in values]), rows, accelerator) for key in values[0]}
+def deal(batch: Batch, size: int, accelerator: Accelerator) -> Deal:
+    """The rows of a batch, by the tokens of each prompt with its longest completion."""
+    longest = batch.mask.sum(-1).amax(-1).tolist()
+    lengths = [len(prompt) + tokens for prompt, tokens in zip(batch.prompt_ids, longest, strict=True)]
+    return Deal(lengths, size, accelerator)
 
 
 @torch.no_grad()
@@ -62,38 +86,20 @@ def forward(model: Model, batch: Batch, needs: Needs, size: int, accelerator: Ac
         model: any.
         batch: the same on every process.
         needs: what is asked of the model.
-        size: prompts in a micro-batch; memory only.
+        size: prompts in a micro-batch; memory and speed only.
         accelerator: knows the processes.
     """
-    world = accelerator.num_processes
-    ranked = sorted(range(len(batch)), key=_lengths(batch).__getitem__)  # rows of like length pad each other least
-    order = torch.tensor([row for rank in range(world) for row in ranked[rank::world]])
-    batch = batch.rows(order)
-    parts = [
-        (piece, model(batch.rows(piece.rows), needs))
-        for piece in pieces(len(batch), size, accelerator.process_index, world)
-    ]
-    own = [outputs for piece, outputs in parts if not piece.filler]
-    example = parts[0][1]
+    dealt = deal(batch, size, accelerator)
+    parts = [model(batch.rows(piece.rows), needs) for piece in dealt.pieces]
 
     def whole(field: Callable[[Outputs], Tensor | None]) -> Tensor | None:
-        first = field(example)
-        if first is None:
-            return None
-        mine = [value for outputs in own if (value := field(outputs)) is not None]
-        return gather_rows(torch.cat(mine) if mine else first[:0], len(batch), accelerator)
+        found = [value for part in parts if (value := field(part)) is not None]
+        return dealt.gather(found) if found else None
 
-    outputs = Outputs(
-        mask=batch.mask.to(example.mask.device),
+    return Outputs(
+        mask=batch.mask.to(parts[0].mask.device),
         logps=whole(lambda o: o.logps),
         values=whole(lambda o: o.values),
         rewards=whole(lambda o: o.rewards),
-        statistics={name: whole(lambda o, name=name: o.statistics[name]) for name in example.statistics},  # type: ignore[misc]
+        statistics=dealt.gather_each([part.statistics for part in parts]),
     )
-    return outputs.rows(order.argsort())
-
-
-def _lengths(batch: Batch) -> list[int]:
-    """Tokens of each prompt with its longest completion."""
-    longest = batch.mask.sum(-1).amax(-1).tolist()
-    return [len(prompt) + tokens for prompt, tokens in zip(batch.prompt_ids, longest, strict=True)]

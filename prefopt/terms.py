@@ -94,9 +94,9 @@ def total(
         counts: each term's denominator, over the whole logical minibatch.
 
     Returns:
-        A scalar with gradient, and metrics of shape [b]. `loss` holds each row's share times the number of prompts, so that
-        its mean over prompts is the loss. With several terms each has its own `loss/NAME`, and a metric that an earlier term
-        has named already is prefixed with the later term's name.
+        A scalar with gradient, and metrics of shape [b]. Those called `loss`, and with several terms `loss/NAME` before its
+        weight, are each row's share of a sum; all others are to be averaged over prompts. A metric that an earlier term has
+        named already is prefixed with the later term's name.
 
     Raises:
         ValueError: an objective returned a total or a metric that is not [b].
@@ -104,7 +104,7 @@ def total(
     rows = len(batch)
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
-    for term, target, count in zip(terms, targets, counts, strict=True):
+    for term, name, target, count in zip(terms, names(terms), targets, counts, strict=True):
         seen, outputs = view(term, batch, policy)
         assert outputs is not None
         loss = term.objective.loss(seen, outputs, target)
@@ -115,11 +115,17 @@ def total(
                 )
         losses.append(term.weight * loss.total / count)
         if len(terms) > 1:
-            metrics[f"loss/{term.name}"] = loss.total.detach() / count
-        for name, value in loss.metrics.items():
-            metrics[f"{term.name}/{name}" if name in metrics else name] = value.detach()
+            metrics[f"loss/{name}"] = loss.total.detach() / count
+        for metric, value in loss.metrics.items():
+            metrics[f"{name}/{metric}" if metric in metrics else metric] = value.detach()
     by_row = torch.stack(losses).sum(0)
     return by_row.sum(), {"loss": by_row.detach(), **metrics}
+
+
+def names(terms: Sequence[Term]) -> list[str]:
+    """The objectives' names, numbered where two are the same."""
+    plain = [term.name for term in terms]
+    return [f"{name}-{plain[:i].count(name) + 1}" if name in plain[:i] else name for i, name in enumerate(plain)]
 
 
 def evaluate_loss(

@@ -17,7 +17,7 @@ from prefopt import recipe
 from prefopt.checkpoint import save_batch
 from prefopt.errors import PrefoptError
 from prefopt.functional import generator, seed_for
-from prefopt.parallel import forward, gather_mapping, pieces
+from prefopt.parallel import deal, forward
 from prefopt.terms import Term, counts, merged_needs, targets_of, total
 from prefopt.types import Adaptive, Batch, Model, Outputs, Source, Targets
 
@@ -195,30 +195,29 @@ class Trainer:
 
     def _backward(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], last: bool) -> Metrics:
         """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts."""
-        size, accelerator = self.settings.micro_batch_size, self.accelerator
         needs, denominators = merged_needs(terms), counts(terms, batch)
-        mine = pieces(len(batch), size, accelerator.process_index, accelerator.num_processes)
-        split = len(mine) > 1 or accelerator.num_processes > 1
-        cached = self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and split else None
+        dealt = deal(batch, self.settings.micro_batch_size, self.accelerator)
+        cached = (
+            self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and dealt.split else None
+        )
         found: list[dict[str, Tensor]] = []
-        for number, piece in enumerate(mine):
-            rows = batch.rows(piece.rows) if split else batch
-            with self._synchronised(last and number == len(mine) - 1):
+        for number, piece in enumerate(dealt.pieces):
+            rows = batch.rows(piece.rows) if dealt.split else batch
+            with self._synchronised(last and number == len(dealt.pieces) - 1):
                 outputs = self.model(rows, needs)
                 if cached is None:
-                    part = [target.select(piece.rows) for target in targets] if split else targets
+                    part = [target.select(piece.rows) for target in targets] if dealt.split else targets
                     loss, metrics = total(terms, rows, outputs, part, denominators)
-                    if not piece.filler:
-                        found.append(metrics)
-                    elif not found:
-                        found.append({name: value[:0] for name, value in metrics.items()})
+                    found.append(metrics)
                 else:
                     loss = _surrogate(outputs, cached[0].rows(piece.rows))
                 # Processes average their gradients; the loss is a sum over all of them.
-                accelerator.backward(loss * (0.0 if piece.filler else accelerator.num_processes))
-        by_row = cached[1] if cached else gather_mapping(found, len(batch), accelerator)
-        averaged = {name: values.double().nanmean().item() for name, values in by_row.items()}
-        return averaged | {"loss": by_row["loss"].double().sum().item()}
+                self.accelerator.backward(loss * (0.0 if piece.filler else self.accelerator.num_processes))
+        by_row = cached[1] if cached else dealt.gather_each(found) if dealt.split else found[0]
+        return {
+            name: values.double().sum().item() if name.split("/")[0] == "loss" else values.double().nanmean().item()
+            for name, values in by_row.items()
+        }
 
     def _cached_gradient(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], denominators: Sequence[int]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
+from rich.console import Console
 
+from prefopt import cli
 from prefopt.cli import main
 
 HINGE = '''
@@ -76,6 +78,12 @@ def finished(home) -> Path:
     file = tiny_recipe(folder, home / "model", home / "pairs.jsonl")
     main(["run", str(file), "--out", str(folder / "run")])
     return folder / "run"
+
+
+def wide(monkeypatch, width: int) -> None:
+    """Consoles of this width, whatever COLUMNS was when they were made."""
+    monkeypatch.setattr(cli, "out", Console(highlight=False, width=width))
+    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False, width=width))
 
 
 @pytest.fixture
@@ -193,7 +201,7 @@ def test_a_model_that_is_broken(recipe, home, tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_result_is_readable(recipe, capsys, monkeypatch, width):
-    monkeypatch.setenv("COLUMNS", str(width))
+    wide(monkeypatch, width)
     main(["run", str(recipe), "train.steps=2", "evaluate.every=1"])
     printed = capsys.readouterr()
     folder = recipe.parent / "runs" / f"{recipe.parent.name}-recipe-seed0"
@@ -280,7 +288,7 @@ def test_sample_run(finished, recipe, capsys):
 
 
 def test_objectives(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    wide(monkeypatch, 80)
     main(["objectives"])
     printed = capsys.readouterr().out
     assert "DPO  arXiv 2305.18290" in printed and "beta=0.1" in printed

@@ -1,0 +1,50 @@
+"""Rows dealt and gathered: each once, in the batch's order again."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from updates import random_batch
+
+from prefopt.parallel import Deal, forward
+from prefopt.types import Batch, Needs, Outputs
+
+
+class Processes:
+    """What a `Deal` knows of an accelerator, for any rank without a second process."""
+
+    def __init__(self, rank: int, world: int):
+        self.process_index, self.num_processes = rank, world
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=23), st.integers(1, 6), st.integers(1, 4))
+def test_every_row_is_dealt_once_and_all_processes_take_as_many_passes(lengths: list[int], size: int, world: int) -> None:
+    deals = [Deal(lengths, size, Processes(rank, world)) for rank in range(world)]  # type: ignore[arg-type]
+    dealt = [row for d in deals for piece in d.pieces if not piece.filler for row in piece.rows.tolist()]
+    assert sorted(dealt) == list(range(len(lengths)))
+    assert len({len(d.pieces) for d in deals}) == 1
+    assert all(len(piece.rows) <= size for d in deals for piece in d.pieces)
+
+
+def test_gather_puts_rows_back_where_they_were() -> None:
+    lengths = [5, 1, 4, 2, 3]
+    dealt = Deal(lengths, 2, Accelerator(cpu=True))
+    found = [torch.tensor(lengths)[piece.rows] for piece in dealt.pieces]
+    assert [f.tolist() for f in found] == [[1, 2], [3, 4], [5]]
+    assert dealt.gather(found).tolist() == lengths
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_forward_keeps_the_order_of_the_batch(size: int) -> None:
+    batch = random_batch(5, seed=0)
+
+    def model(rows: Batch, needs: Needs) -> Outputs:
+        return Outputs(rows.mask, logps=rows.completion_ids.double(), statistics={"entropy": rows.mask.double()})
+
+    outputs = forward(model, batch, Needs(), size, Accelerator(cpu=True))
+    assert outputs.logps is not None
+    assert torch.equal(outputs.logps, batch.completion_ids.double())
+    assert torch.equal(outputs.statistics["entropy"], batch.mask.double())
+    assert outputs.values is None
