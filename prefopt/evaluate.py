@@ -118,9 +118,7 @@ class Evaluator:
         if isinstance(model, Scorer):
             evaluation = self._finished(self._scored_pairs(model, pairs) if pairs else {})
         else:
-            observations = self._pairs(model, pairs) if pairs else {}
-            if best := _projected(self.rows, BEST):
-                observations |= self._likelihood(model, best)
+            observations = self._pairs(model, pairs) if pairs else self._demonstrations(model)
             found: tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]] = ({}, {}, [])
             if self.prompts and model.tokenizer is not None:
                 found = self._samples(model)
@@ -150,18 +148,19 @@ class Evaluator:
 
     def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
         batch, outputs = self._outputs(model, pairs, Needs())
-        likelihood = _observations(_ahead(outputs.sum()), pairs)
+        found = _likelihood(batch, outputs, pairs) | {
+            "likelihood_accuracy": _observations(_ahead(outputs.sum()), pairs)
+        }
         if self.reference is None:
-            return {"likelihood_accuracy": likelihood}
+            return found
         if self._reference_logps is None:
             said = forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator)
             self._reference_logps = said.sum()
-        ratio = outputs.sum() - self._reference_logps
-        return {**_pair_observations(ratio, pairs, "logratio"), "likelihood_accuracy": likelihood}
+        return _pair_observations(outputs.sum() - self._reference_logps, pairs, "logratio") | found
 
-    def _likelihood(self, model: Model, best: Sequence[Tokenised]) -> dict[str, Observations]:
-        batch, outputs = self._outputs(model, best, Needs())
-        return {"nll": _observations(-outputs.sum()[:, 0], best, weights=batch.mask[:, 0].sum(-1))}
+    def _demonstrations(self, model: Model) -> dict[str, Observations]:
+        best = _projected(self.rows, BEST)
+        return _likelihood(*self._outputs(model, best, Needs()), best) if best else {}
 
     def _samples(self, model: Policy) -> tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]]:
         """What the policy writes after held-out prompts."""
@@ -235,6 +234,11 @@ def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
         for i in range(len(words) - n + 1)
     ]
     return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def _likelihood(batch: Batch, outputs: Outputs, rows: Sequence[Tokenised]) -> dict[str, Observations]:
+    """Of the best completions, which come first; every token weighs the same."""
+    return {"nll": _observations(-outputs.sum()[:, 0], rows, weights=batch.mask[:, 0].sum(-1))}
 
 
 def _pair_observations(reward: Tensor, pairs: Sequence[Tokenised], name: str) -> dict[str, Observations]:

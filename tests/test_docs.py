@@ -78,7 +78,6 @@ def test_formulas_that_a_run_can_confirm(logged):
     assert start["test/accuracy"] == 0.5 and start["test/kl"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.xfail(reason="prefopt/terms.py: loss/NAME is the mean of total / count over prompts, B times too small")
 def test_loss_is_the_weighted_sum_of_its_terms(logged):
     two = next(line for line in logged["two"] if "loss" in line)
     assert two["loss"] == pytest.approx(two["loss/DPO"] + 0.5 * two["loss/SFT"], rel=1e-5)
