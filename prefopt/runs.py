@@ -22,6 +22,7 @@ from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Rule
+from prefopt.functional import seed_for
 from prefopt.manifest import manifest
 from prefopt.objectives import load_objective
 from prefopt.plugins import checked_fields, load_object
@@ -156,7 +157,7 @@ class Run:
         if not self.accelerator.is_main_process:
             self.console = Console(quiet=True)
         if folder is not None:
-            _refuse_finished(folder, resume)
+            _refuse_folder(folder, settings if resume else None)
         self.plan = plan(settings)
         self._show_heading()
         tokenizer = load_tokenizer(settings.policy)
@@ -181,7 +182,7 @@ class Run:
             self.plan.steps,
             self.accelerator,
             self.reference,
-            settings.seed,
+            settings.seed_of("order"),
             self.folder,
         )
         self.accelerator.register_for_checkpointing(self.trainer)
@@ -243,14 +244,14 @@ class Run:
             after.estimates(),
             after.change_since(before),
             numbers,
-            len(self.data["test"]),
+            len(self.evaluators["test"].rows),
             isinstance(self.model, Policy),
         )
         if self.accelerator.is_main_process:
             self.accelerator.unwrap_model(self.trainer.model).save(self.folder / "policy")
             summary = {
                 "steps": self.trainer.done,
-                "evaluated_on": {"split": "test", "rows": len(self.data["test"])},
+                "evaluated_on": {"split": "test", "rows": result.rows},
                 "before": _records(result.before) | plain(before.numbers),
                 "after": _records(result.after) | plain(after.numbers),
                 "change": _records(result.change),
@@ -281,7 +282,8 @@ class Run:
         projected, counts = project(rows, needs, ties)
         for reason, count in counts.items():
             show_count(self.console, count, reason)
-        return Recorded(projected, size, self.settings.seed_of("order") + number, needs.columns)
+        seed = self.settings.seed_of("order")
+        return Recorded(projected, size, seed_for(seed, number) if number else seed, needs.columns)
 
     def _show_heading(self) -> None:
         """The run in a line."""
@@ -352,10 +354,10 @@ def saved_recipe(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
 
 
 def unfinished(settings: recipe.Recipe) -> Path:
-    """The newest run folder of this very recipe that has not come to its end.
+    """The newest run folder of this name and seed that has not come to its end.
 
     Raises:
-        PrefoptError: there is none; says what differs in the ones that come near.
+        PrefoptError: there is none.
     """
     base = Path(settings.track.folder)
     pattern = re.compile(re.escape(f"{settings.name}-seed{settings.seed}") + r"(-\d+)?$")
@@ -363,10 +365,7 @@ def unfinished(settings: recipe.Recipe) -> Path:
     open_ones = [f for f in folders if (f / "recipe.yaml").is_file() and not (f / "summary.json").exists()]
     if not open_ones:
         raise PrefoptError(f"nothing to resume: no unfinished run of {settings.name} (seed {settings.seed}) in {base}/")
-    newest = max(open_ones, key=lambda f: f.stat().st_mtime)
-    if different := _differences(saved_recipe(newest).model_dump(mode="json"), settings.model_dump(mode="json")):
-        raise PrefoptError(f"{newest} was run with another recipe; it differs in {', '.join(different)}")
-    return newest
+    return max(open_ones, key=lambda f: f.stat().st_mtime)
 
 
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:
@@ -406,15 +405,18 @@ def _examples(data: recipe.Data) -> list[Example]:
     return load_examples(list(data.data), data.arguments, split=data.hub_split)[: data.limit]
 
 
-def _refuse_finished(folder: Path, resume: bool) -> None:
-    if resume and (folder / "summary.json").exists():
+def _refuse_folder(folder: Path, resumed: recipe.Recipe | None) -> None:
+    """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end."""
+    if resumed is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise PrefoptError(
+                f"{folder} is there already, and nothing is overwritten: name another, or resume it with --resume"
+            )
+        return
+    if (folder / "summary.json").exists():
         raise PrefoptError(f"{folder} is finished: its results are in summary.json")
-    if resume and not (folder / "recipe.yaml").exists():
-        raise PrefoptError(f"{folder} is no run folder: it has no recipe.yaml")
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise PrefoptError(
-            f"{folder} is there already, and nothing is overwritten: name another, or resume it with --resume"
-        )
+    if different := _differences(saved_recipe(folder).model_dump(mode="json"), resumed.model_dump(mode="json")):
+        raise PrefoptError(f"{folder} was run with another recipe; it differs in {', '.join(different)}")
 
 
 def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, float]:

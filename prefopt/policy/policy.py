@@ -65,7 +65,7 @@ class Policy(nn.Module):
             PrefoptError: `needs` asks for what a language model cannot say.
         """
         if needs.rewards:
-            raise PrefoptError("this objective needs rewards; a language model gives none. Set `policy.kind: scorer`")
+            raise PrefoptError("this objective needs rewards; a language model gives none: it is for scorers")
         if needs.values:
             raise PrefoptError("this objective needs values; this policy has no value head")
         if unknown := needs.statistics - STATISTICS.keys():

@@ -44,7 +44,7 @@ class Scorer(nn.Module):
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
             raise PrefoptError(
-                "this objective needs a language model's log-probs; a scorer gives none. Set `policy.kind: policy`"
+                "this objective needs a language model's log-probs; a scorer gives none"
             )
         scores = self._scores(plain_rows(batch, self.device))
         scores = scores if scores.dtype == torch.float64 else scores.float()

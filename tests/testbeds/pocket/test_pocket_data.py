@@ -55,14 +55,14 @@ def test_gold_is_the_true_reward_of_each_completion(writer):
 def test_labels_follow_bradley_terry_and_flips(writer, scale, flip):
     """Rows are split by the size of the gap, so that a wrong slope cannot hide in a right average."""
     gaps, outcomes = [], []
-    for row in pocket.preferences(4000, scale=scale, flip=flip):
+    for row in pocket.preferences(2400, scale=scale, flip=flip):
         gap = row["gold"][0] - row["gold"][1]
         gaps.append(abs(gap))
         outcomes.append(gap > 0)
     for low, high in ((0.01, 0.3), (0.3, 0.8), (0.8, 2)):
         inside = [i for i, gap in enumerate(gaps) if low <= gap < high]
         p = [sigmoid(scale * gaps[i]) for i in inside]
-        assert len(inside) > 500
+        assert len(inside) > 300
         assert abs(surprise([outcomes[i] for i in inside], [q * (1 - flip) + (1 - q) * flip for q in p])) < 3.5
 
 
@@ -78,9 +78,9 @@ def test_votes_of_several_raters(writer):
 
 
 def test_coverage_puts_better_texts_into_the_pairs(writer):
-    best = {c: mean(max(row["gold"]) for row in pocket.preferences(1000, coverage=c)) for c in (0.0, 0.5, 1.0)}
+    best = {c: mean(max(row["gold"]) for row in pocket.preferences(300, coverage=c)) for c in (0.0, 0.5, 1.0)}
     assert best[0.0] + 0.1 < best[0.5] < best[1.0] - 0.1
-    other = {c: mean(min(row["gold"]) for row in pocket.preferences(1000, coverage=c)) for c in (0.0, 1.0)}
+    other = {c: mean(min(row["gold"]) for row in pocket.preferences(300, coverage=c)) for c in (0.0, 1.0)}
     assert abs(other[1.0] - other[0.0]) < 0.25, "the other text stays an ordinary sample"
 
 
@@ -88,11 +88,11 @@ def test_length_bias_is_in_the_labels_and_not_in_gold(writer):
     def words(row):
         return len(tokens(row["chosen"])) - len(tokens(row["rejected"]))
 
-    rows = list(pocket.proxy_labels(3000, length_bias=0.1, scale=3))
+    rows = list(pocket.proxy_labels(1500, length_bias=0.1, scale=3))
     gaps = [row["gold"][0] - row["gold"][1] for row in rows]
     utilities = [gap + 0.1 * words(row) for gap, row in zip(gaps, rows, strict=True)]
     assert abs(surprise([u > 0 for u in utilities if u], [sigmoid(3 * abs(u)) for u in utilities if u])) < 3.5
-    plain = list(pocket.preferences(3000, scale=3))
+    plain = list(pocket.preferences(1500, scale=3))
     assert mean(map(words, rows)) > mean(map(words, plain)) + 2
     assert mean(gaps) < mean(row["gold"][0] - row["gold"][1] for row in plain) - 0.05
     assert [sorted((r["chosen"], r["rejected"])) for r in rows] == [sorted((r["chosen"], r["rejected"])) for r in plain]
@@ -100,7 +100,7 @@ def test_length_bias_is_in_the_labels_and_not_in_gold(writer):
 
 def test_ranks_follow_plackett_luce(writer):
     firsts, probabilities = [], []
-    for row in pocket.rankings(3000, k=3, scale=2):
+    for row in pocket.rankings(1500, k=3, scale=2):
         assert sorted(row["ranks"]) == [1, 2, 3]
         weights = [math.exp(2 * gold) for gold in row["gold"]]
         top = row["gold"].index(max(row["gold"]))
@@ -130,11 +130,7 @@ def test_corpus_rates_opinions_with_a_little_noise():
         for row in lines
     ]
     assert mean(right) == pytest.approx(1 - 0.3 * 2 / 3, abs=0.03)
-    assert all(
-        score(row["prompt"], row["completion"]) > -1
-        for row in rows
-        if row not in lines[:0] and "=>" not in row["prompt"]
-    )
+    assert all(score(row["prompt"], row["completion"]) > -1 for row in rows if row not in lines)
 
 
 def test_demonstrations_are_good_opinions():
