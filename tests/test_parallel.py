@@ -20,7 +20,9 @@ class Processes:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=23), st.integers(1, 6), st.integers(1, 4))
-def test_every_row_is_dealt_once_and_all_processes_take_as_many_passes(lengths: list[int], size: int, world: int) -> None:
+def test_every_row_is_dealt_once_and_all_processes_take_as_many_passes(
+    lengths: list[int], size: int, world: int
+) -> None:
     deals = [Deal(lengths, size, Processes(rank, world)) for rank in range(world)]  # type: ignore[arg-type]
     dealt = [row for d in deals for piece in d.pieces if not piece.filler for row in piece.rows.tolist()]
     assert sorted(dealt) == list(range(len(lengths)))

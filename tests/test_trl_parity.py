@@ -81,7 +81,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dict[
     )
     model, reference = (tiny_llama(torch.float32) for _ in range(2))
     rows = Dataset.from_list(preferences())
-    trainer = InOrder(model=model, ref_model=reference, args=config, train_dataset=rows, processing_class=word_tokenizer())
+    trainer = InOrder(
+        model=model, ref_model=reference, args=config, train_dataset=rows, processing_class=word_tokenizer()
+    )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], gradients
 
@@ -102,7 +104,9 @@ def test_losses_equal_trl_over_ten_steps(theirs: tuple[list[float], Any]) -> Non
     assert abs(losses[-1] - losses[0]) > 0.05  # there was something to get wrong
 
 
-def test_first_gradients_equal_trl(theirs: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_gradients_equal_trl(
+    theirs: tuple[Any, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = ours()
     found: dict[str, torch.Tensor] = {}
 

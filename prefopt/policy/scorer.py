@@ -43,9 +43,7 @@ class Scorer(nn.Module):
             PrefoptError: `needs` asks for what a scorer cannot say.
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
-            raise PrefoptError(
-                "this objective needs a language model's log-probs; a scorer gives none"
-            )
+            raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
         scores = self._scores(plain_rows(batch, self.device))
         scores = scores if scores.dtype == torch.float64 else scores.float()
         present = batch.present.to(self.device)
