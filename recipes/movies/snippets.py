@@ -18,7 +18,9 @@ WHATS = ("one sentence", "a line", "a snippet", "a short remark")
 WHERES = ("from a film review", "about a movie", "by a film critic", "on a film you have seen")
 
 
-def pairs(file: str, part: str, gap: float = 0.0, rounds: int = 1, seed: int = 0, ask: bool = True) -> Iterator[dict[str, Any]]:
+def pairs(
+    file: str, part: str, gap: float = 0.0, rounds: int = 1, seed: int = 0, ask: bool = True
+) -> Iterator[dict[str, Any]]:
     """Two snippets each, the one with the higher mean rating chosen.
 
     Args:
