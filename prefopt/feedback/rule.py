@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ class Rule:
         Raises:
             PrefoptError: the function is not there, raised something, or returned something else than B × K numbers.
         """
-        return run_feedback(load_object(self.path, self.folder), self.path, prompts, completions, rows)
+        return run_feedback(self.function, self.path, prompts, completions, rows)
+
+    @cached_property
+    def function(self) -> Any:
+        """The function, loaded once: editing its file does not change a reward in the middle of a run."""
+        return load_object(self.path, self.folder)
 
 
 def run_feedback(

@@ -15,26 +15,17 @@ from prefopt.types import Batch, Model, Needs, Outputs
 
 
 @dataclass(frozen=True)
-class AdapterOff:
-    """The policy with its adapter switched off: its weights at step 0, at no cost in memory."""
+class Reference:
+    """A policy without its adapter, if it has one: weights that never change.
+
+    Under LoRA this is the policy itself, at no cost in memory; otherwise a frozen copy or another model.
+    """
 
     policy: Policy
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What the policy said before training; without gradient."""
+        """What it says, without gradient."""
         with torch.no_grad(), self.policy.without_adapter():
-            return self.policy(batch, needs)
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A model of its own whose weights never change."""
-
-    policy: Policy
-
-    def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What the model says; without gradient."""
-        with torch.no_grad():
             return self.policy(batch, needs)
 
 
@@ -50,12 +41,12 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
         tokenizer = _shared(policy.tokenizer)
         model = load_policy(other, tokenizer, seed=0)
         _check_vocabulary(model, other, tokenizer)
-        return Frozen(_frozen(model).to(policy.device))
+        return Reference(_frozen(model).to(policy.device))
     if policy.has_adapter:
-        return AdapterOff(policy)
+        return Reference(policy)
     # The tokenizer is not copied, and the copy finds out for itself how its head works.
     twin = Policy(copy.deepcopy(policy.model), policy.tokenizer)
-    return Frozen(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin))
+    return Reference(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin))
 
 
 def _check_vocabulary(reference: Policy, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase) -> None:
