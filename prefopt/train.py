@@ -18,7 +18,7 @@ from prefopt.checkpoint import save_batch
 from prefopt.errors import PrefoptError
 from prefopt.functional import generator, seed_for
 from prefopt.parallel import deal, forward
-from prefopt.terms import Term, counts, merged_needs, targets_of, total
+from prefopt.terms import Term, counts, merged_needs, names, targets_of, total
 from prefopt.types import Adaptive, Batch, Model, Outputs, Source, Targets
 
 Metrics = dict[str, float]
@@ -178,11 +178,15 @@ class Trainer:
             own = [self.terms[index]]
             extra = next(batches).to(self.accelerator.device)
             work.append((own, extra, self._targets(own, extra, f"term {index}")))
+        labels = dict(zip(map(id, self.terms), names(self.terms), strict=True))
         metrics: Metrics = {"loss": 0.0}
         for number, (group, rows, prepared) in enumerate(work):
             found = self._backward(group, rows, prepared, last=number == len(work) - 1)
-            loss = metrics["loss"] + found.pop("loss")
-            metrics = {**found, **metrics, "loss": loss}
+            metrics["loss"] += (loss := found.pop("loss"))
+            label = labels[id(group[0])]
+            if len(group) == 1 and len(self.terms) > 1:  # where several share a batch, `total` tells them apart
+                found[f"loss/{label}"] = loss / group[0].weight if group[0].weight else math.nan
+            metrics |= {f"{label}/{name}" if name in metrics else name: value for name, value in found.items()}
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
         metrics["grad_norm"] = float(norm) if norm is not None else math.nan
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):

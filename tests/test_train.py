@@ -111,8 +111,10 @@ def test_a_term_with_its_own_source_brings_a_batch_to_every_step() -> None:
     source = Batches([random_batch(4, seed) for seed in range(2)])
     steps = list(Trainer(policy, terms, source, spec, 2, Accelerator(cpu=True), reference))
     assert (source.place, extra.place) == (2, 4)
-    nll = steps[0].metrics["nll"]
-    assert nll > 0
+    for step in steps:
+        assert step.metrics["nll"] > 0
+        expected = step.metrics["loss/DPO"] + 0.5 * step.metrics["loss/SFT"]
+        assert step.metrics["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_clipping_bounds_the_update_of_sgd() -> None:
