@@ -24,6 +24,9 @@ Unit = Literal["prompt", "completion", "token"]
 COMPLETION_COLUMNS = frozenset({"sampler_logps", "cost", "gold", "origin", "trained"})
 """Columns whose second dimension is K; they are permuted and cut together with the completions."""
 
+ORIGINS = ("dataset", "policy", "reference", "mixture", "greedy", "mismatched")
+"""Where a completion came from; the column `origin` holds places in this list."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from prefopt.objectives.parts import nothing
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -20,9 +21,7 @@ class SFT:
 
     needs = Needs(completions=1, ordered=True, per="token")
 
-    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
-        """Nothing to prepare."""
-        return Targets()
+    targets = nothing
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, 1, T]; the total is [B]."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch.nn.functional import logsigmoid
 
 from prefopt.functional import pair_metrics
+from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -26,12 +27,9 @@ class DPO:
     beta: float = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
-    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
-        """Keeps the reference's summed log-probs, [B, 2]."""
-        assert reference is not None
-        return Targets({"reference": reference.sum()})
+    targets = reference_sums
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, 2, T]; the total is [B]."""
-        reward = self.beta * (policy.sum() - targets.rows["reference"])  # [B, 2]
+        reward = self.beta * log_ratios(policy, targets)  # [B, 2]
         return Loss(-logsigmoid(reward[:, 0] - reward[:, 1]), pair_metrics(reward))  # eq. 7

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch.nn.functional import logsigmoid
 
 from prefopt.functional import pair_metrics
+from prefopt.objectives.parts import nothing
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,9 +28,7 @@ class BradleyTerry:
     centering: float = 0.0
     needs = Needs(completions=2, ordered=True, rewards=True)
 
-    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
-        """Nothing to prepare."""
-        return Targets()
+    targets = nothing
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.rewards` is [B, 2]; the total is [B]."""
