@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from prefopt.errors import PrefoptError, nearest
-from prefopt.types import COMPLETION_COLUMNS, Adaptive, Batch, Loss, Needs, Objective, Outputs, Targets
+from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Adaptive, Batch, Loss, Needs, Objective, Outputs, Targets
 
 FIELDS = ("logps", "values", "rewards")
 
@@ -132,9 +132,10 @@ def make_case(objective: Objective, seed: int = 0, prompts: int = 4, tokens: int
 
     def outputs(offset: float) -> Outputs:
         noise = torch.rand(shape, generator=draw, dtype=torch.float64)
-        statistics = {name: torch.rand(shape, generator=draw, dtype=torch.float64) * mask for name in needs.statistics}
-        if "log_sum_squares" in statistics:
-            statistics["log_sum_squares"] = -statistics["log_sum_squares"]
+        statistics = {
+            name: _sign(name) * torch.rand(shape, generator=draw, dtype=torch.float64) * mask
+            for name in sorted(needs.statistics)
+        }
         return Outputs(
             mask=mask,
             logps=None if needs.rewards else -(offset + noise) * mask,
@@ -377,21 +378,43 @@ def _gradient(case: Case) -> Iterator[Finding]:
 
 
 def _prefers_chosen(case: Case) -> Iterator[Finding]:
-    needs = case.objective.needs
-    if not (needs.completions == 2 and needs.ordered):
+    push = _better(case)
+    if push is None:
         return
-    push = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    name = "rewards" if needs.rewards else "logps"
+    name = "rewards" if case.objective.needs.rewards else "logps"
     value = getattr(case.policy, name)
     assert value is not None
-    moved = value + 1e-3 * (push if needs.rewards else push[:, None] * case.batch.mask)
+    moved = value + 1e-3 * (push if value.ndim == 2 else push[..., None] * case.batch.mask)
     before, after = case.loss().total, _with(case, {name: moved}).loss().total
     if not (after <= before + 1e-12).all() or not (after < before).any():
         yield (
-            "a lower total once the chosen is likelier and the rejected less so",
+            "a lower total once the better completions are likelier and the worse less so",
             _difference(before, after),
             "a flipped sign, or chosen and rejected swapped",
         )
+
+
+def _better(case: Case) -> Tensor | None:
+    """[B, K]: +1 for the best completion of a prompt, −1 for the worst; None where nothing says which."""
+    batch, needs = case.batch, case.objective.needs
+    merits = None
+    if needs.ordered:
+        merits = -torch.arange(batch.mask.shape[1], dtype=torch.float64).expand(batch.present.shape)
+    elif needs.scores:
+        merits = batch.scores
+    elif needs.preference and batch.preference is not None:
+        merits = batch.preference.mean(-1)
+    if merits is None:
+        return None
+    first = torch.arange(batch.mask.shape[1]) == 0
+    if batch.mask.shape[1] == 1 and needs.ordered:
+        return first.expand(batch.present.shape)
+    if batch.mask.shape[1] == 1 or "origin" in needs.columns:  # labels
+        return merits.sign() * first
+    best = merits.masked_fill(~batch.present, -torch.inf).argmax(-1)
+    worst = merits.masked_fill(~batch.present, torch.inf).argmin(-1)
+    eye = torch.eye(batch.mask.shape[1], dtype=torch.float64)
+    return eye[best] - eye[worst]
 
 
 def _uses_reference(case: Case) -> Iterator[Finding]:
@@ -417,6 +440,8 @@ def _extremes(case: Case) -> Iterator[Finding]:
         for name, value in _fields(case.policy).items():
             rows = scale[: value[..., 0].numel() if value.ndim == 3 else value.numel()]
             shift = 1e4 * rows.view(value.shape[:2])
+            if name in case.policy.statistics:
+                shift = shift.abs() * _sign(name)
             moved[name] = value + (shift if value.ndim == 2 else shift[..., None] * case.batch.mask / 5)
         for name, value in moved.items():
             traced, leaves = _leaves(_with(case, {name: value}))
@@ -486,12 +511,19 @@ class _Held(TorchFunctionMode):
 
 
 def _fields(outputs: Outputs) -> dict[str, Tensor]:
-    return {name: value for name in FIELDS if (value := getattr(outputs, name)) is not None}
+    """Everything that a loss may have a gradient for."""
+    return {n: v for n in FIELDS if (v := getattr(outputs, n)) is not None} | dict(outputs.statistics)
 
 
 def _with(case: Case, fields: Mapping[str, Tensor]) -> Case:
-    changed: Any = fields
-    return dataclasses.replace(case, policy=dataclasses.replace(case.policy, **changed))
+    changed: Any = {name: value for name, value in fields.items() if name in FIELDS}
+    statistics = {name: fields.get(name, value) for name, value in case.policy.statistics.items()}
+    return dataclasses.replace(case, policy=dataclasses.replace(case.policy, statistics=statistics, **changed))
+
+
+def _sign(statistic: str) -> int:
+    """Of the values that a statistic can have."""
+    return -1 if statistic == "log_sum_squares" else 1
 
 
 def _leaves(case: Case) -> tuple[Case, dict[str, Tensor]]:
@@ -514,8 +546,8 @@ def _tensors(case: Case) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scores(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
-    if shape[1] == 1:  # labels, of both kinds
-        return torch.tensor([0.5, -0.5], dtype=torch.float64).repeat(shape[0])[: shape[0], None]
+    if shape[1] == 1 or "origin" in needs.columns:  # labels, of both kinds
+        return torch.tensor([0.5, -0.5], dtype=torch.float64).repeat(shape[0])[: shape[0], None].repeat(1, shape[1])
     scores = torch.rand(shape[:2], generator=draw, dtype=torch.float64)
     return scores.sort(dim=1, descending=True).values if needs.ordered else scores
 
@@ -532,10 +564,9 @@ def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator) -> Te
         return torch.randn(shape[0], 8, generator=draw, dtype=torch.float64)
     if name == "sampler_logps":
         return -torch.rand(shape, generator=draw, dtype=torch.float64)
-    if name == "trained":
-        return torch.ones(shape[:2], dtype=torch.bool)
-    if name == "origin":
-        return torch.zeros(shape[:2], dtype=torch.long)
+    if name in ("origin", "trained"):  # the last completion of several is a player's
+        dataset = (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
+        return dataset if name == "trained" else torch.where(dataset, 0, ORIGINS.index("mismatched"))
     return torch.rand(shape[:2] if name in COMPLETION_COLUMNS else shape[:1], generator=draw, dtype=torch.float64)
 
 

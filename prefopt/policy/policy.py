@@ -1,7 +1,6 @@
 """The policy: any Hugging Face causal LM behind one call, `policy(batch, needs) -> Outputs`."""
 
 import logging
-from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
-from prefopt.policy.head import STATISTICS, Head, token_statistics
+from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
 from prefopt.policy.layout import Rows, plain_rows
 from prefopt.types import Batch, Needs, Outputs
 
@@ -36,6 +35,8 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self._head: Head | None = None
         self._verified = False
+        # In a tuple, so that it does not become a part of this module: it is not trained, saved or synchronised.
+        self._reference: tuple[Policy, ...] = ()
         self.train(model.training)  # a new module is in training mode, a loaded model is not
 
     @property
@@ -58,6 +59,10 @@ class Policy(nn.Module):
         """A context in which the adapter is switched off: the policy at step 0."""
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
 
+    def beside(self, reference: "Policy") -> None:
+        """Forward this reference together with the policy wherever an objective asks for a KL: it takes both vocabularies."""
+        self._reference = (reference,)
+
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
         """`logps` [B, K, T], and the statistics in `needs`; 0 outside the mask.
 
@@ -68,31 +73,41 @@ class Policy(nn.Module):
             raise PrefoptError("this objective needs rewards; a language model gives none: it is for scorers")
         if needs.values:
             raise PrefoptError("this objective needs values; this policy has no value head")
-        if unknown := needs.statistics - STATISTICS.keys():
-            raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted(STATISTICS)}")
+        if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
+            raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         rows, mask = plain_rows(batch, self.device), batch.mask.to(self.device)
         tokens = batch.completion_ids.to(self.device)[mask]
-        if not self._verified and len(tokens):
-            self._verify(rows, tokens)
-        found = self._statistics(rows, tokens, _per_token(batch, self.device), needs.statistics)
+        states = self._states(rows, tokens)
+        beside = self._beside(rows, tokens) if needs.statistics & DIVERGENCES.keys() else None
+        found = token_statistics(states, tokens, _per_token(batch, self.device), needs.statistics, beside)
         placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()}
         return Outputs(mask=mask, logps=placed.pop("logps"), statistics=placed)
 
-    def _statistics(
-        self, rows: Rows, tokens: Tensor, temperature: Tensor | None = None, names: Collection[str] = ()
-    ) -> dict[str, Tensor]:
+    def _states(self, rows: Rows, tokens: Tensor) -> States:
+        if not self._verified and len(tokens):
+            self._verify(rows, tokens)
         if self._head is None:  # the architecture's own head, on all positions of the rows at once
             output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
             logits = output.logits[rows.predicts]
-            return token_statistics(nn.Identity(), logits, tokens, logits.shape[-1], temperature, names)
+            return States(nn.Identity(), logits, logits.shape[-1])
         backbone = getattr(self.causal, self.causal.base_model_prefix)
         # Right padding is invisible to a causal model; without a mask, attention takes its fast causal path.
         states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state[rows.predicts]
-        return token_statistics(self._head, states, tokens, self._head.vocabulary, temperature, names)
+        return States(self._head, states, self._head.vocabulary)
+
+    def _beside(self, rows: Rows, tokens: Tensor) -> States:
+        if not self._reference:
+            raise PrefoptError(
+                "exact KL needs the reference's logits too: give it to the policy by `policy.beside(reference)`"
+            )
+        reference = self._reference[0]
+        with torch.no_grad(), reference.without_adapter():
+            return reference._states(rows, tokens)
 
     @torch.no_grad()
     def _verify(self, rows: Rows, tokens: Tensor) -> None:
         """Use the chunked head if it says of the first rows what the model itself says of each alone, else the model's own."""
+        self._verified = True  # from here on, so that `_states` can be asked
         few = Rows(*(field[:2] for field in (rows.input_ids, rows.attention_mask, rows.predicts, rows.last)))
         tokens = tokens[: int(few.predicts.sum())]
         training = self.training
@@ -102,7 +117,6 @@ class Policy(nn.Module):
             doubt = self._doubt(few, tokens, expected)
         finally:
             self.train(training)
-        self._verified = True
         if doubt:
             self._head = None
             log.warning(
@@ -125,7 +139,7 @@ class Policy(nn.Module):
         """What is wrong with the chunked head on these rows; nothing if it can be used."""
         try:
             self._head = Head(self.causal)
-            found = self._statistics(rows, tokens)["logps"]
+            found = token_statistics(self._states(rows, tokens), tokens)["logps"]
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
             return f"{type(error).__name__}: {error}"
         # bf16 activations differ by rounding between code paths; a missing scale or cap differs by far more.

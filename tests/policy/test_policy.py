@@ -179,13 +179,38 @@ def test_statistics_are_their_formulas(llama, make_batch, plain_logps):
     torch.testing.assert_close(outputs.logps[1], plain[1], rtol=0, atol=1e-12)
 
 
+def test_divergences_are_those_of_whole_vocabularies(make_llama, make_batch):
+    batch = make_batch(holes=True, absent=[(1, 1)], columns={"temperature": torch.tensor([0.5, 1.0, 2.0])})
+    policy, other = Policy(make_llama(0)), Policy(make_llama(1))
+    policy.beside(other)
+    found = policy(batch, Needs(statistics=frozenset(head.DIVERGENCES))).statistics
+
+    def distributions(model):
+        for b, prompt in enumerate(batch.prompt_ids):
+            for k, t in batch.mask[b].nonzero().tolist():
+                ids = torch.tensor([[*prompt, *batch.completion_ids[b, k, :t].tolist()]])
+                yield (b, k, t), (model(input_ids=ids).logits[0, -1] / batch.columns["temperature"][b]).softmax(-1)
+
+    with torch.no_grad():
+        for (place, p), (_, q) in zip(distributions(policy.model), distributions(other.model), strict=True):
+            assert found["kl_policy_ref"][place].item() == pytest.approx((p * (p / q).log()).sum().item(), abs=1e-9)
+            assert found["kl_ref_policy"][place].item() == pytest.approx((q * (q / p).log()).sum().item(), abs=1e-9)
+    assert found["kl_ref_policy"].requires_grad
+    assert not [name for name, _ in policy.named_parameters() if "reference" in name]
+
+
+def test_divergence_without_a_reference_is_refused(llama, make_batch):
+    with pytest.raises(PrefoptError, match=r"policy\.beside"):
+        llama(make_batch(), Needs(statistics=frozenset({"kl_ref_policy"})))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_against_trl():
     utils = pytest.importorskip("trl.trainer.utils")
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(7, 30, generator=draw, dtype=torch.float64)
     tokens = torch.randint(30, (7,), generator=draw)
-    found = head.token_statistics(torch.nn.Identity(), logits, tokens, 30, names=["entropy"])
+    found = head.token_statistics(head.States(torch.nn.Identity(), logits, 30), tokens, names=["entropy"])
     torch.testing.assert_close(found["logps"], utils.selective_log_softmax(logits, tokens))
     torch.testing.assert_close(found["entropy"], utils.entropy_from_logits(logits))
 
