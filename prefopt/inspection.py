@@ -30,7 +30,7 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
         raise PrefoptError(f"{folder} has no trained policy yet; finish the run: prefopt run {folder} --resume")
     reference = settings.reference
     if reference.model is None:
-        reference = reference.model_copy(update={"model": settings.policy.model})
+        reference = reference.model_copy(update={"model": settings.policy.model, "every": None})
     policy = settings.policy.model_copy(update={"model": (str(folder / "policy"),), "adapter": None})
     return settings.model_copy(update={"policy": policy, "reference": reference})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefopt.errors import PrefoptError, nearest
 
@@ -66,6 +66,18 @@ class Reference(Section):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="dtype of a frozen copy or another model; null is the policy's"
     )
+    every: int | None = Field(
+        None, gt=0, description="steps between its moves towards the policy (TR-DPO); null never moves"
+    )
+    mix: float = Field(
+        0.6, gt=0, le=1, description="share of the policy in what a move makes of it; 1 copies the policy"
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "Reference":
+        if self.model is not None and self.every is not None:
+            raise ValueError("a reference that moves (reference.every) starts as the policy: leave out reference.model")
+        return self
 
 
 class Data(Section):
@@ -87,9 +99,17 @@ class Source(Data):
     )
     max_prompt_tokens: int = Field(512, gt=0, description="longer prompts lose their beginning")
     max_completion_tokens: int = Field(512, gt=0, description="longer completions lose their end")
+    players: Names = Field((), description="completions beside the data's own: `mismatched`, another prompt's, for KTO")
     ties: Literal["drop", "keep"] = Field(
         "drop", description="what to do with completions of equal score where an order is needed"
     )
+
+    @field_validator("players")
+    @classmethod
+    def _known(cls, players: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [player for player in players if player != "mismatched"]:
+            raise ValueError(f"unknown player {unknown[0]!r}; recorded data can have `mismatched`")
+        return players
 
     @model_validator(mode="after")
     def _shares(self) -> "Source":

@@ -25,8 +25,20 @@ from prefopt.feedback import Rule
 from prefopt.functional import seed_for
 from prefopt.manifest import manifest
 from prefopt.objectives import load_objective
+from prefopt.players import without_players
 from prefopt.plugins import checked_fields, load_object
-from prefopt.policy import Policy, Scorer, find_model, load_policy, load_scorer, load_tokenizer, make_reference
+from prefopt.policy import (
+    DIVERGENCES,
+    Following,
+    Policy,
+    Reference,
+    Scorer,
+    find_model,
+    load_policy,
+    load_scorer,
+    load_tokenizer,
+    make_reference,
+)
 from prefopt.progress import show_count, show_data, show_example, show_validation, shown
 from prefopt.sources import Recorded, project
 from prefopt.terms import Term, merged_needs
@@ -67,6 +79,7 @@ class Plan:
         model: the folder or hub id of the policy.
         objectives: one for each term.
         needs: of the terms that share the run's source.
+        wanted: what its data must bring of these.
         data: of the run's source, and of each term's own, by the term's number.
     """
 
@@ -74,6 +87,7 @@ class Plan:
     model: str
     objectives: Sequence[Objective]
     needs: Needs
+    wanted: Needs
     data: Split[Example]
     own: Mapping[int, Split[Example]]
 
@@ -83,7 +97,7 @@ class Plan:
         train = self.recipe.train
         if train.steps is not None:
             return train.steps
-        rows, _ = project(self.data.train, self.needs, self.recipe.source.ties)
+        rows, _ = project(self.data.train, self.wanted, self.recipe.source.ties)
         assert train.epochs is not None
         return max(1, int(len(rows) * train.epochs) // train.batch_size)
 
@@ -108,17 +122,27 @@ def plan(settings: recipe.Recipe) -> Plan:
         raise PrefoptError(f"evaluate.gold: {settings.evaluate.gold} is no function")
     seed = settings.seed_of("data")
     own = {
-        i: _splits(term.source, objectives[i].needs, seed)
+        i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)
         for i, term in enumerate(settings.objective)
         if term.source is not None
     }
-    data = _splits(settings.source, needs, seed)
-    rows = len(project(data.train, needs, settings.source.ties)[0])
+    shares = wanted(needs, settings.source, " + ".join(term.name for term in shared))
+    data = _splits(settings.source, shares, seed)
+    rows = len(project(data.train, shares, settings.source.ties)[0])
     if rows < settings.train.batch_size:
         raise PrefoptError(
             f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
         )
-    return Plan(settings, model, objectives, needs, data, own)
+    return Plan(settings, model, objectives, needs, shares, data, own)
+
+
+def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
+    """What the data of a source must bring themselves, for an objective or several of this name.
+
+    Raises:
+        PrefoptError: the source must add something else to them.
+    """
+    return without_players(needs, source.players, name)
 
 
 def run(
@@ -163,15 +187,17 @@ class Run:
         tokenizer = load_tokenizer(settings.policy)
         self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self.plan.data._asdict().items()}
         terms = self._terms(tokenizer)
-        source = self._recorded(self.data["train"], self.plan.needs, settings.train.batch_size, settings.source.ties)
+        source = self._recorded(self.data["train"], self.plan.wanted, settings.train.batch_size, settings.source)
         show_example(self.console, preview(source.rows[0], tokenizer))
         load = load_scorer if self.plan.needs.rewards else load_policy
         self.model: Policy | Scorer = load(settings.policy, tokenizer, settings.seed_of("init")).to(
             self.accelerator.device
         )
-        self.reference = None
-        if isinstance(self.model, Policy) and (self.plan.needs.reference or settings.evaluate.prompts):
-            self.reference = make_reference(self.model, settings.reference, settings.policy)
+        self.reference = start = self._reference(settings.reference)
+        if settings.reference.every is not None:  # what moves is no measure
+            start = self._reference(settings.reference.model_copy(update={"every": None}))
+        if isinstance(self.model, Policy) and self.reference and self.plan.needs.statistics & DIVERGENCES.keys():
+            self.model.beside(self.reference.policy)
         self.folder = self._folder(folder)
         self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
         self.trainer = Trainer(
@@ -189,7 +215,7 @@ class Run:
         gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
         seed = settings.seed_of("evaluation")
         self.evaluators = {
-            part: Evaluator(self.data[part], settings.evaluate, self.accelerator, self.reference, gold, seed)
+            part: Evaluator(self.data[part], settings.evaluate, self.accelerator, start, gold, seed)
             for part in ("validation", "test")
         }
 
@@ -266,6 +292,11 @@ class Run:
         show_data(self.console, name, report)
         return tokenised
 
+    def _reference(self, spec: recipe.Reference) -> Reference | Following | None:
+        if not isinstance(self.model, Policy) or not (self.plan.needs.reference or self.settings.evaluate.prompts):
+            return None
+        return make_reference(self.model, spec, self.settings.policy)
+
     def _terms(self, tokenizer: Any) -> list[Term]:
         terms = [Term(o, t.weight) for o, t in zip(self.plan.objectives, self.settings.objective, strict=True)]
         train = self.settings.train
@@ -274,16 +305,19 @@ class Run:
             assert section is not None
             rows = self._tokenised(data.train, tokenizer, f"source of {terms[index].name}")
             size = train.minibatch_size or train.batch_size
-            source = self._recorded(rows, terms[index].objective.needs, size, section.ties, index + 1)
+            needs = wanted(terms[index].objective.needs, section, terms[index].name)
+            source = self._recorded(rows, needs, size, section, index + 1)
             terms[index] = replace(terms[index], source=source)
         return terms
 
-    def _recorded(self, rows: Sequence[Tokenised], needs: Needs, size: int, ties: Any, number: int = 0) -> Recorded:
-        projected, counts = project(rows, needs, ties)
+    def _recorded(
+        self, rows: Sequence[Tokenised], needs: Needs, size: int, source: recipe.Source, number: int = 0
+    ) -> Recorded:
+        projected, counts = project(rows, needs, source.ties)
         for reason, count in counts.items():
             show_count(self.console, count, reason)
         seed = self.settings.seed_of("order")
-        return Recorded(projected, size, seed_for(seed, number) if number else seed, needs.columns)
+        return Recorded(projected, size, seed_for(seed, number) if number else seed, needs.columns, source.players)
 
     def _show_heading(self) -> None:
         """The run in a line."""

@@ -10,6 +10,7 @@ from prefopt.data.collate import collate
 from prefopt.data.formats import FORMATS, Matrix
 from prefopt.data.tokenise import Tokenised
 from prefopt.errors import PrefoptError
+from prefopt.players import PLAYERS
 from prefopt.types import Batch, Needs
 
 TIED = "completions dropped: tied with another one"
@@ -232,12 +233,20 @@ class Recorded:
         batch_size: prompts in a logical batch.
         seed: of the order.
         columns: names of columns to put in the batches.
+        players: whose completions to add to the batches.
 
     Raises:
         PrefoptError: fewer rows than a batch holds.
     """
 
-    def __init__(self, rows: Sequence[Tokenised], batch_size: int, seed: int, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Tokenised],
+        batch_size: int,
+        seed: int,
+        columns: Sequence[str] = (),
+        players: Sequence[str] = (),
+    ) -> None:
         if not 1 <= batch_size <= len(rows):
             raise PrefoptError(
                 f"a logical batch of {batch_size} rows from {len(rows)} rows; it must have at least one row "
@@ -247,6 +256,7 @@ class Recorded:
         self.batch_size = batch_size
         self.seed = seed
         self.columns = tuple(columns)
+        self.players = [PLAYERS[name] for name in players]
         self._drawn = 0
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -258,6 +268,8 @@ class Recorded:
         while True:
             numbers = [self._at(place) for place in range(self._drawn, self._drawn + self.batch_size)]
             batch = collate([self.rows[number] for number in numbers], self.columns)
+            for player in self.players:
+                batch = player(batch)
             self._drawn += self.batch_size
             yield batch
 

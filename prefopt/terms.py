@@ -1,7 +1,7 @@
 """What a run minimises: Σ_terms weight · Σ total / count, over objectives that may share a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,7 @@ def total(
         ValueError: an objective returned a total or a metric that is not [b].
     """
     rows = len(batch)
+    policy = _trained(batch, policy)
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     for term, name, target, count in zip(terms, names(terms), targets, counts, strict=True):
@@ -120,6 +121,14 @@ def total(
             metrics[f"{name}/{metric}" if metric in metrics else metric] = value.detach()
     by_row = torch.stack(losses).sum(0)
     return by_row.sum(), {"loss": by_row.detach(), **metrics}
+
+
+def _trained(batch: Batch, policy: Outputs) -> Outputs:
+    """Without a gradient for completions that are only there to be compared with."""
+    trained = batch.columns.get("trained")
+    if trained is None or policy.logps is None:
+        return policy
+    return replace(policy, logps=torch.where(trained[..., None], policy.logps, policy.logps.detach()))
 
 
 def names(terms: Sequence[Term]) -> list[str]:

@@ -19,7 +19,7 @@ from prefopt.errors import PrefoptError
 from prefopt.functional import generator, seed_for
 from prefopt.parallel import deal, forward
 from prefopt.terms import Term, counts, merged_needs, names, targets_of, total
-from prefopt.types import Adaptive, Batch, Model, Outputs, Source, Targets
+from prefopt.types import Adaptive, Batch, Model, Moving, Outputs, Source, Targets
 
 Metrics = dict[str, float]
 
@@ -100,6 +100,8 @@ class Trainer:
             batch = next(batches).to(self.accelerator.device)
             metrics = self._learn(batch)
             self.done += 1
+            if isinstance(self.reference, Moving):
+                self.reference.follow(self.accelerator.unwrap_model(self.model), self.done)
             yield Step(
                 self.done, metrics, _tokens(batch) * self.settings.passes, time.perf_counter() - start, _rows(batch)
             )
@@ -112,6 +114,7 @@ class Trainer:
             "own": {index: self.terms[index].source.state_dict() for index in self._own},  # type: ignore[union-attr]
             "objectives": [vars(term.objective) for term in self.terms],
             "schedule": self.schedule.state_dict(),
+            "reference": self.reference.state_dict() if isinstance(self.reference, Moving) else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,6 +131,8 @@ class Trainer:
             for term, fields in zip(self.terms, state["objectives"], strict=True)
         ]
         self.schedule.load_state_dict(state["schedule"])
+        if isinstance(self.reference, Moving):
+            self.reference.load_state_dict(state["reference"])
 
     def _learn(self, batch: Batch) -> Metrics:
         """All passes over one logical batch."""

@@ -270,6 +270,23 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Moving(Model, Protocol):
+    """A reference that moves: an EMA, a periodic copy, the last iterate of self-play."""
+
+    def follow(self, model: Any, step: int) -> None:
+        """Move, perhaps, now that the policy has made this step; called between logical batches."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return there."""
+        ...
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a feedback thinks of B prompts with K completions each.

@@ -1,13 +1,17 @@
 """Models behind one call: the policy, the scorer, the reference, and what draws completions."""
 
+from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.load import find_model, load_policy, load_scorer, load_tokenizer
 from prefopt.policy.policy import Policy
-from prefopt.policy.reference import make_reference
+from prefopt.policy.reference import Following, Reference, make_reference
 from prefopt.policy.sampler import TransformersSampler
 from prefopt.policy.scorer import Scorer
 
 __all__ = [
+    "DIVERGENCES",
+    "Following",
     "Policy",
+    "Reference",
     "Scorer",
     "TransformersSampler",
     "find_model",

@@ -11,7 +11,7 @@ from prefopt import recipe
 from prefopt.errors import PrefoptError
 from prefopt.policy.load import load_policy, load_tokenizer
 from prefopt.policy.policy import Policy
-from prefopt.types import Batch, Model, Needs, Outputs
+from prefopt.types import Batch, Needs, Outputs
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,41 @@ class Reference:
             return self.policy(batch, needs)
 
 
-def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.Policy) -> Model:
+@dataclass(frozen=True)
+class Following:
+    """A reference that moves towards the policy: ref ← mix·θ + (1 − mix)·ref, every so many steps.
+
+    TR-DPO (Gorbatovski et al., arXiv 2404.09656v2, eq. 4 and 5): mix = .6 is its soft update, mix = 1 its hard one. Under LoRA
+    it follows the weights with the adapter merged into them.
+    """
+
+    policy: Policy
+    every: int
+    mix: float
+
+    def __call__(self, batch: Batch, needs: Needs) -> Outputs:
+        """What it says now, without gradient."""
+        return Reference(self.policy)(batch, needs)
+
+    @torch.no_grad()
+    def follow(self, model: Policy, step: int) -> None:
+        """Move, if the step is one to move at."""
+        if step % self.every:
+            return
+        theirs = dict(_merged(model).named_parameters())  # each tied weight once
+        for name, own in self.policy.model.named_parameters():
+            own.lerp_(theirs[name].to(own), self.mix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its weights."""
+        return self.policy.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to these weights."""
+        self.policy.model.load_state_dict(state)
+
+
+def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.Policy) -> Reference | Following:
     """The reference that a recipe describes, to be made before the first step.
 
     Raises:
@@ -42,6 +76,11 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
         model = load_policy(other, tokenizer, seed=0)
         _check_vocabulary(model, other, tokenizer)
         return Reference(_frozen(model).to(policy.device))
+    if spec.every is not None:
+        twin = Policy(_merged(policy, copied=True), policy.tokenizer)
+        return Following(
+            _frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin), spec.every, spec.mix
+        )
     if policy.has_adapter:
         return Reference(policy)
     # The tokenizer is not copied, and the copy finds out for itself how its head works.
@@ -66,6 +105,14 @@ def _check_vocabulary(reference: Policy, spec: recipe.Policy, tokenizer: PreTrai
             f"the reference {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
             f"and {ours[odd[0]]} here, so its log-probs would be of other texts"
         )
+
+
+def _merged(policy: Policy, copied: bool = False) -> Any:
+    """The model without an adapter, its update added to the weights; a copy wherever that would change the policy's."""
+    if not policy.has_adapter:
+        return copy.deepcopy(policy.model) if copied else policy.model
+    adapted: Any = copy.deepcopy(policy.model)
+    return adapted.merge_and_unload()
 
 
 def _frozen(policy: Policy) -> Policy:

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from prefopt.objectives import DPO
 from prefopt.policy import load_policy, make_reference
 from prefopt.recipe import Adapter, Reference
 from prefopt.recipe import Policy as Spec
+from prefopt.types import Moving
 
 KINDS = {"full": None, "LoRA": Adapter(r=2, alpha=4)}
 
@@ -121,3 +123,36 @@ def test_another_vocabulary_is_refused(wrong, tiny, setup, tokenizer, tmp_path):
 def test_a_missing_reference_says_how_to_get_one(setup):
     with pytest.raises(PrefoptError, match="save_pretrained"):
         setup("full", model="/not/there")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mix", [0.6, 1.0])
+def test_a_following_reference_mixes_weights(kind, mix, setup, make_batch):
+    policy, reference = setup(kind, every=2, mix=mix)
+    before = {name: p.clone() for name, p in reference.policy.model.named_parameters()}
+    train(policy, make_batch())
+    reference.follow(policy, 1)
+    assert all(torch.equal(p, before[name]) for name, p in reference.policy.model.named_parameters())
+    reference.follow(policy, 2)
+    full = policy.model
+    if kind == "LoRA":
+        full = copy.deepcopy(policy.model).merge_and_unload()
+    moved = dict(full.named_parameters())
+    for name, p in reference.policy.model.named_parameters():
+        torch.testing.assert_close(p, mix * moved[name] + (1 - mix) * before[name], rtol=0, atol=1e-12)
+    assert any(not torch.equal(p, before[name]) for name, p in reference.policy.model.named_parameters())
+    if mix == 1:
+        batch = make_batch(seed=1)
+        said = reference(batch, Needs()).logps
+        torch.testing.assert_close(said, policy.eval()(batch, Needs()).logps.detach(), rtol=0, atol=1e-9)
+
+
+def test_a_following_reference_returns_to_its_place(setup, make_batch):
+    policy, reference = setup("full", every=1)
+    start = copy.deepcopy(reference.state_dict())
+    train(policy, make_batch())
+    reference.follow(policy, 1)
+    moved = reference(make_batch(), Needs()).logps
+    reference.load_state_dict(start)
+    assert not torch.equal(reference(make_batch(), Needs()).logps, moved)
+    assert isinstance(reference, Moving)
