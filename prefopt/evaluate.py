@@ -1,6 +1,7 @@
 """What a model does on held-out data, with intervals that resample prompts."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -20,6 +21,7 @@ from prefopt.parallel import Deal, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
 from prefopt.sources import project
+from prefopt.track import plain
 from prefopt.types import Batch, Feedback, Model, Needs, Outputs, Sampled
 
 PAIR = Needs(completions=2, ordered=True)
@@ -54,7 +56,9 @@ class Evaluation:
             name: {"values": o.values.tolist(), "weights": o.weights.tolist(), "groups": list(o.groups)}
             for name, o in self.observations.items()
         }
-        return json.dumps({**vars(self), "observations": observed}, ensure_ascii=False)
+        samples = [{k: None if v != v else v for k, v in sample.items()} for sample in self.samples]  # JSON has no NaN
+        content = {**vars(self), "observations": observed, "numbers": plain(self.numbers), "samples": samples}
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -64,7 +68,8 @@ class Evaluation:
             name: Observations(np.array(o["values"]), np.array(o["weights"]), o["groups"])
             for name, o in content.pop("observations").items()
         }
-        return cls(observed, **content)
+        numbers = {name: math.nan if value is None else value for name, value in content.pop("numbers").items()}
+        return cls(observed, numbers, **content)
 
     def change_since(self, before: "Evaluation") -> dict[str, Estimate]:
         """Paired differences of the metrics that both have."""

@@ -1,12 +1,14 @@
 """From the names in a recipe to models and tokenizers."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import model_info, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
@@ -37,7 +39,7 @@ def find_model(names: Sequence[str]) -> str:
     """The first of these models that can be had: a folder, a run folder's `policy/`, or a hub id. Loads nothing.
 
     Raises:
-        PrefoptError: none is on disk and none looks like a hub id; says how to get one.
+        PrefoptError: none is on disk and the hub has none, or cannot be reached; says how to get one.
     """
     for name in names:
         folder = Path(name).expanduser()
@@ -46,7 +48,7 @@ def find_model(names: Sequence[str]) -> str:
                 return str(place.absolute())  # an adapter keeps the name of its base, which must hold from anywhere
     hub = [n for n in names if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", n) and not Path(n).expanduser().exists()]
     if hub:
-        return next((name for name in hub if _cached(name)), hub[0])
+        return next((name for name in hub if _cached(name)), None) or _on_hub(hub[0])
     raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_ONE}")
 
 
@@ -98,6 +100,7 @@ def _load(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
         if isinstance(module, _DropoutNd):
             module.p = 0.0
     if spec.gradient_checkpointing:
+        _ignore_renaming()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
@@ -127,6 +130,7 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
 def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) -> PreTrainedModel | PeftModel:
     if spec.adapter is None:
         return model
+    _ignore_renaming()
     targets = spec.adapter.targets
     config = LoraConfig(
         r=spec.adapter.r,
@@ -154,6 +158,25 @@ def _loaded(name: str, what: str, load: Callable[[], T]) -> T:
         raise PrefoptError(
             f"cannot load the {what} {name}: {type(error).__name__}: {first}\n  {HOW_TO_GET_ONE}"
         ) from error
+
+
+def _ignore_renaming() -> None:
+    """transformers 5.23 renames gradient checkpointing; peft 0.21 and all of transformers 5 before it know the old name."""
+    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable"):
+        warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
+
+
+@lru_cache
+def _on_hub(name: str) -> str:
+    """Asked once and briefly, before anything is loaded: transformers itself tries for a minute."""
+    try:
+        model_info(name, timeout=10)
+    except Exception as error:  # not there, not allowed, not reachable: each client library says it differently
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise PrefoptError(
+            f"no model at {name}: it is not on disk, and asking the hub failed ({type(error).__name__}: {first}); {HOW_TO_GET_ONE}"
+        ) from error
+    return name
 
 
 def _cached(name: str) -> bool:

@@ -1,0 +1,127 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM
+
+from prefopt import recipe
+from prefopt.data import formats, tokenise
+from prefopt.estimates import Observations
+from prefopt.evaluate import Evaluation, Evaluator, distinct
+from prefopt.policy import Policy, Reference
+from prefopt.types import Verdict
+
+
+class Shout:
+    """Scores a completion by its words; has no verdict of the empty one."""
+
+    def __call__(self, prompts, completions, rows):
+        words = [[float(len(text.split())) or math.nan for text in row] for row in completions]
+        return Verdict(torch.tensor(words))
+
+
+@pytest.fixture
+def models(lm_folder, tokenizer):
+    policy, other = (Policy(AutoModelForCausalLM.from_pretrained(lm_folder).double(), tokenizer) for _ in range(2))
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.mul_(0.9)
+    return policy.eval(), Reference(other.eval())
+
+
+@pytest.fixture
+def rows(tokenizer):
+    pairs = [
+        ("the film was", "great", "very dull"),
+        ("a room is", "warm and quick", "cold"),
+        ("the food", "good .", "bad ."),
+    ]
+    keys = ("prompt", "chosen", "rejected")
+    return tokenise([formats.parse(dict(zip(keys, pair, strict=True))) for pair in pairs], tokenizer)[0]
+
+
+@pytest.fixture
+def measured(models, rows):
+    settings = recipe.Evaluate(completions=400, batch_size=3, sampling=recipe.Sampling(max_tokens=2))
+    return Evaluator(rows, settings, Accelerator(cpu=True), models[1], Shout())(models[0])
+
+
+def test_log_ratios_by_the_models_own_words(measured, models, rows):
+    policy, reference = models
+
+    def sequence(model, prompt, completion):
+        ids = torch.tensor([[*prompt, *completion]])
+        said = model.model(input_ids=ids).logits[0].log_softmax(-1)
+        return sum(said[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
+
+    for k, name in enumerate(("chosen", "rejected")):
+        by_hand = [
+            sequence(policy, row.prompt_ids, row.completion_ids[k])
+            - sequence(reference.policy, row.prompt_ids, row.completion_ids[k])
+            for row in rows
+        ]
+        assert measured.observations[f"logratio_{name}"].values.tolist() == pytest.approx(by_hand, abs=1e-9)
+    tokens = [len(row.completion_ids[0]) for row in rows]
+    assert measured.observations["nll"].weights.tolist() == tokens
+
+
+def test_kl_estimates_are_those_of_the_distributions(measured, models, rows):
+    """Against the exact KL of two tokens, by going through all first ones."""
+
+    def said(model, prompt):
+        return model.model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+
+    def exact(prompt, depth=2):
+        mine, other = said(models[0], prompt), said(models[1].policy, prompt)
+        here = (mine.exp() * (mine - other)).sum().item()
+        if depth == 1:
+            return here
+        return here + sum(p * exact([*prompt, t], 1) for t, p in enumerate(mine.exp().tolist()) if t != 0)  # 0 ends it
+
+    with torch.no_grad():
+        expected = np.array([exact(list(row.prompt_ids)) for row in rows])
+    for name in ("kl", "kl_k3"):
+        found = measured.observations[name].values.reshape(len(rows), -1)
+        error = found.std(1) / math.sqrt(found.shape[1])
+        assert (abs(found.mean(1) - expected) < 4 * error).all(), name
+        assert (expected > 4 * error).any(), "too small to see"
+    assert (measured.observations["kl_k3"].values >= 0).all()
+
+
+def test_no_verdict_is_left_out_and_survives_json(measured):
+    scores = [sample["gold"] for sample in measured.samples]
+    missing = sum(math.isnan(score) for score in scores)
+    assert missing > 0, "the tiny model should end at once now and then"
+    assert len(measured.observations["gold"].values) == len(scores) - missing
+    text = measured.to_json()
+    json.loads(text, parse_constant=pytest.fail)
+    again = Evaluation.from_json(text)
+    assert again.estimates() == measured.estimates()
+    assert again.numbers == measured.numbers
+
+
+def test_a_number_that_is_none(tmp_path):
+    empty = Evaluation({}, {"distinct_2": math.nan})
+    assert math.isnan(Evaluation.from_json(empty.to_json()).numbers["distinct_2"])
+
+
+def test_the_same_measures_twice(models, rows, measured):
+    settings = recipe.Evaluate(completions=400, batch_size=1, sampling=recipe.Sampling(max_tokens=2))
+    again = Evaluator(rows, settings, Accelerator(cpu=True), models[1], Shout())(models[0])
+    assert [s["completion"] for s in again.samples] == [s["completion"] for s in measured.samples]
+
+
+def test_change_is_paired():
+    before = Evaluation({"gold": Observations(np.array([0.0, 1.0, 5.0]), np.ones(3), ["a", "b", "c"])})
+    after = Evaluation({"gold": Observations(np.array([1.0, 2.0, 6.0]), np.ones(3), ["a", "b", "c"])})
+    change = after.change_since(before)["gold"]
+    assert (change.value, change.low, change.high) == (1, 1, 1)
+
+
+def test_distinct():
+    assert distinct([["a b a"], ["a b"]], 1) == 2 / 5
+    assert distinct([["a b a"], ["a b"]], 2) == 2 / 3
+    assert math.isnan(distinct([["a"]], 2))
