@@ -118,7 +118,7 @@ def test_change_is_paired():
     before = Evaluation({"gold": Observations(np.array([0.0, 1.0, 5.0]), np.ones(3), ["a", "b", "c"])})
     after = Evaluation({"gold": Observations(np.array([1.0, 2.0, 6.0]), np.ones(3), ["a", "b", "c"])})
     change = after.change_since(before)["gold"]
-    assert (change.value, change.low, change.high) == (1, 1, 1)
+    assert (change.value, change.low, change.high) == pytest.approx((1, 1, 1))
 
 
 def test_distinct():
