@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefopt.errors import PrefoptError
     from prefopt.functional import pair_metrics
     from prefopt.objectives import load_objective
+    from prefopt.objectives.parts import log_ratios, reference_sums
     from prefopt.recipe import Recipe, load_recipe
     from prefopt.runs import RunResult, run
     from prefopt.terms import evaluate_loss
@@ -54,8 +55,10 @@ __all__ = [
     "evaluate_loss",
     "load_objective",
     "load_recipe",
+    "log_ratios",
     "objectives",
     "pair_metrics",
+    "reference_sums",
     "run",
 ]
 
@@ -67,7 +70,9 @@ _HOMES = {
     "evaluate_loss": "terms",
     "load_objective": "objectives",
     "load_recipe": "recipe",
+    "log_ratios": "objectives.parts",
     "pair_metrics": "functional",
+    "reference_sums": "objectives.parts",
     "run": "runs",
 }
 """Where the public names live; those of `types` are not listed."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from prefopt.objectives import CATALOGUE
+from prefopt.objectives import CATALOGUE, objective_class
 from prefopt.recipe import Recipe, describe
 from prefopt.types import Needs
 
@@ -35,11 +35,17 @@ def entries() -> list[Entry]:
 
 
 def entry(name: str) -> Entry:
-    """One objective: its paper is the first arXiv id of its docstring, its summary the first paragraph."""
-    cls = CATALOGUE[name]
+    """One objective, of the catalogue or by path.
+
+    Its paper is the first arXiv id of its docstring, its summary the first paragraph.
+
+    Raises:
+        PrefoptError: there is none of this name.
+    """
+    cls = objective_class(name)
     doc = inspect.getdoc(cls) or ""
     papers = re.findall(r"arXiv[ :](\d{4}\.\d{4,5})", doc)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     return Entry(
         name,
         papers[0] if papers else "",

@@ -102,13 +102,13 @@ def check(options: argparse.Namespace) -> None:
 
 def objectives(options: argparse.Namespace) -> None:
     """`prefopt objectives`."""
-    from prefopt.catalogue import entries
+    from prefopt.catalogue import entries, entry
 
-    for entry in entries():
-        paper = f"  arXiv {entry.paper}" if entry.paper else ""
-        out.print(Text.assemble((entry.name, "bold"), (paper, "dim")))
-        facts = f"needs {entry.needs}" + (f" · {entry.defaults}" if entry.defaults else "")
-        out.print(Padding(Text(f"{entry.summary}.\n").append(facts, style="cyan"), (0, 0, 0, 4)))
+    for one in [entry(name) for name in options.names] or entries():
+        paper = f"  arXiv {one.paper}" if one.paper else ""
+        out.print(Text.assemble((one.name, "bold"), (paper, "dim")))
+        facts = f"needs {one.needs}" + (f" · {one.defaults}" if one.defaults else "")
+        out.print(Padding(Text(f"{one.summary}.\n").append(facts, style="cyan"), (0, 0, 0, 4)))
     out.print(Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim"))
 
 
@@ -166,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     made = verb(check, "run the contract on an objective, yours or the catalogue's")
     made.add_argument("objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name")
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
-    verb(objectives, "list the catalogue: name, paper, needs, defaults")
+    made = verb(objectives, "list the catalogue: name, paper, needs, defaults")
+    made.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
     return parser
 
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from prefopt import recipe
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
+from prefopt.checks import BASIC, check_objective
 from prefopt.data import Example, Split, Tokenised, load_examples, preview, split, tokenise
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate
@@ -107,9 +108,13 @@ def plan(settings: recipe.Recipe) -> Plan:
 
     Raises:
         PrefoptError: an unknown objective or field, terms that do not fit together, data that lack what an objective needs, a
-            model, reference or gold reward that is not there, a whole-batch objective with minibatches.
+            model, reference or gold reward that is not there, a whole-batch objective with minibatches, a user's objective that
+            does not run or returns another shape.
     """
     objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
+    for objective, term in zip(objectives, settings.objective, strict=True):
+        if ":" in term.name:
+            check_objective(objective, only=BASIC)
     shared = [Term(o) for o, term in zip(objectives, settings.objective, strict=True) if term.source is None]
     if not shared:
         raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")

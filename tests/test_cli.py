@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ HINGE = '''
 
 from dataclasses import dataclass
 
-from prefopt import Loss, Needs, Targets, pair_metrics
+from prefopt import Loss, Needs, log_ratios, pair_metrics, reference_sums
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,10 @@ class Hinge:
 
     beta: float = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
-
-    def targets(self, batch, old, reference):
-        return Targets({"reference": reference.sum()})  # [B, 2]
+    targets = reference_sums
 
     def loss(self, batch, policy, targets):
-        reward = self.beta * (policy.sum() - targets.rows["reference"])  # [B, 2]
+        reward = self.beta * log_ratios(policy, targets)  # [B, 2]
         return Loss((1 - reward[:, 0] + reward[:, 1]).relu(), pair_metrics(reward))
 
 
@@ -47,7 +46,7 @@ class Whole(Hinge):
 class Embedded(Hinge):
     """One that wants a column."""
 
-    needs = Needs(completions=2, ordered=True, columns=("embeddings",))
+    needs = Needs(completions=2, ordered=True, reference=True, columns=("embeddings",))
 
 
 def gold(prompts, completions, rows):
@@ -186,7 +185,14 @@ def test_files_and_folders_that_are_in_the_way(recipe, tmp_path, home, capsys, n
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run"], ["fly"], [], ["objectives", "x=1"], ["run", "r.yaml", "--fast"], ["sample", "r.yaml", "--number", "0"]],
+    [
+        ["run"],
+        ["fly"],
+        [],
+        ["objectives", "--fast"],
+        ["run", "r.yaml", "--fast"],
+        ["sample", "r.yaml", "--number", "0"],
+    ],
 )
 def test_usage(capsys, arguments):
     assert "usage: prefopt" in refusal(capsys, *arguments)
@@ -233,6 +239,36 @@ def test_own_objective_and_gold_beside_the_recipe(home, tmp_path, capsys, monkey
     assert summary["after"]["gold"]["value"] >= 0
     plugins = json.loads((tmp_path / "run/manifest.json").read_text())["plugins"]
     assert f"{tmp_path / 'losses.py'}:Hinge" in plugins
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "message"),
+    [
+        (
+            ".relu(), pair",
+            ".relu().mean(), pair",
+            r"“shapes”: expected total of shape \[4\].* leave that to the trainer",
+        ),
+        (
+            "ordered=True, reference=True",
+            "ordered=True",
+            "“runs”: expected no exception.* more than its `needs` declare",
+        ),
+        ("pair_metrics(reward)", "{'margin': reward}", r"“shapes”: expected margin of shape \[4\]; got \[4, 2\]"),
+    ],
+)
+def test_own_objective_that_is_wrong_is_refused_before_loading(
+    wrong, right, message, recipe, tmp_path, capsys, no_model
+):
+    (tmp_path / "broken.py").write_text(HINGE.replace(wrong, right, 1))
+    assert re.search(message, refusal(capsys, "run", recipe, f"objective={tmp_path}/broken.py:Hinge"))
+
+
+def test_own_objective_is_listed_like_the_others(home, capsys, monkeypatch):
+    wide(monkeypatch, 120)
+    main(["objectives", "DPO", f"{home}/losses.py:Hinge"])
+    printed = capsys.readouterr().out
+    assert "needs pairs, reference · beta=0.1" in printed.split("Hinge")[1] and "SFT" not in printed
 
 
 def test_check(home, capsys):

@@ -27,16 +27,7 @@ def load_objective(name: str, folder: Path | None = None, **fields: Any) -> Obje
     Raises:
         PrefoptError: an unknown name or field (with the nearest known one), or a class that is not an objective.
     """
-    if ":" in name:
-        cls = load_object(name, folder)
-    elif name in CATALOGUE:
-        cls = CATALOGUE[name]
-    else:
-        raise PrefoptError(
-            f"unknown objective {name!r}.{nearest(name, CATALOGUE)} Known: {', '.join(sorted(CATALOGUE))}. "
-            "Your own is named `package.module:Class` or `file.py:Class`."
-        )
-    _check_class(name, cls)
+    cls = objective_class(name, folder)
     known = [field.name for field in dataclasses.fields(cls)]
     for field in fields:
         if field not in known:
@@ -47,6 +38,25 @@ def load_objective(name: str, folder: Path | None = None, **fields: Any) -> Obje
         return cls(**fields)
     except (TypeError, ValueError) as error:
         raise PrefoptError(f"{name} cannot be made: {error}") from error
+
+
+def objective_class(name: str, folder: Path | None = None) -> Any:
+    """The class behind a name that `load_objective` takes.
+
+    Raises:
+        PrefoptError: an unknown name, or a class that is not an objective.
+    """
+    if ":" in name:
+        cls = load_object(name, folder)
+    elif name in CATALOGUE:
+        cls = CATALOGUE[name]
+    else:
+        raise PrefoptError(
+            f"unknown objective {name!r}.{nearest(name, CATALOGUE)} Known: {', '.join(sorted(CATALOGUE))}. "
+            "Your own is named `package.module:Class` or `file.py:Class`."
+        )
+    _check_class(name, cls)
+    return cls
 
 
 def _check_class(name: str, cls: Any) -> None:
