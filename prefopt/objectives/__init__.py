@@ -5,15 +5,64 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import PrefoptError, nearest
+from prefopt.objectives.preference.apo import APODown, APOZero
+from prefopt.objectives.preference.betadpo import BetaDPO
+from prefopt.objectives.preference.caldpo import CalDPO
+from prefopt.objectives.preference.chipo import ChiPO
+from prefopt.objectives.preference.discopop import DiscoPOP
 from prefopt.objectives.preference.dpo import DPO
+from prefopt.objectives.preference.dpop import DPOP
+from prefopt.objectives.preference.exo import EXO, EXOList
+from prefopt.objectives.preference.fdpo import FDPO
+from prefopt.objectives.preference.hinge import Hinge
+from prefopt.objectives.preference.ipo import IPO, IPOMean
+from prefopt.objectives.preference.lddpo import LDDPO
+from prefopt.objectives.preference.lndpo import LNDPO
+from prefopt.objectives.preference.noisy_labels import CDPO, RobustDPO
+from prefopt.objectives.preference.rdpo import RDPO
+from prefopt.objectives.preference.softdpo import SoftDPO
+from prefopt.objectives.preference.sppo import SPPO
+from prefopt.objectives.preference.tdpo import TDPO1, TDPO2
+from prefopt.objectives.preference.wpo import WPO
 from prefopt.objectives.reward.bradley_terry import BradleyTerry
 from prefopt.objectives.supervised import SFT
 from prefopt.plugins import load_object
 from prefopt.types import Needs, Objective
 
-__all__ = ["DPO", "SFT", "BradleyTerry", "load_objective"]
+CATALOGUE: dict[str, type[Objective]] = {
+    cls.__name__: cls
+    for cls in (
+        SFT,
+        APODown,
+        APOZero,
+        BetaDPO,
+        CalDPO,
+        CDPO,
+        ChiPO,
+        DiscoPOP,
+        DPO,
+        DPOP,
+        EXO,
+        EXOList,
+        FDPO,
+        Hinge,
+        IPO,
+        IPOMean,
+        LDDPO,
+        LNDPO,
+        RDPO,
+        RobustDPO,
+        SoftDPO,
+        SPPO,
+        TDPO1,
+        TDPO2,
+        WPO,
+        BradleyTerry,
+    )
+}
+"""Every objective by the name that recipes give it."""
 
-CATALOGUE: dict[str, type[Objective]] = {cls.__name__: cls for cls in (SFT, DPO, BradleyTerry)}
+__all__ = [*CATALOGUE, "load_objective"]
 
 
 def load_objective(name: str, folder: Path | None = None, **fields: Any) -> Objective:
