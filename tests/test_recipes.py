@@ -1,12 +1,15 @@
 """Every recipe that is shipped: it loads, says why it differs from its base, and trains."""
 
+import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from prefopt import load_recipe
+from prefopt import load_recipe, run
 from prefopt.objectives import CATALOGUE
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -52,3 +55,24 @@ def test_differs_from_the_base_only_where_its_objective_asks_for_it(file):
         )
     if tree:
         assert re.search(r"^\s*# \w", file.read_text(), re.MULTILINE), "say in a comment why it differs"
+
+
+SMALL = [
+    *(
+        "source.arguments.n=12",
+        "source.test.arguments.n=8",
+        "source.split=[1,0,0]",
+        "evaluate.rows=4",
+        "evaluate.prompts=0",
+    ),
+    *("train.steps=2", "train.batch_size=4", "train.threads=1"),
+]
+
+
+@pytest.mark.parametrize("file", POCKET, ids=lambda file: file.stem)
+def test_trains_two_steps(file, tmp_path):
+    result = run(load_recipe(file, SMALL), tmp_path / "run", console=Console(quiet=True))
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps if "loss" in line)
+    assert (result.folder / "policy" / "model.safetensors").exists()

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -81,6 +82,23 @@ def load_scorer(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
         torch.manual_seed(seed_for(seed, "init"))
         model = _load(AutoModelForSequenceClassification, spec, num_labels=1)
     return Scorer(_adapted(model, spec, seed, "SEQ_CLS"), tokenizer)
+
+
+def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
+    """A model without its head, for its hidden states, without a fresh adapter; of an encoder–decoder, the encoder.
+
+    Args:
+        spec: which one.
+        head: it is a causal LM, which an adapter may expect; otherwise anything.
+
+    Raises:
+        PrefoptError: it cannot be loaded.
+    """
+    with torch.random.fork_rng():  # a pooling layer that is not in the file starts at random, and is not used
+        torch.manual_seed(0)
+        model = _load(AutoModelForCausalLM if head else AutoModel, spec)
+    backbone: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    return backbone
 
 
 def without_dropout(config: Any) -> Any:

@@ -1,7 +1,7 @@
 """The reference: what the policy is held near to."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.errors import PrefoptError
+from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.load import load_policy, load_tokenizer
 from prefopt.policy.policy import Policy
 from prefopt.types import Batch, Needs, Outputs
@@ -24,9 +25,10 @@ class Reference:
     policy: Policy
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What it says, without gradient."""
+        """What it says, without gradient; of its distance to the policy it says nothing, the policy does."""
+        own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys())
         with torch.no_grad(), self.policy.without_adapter():
-            return self.policy(batch, needs)
+            return self.policy(batch, own)
 
 
 @dataclass(frozen=True)

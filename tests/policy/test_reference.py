@@ -156,3 +156,14 @@ def test_a_following_reference_returns_to_its_place(setup, make_batch):
     reference.load_state_dict(start)
     assert not torch.equal(reference(make_batch(), Needs()).logps, moved)
     assert isinstance(reference, Moving)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_kl_to_the_reference_grows_as_the_policy_trains(kind, setup, make_batch):
+    policy, reference = setup(kind)
+    policy.beside(reference.policy)
+    batch, needs = make_batch(), Needs(reference=True, statistics=frozenset({"kl_ref_policy"}))
+    assert policy(batch, needs).statistics["kl_ref_policy"].abs().max() < 1e-12
+    assert not reference(batch, needs).statistics, "the reference is the same whatever the policy does"
+    train(policy, batch)
+    assert (policy(batch, needs).statistics["kl_ref_policy"][batch.mask] > 0).all()
