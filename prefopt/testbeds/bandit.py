@@ -1,0 +1,276 @@
+"""Bandits that can be solved exactly: each has a closed form that a real objective, trained by the real trainer, must reach.
+
+A prompt is the number of a context, a completion is one action. With every pair in one batch there is no sampling noise, so
+what is left between a solution and the closed form is the objective's doing.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from scipy.optimize import brentq
+from scipy.special import lambertw
+from torch import Tensor, nn
+
+from prefopt import recipe
+from prefopt.errors import PrefoptError
+from prefopt.policy.head import DIVERGENCES, STATISTICS
+from prefopt.terms import Term
+from prefopt.train import Trainer
+from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
+
+
+class Bandit(nn.Module):
+    """A policy that is a table: one logit for each context and action, in float64. A `Model`.
+
+    Args:
+        probabilities: [C, A], where it starts; zeros stay zeros.
+    """
+
+    def __init__(self, probabilities: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(probabilities.double().log())
+        # In a tuple, so that it does not become a part of this module, as in `Policy`.
+        self._reference: tuple[Bandit, ...] = ()
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[C, A], without gradient."""
+        return self.logits.detach().softmax(-1)
+
+    def frozen(self) -> Self:
+        """A copy that is not trained: a reference."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+    def beside(self, reference: "Bandit") -> None:
+        """The reference whose divergences an objective may ask for."""
+        self._reference = (reference,)
+
+    def forward(self, batch: Batch, needs: Needs) -> Outputs:
+        """`logps` [B, K, 1], and the statistics in `needs`; 0 outside the mask.
+
+        Raises:
+            PrefoptError: `needs` asks for what a table of logits cannot say, or a completion has more than one token.
+        """
+        if needs.rewards or needs.values:
+            raise PrefoptError("this objective needs rewards or values; a bandit's policy gives neither")
+        if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
+            raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
+        if batch.mask.shape[-1] != 1:
+            raise PrefoptError(f"a bandit's completion is one token; these have up to {batch.mask.shape[-1]}")
+        own = self._log_probs(batch)
+        found = {"logps": own.gather(-1, batch.completion_ids[..., 0])}
+        found |= {name: STATISTICS[name](own)[:, None] for name in needs.statistics & STATISTICS.keys()}
+        if names := needs.statistics & DIVERGENCES.keys():
+            other = self._reference_log_probs(batch)
+            found |= {name: DIVERGENCES[name](own, other)[:, None] for name in names}
+        placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
+        return Outputs(mask=batch.mask, logps=placed.pop("logps"), statistics=placed)
+
+    def _log_probs(self, batch: Batch) -> Tensor:
+        contexts = torch.tensor([prompt[0] for prompt in batch.prompt_ids], device=self.logits.device)
+        return self.logits.log_softmax(-1)[contexts]
+
+    def _reference_log_probs(self, batch: Batch) -> Tensor:
+        if not self._reference:
+            raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
+        with torch.no_grad():
+            return self._reference[0]._log_probs(batch)
+
+
+def optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """π*(y) ∝ π_ref(y)·exp(r(y)/β), [..., A]: the maximum of `value`.
+
+    With r(y) = mean_y′ P(y ≻ y′) and β = τ it is what IPO has for its optimum on all pairs (Azar et al., 2310.12036, §5).
+    """
+    return (reference.log() + rewards / beta).softmax(-1)
+
+
+def value(policy: Tensor, reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """J(π) = E_π r − β·KL(π‖π_ref), [...]; −∞ for a policy with mass where the reference has none."""
+    return (policy * rewards).sum(-1) - beta * divergence(policy, reference)
+
+
+def best_value(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """J* = β·log Σ_y π_ref(y)·exp(r(y)/β), [...]."""
+    return beta * (reference.log() + rewards / beta).logsumexp(-1)
+
+
+def divergence(policy: Tensor, reference: Tensor) -> Tensor:
+    """KL(π‖π_ref), [...]."""
+    return (torch.xlogy(policy, policy) - torch.xlogy(policy, reference)).sum(-1)
+
+
+def total_variation(one: Tensor, other: Tensor) -> Tensor:
+    """½·Σ|π − π′|, [...]."""
+    return (one - other).abs().sum(-1) / 2
+
+
+def worst_gap(one: Tensor, other: Tensor, beta: float) -> Tensor:
+    """The largest difference, over pairs of actions, between the gaps β(Δ_i − Δ_j) that two policies imply, [...].
+
+    The reference cancels. Near collapse, total variation is blind to margins, and this is not.
+    """
+    ratio = one.log() - other.log()
+    return beta * (ratio.amax(-1) - ratio.amin(-1))
+
+
+def bradley_terry(rewards: Tensor) -> Tensor:
+    """P(y_i ≻ y_j) = σ(r_i − r_j), [..., A, A]."""
+    return (rewards[..., :, None] - rewards[..., None, :]).sigmoid()
+
+
+def flipped(preference: Tensor, epsilon: float) -> Tensor:
+    """Preferences whose labels are each reversed with probability ε."""
+    return (1 - epsilon) * preference + epsilon * (1 - preference)
+
+
+def regression_optimum(reference: Tensor, targets: Tensor) -> Tensor:
+    """argmin_π Σ_y (log(π(y)/π_ref(y)) − t(y))², [A]: SPPO's solution on all pairs.
+
+    Probabilities sum to 1, so in general no π has all these log-ratios. With a multiplier λ, log(π/π_ref) = t − λπ, which is
+    λπ·exp(λπ) = λ·π_ref·exp(t): π = W(λ·π_ref·exp(t))/λ with Lambert's W, and λ is the root of Σπ = 1.
+
+    Args:
+        reference: [A].
+        targets: [A], t: for SPPO η(mean_{y′≠y} P(y ≻ y′) − ½).
+
+    Raises:
+        ValueError: there is no such root on the main branch of W.
+    """
+    scale = (reference * targets.exp()).numpy()
+
+    def policy(multiplier: float) -> np.ndarray:
+        return lambertw(multiplier * scale).real / multiplier if multiplier else scale
+
+    # W is real above −1/e (a hair, for rounding), and W(x) ≤ √x.
+    ends = (1e-12 - math.exp(-1)) / scale.max(), np.sqrt(scale).sum() ** 2
+    return torch.from_numpy(policy(brentq(lambda multiplier: policy(multiplier).sum() - 1, *ends, xtol=1e-14)))
+
+
+def best_of_n(reference: Tensor, rewards: Tensor, n: int) -> Tensor:
+    """The policy that keeps the best of n draws from the reference, [..., A]; ties go to the one drawn first."""
+    better = (rewards[..., None, :] > rewards[..., :, None]).to(reference) @ reference[..., None]
+    level = (rewards[..., None, :] == rewards[..., :, None]).to(reference) @ reference[..., None]
+    below, level = (1 - better - level).squeeze(-1).clamp(min=0), level.squeeze(-1)
+    return ((below + level) ** n - below**n) * reference / level
+
+
+def best_of_n_divergence(n: int) -> float:
+    """KL(best of n‖π_ref) = log n − (n − 1)/n for rewards without ties; with ties it is an upper bound."""
+    return math.log(n) - (n - 1) / n
+
+
+def population(preference: Tensor, rewards: Tensor | None = None) -> Batch:
+    """Every ordered pair of different actions, in every context, that is ever labelled so: winner first.
+
+    Args:
+        preference: [C, A, A], P(row beats column); total orders and cycles are zeros and ones.
+        rewards: [C, A], which become the scores.
+
+    Returns:
+        B ≤ C·A·(A − 1) rows of two completions. `preference` is exact, for objectives with soft labels; the column `weight`
+        is the label's probability, for `Weighted` objectives with hard ones.
+    """
+    other = ~torch.eye(preference.shape[-1], dtype=torch.bool)
+    c, winner, loser = ((preference > 0) & other).nonzero(as_tuple=True)
+    pair = torch.stack([winner, loser], -1)
+    return Batch(
+        prompt_ids=tuple((context,) for context in c.tolist()),
+        completion_ids=pair[..., None],
+        mask=torch.ones(len(c), 2, 1, dtype=torch.bool),
+        scores=None if rewards is None else rewards[c[:, None], pair],
+        preference=preference[c[:, None, None], pair[:, :, None], pair[:, None, :]],
+        columns={"weight": preference[c, winner, loser]},
+    )
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Another objective, with each row's loss multiplied by the column `weight`.
+
+    On a `population`, the mean over rows is then the expectation over hard labels, exactly, up to a factor.
+
+    Attributes:
+        objective: the other one.
+    """
+
+    objective: Objective
+
+    @property
+    def needs(self) -> Needs:
+        """The other's, and the column."""
+        return replace(self.objective.needs, columns=(*self.objective.needs.columns, "weight"))
+
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        """The other's."""
+        return self.objective.targets(batch, old, reference)
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """The other's, weighted."""
+        loss = self.objective.loss(batch, policy, targets)
+        return Loss(loss.total * batch.columns["weight"], loss.metrics)
+
+
+@dataclass(frozen=True)
+class Same:
+    """A source that yields one batch for ever.
+
+    Attributes:
+        batch: the batch.
+    """
+
+    batch: Batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """That batch."""
+        while True:
+            yield self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """There is nothing to remember."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to remember."""
+
+
+def make_trainer(
+    policy: Bandit, objective: Objective, batch: Batch, reference: Bandit, steps: int = 1, **settings: Any
+) -> Trainer:
+    """The project's trainer on full batches: Adam with short memories, its learning rate annealed to 0, unclipped.
+
+    A step takes the same batch as the last one and goes through it `passes` times.
+
+    Args:
+        policy: what is trained, in place.
+        objective: what is minimised.
+        batch: all there is to learn from.
+        reference: what the objective compares with.
+        steps: logical batches.
+        settings: of the recipe's `train`, where they are to differ.
+    """
+    chosen: dict[str, Any] = {"lr": 1.0, "betas": (0.8, 0.95), "schedule": "cosine", "warmup": 0, "clip_norm": None}
+    chosen |= {"passes": 100, "precision": "fp32", "batch_size": len(batch), "micro_batch_size": len(batch)}
+    spec = recipe.Train(steps=steps, **chosen | settings)
+    return Trainer(policy, [Term(objective)], Same(batch), spec, steps, Accelerator(cpu=True), reference)
+
+
+def solve(objective: Objective, batch: Batch, reference: Tensor, start: Tensor | None = None) -> Tensor:
+    """The policy that the trainer finds, [C, A].
+
+    Args:
+        objective: what is minimised.
+        batch: all there is to learn from.
+        reference: [C, A].
+        start: [C, A], where the policy is at first; None is at the reference.
+    """
+    policy = Bandit(reference if start is None else start)
+    for _ in make_trainer(policy, objective, batch, Bandit(reference).frozen()):
+        pass
+    return policy.probabilities
