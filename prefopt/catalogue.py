@@ -11,12 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from prefopt.curves import draw
 from prefopt.objectives import CATALOGUE, objective_class
 from prefopt.recipe import Recipe, describe
 from prefopt.types import Needs
 
 MARKER = "<!-- The rest is made by `python -m prefopt.catalogue`. -->\n"
 """What stands above it in docs/recipes.md is written by hand."""
+
+
+PICTURE = """![the loss of one pair and its derivative against the margin, for every pairwise objective](objectives.svg)
+
+With its defaults, on one pair whose completions have 20 tokens each and whose log-ratios are +h/2 and −h/2. The pull is what
+a step does to the margin; where it is below 0, the loss wants the margin smaller. Scales differ from panel to panel. What another
+margin in the batch would change (β-DPO, RPO) is not shown."""
 
 
 class Entry(NamedTuple):
@@ -74,6 +82,7 @@ def objectives_page() -> str:
     for e in entries():
         paper = f"[{e.paper}](https://arxiv.org/abs/{e.paper})" if e.paper else ""
         lines.append(f"| [{e.name}](#{e.name.lower()}) | {paper} | {e.needs} | {_cell(e.summary)} |")
+    lines += ["", "## Every pairwise loss, and how hard it pulls", "", PICTURE]
     for e in entries():
         fields = f"defaults: `{e.defaults}`" if e.defaults else "no hyperparameters"
         lines += ["", f"## {e.name}", "", f"Needs {e.needs}; {fields}.", ""]
@@ -130,5 +139,7 @@ def pages(folder: Path) -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for page, text in pages(Path(sys.argv[1] if len(sys.argv) > 1 else "docs")).items():
+    docs = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
+    for page, text in pages(docs).items():
         page.write_text(text)
+    draw(docs / "objectives.svg")
