@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prefopt.types import Batch
+
 
 def pair_metrics(reward: Tensor) -> Mapping[str, Tensor]:
     """The four numbers by which every pairwise method is watched.
@@ -40,3 +42,52 @@ def seed_for(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator seeded with `seed_for(*parts)`."""
     return torch.Generator().manual_seed(seed_for(*parts))
+
+
+def masked_log_softmax(values: Tensor, present: Tensor) -> Tensor:
+    """[..., K] log-softmax over those that are present; 0 for the others."""
+    lowest = torch.finfo(values.dtype).min
+    return values.masked_fill(~present, lowest).log_softmax(-1).masked_fill(~present, 0)
+
+
+def plackett_luce(values: Tensor, present: Tensor) -> Tensor:
+    """[B] log-likelihood of the order 1 ≻ 2 ≻ … ≻ K under Plackett–Luce with these log-strengths.
+
+    Args:
+        values: [B, K], best first.
+        present: [B, K]; the others take no part.
+    """
+    completions = values.shape[-1]
+    left = torch.ones(
+        completions, completions, dtype=torch.bool, device=values.device
+    ).triu()  # [k, j]: j is not yet placed
+    takes_part = left & present[:, None, :]
+    placed = masked_log_softmax(values[:, None, :].expand(-1, completions, -1), takes_part)
+    return placed.diagonal(dim1=1, dim2=2).masked_fill(~present, 0).sum(-1)
+
+
+def better(batch: Batch) -> Tensor:
+    """[B, i, j] bool: completion i has a higher score than j, and both are present."""
+    assert batch.scores is not None
+    present = batch.present
+    return (batch.scores[:, :, None] > batch.scores[:, None, :]) & present[:, :, None] & present[:, None, :]
+
+
+def list_metrics(reward: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+    """The numbers by which every listwise method is watched: those of `pair_metrics` for the best and the worst of each list.
+
+    Args:
+        reward: [B, K].
+        batch: with scores, or else in order, best first.
+
+    Returns:
+        Each [B], without gradient; NaN where a list has fewer than two completions.
+    """
+    present = batch.present
+    place = torch.arange(present.shape[-1], device=reward.device).expand(present.shape)
+    merit = -place.to(reward) if batch.scores is None else batch.scores.to(reward)
+    best = merit.masked_fill(~present, -torch.inf).argmax(-1, keepdim=True)
+    worst = merit.masked_fill(~present, torch.inf).argmin(-1, keepdim=True)
+    found = pair_metrics(torch.cat([reward.gather(-1, best), reward.gather(-1, worst)], -1))
+    alone = present.sum(-1) < 2
+    return {name: value.masked_fill(alone, torch.nan) for name, value in found.items()}

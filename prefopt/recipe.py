@@ -89,6 +89,18 @@ class Data(Section):
     limit: int | None = Field(None, gt=0, description="use only the first so many rows; null uses all")
 
 
+class Embeddings(Section):
+    """What says how alike two prompts are, for objectives that compare across prompts (RPO); computed once, and kept on disk."""
+
+    model: Names | None = Field(
+        None, description="sentence encoder: folder or hub id; null is the policy at step 0, by its last hidden states"
+    )
+    max_tokens: int = Field(
+        256, gt=0, description="an encoder reads so much of a prompt; the policy all that it is given"
+    )
+    batch_size: int = Field(64, gt=0, description="prompts in one forward pass; memory only")
+
+
 class Source(Data):
     """Where the training batches come from."""
 
@@ -100,6 +112,9 @@ class Source(Data):
     max_prompt_tokens: int = Field(512, gt=0, description="longer prompts lose their beginning")
     max_completion_tokens: int = Field(512, gt=0, description="longer completions lose their end")
     players: Names = Field((), description="completions beside the data's own: `mismatched`, another prompt's, for KTO")
+    embeddings: Embeddings | None = Field(
+        None, description="embed the prompts, for an objective that needs it; {} does, by the policy itself"
+    )
     ties: Literal["drop", "keep"] = Field(
         "drop", description="what to do with completions of equal score where an order is needed"
     )

@@ -40,12 +40,16 @@ from prefopt.policy import (
     load_tokenizer,
     make_reference,
 )
+from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.progress import show_count, show_data, show_example, show_validation, shown
 from prefopt.sources import Recorded, project
 from prefopt.terms import Term, merged_needs
 from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
 from prefopt.types import Needs, Objective
+
+EMBEDDINGS = "embeddings"
+"""The column that `source.embeddings` adds."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,9 @@ def plan(settings: recipe.Recipe) -> Plan:
     model = find_model(settings.policy.model)
     if settings.reference.model is not None:
         find_model(settings.reference.model)
+    for source in (settings.source, *(term.source for term in settings.objective)):
+        if source is not None and source.embeddings is not None and source.embeddings.model is not None:
+            find_model(source.embeddings.model)
     if settings.evaluate.gold is not None and not callable(load_object(settings.evaluate.gold)):
         raise PrefoptError(f"evaluate.gold: {settings.evaluate.gold} is no function")
     seed = settings.seed_of("data")
@@ -147,7 +154,16 @@ def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
     Raises:
         PrefoptError: the source must add something else to them.
     """
-    return without_players(needs, source.players, name)
+    needs = without_players(needs, source.players, name)
+    if source.embeddings is None:
+        return needs
+    if EMBEDDINGS not in needs.columns:
+        raise PrefoptError(f"source.embeddings is given, and {name} does not compare prompts: leave it out")
+    if needs.rewards and source.embeddings.model is None:
+        raise PrefoptError(
+            f"{name} trains a scorer, which embeds no prompts: name a sentence encoder in source.embeddings.model"
+        )
+    return replace(needs, columns=tuple(column for column in needs.columns if column != EMBEDDINGS))
 
 
 def run(
@@ -318,11 +334,21 @@ class Run:
     def _recorded(
         self, rows: Sequence[Tokenised], needs: Needs, size: int, source: recipe.Source, number: int = 0
     ) -> Recorded:
+        columns = needs.columns
+        if source.embeddings is not None:
+            rows, columns = self._embedded(rows, source.embeddings), (*columns, EMBEDDINGS)
         projected, counts = project(rows, needs, source.ties)
         for reason, count in counts.items():
             show_count(self.console, count, reason)
         seed = self.settings.seed_of("order")
-        return Recorded(projected, size, seed_for(seed, number) if number else seed, needs.columns, source.players)
+        return Recorded(projected, size, seed_for(seed, number) if number else seed, columns, source.players)
+
+    def _embedded(self, rows: Sequence[Tokenised], spec: recipe.Embeddings) -> Sequence[Tokenised]:
+        """With embeddings of the prompts, before the policy is loaded; one process computes them, the others read them."""
+        with self.console.status("embedding prompts"), self.accelerator.main_process_first():
+            encoder = load_encoder(spec, self.settings.policy)
+            encoder.model.to(self.accelerator.device)
+            return embedded(rows, encoder)
 
     def _show_heading(self) -> None:
         """The run in a line."""

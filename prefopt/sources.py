@@ -19,6 +19,11 @@ KEPT_TIED = "prompts kept: with tied completions"
 TOO_FEW = "prompts dropped: too few completions"
 UNDESIRABLE = "prompts dropped: their only completion is labelled false"
 
+EMBED = (
+    "write `source: {embeddings: {}}` to let the policy embed its prompts, "
+    "or `source: {embeddings: {model: …}}` for a sentence encoder"
+)
+
 
 class Judged(Protocol):
     """What `projected` reads of an `Example` or a `Tokenised`, which are the same to it."""
@@ -90,7 +95,8 @@ def _check(rows: Sequence[Row], needs: Needs) -> None:
             _refuse(rows, needs, f"{row.where} has no preference probabilities")
         missing = set(needs.columns) - set(row.columns) - {"row"}
         if missing:
-            _refuse(rows, needs, f"{row.where} has no column {', '.join(map(repr, sorted(missing)))}")
+            hint = f" ({EMBED})" if "embeddings" in missing else ""
+            _refuse(rows, needs, f"{row.where} has no column {', '.join(map(repr, sorted(missing)))}{hint}")
         if _must_order(needs, row) and row.scores is None and row.preference is None:
             _refuse(rows, needs, f"{row.where} has {row.size} completions and nothing that orders them")
 

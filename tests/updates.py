@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt import recipe
 from prefopt.objectives import DPO, SFT
+from prefopt.objectives.preference.rpo import RPO, RPODiagonal, RPOUnpaired
 from prefopt.policy import Policy, make_reference
 from prefopt.terms import Term
 from prefopt.train import Trainer
@@ -84,7 +85,7 @@ class Batches:
 
 
 def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -> Batch:
-    """Prompts and completions of all lengths."""
+    """Prompts and completions of all lengths, with embeddings of the prompts."""
     draw = torch.Generator().manual_seed(seed)
 
     def number(high: int, low: int = 1) -> int:
@@ -94,7 +95,8 @@ def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -
     lengths = torch.randint(1, longest + 1, (rows, completions), generator=draw)
     mask = torch.arange(longest) < lengths[..., None]
     ids = torch.randint(1, VOCABULARY, mask.shape, generator=draw) * mask
-    return Batch(prompts, ids, mask, scores=torch.tensor([0.5, -0.5]).expand(rows, 2) if completions == 2 else None)
+    scores = torch.tensor([0.5, -0.5]).expand(rows, 2) if completions == 2 else None
+    return Batch(prompts, ids, mask, scores, columns={"embeddings": torch.randn(rows, 4, generator=draw)})
 
 
 def tiny_llama(dtype: torch.dtype = torch.float64, seed: int = 0) -> LlamaForCausalLM:
@@ -121,6 +123,9 @@ CASES: dict[str, list[Term]] = {
     "coupled": [Term(Coupled())],
     "coupled+sft": [Term(Coupled(), 0.8), Term(SFT(), 0.7)],
     "adaptive": [Term(Drifting())],
+    "rpo": [Term(RPO(2.0))],
+    "rpo unpaired": [Term(RPOUnpaired(2.0))],
+    "rpo diagonal": [Term(RPODiagonal())],
 }
 
 

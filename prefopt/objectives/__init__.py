@@ -5,21 +5,37 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import PrefoptError, nearest
+from prefopt.objectives.preference.alphapo import AlphaPO
+from prefopt.objectives.preference.aot import AOT, AOTUnpaired
 from prefopt.objectives.preference.apo import APODown, APOZero
+from prefopt.objectives.preference.bco import BCO
 from prefopt.objectives.preference.betadpo import BetaDPO
 from prefopt.objectives.preference.caldpo import CalDPO
 from prefopt.objectives.preference.chipo import ChiPO
+from prefopt.objectives.preference.cpo import CPO
 from prefopt.objectives.preference.discopop import DiscoPOP
 from prefopt.objectives.preference.dpo import DPO
+from prefopt.objectives.preference.dponll import DPONLL
 from prefopt.objectives.preference.dpop import DPOP
 from prefopt.objectives.preference.exo import EXO, EXOList
 from prefopt.objectives.preference.fdpo import FDPO
 from prefopt.objectives.preference.hinge import Hinge
 from prefopt.objectives.preference.ipo import IPO, IPOMean
+from prefopt.objectives.preference.kto import KTO
 from prefopt.objectives.preference.lddpo import LDDPO
+from prefopt.objectives.preference.lipo import LiPO
 from prefopt.objectives.preference.lndpo import LNDPO
+from prefopt.objectives.preference.nca import NCA, InfoNCA
 from prefopt.objectives.preference.noisy_labels import CDPO, RobustDPO
+from prefopt.objectives.preference.orpo import ORPO
+from prefopt.objectives.preference.plackett_luce import PlackettLuceDPO
+from prefopt.objectives.preference.pro import PRO
 from prefopt.objectives.preference.rdpo import RDPO
+from prefopt.objectives.preference.reward_aware_rpo import RewardAwareRPO
+from prefopt.objectives.preference.rpo import RPO, RPODiagonal, RPOUnpaired
+from prefopt.objectives.preference.rrhf import RRHF
+from prefopt.objectives.preference.simpo import SimPO
+from prefopt.objectives.preference.slic import SLiC
 from prefopt.objectives.preference.softdpo import SoftDPO
 from prefopt.objectives.preference.sppo import SPPO
 from prefopt.objectives.preference.tdpo import TDPO1, TDPO2
@@ -33,25 +49,45 @@ CATALOGUE: dict[str, type[Objective]] = {
     cls.__name__: cls
     for cls in (
         SFT,
+        AlphaPO,
+        AOT,
+        AOTUnpaired,
         APODown,
         APOZero,
+        BCO,
         BetaDPO,
         CalDPO,
         CDPO,
         ChiPO,
+        CPO,
         DiscoPOP,
         DPO,
+        DPONLL,
         DPOP,
         EXO,
         EXOList,
         FDPO,
         Hinge,
+        InfoNCA,
         IPO,
         IPOMean,
+        KTO,
         LDDPO,
+        LiPO,
         LNDPO,
+        NCA,
+        ORPO,
+        PlackettLuceDPO,
+        PRO,
         RDPO,
+        RewardAwareRPO,
         RobustDPO,
+        RPO,
+        RPODiagonal,
+        RPOUnpaired,
+        RRHF,
+        SimPO,
+        SLiC,
         SoftDPO,
         SPPO,
         TDPO1,

@@ -1,5 +1,6 @@
 """Embeddings of prompts, for objectives that compare across prompts; each distinct prompt is read once, ever."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -34,7 +35,8 @@ class Encoder:
     """Prompts to directions: the mean of the last hidden states over a prompt's tokens, scaled to length 1.
 
     That is all-MiniLM-L6-v2's own recipe. A model that was trained with another one (the first token's state, a further layer)
-    gets this one all the same.
+    gets this one all the same. A language model's states are more alike than a sentence encoder's: between the requests of
+    recipes/movies the median cosine is .93 by SmolLM2 and .67 by MiniLM.
 
     Attributes:
         model: whatever answers token ids with `last_hidden_state`.
@@ -89,8 +91,7 @@ def load_encoder(spec: recipe.Embeddings, policy: recipe.Policy) -> Encoder:
         PrefoptError: it cannot be loaded, or what is not the policy has no tokenizer.
     """
     if spec.model is None:
-        model = load_backbone(policy.model_copy(update={"adapter": None}), head=True)
-        return Encoder(model.eval(), batch_size=spec.batch_size)
+        return Encoder(load_backbone(policy, head=True).eval(), batch_size=spec.batch_size)
     named = recipe.Policy(model=spec.model)
     return Encoder(load_backbone(named, head=False).eval(), load_tokenizer(named), spec.max_tokens, spec.batch_size)
 
@@ -159,5 +160,6 @@ def _write(file: Path, found: Tensor) -> None:
         staging.write_bytes(save({"embeddings": found.contiguous()}))
         os.replace(staging, file)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink()
         log.warning("embeddings are not kept: %s", error)

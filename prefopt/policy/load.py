@@ -85,7 +85,7 @@ def load_scorer(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
 
 
 def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
-    """A model without its head, for its hidden states, without a fresh adapter; of an encoder–decoder, the encoder.
+    """A model without its head, for its hidden states, and without a fresh adapter; of an encoder–decoder, the encoder.
 
     Args:
         spec: which one.

@@ -1,0 +1,128 @@
+"""What the runs of run.py came to: `python experiments/objectives/report.py` writes results.csv, table.md and frontier.svg here."""
+
+import csv
+import json
+import math
+import statistics
+from collections import defaultdict
+
+import matplotlib
+from run import HERE, RUNS
+from scipy import stats
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+FAMILIES = {
+    "likelihood": ("SFT", "SLiC", "ORPO", "CPO", "DPONLL", "RRHF", "PRO"),
+    "reference-free margin": ("SimPO", "AlphaPO"),
+    "unpaired": ("KTO", "BCO", "AOTUnpaired", "RPOUnpaired", "NCA"),
+    "lists": ("PlackettLuceDPO", "LiPO", "EXOList", "InfoNCA"),
+    "RPO": ("RPO", "RPODiagonal", "RewardAwareRPO"),
+}
+COLOURS = dict(zip([*FAMILIES, "margin to the reference"], plt.get_cmap("tab10").colors, strict=False))
+
+
+def finished() -> dict[str, list[dict]]:
+    """The summaries of every objective's finished runs, by seed."""
+    found: dict[str, list[dict]] = defaultdict(list)
+    for file in sorted(RUNS.glob("*/summary.json")):
+        name = file.parent.name.rpartition("-seed")[0]
+        found[name].append(json.loads(file.read_text()) | {"seed": int(file.parent.name.rpartition("-seed")[2])})
+    return found
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95% interval over seeds, Student's t."""
+    if len(values) < 2:
+        return values[0], math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def rows() -> list[dict]:
+    """One for each objective, the highest gold reward first."""
+    table = []
+    for name, runs in finished().items():
+        row: dict = {"objective": label(name), "seeds": len(runs)}
+        for metric in ("gold", "kl", "length", "accuracy", "logratio_chosen", "logratio_rejected"):
+            row[metric], row[f"{metric}_half"] = interval([run["after"][metric]["value"] for run in runs])
+        gains = [run["change"]["gold"]["value"] for run in runs]
+        row["gain"], row["gain_half"] = interval(gains)
+        row["raised"] = sum(run["change"]["gold"]["low"] > 0 for run in runs)
+        table.append(row)
+    return sorted(table, key=lambda row: -row["gold"])
+
+
+def label(name: str) -> str:
+    """The class name of a recipe's file name."""
+    from prefopt.objectives import CATALOGUE
+
+    return next((known for known in CATALOGUE if known.lower() == name), name)
+
+
+def main() -> None:
+    """Table and figure."""
+    table = rows()
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0].keys())
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
+    lines = [
+        "| objective | seeds | gold after | gain | seeds that gain | KL | length | accuracy | log-ratio chosen | rejected |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        cells = [
+            f"{row[m]:+.3f} ±{row[m + '_half']:.3f}"
+            if m in ("gold", "gain")
+            else f"{row[m]:.2f} ±{row[m + '_half']:.2f}"
+            for m in ("gold", "gain")
+        ]
+        rest = [
+            f"{row[m]:.2f} ±{row[m + '_half']:.2f}"
+            for m in ("kl", "length", "accuracy", "logratio_chosen", "logratio_rejected")
+        ]
+        lines.append(
+            f"| {row['objective']} | {row['seeds']} | {cells[0]} | {cells[1]} | {row['raised']} | "
+            + " | ".join(rest)
+            + " |"
+        )
+    (HERE / "table.md").write_text("\n".join(lines) + "\n")
+    figure(table)
+
+
+def figure(table: list[dict]) -> None:
+    """Gold reward against KL, a point for each seed."""
+    with plt.rc_context({"font.size": 8, "svg.hashsalt": "prefopt", "svg.fonttype": "none"}):
+        drawing, axis = plt.subplots(figsize=(9, 6.5), layout="constrained")
+        seen = set()
+        for name, runs in finished().items():
+            objective = label(name)
+            family = next((f for f, members in FAMILIES.items() if objective in members), "margin to the reference")
+            points = [(run["after"]["kl"]["value"], run["after"]["gold"]["value"]) for run in runs]
+            xs, ys = zip(*points, strict=True)
+            axis.scatter(xs, ys, s=14, color=COLOURS[family], label=None if family in seen else family, alpha=0.75)
+            seen.add(family)
+            axis.annotate(
+                objective,
+                (statistics.fmean(xs), max(ys)),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=6.5,
+                color=COLOURS[family],
+            )
+        start = [run["before"]["gold"]["value"] for runs in finished().values() for run in runs]
+        axis.scatter([0], [statistics.fmean(start)], marker="s", color="black", s=20, label="the LM they start from")
+        axis.set_xscale("symlog", linthresh=0.5)
+        axis.set_xlabel("KL to the start, nats a completion (own samples; log scale above 0.5)")
+        axis.set_ylabel("held-out gold reward")
+        axis.grid(alpha=0.2)
+        axis.legend(loc="lower right", frameon=False)
+        drawing.savefig(HERE / "frontier.svg", metadata={"Date": None})
+        drawing.savefig(HERE / "frontier.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Contrastive Preference Optimization."""
+
+from dataclasses import dataclass
+
+from torch.nn.functional import logsigmoid
+
+from prefopt.functional import pair_metrics
+from prefopt.objectives.parts import nothing
+from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+
+
+@dataclass(frozen=True)
+class CPO:
+    """Contrastive Preference Optimization: DPO with a uniform reference, and imitation of the chosen.
+
+    L = −log σ(β(log π(y_w|x) − log π(y_l|x))) − α l̄_w,  l̄ = mean over tokens of log π(y_t|x, y_<t)
+
+    Log-probs of the first term are summed over tokens, [B, 2], chosen first. The second is the mean of each chosen completion's own
+    tokens, so that every prompt weighs the same.
+
+    Source: Xu et al., arXiv 2401.08417v4, eq. 3 and 4; β = 0.1 and α = 1 are TRL's defaults, from the authors' code. TRL takes
+    the likelihood over all chosen tokens of a micro-batch.
+
+    Attributes:
+        beta: β.
+        alpha: α, the weight of imitation.
+    """
+
+    beta: float = 0.1
+    alpha: float = 1.0
+    needs = Needs(completions=2, ordered=True)
+    targets = nothing
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.logps` is [B, 2, T]; the total is [B]."""
+        reward = self.beta * policy.sum()  # [B, 2]
+        total = -logsigmoid(reward[:, 0] - reward[:, 1]) - self.alpha * policy.mean()[:, 0]
+        return Loss(total, pair_metrics(reward))
