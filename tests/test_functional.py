@@ -1,6 +1,9 @@
+import dataclasses
+
 import torch
 
-from prefopt.functional import generator, pair_metrics, seed_for
+from prefopt import Batch
+from prefopt.functional import generator, list_metrics, masked_log_softmax, pair_metrics, seed_for
 
 
 def test_pair_metrics_by_hand():
@@ -27,3 +30,25 @@ def test_seeds_depend_on_every_part():
 def test_seeds_are_the_same_in_every_process_and_version():
     """Python's own hash of a string is not. A change here would change every run."""
     assert seed_for(3, "init") == 6147536578255749391
+
+
+def test_masked_log_softmax_leaves_out_what_is_absent():
+    values = torch.tensor([[1.0, 50.0, 2.0], [0.5, 0.0, 0.0]], dtype=torch.float64)
+    present = torch.tensor([[True, False, True], [True, False, False]])
+    found = masked_log_softmax(values, present)
+    torch.testing.assert_close(found[0, [0, 2]], values[0, [0, 2]].log_softmax(-1))
+    assert found[0, 1] == 0
+    assert found[1].tolist() == [0, 0, 0]
+
+
+def test_list_metrics_are_of_the_best_and_the_worst():
+    mask = torch.ones(3, 3, 1, dtype=torch.bool)
+    mask[1, 2] = mask[2, 1:] = False
+    scores = torch.tensor([[0.0, 2.0, 1.0], [1.0, 2.0, 9.0], [1.0, 0.0, 0.0]])
+    batch = Batch(((1,),) * 3, mask.long(), mask, scores)
+    reward = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 9.0], [1.0, 0.0, 0.0]])
+    found = list_metrics(reward, batch)
+    torch.testing.assert_close(found["rewards/chosen"], torch.tensor([0.2, 0.5, torch.nan]), equal_nan=True)
+    torch.testing.assert_close(found["rewards/rejected"], torch.tensor([0.1, 0.4, torch.nan]), equal_nan=True)
+    ranked = list_metrics(reward, dataclasses.replace(batch, scores=None))
+    torch.testing.assert_close(ranked["rewards/margin"], torch.tensor([-0.2, -0.1, torch.nan]), equal_nan=True)

@@ -17,11 +17,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt import recipe
 from prefopt.objectives import DPO, SFT
+from prefopt.objectives.preference.aot import AOT, AOTUnpaired
+from prefopt.objectives.preference.bco import BCO
+from prefopt.objectives.preference.betadpo import BetaDPO
+from prefopt.objectives.preference.kto import KTO
 from prefopt.objectives.preference.rpo import RPO, RPODiagonal, RPOUnpaired
 from prefopt.policy import Policy, make_reference
 from prefopt.terms import Term
 from prefopt.train import Trainer
-from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+from prefopt.types import ORIGINS, Batch, Loss, Needs, Outputs, Targets
 
 VOCABULARY = 50
 
@@ -96,7 +100,10 @@ def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -
     mask = torch.arange(longest) < lengths[..., None]
     ids = torch.randint(1, VOCABULARY, mask.shape, generator=draw) * mask
     scores = torch.tensor([0.5, -0.5]).expand(rows, 2) if completions == 2 else None
-    return Batch(prompts, ids, mask, scores, columns={"embeddings": torch.randn(rows, 4, generator=draw)})
+    columns = {"embeddings": torch.randn(rows, 4, generator=draw)}
+    if completions == 2:  # to KTO, the second completion is another prompt's
+        columns["origin"] = torch.tensor([0, ORIGINS.index("mismatched")]).expand(rows, 2)
+    return Batch(prompts, ids, mask, scores, columns=columns)
 
 
 def tiny_llama(dtype: torch.dtype = torch.float64, seed: int = 0) -> LlamaForCausalLM:
@@ -123,6 +130,11 @@ CASES: dict[str, list[Term]] = {
     "coupled": [Term(Coupled())],
     "coupled+sft": [Term(Coupled(), 0.8), Term(SFT(), 0.7)],
     "adaptive": [Term(Drifting())],
+    "kto": [Term(KTO(2.0))],
+    "bco": [Term(BCO(2.0))],
+    "aot": [Term(AOT(0.5))],
+    "aot unpaired": [Term(AOTUnpaired(0.5))],
+    "betadpo": [Term(BetaDPO(2.0))],
     "rpo": [Term(RPO(2.0))],
     "rpo unpaired": [Term(RPOUnpaired(2.0))],
     "rpo diagonal": [Term(RPODiagonal())],

@@ -70,7 +70,7 @@ class NCA:
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
         reward = self.beta * log_ratios(policy, targets)  # [B, K]
-        present = batch.present
+        present = batch.present.to(reward)
         noise = present / present.sum(-1, keepdim=True).clamp(min=1)
         total = -(_targets(batch, self.alpha) * logsigmoid(reward) + noise * logsigmoid(-reward)).sum(-1)  # eq. 10
         return Loss(total, list_metrics(reward, batch))

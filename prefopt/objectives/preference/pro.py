@@ -40,6 +40,6 @@ class PRO:
         gap = gap + torch.diag_embed(gap.amax(-1))  # g_kk
         takes_part = worse | torch.eye(completions, dtype=torch.bool, device=mean.device)
         chosen = masked_log_softmax(mean[:, None, :] * gap, takes_part).diagonal(dim1=1, dim2=2)  # [B, k]
-        count = present.sum(-1)
+        count = present.sum(-1).to(mean)  # not an integer, which times λ would be float32
         total = -(chosen * worse.any(-1)).sum(-1) - self.lam * (count - 1) ** 2 * mean[:, 0]
         return Loss(total, list_metrics(mean, batch))
