@@ -19,7 +19,8 @@ class BCO:
 
     Log-probs are summed over tokens, [B, K]. D and U are the desirable and the undesirable completions of a prompt: of several
     those above and below the mean score (of a pair, the chosen and the rejected), of one the sign of its score. δ is the mean
-    of all rewards βΔ seen so far in the run, this batch's included, without gradient.
+    of all rewards βΔ seen so far in the run, this batch's included, without gradient; the metrics `delta` and `seen` are δ and
+    their number.
 
     Source: Jung et al., arXiv 2404.04656v2, eq. 11, with δ = E[βΔ] by a running mean as in TRL's former BCOTrainer. TRL's
     DPO loss `bco_pair` drops δ. The paper's weights for undesirable completions of another distribution (UDM) are left out: they

@@ -18,7 +18,7 @@ class KTO:
 
     Log-probs are summed over tokens, [B, 2]: a labelled completion, whose score's sign is the label, and then another prompt's
     completion, which may be absent. z0 estimates KL(π‖π_ref) and couples the rows of a batch; without any mismatched completion
-    it is 0. σ(−x) stands for the paper's 1 − σ(x).
+    it is 0. σ(−x) stands for the paper's 1 − σ(x). The metrics' rewards are βΔ; `z0` at 0 for long says that all likelihoods fell.
 
     Source: Ethayarajh et al., arXiv 2402.01306v4, eq. 8; z0 as in §4.1 and the authors' HALOs. There and in TRL a process
     estimates z0 of its own micro-batch; here it is that of the logical batch. The paper asks for λ_D n_D / (λ_U n_U) between 1

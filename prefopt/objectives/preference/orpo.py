@@ -19,7 +19,7 @@ class ORPO:
     L = −l̄_w − λ log σ(log odds_w − log odds_l),  log odds = l̄ − log(1 − exp l̄),  l̄ = mean over tokens of log π(y_t|x, y_<t)
 
     l̄ is [B, 2], chosen first. Each prompt's likelihood is the mean over its own chosen completion's tokens; every prompt weighs
-    the same.
+    the same. The metric `log_odds_ratio` is log odds_w − log odds_l; the reward is λ l̄.
 
     Source: Hong et al., arXiv 2403.07691v2, eq. 6 and 7; λ = 0.1 as in its main experiments. TRL takes the likelihood over all
     chosen tokens of a micro-batch.
