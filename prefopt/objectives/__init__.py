@@ -41,6 +41,9 @@ from prefopt.objectives.preference.sppo import SPPO
 from prefopt.objectives.preference.tdpo import TDPO1, TDPO2
 from prefopt.objectives.preference.wpo import WPO
 from prefopt.objectives.reward.bradley_terry import BradleyTerry
+from prefopt.objectives.reward.k_wise import KWise
+from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
+from prefopt.objectives.reward.regression import RatingRegression
 from prefopt.objectives.supervised import SFT
 from prefopt.plugins import load_object
 from prefopt.types import Needs, Objective
@@ -94,6 +97,9 @@ CATALOGUE: dict[str, type[Objective]] = {
         TDPO2,
         WPO,
         BradleyTerry,
+        KWise,
+        PlackettLuceReward,
+        RatingRegression,
     )
 }
 """Every objective by the name that recipes give it."""

@@ -1,0 +1,71 @@
+"""Reward models of rankings and ratings."""
+
+import math
+
+import pytest
+import torch
+
+from prefopt import Batch, Outputs
+from prefopt.objectives.reward.bradley_terry import BradleyTerry
+from prefopt.objectives.reward.k_wise import KWise
+from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
+from prefopt.objectives.reward.regression import RatingRegression
+from prefopt.types import Targets
+
+OBJECTIVES = [KWise(), PlackettLuceReward(), RatingRegression()]
+
+
+def total(objective, rewards, scores):
+    """Rewards with gradient, and the loss; None is an absent completion."""
+    mask = torch.tensor([[value is not None for value in row] for row in rewards])[:, :, None]
+    values = torch.tensor([[value or 0.0 for value in row] for row in rewards], dtype=torch.float64, requires_grad=True)
+    batch = Batch(((1,),) * len(rewards), mask.long(), mask, torch.tensor(scores, dtype=torch.float64))
+    outputs = Outputs(mask, torch.zeros(mask.shape, dtype=torch.float64), rewards=values)
+    return values, objective.loss(batch, outputs, Targets()).total
+
+
+def nll(x):
+    return math.log(1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("objective", [KWise(), PlackettLuceReward()], ids=repr)
+def test_of_two_they_are_bradley_terry(objective):
+    pairs, scores = [[0.3, -1.2], [-2.0, 0.5]], [[1.0, 0.0]] * 2
+    found = [total(o, pairs, scores) for o in (objective, BradleyTerry())]
+    torch.testing.assert_close(found[0][1], found[1][1])
+    slopes = [torch.autograd.grad(loss.sum(), values)[0] for values, loss in found]
+    torch.testing.assert_close(*slopes)
+
+
+def test_k_wise_by_hand():
+    """Scores 1, 0, 1: the pairs (0, 1) and (2, 1)."""
+    assert total(KWise(), [[0.5, 1.0, -0.25]], [[1.0, 0.0, 1.0]])[1].item() == pytest.approx(
+        (nll(-0.5) + nll(-1.25)) / 2, rel=1e-12
+    )
+    assert total(KWise(), [[0.5, 1.0]], [[1.0, 1.0]])[1].item() == 0
+
+
+def test_plackett_luce_by_hand():
+    rewards = [0.5, 1.0, -0.25]
+    strength = [math.exp(r) for r in rewards]
+    expected = -math.log(strength[0] / sum(strength) * strength[1] / sum(strength[1:]))
+    assert total(PlackettLuceReward(), [rewards], [[2.0, 1.0, 0.0]])[1].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_regression_by_hand():
+    values, loss = total(RatingRegression(), [[0.5, 1.0, -0.25]], [[0.0, 1.0, 0.5]])
+    assert loss.item() == pytest.approx((0.25 + 0 + 0.5625) / 3, rel=1e-12)
+    loss.sum().backward()
+    assert values.grad[0].tolist() == pytest.approx([1 / 3, 0, -0.5])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_a_short_list_is_the_same_beside_longer_ones(objective):
+    short, scores = [0.5, 1.0, -0.25], [1.0, 0.5, 0.0]
+    values, beside = total(
+        objective, [[*short, None, None], [0.1, 0.2, 0.3, 0.4, 0.5]], [[*scores, 0, 0], [5, 4, 3, 2, 1]]
+    )
+    torch.testing.assert_close(beside[:1], total(objective, [short], [scores])[1])
+    beside[0].backward()
+    assert not values.grad[0, 3:].any()
+    assert not values.grad[1].any()
