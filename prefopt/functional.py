@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prefopt.types import Batch
 
 
-def pair_metrics(reward: Tensor) -> Mapping[str, Tensor]:
+def pair_metrics(reward: Float[Tensor, "B 2"]) -> Mapping[str, Float[Tensor, " B"]]:
     """The four numbers by which every pairwise method is watched.
 
     Chosen and rejected rewards are apart because a margin can grow while both fall.
@@ -44,13 +45,13 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(*parts))
 
 
-def masked_log_softmax(values: Tensor, present: Tensor) -> Tensor:
+def masked_log_softmax(values: Float[Tensor, "*L K"], present: Bool[Tensor, "*L K"]) -> Float[Tensor, "*L K"]:
     """[..., K] log-softmax over those that are present; 0 for the others."""
     lowest = torch.finfo(values.dtype).min
     return values.masked_fill(~present, lowest).log_softmax(-1).masked_fill(~present, 0)
 
 
-def plackett_luce(values: Tensor, present: Tensor) -> Tensor:
+def plackett_luce(values: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """[B] log-likelihood of the order 1 ≻ 2 ≻ … ≻ K under Plackett–Luce with these log-strengths.
 
     Args:
@@ -66,14 +67,14 @@ def plackett_luce(values: Tensor, present: Tensor) -> Tensor:
     return placed.diagonal(dim1=1, dim2=2).masked_fill(~present, 0).sum(-1)
 
 
-def better(batch: Batch) -> Tensor:
+def better(batch: Batch) -> Bool[Tensor, "B K K"]:
     """[B, i, j] bool: completion i has a higher score than j, and both are present."""
     assert batch.scores is not None
     present = batch.present
     return (batch.scores[:, :, None] > batch.scores[:, None, :]) & present[:, :, None] & present[:, None, :]
 
 
-def list_metrics(reward: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+def list_metrics(reward: Float[Tensor, "B K"], batch: Batch) -> Mapping[str, Float[Tensor, " B"]]:
     """The numbers by which every listwise method is watched: those of `pair_metrics` for the best and the worst of each list.
 
     Args:

@@ -78,7 +78,8 @@ def project(rows: Sequence[Row], needs: Needs, ties: Ties = "drop") -> tuple[lis
     kept = [new for row in rows for new in change(_present(row), needs, ties, counts)]
     if not kept:
         dropped = "; ".join(f"{count} {what}" for what, count in counts.items()) or "there were none"
-        _refuse(rows, needs, f"no row is left ({dropped})")
+        first = f"; the first was {rows[0].where}" if rows else ""
+        _refuse(rows, needs, f"no row is left ({dropped}{first})")
     return kept, dict(+counts)
 
 

@@ -12,6 +12,11 @@ os.environ |= {
     "WANDB_MODE": "offline",
 }
 
+from jaxtyping import install_import_hook
+
+# Before anything of prefopt is imported: every call in every test checks these modules' shapes.
+install_import_hook(["prefopt.functional", "prefopt.objectives.parts", "prefopt.policy.head"], "beartype.beartype")
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers

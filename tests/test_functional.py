@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 import torch
 
 from prefopt import Batch
@@ -16,6 +17,13 @@ def test_pair_metrics_by_hand():
         "rewards/accuracy": [1.0, 0.0, 0.5],
     }
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_shapes_are_checked_in_every_test():
+    with pytest.raises(TypeError, match="reward"):
+        pair_metrics(torch.zeros(4, 3))
+    with pytest.raises(TypeError, match="present"):
+        masked_log_softmax(torch.zeros(4, 3), torch.ones(4, 2, dtype=torch.bool))
 
 
 def test_seeds_depend_on_every_part():

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from prefopt.types import Batch, Outputs, Targets
@@ -25,12 +26,12 @@ def reference_means(_: Any, batch: Batch, old: Outputs | None, reference: Output
     return Targets({"reference": reference.mean()})
 
 
-def log_ratios(policy: Outputs, targets: Targets) -> Tensor:
+def log_ratios(policy: Outputs, targets: Targets) -> Float[Tensor, "B K"]:
     """Δ = log π(y|x) − log π_ref(y|x), summed over tokens, [B, K]; after `reference_sums`."""
     return policy.sum() - targets.rows["reference"]
 
 
-def desirability(batch: Batch) -> Tensor:
+def desirability(batch: Batch) -> Num[Tensor, "B K"]:
     """[B, K]: +1 for a completion to be made likelier, −1 for one to be made less likely, 0 for neither.
 
     Of a single completion, the sign of its score; of several, whether the score is above or below their mean. So a pair, a

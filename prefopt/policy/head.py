@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -42,7 +43,7 @@ class Head:
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
         self.cap = getattr(config, "final_logit_softcapping", None)
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Float[Tensor, "m H"]) -> Float[Tensor, "m V"]:
         """[m, H] to [m, V]."""
         logits = self.linear(hidden)
         if self.scale != 1.0:
@@ -66,11 +67,11 @@ class States(NamedTuple):
 
 def token_statistics(
     states: States,
-    tokens: Tensor,
-    temperature: Tensor | None = None,
+    tokens: Int[Tensor, " M"],
+    temperature: Float[Tensor, " M"] | None = None,
     names: Collection[str] = (),
     reference: States | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, " M"]]:
     """Log-probs of the tokens under "logps", and the statistics asked for, each [M] and at least fp32.
 
     The logits of a chunk are computed again in the backward pass instead of being kept.
