@@ -10,6 +10,8 @@ import matplotlib
 from run import HERE, RUNS
 from scipy import stats
 
+from prefopt.objectives import CATALOGUE
+
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
@@ -54,10 +56,16 @@ def rows() -> list[dict]:
     return sorted(table, key=lambda row: -row["gold"])
 
 
+def cell(row: dict, name: str) -> str:
+    """A number with its half-width; counts are of seeds."""
+    if name == "raised":
+        return f"{row['raised']} of {row['seeds']}"
+    places = 3 if name in ("gold", "gain", "accuracy") else 2
+    return f"{row[name]:.{places}f} ±{row[f'{name}_half']:.{places}f}"
+
+
 def label(name: str) -> str:
     """The class name of a recipe's file name."""
-    from prefopt.objectives import CATALOGUE
-
     return next((known for known in CATALOGUE if known.lower() == name), name)
 
 
@@ -68,26 +76,12 @@ def main() -> None:
         writer = csv.DictWriter(file, table[0].keys())
         writer.writeheader()
         writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
+    columns = ("gold", "gain", "raised", "kl", "length", "accuracy", "logratio_chosen", "logratio_rejected")
     lines = [
-        "| objective | seeds | gold after | gain | seeds that gain | KL | length | accuracy | log-ratio chosen | rejected |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| objective | gold reward after | gain | seeds that gain | KL | length | accuracy | log-ratio chosen | rejected |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in table:
-        cells = [
-            f"{row[m]:+.3f} ±{row[m + '_half']:.3f}"
-            if m in ("gold", "gain")
-            else f"{row[m]:.2f} ±{row[m + '_half']:.2f}"
-            for m in ("gold", "gain")
-        ]
-        rest = [
-            f"{row[m]:.2f} ±{row[m + '_half']:.2f}"
-            for m in ("kl", "length", "accuracy", "logratio_chosen", "logratio_rejected")
-        ]
-        lines.append(
-            f"| {row['objective']} | {row['seeds']} | {cells[0]} | {cells[1]} | {row['raised']} | "
-            + " | ".join(rest)
-            + " |"
-        )
+    lines += [f"| {row['objective']} | {' | '.join(cell(row, name) for name in columns)} |" for row in table]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     figure(table)
 
