@@ -438,6 +438,28 @@ def _uses_reference(case: Case) -> Iterator[Finding]:
         )
 
 
+def _starts_at_the_reference(case: Case) -> Iterator[Finding]:
+    """A policy that is its reference: all log-ratios are 0, whatever both say of the tokens."""
+    if case.reference is None or case.policy.logps is None:
+        return
+
+    said = case.policy.logps
+
+    def total(scale: float) -> Tensor:
+        logps = said * scale
+        exact = {name: torch.zeros_like(logps) for name in case.policy.statistics if "ref" in name.split("_")}
+        policy = dataclasses.replace(case.policy, logps=logps, statistics={**case.policy.statistics, **exact})
+        return dataclasses.replace(case, policy=policy, old=case.old and policy, reference=policy).loss().total
+
+    if not _same(total(1.0), total(0.5)):
+        yield (
+            "one total for every policy that is its own reference, since all log-ratios are 0",
+            _difference(total(1.0), total(0.5)),
+            "policy and reference are reduced in different ways, such as a mean for a sum; a term that imitates, without the "
+            "reference, is a declared exception",
+        )
+
+
 def _extremes(case: Case) -> Iterator[Finding]:
     """Log-ratios of ±1e4, on either side, in the float32 of a real run."""
     case = case.single()
@@ -488,6 +510,7 @@ CHECKS: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
     "gradient": _gradient,
     "prefers chosen": _prefers_chosen,
     "uses reference": _uses_reference,
+    "starts at the reference": _starts_at_the_reference,
     "extremes": _extremes,
     "adapts": _adapts,
 }

@@ -124,7 +124,11 @@ def test_absent_completions():
 @pytest.mark.parametrize(
     ("row", "needs", "message"),
     [
-        ({"prompt": "p"}, PAIRWISE, r"no row is left \(1 prompts dropped: too few.*; the first was .*data have 0 completions"),
+        (
+            {"prompt": "p"},
+            PAIRWISE,
+            r"no row is left \(1 prompts dropped: too few.*; the first was .*data have 0 completions",
+        ),
         ({"prompt": "p", "completion": "c", "label": True}, PAIRWISE, r"too few.*would do \(docs/data.md\): paired"),
         ({"prompt": "p", "completions": ["a", "b"]}, PAIRWISE, "2 completions and nothing that orders them"),
         (

@@ -1,6 +1,7 @@
 """Discovered Preference Optimization."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import logsigmoid
 
@@ -31,7 +32,7 @@ class DiscoPOP:
     beta: float = 0.05
     tau: float = 0.05
     needs = Needs(completions=2, ordered=True, reference=True)
-    contract_exceptions = {  # noqa: RUF012 (read, never changed)
+    contract_exceptions: ClassVar = {
         "prefers chosen": "by design: the loss rises with the margin between u/τ = −2.37 and 1.44"
     }
 

@@ -1,7 +1,7 @@
 """DPO with a likelihood term: Iterative Reasoning and Regularised Preference Optimization."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch.nn.functional import logsigmoid
 
@@ -42,6 +42,9 @@ class DPONLL:
     alpha: float = 1.0
     normaliser: Normaliser = "length"
     needs = Needs(completions=2, ordered=True, reference=True)
+    contract_exceptions: ClassVar = {
+        "starts at the reference": "its second term imitates the chosen completion, whatever the reference says",
+    }
 
     targets = reference_sums
 

@@ -1,6 +1,7 @@
 """Weighted Preference Optimization."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import logsigmoid
 
@@ -31,6 +32,9 @@ class WPO:
     beta: float = 0.01
     aligned: bool = True
     needs = Needs(completions=2, ordered=True, reference=True, statistics=frozenset({"log_sum_squares"}))
+    contract_exceptions: ClassVar = {
+        "starts at the reference": "its weights are probabilities under the policy",
+    }
 
     targets = reference_sums
 

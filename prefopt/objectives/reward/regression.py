@@ -1,6 +1,7 @@
 """A reward model of ratings."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from prefopt.functional import list_metrics
 from prefopt.objectives.parts import nothing
@@ -20,6 +21,9 @@ class RatingRegression:
     """
 
     needs = Needs(completions=None, scores=True, rewards=True)
+    contract_exceptions: ClassVar = {
+        "prefers chosen": "a reward above the rating is as wrong as one below it",
+    }
     targets = nothing
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
