@@ -22,7 +22,7 @@ class AlphaPO:
     l̄ is [B, 2], chosen first; the reward in the metrics is βr. α → 0 gives r = l̄, which is SimPO; α > 0 makes unlikely
     completions worse still. The exponent −α l̄ is cut at 40.
 
-    Source: Gupta et al., arXiv 2501.03884v3, eq. 5. α = 0.25 and β = 2.5 are within what it sweeps; γ as in `SimPO`.
+    Source: Gupta et al., arXiv 2501.03884v3. α = 0.25 and β = 2.5 are within what it sweeps; γ as in `SimPO`.
 
     Attributes:
         beta: β.
@@ -41,4 +41,4 @@ class AlphaPO:
         logps = policy.mean()
         shaped = logps if self.alpha == 0 else -torch.expm1((-self.alpha * logps).clamp(max=HIGHEST)) / self.alpha
         reward = self.beta * shaped  # [B, 2]
-        return Loss(-logsigmoid(reward[:, 0] - reward[:, 1] - self.gamma), pair_metrics(reward))  # eq. 5
+        return Loss(-logsigmoid(reward[:, 0] - reward[:, 1] - self.gamma), pair_metrics(reward))

@@ -20,7 +20,7 @@ class AOT:
     m_(s) and n_(s) are the s-th smallest of the logical batch; log-probs are summed over tokens, [B, 2]. The term of place s
     belongs to the prompt whose margin stands there. First-order stochastic dominance is that every quantile is larger.
 
-    Source: Melnyk et al., arXiv 2406.05882v1, eq. 7 with the logistic loss; β = 0.01 as in its experiments. Sorted over the
+    Source: Melnyk et al., arXiv 2406.05882v1 (paired AOT), with the logistic loss; β = 0.01 as in its experiments. Sorted over the
     logical batch, whatever the micro-batch or the number of processes; TRL sorts what a process forwards at once.
 
     Attributes:
@@ -51,8 +51,8 @@ class AOTUnpaired:
     it is the quantile (s − ½)/n of the undesirable ones, linearly interpolated. Log-probs are summed over tokens, [B, K]. The term
     of place s belongs to the prompt of its desirable completion; a batch without one of the two kinds has loss 0.
 
-    Source: Melnyk et al., arXiv 2406.05882v1, eq. 9 with the logistic loss; β as in `AOT`. TRL takes the two sides of pairs,
-    sorted in each micro-batch. Unequal numbers are our extension.
+    Source: Melnyk et al., arXiv 2406.05882v1 (unpaired AOT), with the logistic loss; β as in `AOT`. TRL takes the two sides of
+    pairs, sorted in each micro-batch. Unequal numbers are our extension.
 
     Attributes:
         beta: β.

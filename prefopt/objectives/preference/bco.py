@@ -22,7 +22,7 @@ class BCO:
     of all rewards βΔ seen so far in the run, this batch's included, without gradient; the metrics `delta` and `seen` are δ and
     their number.
 
-    Source: Jung et al., arXiv 2404.04656v2, eq. 11, with δ = E[βΔ] by a running mean as in TRL's former BCOTrainer. TRL's
+    Source: Jung et al., arXiv 2404.04656v2 (the BCO loss), with δ = E[βΔ] by a running mean as in TRL's former BCOTrainer. TRL's
     DPO loss `bco_pair` drops δ. The paper's weights for undesirable completions of another distribution (UDM) are left out: they
     need a classifier of prompts.
 
@@ -45,7 +45,7 @@ class BCO:
         judged = label != 0
         seen = self.seen + judged.sum()
         delta = (self.seen * self.delta + reward.detach().masked_fill(~judged, 0).sum()) / seen.clamp(min=1)
-        total = -(logsigmoid(label * (reward - delta)) * judged).sum(-1)  # eq. 11
+        total = -(logsigmoid(label * (reward - delta)) * judged).sum(-1)
         metrics = {
             "rewards/desirable": torch.where(label > 0, reward.detach(), torch.nan).nanmean(-1),
             "rewards/undesirable": torch.where(label < 0, reward.detach(), torch.nan).nanmean(-1),

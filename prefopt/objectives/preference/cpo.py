@@ -18,8 +18,8 @@ class CPO:
     Log-probs of the first term are summed over tokens, [B, 2], chosen first. The second is the mean of each chosen completion's own
     tokens, so that every prompt weighs the same.
 
-    Source: Xu et al., arXiv 2401.08417v4, eq. 3 and 4; β = 0.1 and α = 1 are TRL's defaults, from the authors' code. TRL takes
-    the likelihood over all chosen tokens of a micro-batch.
+    Source: Xu et al., arXiv 2401.08417v4 (L_prefer and L_NLL); β = 0.1 and α = 1 are TRL's defaults, from the authors' code. TRL
+    takes the likelihood over all chosen tokens of a micro-batch.
 
     Attributes:
         beta: β.

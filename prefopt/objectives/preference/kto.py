@@ -20,7 +20,7 @@ class KTO:
     completion, which may be absent. z0 estimates KL(π‖π_ref) and couples the rows of a batch; without any mismatched completion
     it is 0. σ(−x) stands for the paper's 1 − σ(x). The metrics' rewards are βΔ; `z0` at 0 for long says that all likelihoods fell.
 
-    Source: Ethayarajh et al., arXiv 2402.01306v4, eq. 8; z0 as in §4.1 and the authors' HALOs. There and in TRL a process
+    Source: Ethayarajh et al., arXiv 2402.01306v4 (§4.1); z0 as there and in the authors' HALOs. There and in TRL a process
     estimates z0 of its own micro-batch; here it is that of the logical batch. The paper asks for λ_D n_D / (λ_U n_U) between 1
     and 3/2, n being the numbers of labels; λ_D = λ_U = 1 and β = 0.1 are its defaults for balanced data.
 
@@ -44,7 +44,7 @@ class KTO:
         z0 = _mean(delta.detach(), foreign & batch.present).clamp(min=0)
         label = torch.where(foreign | ~batch.present, 0, batch.scores.sign())
         weight = self.lam_d * (label > 0) + self.lam_u * (label < 0)
-        total = (weight * torch.sigmoid(-label * self.beta * (delta - z0))).sum(-1)  # eq. 8
+        total = (weight * torch.sigmoid(-label * self.beta * (delta - z0))).sum(-1)
         reward = self.beta * delta.detach()
         metrics = {
             "rewards/desirable": torch.where(label > 0, reward, torch.nan).nanmean(-1),

@@ -21,7 +21,7 @@ class LiPO:
     ψ are the scores and τ the ranks (1 is best) of the current policy's s, without gradient; log-probs are summed over tokens,
     [B, K]. Pairs of equal score and absent completions are left out.
 
-    Source: Liu et al., arXiv 2402.01878v3, eq. 9 and 10; β = 0.05 as in its experiments. Scores are taken as they are: 2^ψ asks
+    Source: Liu et al., arXiv 2402.01878v3 (LiPO-λ); β = 0.05 as in its experiments. Scores are taken as they are: 2^ψ asks
     for numbers of order 1.
 
     Attributes:
@@ -39,7 +39,7 @@ class LiPO:
         gain = torch.where(batch.present, batch.scores, 0).exp2()
         discount = 1 / torch.log1p(_ranks(reward, batch.present))
         weight = (_differences(gain) * _differences(discount)).abs() * better(batch)  # λ, [B, better, worse]
-        total = (weight * softplus(-_differences(reward))).sum((1, 2))  # eq. 9
+        total = (weight * softplus(-_differences(reward))).sum((1, 2))
         return Loss(total, list_metrics(reward, batch))
 
 

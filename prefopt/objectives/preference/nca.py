@@ -20,7 +20,7 @@ class InfoNCA:
     r are the scores and Δ sums over tokens, [B, K], completions that are absent left out. As α → 0 the best completion is the
     one-hot target, and with two completions this is DPO.
 
-    Source: Chen et al., arXiv 2402.05369v3, eq. 7; β = 0.01 as in its experiments. α sets how much a difference of scores means
+    Source: Chen et al., arXiv 2402.05369v3 (InfoNCA); β = 0.01 as in its experiments. α sets how much a difference of scores means
     and belongs to the scale of the data's scores; 1 leaves them as they are.
 
     Attributes:
@@ -39,7 +39,7 @@ class InfoNCA:
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
         reward = self.beta * log_ratios(policy, targets)  # [B, K]
-        total = -(_targets(batch, self.alpha) * masked_log_softmax(reward, batch.present)).sum(-1)  # eq. 7
+        total = -(_targets(batch, self.alpha) * masked_log_softmax(reward, batch.present)).sum(-1)
         return Loss(total, list_metrics(reward, batch))
 
 
@@ -52,7 +52,7 @@ class NCA:
     Shapes and symbols as in `InfoNCA`; K is the number of completions that are present. Since it looks at Δ itself and not at
     differences, it keeps the likelihood of the best completion from falling.
 
-    Source: Chen et al., arXiv 2402.05369v3, eq. 10; β = 0.01 as in its experiments. TRL's `nca_pair` is K = 2 and p = (1, 0).
+    Source: Chen et al., arXiv 2402.05369v3 (NCA); β = 0.01 as in its experiments. TRL's `nca_pair` is K = 2 and p = (1, 0).
 
     Attributes:
         beta: β.
@@ -72,7 +72,7 @@ class NCA:
         reward = self.beta * log_ratios(policy, targets)  # [B, K]
         present = batch.present.to(reward)
         noise = present / present.sum(-1, keepdim=True).clamp(min=1)
-        total = -(_targets(batch, self.alpha) * logsigmoid(reward) + noise * logsigmoid(-reward)).sum(-1)  # eq. 10
+        total = -(_targets(batch, self.alpha) * logsigmoid(reward) + noise * logsigmoid(-reward)).sum(-1)
         return Loss(total, list_metrics(reward, batch))
 
 

@@ -19,7 +19,8 @@ class PRO:
     Completions are ordered by their scores r, best first, and l̄ is [B, K]; absent ones are left out and K is the number of
     the others. 1/g is the paper's temperature T. Between equal scores g = 0: each is a constant in the other's softmax.
 
-    Source: Song et al., arXiv 2306.17492v2, eq. 7 to 9; λ = 0.05 by its §4.3, where the weight of SFT is 0.05 (l − 1)².
+    Source: Song et al., arXiv 2306.17492v2 (L_PRO with the temperatures T of its §3, and L_SFT); λ = 0.05 by its §4.3, where the
+    weight of SFT is 0.05 (l − 1)².
 
     Attributes:
         lam: λ, the weight of imitation of the best.

@@ -18,7 +18,7 @@ class RRHF:
     r are the scores and l̄ is [B, K]; completions of equal score make no pair, absent ones none. The best has the highest score,
     the first of these on a tie; its log-prob is the sum over its tokens.
 
-    Source: Yuan et al., arXiv 2304.05302v3, eq. 2 and 3, unweighted as there: w = 1.
+    Source: Yuan et al., arXiv 2304.05302v3 (L_rank and L_ft), unweighted as there: w = 1.
 
     Attributes:
         weight: w, of imitation.
