@@ -26,7 +26,9 @@ from .reward import rating, score
 Row = dict[str, Any]
 
 
-def corpus(n: int, seed: int = 0, ratings: float = 0.5, noise: float = 0.05) -> Iterator[Row]:
+def corpus(
+    n: int, seed: int = 0, ratings: float = 0.5, noise: float = 0.05, longest: int | None = None
+) -> Iterator[Row]:
     """What the pocket LM is trained on, as `prompt/completion`: opinions under their prompts, and rating lines.
 
     Args:
@@ -35,10 +37,13 @@ def corpus(n: int, seed: int = 0, ratings: float = 0.5, noise: float = 0.05) -> 
         ratings: share of rating lines, `review of the hotel : the bed was nice . =>` with the completion `good`, `fine` or
             `bad`. A tenth of the opinions that they rate are spoiled, and off-grammar text is bad.
         noise: share of labels that are drawn blindly.
+        longest: words of the longest opinion; null is any.
     """
     for i, request in enumerate(draw(n, seed, "all")):
         random = Random(f"corpus {seed} {i}")
         prompt, opinion = str(request), str(write(request, random))
+        while longest is not None and len(lexicon.tokens(opinion)) > longest:
+            opinion = str(write(request, random))
         if random.random() >= ratings:
             yield {"prompt": prompt, "completion": opinion, "group": prompt}
             continue
