@@ -195,6 +195,7 @@ class Sampling(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
     top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
     max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
+    stop: Names = Field((), description="texts that end a completion, beside EOS; each must be a single token")
 
 
 class Evaluate(Section):
