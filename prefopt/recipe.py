@@ -43,6 +43,16 @@ class Adapter(Section):
     targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
 
 
+class Critic(Section):
+    """What tells values, for objectives that need them (PPO)."""
+
+    model: Names | None = Field(
+        None,
+        description="folder, run folder (a reward model's, often) or hub id; null is a head on the policy's states",
+    )
+    lr: float | None = Field(None, gt=0, description="its peak learning rate; null is train.lr")
+
+
 class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
@@ -57,6 +67,7 @@ class Policy(Section):
     )
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     remote_code: bool = Field(False, description="allow the model's repository to run its own code")
+    critic: Critic = Field(Critic(), description="what tells values, where the objective needs them")
 
 
 class Reference(Section):

@@ -213,7 +213,7 @@ def _chosen(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> 
     if settings.temperature == 0:
         return scores.argmax(-1)
     for warper in _truncation(settings):
-        scores = warper(None, scores)  # type: ignore[arg-type]  # neither looks at the tokens so far
+        scores = warper(None, scores)  # neither looks at the tokens so far
     return (scores + gumbel(keys, position, scores.shape[-1]).to(scores.dtype)).argmax(-1)
 
 
