@@ -1,7 +1,9 @@
-"""Completions beside the data's own, for objectives that compare with them; a recipe lists them in `source.players`."""
+"""Who writes completions beside the policy or the data, for objectives that compare; a recipe lists them in `source.players`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -11,6 +13,29 @@ from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})
 """Columns that players write."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """Somebody who adds completions to every prompt of a batch of rollouts.
+
+    Attributes:
+        origin: one of `ORIGINS`.
+        model: what is sampled from; None for completions that are there already.
+        completions: of each prompt.
+        trained: whether the loss has a gradient for them.
+        sampling: how they are drawn.
+    """
+
+    origin: str
+    model: Any = None
+    completions: int = 1
+    trained: bool = True
+    sampling: Any = None
+
+
+TRAINED = {"reference": True, "dataset": True, "mixture": False, "greedy": False, "mismatched": False}
+"""The players of rollouts beside the policy, and whether what they write is learnt from or only compared with."""
 
 
 def mismatched(batch: Batch) -> Batch:
@@ -25,7 +50,8 @@ def mismatched(batch: Batch) -> Batch:
     ]
     index = torch.tensor([0 if j is None else j for j in donors], device=batch.mask.device)
     found = torch.tensor([j is not None for j in donors], device=batch.mask.device)[:, None, None]
-    origin = torch.zeros(batch.present.shape, dtype=torch.long, device=batch.mask.device)
+    origin = batch.columns.get("origin", torch.zeros_like(batch.present, dtype=torch.long))
+    trained = batch.columns.get("trained", torch.ones_like(batch.present))
     columns = {
         n: pad(c, (0, 0) * (c.ndim - 2) + (0, 1)) if n in COMPLETION_COLUMNS else c for n, c in batch.columns.items()
     }
@@ -38,7 +64,7 @@ def mismatched(batch: Batch) -> Batch:
         columns=columns
         | {
             "origin": pad(origin, (0, 1), value=ORIGINS.index("mismatched")),
-            "trained": pad(torch.ones_like(origin), (0, 1)).bool(),
+            "trained": pad(trained, (0, 1)),
         },
     )
 
