@@ -1,5 +1,6 @@
 """In which order rollouts take prompts. A curriculum is an order of the source, not a loss."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
@@ -120,7 +121,7 @@ class EasyFirst:
 
     def state_dict(self) -> dict[str, Any]:
         """The place, what is left of the epoch, and the rewards."""
-        return {k: v for k, v in vars(self).items() if k != "lengths"}
+        return copy.deepcopy({k: v for k, v in vars(self).items() if k != "lengths"})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Return to a place.
@@ -179,7 +180,7 @@ class SelfPaced:
 
     def state_dict(self) -> dict[str, Any]:
         """How far it is, and what it knows."""
-        return dict(vars(self))
+        return copy.deepcopy(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Return to a place.
