@@ -92,7 +92,7 @@ class TransformersSampler:
                     drawn |= zip(places, found, strict=True)
         finally:
             policy.train(was_training)
-        return _padded([drawn[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
+        return padded([drawn[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
 
 
 def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple[list[int], slice]]:
@@ -292,7 +292,8 @@ def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: stop + 1]
 
 
-def _padded(drawn: Sequence[Drawn], completions: int) -> Sampled:
+def padded(drawn: Sequence[Drawn], completions: int) -> Sampled:
+    """B·K completions as [B, K, T]; log-probs where all have them."""
     longest = max((len(one.tokens) for one in drawn), default=1)
 
     def rows(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
