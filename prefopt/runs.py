@@ -22,12 +22,12 @@ from prefopt.data import Example, Split, Tokenised, load_examples, preview, spli
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
-from prefopt.feedback import Rule
+from prefopt.feedback import check_feedback, make_feedback
 from prefopt.functional import seed_for
 from prefopt.manifest import manifest
 from prefopt.objectives import load_objective
 from prefopt.players import without_players
-from prefopt.plugins import checked_fields, load_object
+from prefopt.plugins import checked_fields
 from prefopt.policy import (
     DIVERGENCES,
     Following,
@@ -112,7 +112,7 @@ def plan(settings: recipe.Recipe) -> Plan:
 
     Raises:
         PrefoptError: an unknown objective or field, terms that do not fit together, data that lack what an objective needs, a
-            model, reference or gold reward that is not there, a whole-batch objective with minibatches, a user's objective that
+            model, reference or feedback that is not there, a whole-batch objective with minibatches, a user's objective that
             does not run or returns another shape.
     """
     objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
@@ -130,8 +130,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     for source in (settings.source, *(term.source for term in settings.objective)):
         if source is not None and source.embeddings is not None and source.embeddings.model is not None:
             find_model(source.embeddings.model)
-    if settings.evaluate.gold is not None and not callable(load_object(settings.evaluate.gold)):
-        raise PrefoptError(f"evaluate.gold: {settings.evaluate.gold} is no function")
+    _check_feedbacks(settings, needs)
     seed = settings.seed_of("data")
     own = {
         i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)
@@ -233,7 +232,8 @@ class Run:
             self.folder,
         )
         self.accelerator.register_for_checkpointing(self.trainer)
-        gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
+        spec = settings.evaluate.gold
+        gold = None if spec is None else make_feedback(spec, self.accelerator, "evaluate.gold")
         seed = settings.seed_of("evaluation")
         self.evaluators = {
             part: Evaluator(self.data[part], settings.evaluate, self.accelerator, start, gold, seed)
@@ -453,6 +453,21 @@ def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs
             f"{' and '.join(names)} couples the rows of a batch, which must not be cut: "
             f"leave out train.minibatch_size or set it to train.batch_size ({train.batch_size})"
         )
+
+
+def _check_feedbacks(settings: recipe.Recipe, needs: Needs) -> None:
+    for key, spec in (
+        ("feedback", settings.feedback),
+        ("cost", settings.cost),
+        ("evaluate.gold", settings.evaluate.gold),
+    ):
+        if spec is None:
+            continue
+        check_feedback(spec, key, fixed=key == "evaluate.gold")
+        if key != "evaluate.gold" and not needs.rollouts:
+            raise PrefoptError(
+                f"`{key}` is given, and the run learns from recorded completions, which it would not score: leave it out"
+            )
 
 
 def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:

@@ -1,7 +1,7 @@
 """Models behind one call: the policy, the scorer, the reference, and what draws completions."""
 
 from prefopt.policy.head import DIVERGENCES
-from prefopt.policy.load import find_model, load_policy, load_scorer, load_tokenizer
+from prefopt.policy.load import find_model, find_scorer, load_policy, load_scorer, load_tokenizer
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference, make_reference
 from prefopt.policy.sampler import TransformersSampler
@@ -15,6 +15,7 @@ __all__ = [
     "Scorer",
     "TransformersSampler",
     "find_model",
+    "find_scorer",
     "load_policy",
     "load_scorer",
     "load_tokenizer",
