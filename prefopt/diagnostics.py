@@ -47,6 +47,18 @@ class RolloutDiagnostics:
         return {f"rollouts/{name}": value for name, value in found.items()}
 
 
+def beyond(metrics: Mapping[str, float], limits: Mapping[str, tuple[float | None, float | None]]) -> dict[str, str]:
+    """What is to be said of each metric that is outside its bounds; NaN and what was not measured are within."""
+    found = {}
+    for name, (low, high) in limits.items():
+        value = metrics.get(name, math.nan)
+        if low is not None and value < low:
+            found[name] = f"{name} is {value:.3g}, below {low:g} (train.limits)"
+        if high is not None and value > high:
+            found[name] = f"{name} is {value:.3g}, above {high:g} (train.limits)"
+    return found
+
+
 def _divergence(logps: Tensor, reference: Tensor, tokens: Tensor, own: Tensor) -> dict[str, float]:
     """KL(π ‖ π_ref) of a completion: k1 and k3 (Schulman, "Approximating KL divergence", 2020), summed over tokens."""
     ratio = (reference - logps).double().masked_fill(~tokens, 0)  # log π_ref − log π

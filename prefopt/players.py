@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from prefopt import recipe
 from prefopt.errors import PrefoptError
+from prefopt.policy import Following, Policy, Reference
+from prefopt.policy.sampler import Mixture
 from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})
@@ -70,6 +73,23 @@ def mismatched(batch: Batch) -> Batch:
 
 
 PLAYERS: Mapping[str, Callable[[Batch], Batch]] = {"mismatched": mismatched}
+
+
+def players(source: recipe.Source, policy: Policy, reference: Reference | Following | None) -> list[Player]:
+    """Who writes a recipe's rollouts: the policy, then those of `source.players` in their order."""
+    spec = source.rollouts
+    assert spec is not None
+    made = [Player("policy", policy, spec.completions, True, spec.sampling)]
+    for origin in source.players:
+        model: Any = None
+        sampling = spec.sampling
+        if origin == "greedy":
+            model, sampling = policy, spec.sampling.model_copy(update={"temperature": 0.0})
+        elif origin in ("reference", "mixture"):
+            assert reference is not None
+            model = reference if origin == "reference" else Mixture(policy, reference, spec.mixture)
+        made.append(Player(origin, model, 1, TRAINED[origin], sampling))
+    return made
 
 
 def without_players(needs: Needs, players: Sequence[str], name: str) -> Needs:

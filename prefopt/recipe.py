@@ -21,6 +21,9 @@ FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
 """Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
 beside the recipe first."""
 
+WHOLE = {"objective", "feedback", "cost", "evaluate.gold"}
+"""Keys that a recipe takes from its base or replaces whole: the fields of one class mean nothing to another."""
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, and strict about its keys."""
@@ -185,6 +188,53 @@ class Source(Data):
         return self
 
 
+def _terms(value: Any) -> Any:
+    """A list of named sections, of which each may be just its name, and one may stand alone."""
+    value = value if isinstance(value, list | tuple) else [value]
+    return [_term(term) for term in value]
+
+
+def _term(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Shape(BaseModel):
+    """Something done to scores; keys other than its name are its fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="LengthPenalty, RepetitionPenalty, Clip, Normalise, ReferenceNormalise, MissingEOS, or your own by path"
+    )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The shape's numbers."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Feedback(BaseModel):
+    """What scores completions; keys other than these are its fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="RewardModel, Ensemble, or your own function or class: `package.module:name`, `file.py:name`"
+    )
+    timeout: float | None = Field(None, gt=0, description="seconds that a call may take; null is any time")
+    shape: typing.Annotated[tuple[Shape, ...], BeforeValidator(_terms)] = Field(
+        (), description="what is done to its scores, in this order: [{name: Clip, low: -5, high: 5}, …]"
+    )
+    members: typing.Annotated[tuple["Feedback", ...], BeforeValidator(_terms)] = Field(
+        (), description="of an Ensemble: feedbacks, each a name or a section like this one"
+    )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The feedback's settings."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class Term(BaseModel):
     """An objective and its hyperparameters; keys other than these are its fields."""
 
@@ -198,11 +248,6 @@ class Term(BaseModel):
     def fields(self) -> dict[str, Any]:
         """The objective's hyperparameters."""
         return dict(self.__pydantic_extra__ or {})
-
-
-def _terms(value: Any) -> Any:
-    value = value if isinstance(value, list | tuple) else [value]
-    return [{"name": term} if isinstance(term, str) else term for term in value]
 
 
 class Train(Section):
@@ -256,8 +301,8 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    gold: str | None = Field(
-        None, description="`module:function` or `file.py:function` that scores samples: the reward that counts"
+    gold: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+        None, description="feedback that scores samples: the reward that counts, which training never sees"
     )
     batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
@@ -307,6 +352,12 @@ class Recipe(Section):
     policy: Policy = Field(description="the model that is trained")
     reference: Reference = Field(Reference(), description="what it is held near to")
     source: Source = Field(description="where the batches come from")
+    feedback: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+        None, description="what scores the policy's own completions: {name: RewardModel, model: runs/reward}"
+    )
+    cost: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+        None, description="a second feedback, of what is to be kept low, for constrained objectives"
+    )
     objective: typing.Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
         min_length=1, description="one objective, or a list of terms: {name: DPO, beta: 0.1}"
     )
@@ -328,7 +379,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, what it inherits, and the overrides.
 
     Args:
-        path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` is replaced whole.
+        path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` and feedbacks
+            are replaced whole.
         overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
 
     Raises:
@@ -400,7 +452,8 @@ def describe(section: type[BaseModel], prefix: str = "") -> Iterator[Described]:
         default = "required" if info.is_required() else _show(info.get_default(call_default_factory=True))
         yield Described(prefix + name, _kind(info.annotation), default, info.description or "")
         for nested in _sections_in(info.annotation):
-            if not (nested is Source and prefix):  # a term's source is like the run's
+            # A term's source is like the run's, and every feedback like the first.
+            if not (nested is Source and prefix) and not (nested is Feedback and prefix + name != "feedback"):
                 yield from describe(nested, f"{prefix}{name}.")
 
 
@@ -426,8 +479,11 @@ def _kind(annotation: Any) -> str:
         words = [_kind(part) for part in parts]
         return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
     if origin is tuple:
-        lists = {str: "text or list", Term: "name, section or list"}
+        lists: dict[Any, str] = {str: "text or list"}
+        lists |= dict.fromkeys((Term, Shape, Feedback), "name, section or list")
         return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
+    if annotation is Feedback:
+        return "name or section"
     if _sections_in(annotation):
         return "section"
     words_for = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "null"}
@@ -465,13 +521,13 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it."""
-    given = tree.get("objective")
-    if isinstance(given, str):
-        return tree | {"objective": {"name": given}}
-    if isinstance(given, list):
-        return tree | {"objective": [{"name": term} if isinstance(term, str) else term for term in given]}
-    return tree
+    """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it; feedbacks alike."""
+    named = tree | {key: _term(tree[key]) for key in ("objective", "feedback", "cost") if key in tree}
+    if isinstance(named.get("objective"), list):
+        named["objective"] = [_term(term) for term in named["objective"]]
+    if isinstance(measured := named.get("evaluate"), dict) and "gold" in measured:
+        named["evaluate"] = measured | {"gold": _term(measured["gold"])}
+    return named
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -490,11 +546,12 @@ def _absolute(value: Any, folder: Path) -> Any:
     return value
 
 
-def _merge(base: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], child: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in child.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both and key != "objective" else value
+        where = prefix + key if isinstance(key, str) else prefix
+        merged[key] = _merge(merged[key], value, f"{where}.") if both and where not in WHOLE else value
     return merged
 
 

@@ -16,7 +16,8 @@ from prefopt.checkpoint import unused
 from prefopt.curriculum import Order
 from prefopt.data import Tokenised, collate
 from prefopt.errors import PrefoptError
-from prefopt.feedback import run_feedback
+from prefopt.feedback.call import restore, run_feedback, state_of
+from prefopt.feedback.shaping import Fitted
 from prefopt.functional import seed_for
 from prefopt.parallel import draw
 from prefopt.players import Player, mismatched
@@ -117,6 +118,16 @@ class Rollouts:
         while True:
             yield self._batch()
 
+    def fit(self, reference: Any) -> None:
+        """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
+        unfitted = [f for f in self.feedback.values() if isinstance(f, Fitted) and f.unfitted]
+        if not unfitted:
+            return
+        rows = self.rows[: 2 * self.batch_size]
+        writings = self._write(rows, [Player("reference", reference, 1, sampling=self.settings.sampling)], "fit")
+        for feedback in unfitted:
+            feedback.fit(*_shown(writings))
+
     def _batch(self) -> Batch:
         kept: list[Tokenised] = []
         self.counts.clear()
@@ -133,7 +144,8 @@ class Rollouts:
     def _written(self, count: int) -> list[Tokenised]:
         """The usable ones of the next `count` prompts, with completions and scores."""
         numbers = self.order.take(count)
-        writings = self._write([self.rows[number] for number in numbers])
+        self.draws += 1
+        writings = self._write([self.rows[number] for number in numbers], self.players, self.draws)
         verdicts = self._verdicts(writings)
         rows = [self._judged(writing, verdicts, i) for i, writing in enumerate(writings)]
         if "scores" in verdicts:
@@ -147,16 +159,15 @@ class Rollouts:
             usable = varied
         return usable
 
-    def _write(self, rows: Sequence[Tokenised]) -> list[Writing]:
-        """What all players write on these prompts."""
+    def _write(self, rows: Sequence[Tokenised], players: Sequence[Player], turn: int | str) -> list[Writing]:
+        """What these players write on these prompts."""
         writings = [Writing(row) for row in rows]
-        self.draws += 1
-        for number, player in enumerate(self.players):
+        for number, player in enumerate(players):
             if player.model is None:
                 for writing in writings if player.origin == "dataset" else ():
                     self._add(writing, writing.row.completion_ids[0], None)
                 continue
-            names = (self.seed, "rollouts", self.draws, number)
+            names = (self.seed, "rollouts", turn, number)
             seeds = torch.tensor([seed_for(*names, place, row.row) for place, row in enumerate(rows)])
             prompts = [row.prompt_ids for row in rows]
             sampling = player.sampling
@@ -176,16 +187,11 @@ class Rollouts:
 
     def _verdicts(self, writings: Sequence[Writing]) -> dict[str, Verdict]:
         """What each feedback says; the texts are kept if one fails."""
-        prompts = [writing.row.example.prompt for writing in writings]
-        texts = [writing.texts for writing in writings]
-        rows = [{**writing.row.columns, "ended": writing.ended} for writing in writings]
+        shown = _shown(writings)
         try:
-            return {
-                what: run_feedback(feedback, getattr(feedback, "name", what), prompts, texts, rows)
-                for what, feedback in self.feedback.items()
-            }
+            return {what: run_feedback(feedback, what, *shown) for what, feedback in self.feedback.items()}
         except PrefoptError as error:
-            raise PrefoptError(f"{error}{self._saved(prompts, texts)}") from error
+            raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
 
     def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[str]]) -> str:
         """Where the texts are now."""
@@ -245,7 +251,7 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """The place among the prompts, the number of draws, and the running numbers of feedback."""
-        states = {what: f.state_dict() for what, f in self.feedback.items() if hasattr(f, "state_dict")}
+        states = {what: state_of(feedback) for what, feedback in self.feedback.items()}
         return {"order": self.order.state_dict(), "draws": self.draws, "feedback": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -257,4 +263,13 @@ class Rollouts:
         self.order.load_state_dict(state["order"])
         self.draws = state["draws"]
         for what, saved in state["feedback"].items():
-            self.feedback[what].load_state_dict(saved)  # type: ignore[attr-defined]
+            restore(self.feedback[what], saved)
+
+
+def _shown(writings: Sequence[Writing]) -> tuple[list[Any], list[list[str]], list[dict[str, Any]]]:
+    """What feedback sees: prompts, completions, rows."""
+    return (
+        [writing.row.example.prompt for writing in writings],
+        [writing.texts for writing in writings],
+        [{**writing.row.columns, "ended": writing.ended} for writing in writings],
+    )

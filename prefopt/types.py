@@ -302,6 +302,7 @@ class Verdict:
     notes: Sequence[Mapping[str, Any]] = ()
 
 
+@runtime_checkable
 class Feedback(Protocol):
     """A rule, a reward model, a judge, an ensemble: prompts and completions to scores."""
 

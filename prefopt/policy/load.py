@@ -31,6 +31,8 @@ from prefopt.policy.value import Critic, ValueHead
 
 T = TypeVar("T")
 
+HOW_TO_TRAIN_ONE = "`objective: BradleyTerry` trains one, and its run folder serves"
+
 HOW_TO_GET_ONE = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
     "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
@@ -52,6 +54,32 @@ def find_model(names: Sequence[str]) -> str:
     if hub:
         return next((name for name in hub if _cached(name)), None) or _on_hub(hub[0])
     raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_ONE}")
+
+
+def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
+    """The first of these that can be had, as `find_model`; it must be trained as a scorer. Loads no weights.
+
+    A causal LM can be loaded as a scorer, with a head that starts at random: right for training one, and useless as a reward.
+
+    Raises:
+        PrefoptError: none can be had, or it is something else than a sequence classifier with one output.
+    """
+    name = find_model(names)
+    if (Path(name) / "adapter_config.json").is_file():
+        task = LoraConfig.from_pretrained(name).task_type
+        if task != "SEQ_CLS":
+            raise PrefoptError(f"{name} is no reward model: its adapter is for {task}; {HOW_TO_TRAIN_ONE}")
+        return name
+    config = _loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
+    architectures = config.architectures or ()
+    if not any("SequenceClassification" in architecture for architecture in architectures):
+        raise PrefoptError(
+            f"{name} is no reward model: its architecture is {' or '.join(architectures) or 'unknown'}, and a reward "
+            f"model is a sequence classifier with one output; {HOW_TO_TRAIN_ONE}"
+        )
+    if config.num_labels != 1:
+        raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
+    return name
 
 
 def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
