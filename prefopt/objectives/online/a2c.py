@@ -25,8 +25,8 @@ class A2C:
     Shapes and KL as in `PPO`. There is no ratio, so a batch is good for one pass: `train.passes: 1` and no minibatches. Its
     gradient is then PPO's, which it is a special case of (arXiv 2205.09123). The value of the first term means nothing.
 
-    Source: Mnih et al., arXiv 1602.01783v2 (A3C), §4 and algorithm S3, in one process and with GAE; λ = 1 is its n-step return to
-    the end of the episode, and 0.5 its weight of the squared error, here c_v = 1. Its entropy bonus is left out. β as in `PPO`.
+    Source: Mnih et al., arXiv 1602.01783v2 (A3C), in one process and with GAE, of which λ = 1 is its return to the end of the
+    episode. Its entropy bonus is left out. β as in `PPO`.
 
     Attributes:
         beta: β ≥ 0, the weight of the KL.

@@ -75,7 +75,8 @@ class PPO:
     tis: float | None = None
 
     def __post_init__(self) -> None:
-        if self.target is not None and not (self.kl.used and self.target > 0 and self.horizon > 0):
+        kl = KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+        if self.target is not None and not (kl.used and self.target > 0 and self.horizon > 0):
             raise ValueError("an adaptive KL needs beta, target and horizon above 0; target: null keeps beta as it is")
 
     @property
@@ -156,7 +157,8 @@ class PPOKL:
     tis: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.kl.beta >= 0 and self.beta_kl > 0 and self.target > 0):
+        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+        if not (self.beta_kl > 0 and self.target > 0):
             raise ValueError(f"beta_kl and target must be above 0, got {self.beta_kl} and {self.target}")
 
     @property

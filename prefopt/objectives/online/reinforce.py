@@ -22,7 +22,7 @@ class REINFORCE:
     gradient is unbiased. There is no ratio, so a batch is good for one pass: `train.passes: 1` and no minibatches. The value of the
     loss means nothing. The KL as in `PPO`.
 
-    Source: Williams 1992, as in Ahmadian et al., arXiv 2402.14740v2, §2.2 (REINFORCE with the moving-average baseline b_MA, a
+    Source: Williams 1992, as in Ahmadian et al., arXiv 2402.14740v2 (REINFORCE with the moving-average baseline b_MA, a
     completion being one action). β = 0.05 is TRL's for RLOO.
 
     Attributes:

@@ -26,7 +26,7 @@ class RLOO:
     There is no ratio, so a batch is good for one pass: `train.passes: 1` and no minibatches. The value of the loss means
     nothing. The KL as in `PPO`.
 
-    Source: Ahmadian et al., arXiv 2402.14740v2, §2.2, after Kool et al. 2019. β = 0.05 is TRL's, which also clips the ratio of
+    Source: Ahmadian et al., arXiv 2402.14740v2, after Kool et al. 2019. β = 0.05 is TRL's, which also clips the ratio of
     whole completions (at 0.2): at its first update the two have one gradient.
 
     Attributes:

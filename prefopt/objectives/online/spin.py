@@ -23,7 +23,7 @@ class SPIN:
     the loss is ln 2. Both completions are learnt from. The fixed point is the data's distribution, so this imitates, without
     preferences.
 
-    Source: Chen et al., arXiv 2401.01335v3, with the logistic loss; its λ is β, 0.1 in its experiments.
+    Source: Chen et al., arXiv 2401.01335v3, with the logistic loss; its λ is β. 0.1 is DPO's.
 
     Attributes:
         beta: β.

@@ -17,8 +17,8 @@ class XPO:
 
     L = −log σ(β(Δ_w − Δ_l)) + α log π(ỹ|x),  Δ = log π(y|x) − log π_ref(y|x)
 
-    Log-probs are summed over tokens, [B, 2]: a completion of the policy, and ỹ, the one whose `origin` is reference. The one of
-    higher score is w, the other l; where they tie there is no w, and only the bonus is left. Both are learnt from: the
+    Log-probs are summed over tokens, [B, 2]: a completion of the policy, and ỹ, the one whose `origin` is another: the reference. The
+    one of higher score is w, the other l; where they tie there is no w, and only the bonus is left. Both are learnt from: the
     player's completions must be trained.
 
     Source: Xie et al., arXiv 2405.21046v1, algorithm 1. There the pairs of all earlier batches are kept, and ỹ may be a further
@@ -41,7 +41,7 @@ class XPO:
         scores = scores_of(batch)
         order = (scores[:, 0] - scores[:, 1]).sign()  # +1 where the first one is w, 0 for a tie
         margin = order * (reward[:, 0] - reward[:, 1])
-        bonus = (policy.sum() * came_from(batch, "reference")).sum(-1)
+        bonus = (policy.sum() * ~came_from(batch, "policy")).sum(-1)
         preference = torch.where(order == 0, 0, -logsigmoid(margin))
         best = torch.where(order[:, None] < 0, reward.flip(1), reward)
         metrics = {n: v.masked_fill(order == 0, torch.nan) for n, v in pair_metrics(best).items()}
