@@ -242,7 +242,10 @@ class Objective(Protocol):
     randomness or distributed call.
     """
 
-    needs: Needs
+    @property
+    def needs(self) -> Needs:
+        """What it must be given: an attribute of the class, or a property where it depends on the fields."""
+        ...
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """What `loss` will need, from what the models said before the update."""

@@ -11,10 +11,22 @@ from torch.nn.functional import logsigmoid
 
 from prefopt import Loss, Needs, Targets, check_objective
 from prefopt.checks import CHECKS, ContractError
-from prefopt.objectives import CATALOGUE, DPO, SFT, BradleyTerry
+from prefopt.objectives import CATALOGUE, DPO, GRPO, PPO, RLOO, SFT, BradleyTerry, ReinforcePlusPlus
 
 
-@pytest.mark.parametrize("objective", [*CATALOGUE.values(), DPO(beta=0.5), BradleyTerry(centering=0.01)])
+ONLINE = [
+    PPO(estimator="exact", placement="loss", tis=2.0, whiten_rewards=True, target=6.0),
+    PPO(beta=0.0, epsilon_v=None),
+    RLOO(estimator="k2", placement="loss"),
+    RLOO(beta=0.0),
+    GRPO(estimator="exact", tis=2.0, e=0.0),
+    GRPO(beta=0.0),
+    ReinforcePlusPlus(baseline="group", estimator="k2", placement="loss"),
+]
+"""Objectives whose needs are other ones than those of their class with its defaults."""
+
+
+@pytest.mark.parametrize("objective", [*CATALOGUE.values(), DPO(beta=0.5), BradleyTerry(centering=0.01), *ONLINE])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_catalogue_passes(objective, seed):
     excused = getattr(objective, "contract_exceptions", {})
@@ -47,6 +59,19 @@ def margin(policy, targets):
 class Flipped(DPO):
     def loss(self, batch, policy, targets):
         return Loss(-logsigmoid(-margin(policy, targets)))
+
+
+@dataclass(frozen=True)
+class FlippedOnline(RLOO):
+    def loss(self, batch, policy, targets):
+        loss = super().loss(batch, policy, targets)
+        return Loss(-loss.total, loss.metrics)
+
+
+@dataclass(frozen=True)
+class ScoresIgnored(RLOO):
+    def targets(self, batch, old, reference):
+        return Targets({"advantages": torch.ones_like(batch.mask).double()})
 
 
 @dataclass(frozen=True)
@@ -252,6 +277,8 @@ class AdaptsAtRandom(DPO):
 
 MUTANTS = [
     (Flipped, "prefers chosen", "flipped sign"),
+    (FlippedOnline, "prefers chosen", "flipped sign of the advantage"),
+    (ScoresIgnored, "prefers chosen", "scores or preferences are not used"),
     (PaddingCounted, "padding", r"Outputs.sum\(\)"),
     (MeanForSum, "starts at the reference", "a mean for a sum"),
     (PaddingInTheGradient, "no gradient on padding", "without the mask"),
