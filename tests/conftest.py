@@ -15,7 +15,10 @@ os.environ |= {
 from jaxtyping import install_import_hook
 
 # Before anything of prefopt is imported: every call in every test checks these modules' shapes.
-install_import_hook(["prefopt.functional", "prefopt.objectives.parts", "prefopt.policy.head"], "beartype.beartype")
+install_import_hook(
+    ["prefopt.calibration", "prefopt.functional", "prefopt.objectives.parts", "prefopt.policy.head"],
+    "beartype.beartype",
+)
 
 import pytest
 import torch
