@@ -32,10 +32,19 @@ def logged(tmp_path_factory) -> dict[str, list[dict[str, float]]]:
     (home / "gold.py").write_text(
         "def words(prompts, texts, rows):\n    return [[len(t.split()) for t in row] for row in texts]\n"
     )
+    pairs = [json.loads(line) for line in data.read_text().splitlines()]
+    rated = [row | {"score_chosen": 1 + i % 7, "score_rejected": 0} for i, row in enumerate(pairs)]
+    (home / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
     file = tiny_recipe(home, model, data, train="{steps: 2, batch_size: 8, threads: 1}")
     found = {}
     for name, objective in RUNS.items():
         overrides = [f"objective={objective}", f"evaluate.gold={home}/gold.py:words", "evaluate.every=1"]
+        if name == "reward":  # gaps between scores, and rows enough for three kinds of them
+            overrides += [
+                f"source.data={home}/rated.jsonl",
+                "source.split=[0.5, 0, 0.5]",
+                f"source.validation.data={home}/rated.jsonl",
+            ]
         result = run(load_recipe(file, overrides), home / name)
         found[name] = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     return found
