@@ -142,6 +142,15 @@ def test_pro_by_hand():
     assert total(PRO(), lists([mean], [scores])).item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_pro_compares_means_and_imitates_by_the_sum(pairs):
+    """As the official code does: sums (−3.5, −4), (−1, −4) over 3, 2 and 2, 1 tokens."""
+    batch, policy, _ = pairs
+    batch = scored(batch, [1.0, 0.5])
+    ranked = [math.log(1 + math.exp(0.5 * (bad - good))) for good, bad in ((-3.5 / 3, -2.0), (-0.5, -4.0))]
+    expected = (sum(ranked) + 0.3 * (3.5 + 1.0)) / 2
+    assert evaluate_loss(PRO(0.3), batch, policy).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_lipo_by_hand():
     """The policy ranks the second first: ranks 2, 1, 3."""
     delta, scores, beta = [0.5, 1.5, -1.0], [1.0, 0.5, 0.0], 0.4
