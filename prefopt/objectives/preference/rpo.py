@@ -27,7 +27,7 @@ class RPO:
     the uniform ω = 1/M; as τ → 0 with distinct prompts, ω becomes the identity and the gradient DPO's over M.
 
     Source: Yin et al., arXiv 2402.10958, with weights on paired data, and the official code
-    (yinyueqin/relative-preference-optimization, trainers.py: RPOTrainer). That builds the matrix from what one process has at once, so that its
+    (yinyueqin/relative-preference-optimization, trainers.py). That builds the matrix from what one process has at once, so that its
     result depends on the number of GPUs; here it is always that of the logical batch. β = 0.1 and τ = 0.5 are the code's
     defaults; the paper sweeps τ over 0.25, 0.5, 0.75, with embeddings of prompts by all-MiniLM-L6-v2 or sentence-t5-large.
 
