@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from trl_dpo import assert_same, random_pairs, trl_dpo
+from trl_dpo import assert_same, random_pairs
 
 from prefopt import Batch, Outputs, evaluate_loss
 from prefopt.objectives.preference.dpo import DPO
@@ -79,12 +79,6 @@ def test_infonca_of_a_sure_pair_is_dpo():
     batch, policy, reference = random_pairs()
     ours = evaluate_loss(InfoNCA(0.3, alpha=1e-3), scored(batch, [1.0, 0.0]), policy, reference)
     assert_same(ours, evaluate_loss(DPO(0.3), batch, policy, reference), policy)
-
-
-def test_nca_of_a_sure_pair_is_trls():
-    batch, policy, reference = random_pairs()
-    ours = evaluate_loss(NCA(0.3, alpha=1e-3), scored(batch, [1.0, 0.0]), policy, reference)
-    assert_same(ours, trl_dpo("nca_pair", policy, reference, beta=0.3), policy)
 
 
 def test_nca_and_infonca_by_hand():
