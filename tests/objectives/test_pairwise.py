@@ -9,11 +9,14 @@ from trl_dpo import assert_same, random_pairs, trl_dpo
 
 from prefopt import Batch, Outputs, evaluate_loss
 from prefopt.checks import check_objective
+from prefopt.objectives.preference.alphapo import AlphaPO
 from prefopt.objectives.preference.apo import APODown, APOZero
 from prefopt.objectives.preference.caldpo import CalDPO
 from prefopt.objectives.preference.chipo import ChiPO
+from prefopt.objectives.preference.cpo import CPO
 from prefopt.objectives.preference.discopop import DiscoPOP
 from prefopt.objectives.preference.dpo import DPO
+from prefopt.objectives.preference.dponll import DPONLL
 from prefopt.objectives.preference.dpop import DPOP
 from prefopt.objectives.preference.exo import EXO, EXOList
 from prefopt.objectives.preference.fdpo import FDPO
@@ -23,6 +26,7 @@ from prefopt.objectives.preference.lddpo import LDDPO
 from prefopt.objectives.preference.lndpo import LNDPO
 from prefopt.objectives.preference.noisy_labels import CDPO, RobustDPO
 from prefopt.objectives.preference.rdpo import RDPO
+from prefopt.objectives.preference.simpo import SimPO
 from prefopt.objectives.preference.softdpo import SoftDPO
 from prefopt.objectives.preference.sppo import SPPO
 from prefopt.objectives.preference.tdpo import TDPO1, TDPO2
@@ -104,6 +108,48 @@ def test_a_swap_negates_the_margin(objective):
     one, other = margin(batch, policy, reference), margin(swap(batch), swap(policy), swap(reference))
     assert one.abs().min() > 0
     torch.testing.assert_close(one, -other, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(DPO(0.3), RDPO(0.3, 0.2), LNDPO(), LDDPO(0.3, 0.4), TDPO1(0.3), TDPO2(0.3), ChiPO(0.3), FDPO(0.3, "js")),
+        *(FDPO(0.3, "alpha", 3.0), FDPO(0.3, "forward_kl"), SimPO(gamma=0), AlphaPO(gamma=0), CPO(0.3, alpha=0)),
+        *(DPOP(0.3, 0.0), DPONLL(0.3, 0.0)),
+    ],
+    ids=repr,
+)
+def test_a_swap_negates_the_logit(objective):
+    """So the two orders of a pair, as probabilities e^−L, have the sum 1."""
+    assert chances(objective).tolist() == pytest.approx([1] * 5, rel=1e-12)
+
+
+def test_a_swap_does_not_negate_the_logit_of_dpo_positive():
+    """Its penalty is on whichever is chosen: a pair and its swap may both have a negative logit."""
+    found = chances(DPOP(0.3, 5.0))
+    assert (found <= 1).all() and (found < 0.99).any()
+
+
+def chances(objective):
+    """e^−L of a pair + e^−L of its swap, [B]."""
+    batch, policy, reference = random_pairs()
+    kl = torch.rand(policy.logps.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    policy = dataclasses.replace(policy.detach(), statistics={"kl_ref_policy": kl * policy.mask})
+
+    def flip(value):
+        return value.flip(1) if isinstance(value, torch.Tensor) else value
+
+    def swap(record):
+        fields = {f.name: flip(getattr(record, f.name)) for f in dataclasses.fields(record)}
+        if "statistics" in fields:
+            fields["statistics"] = {name: flip(value) for name, value in record.statistics.items()}
+        return type(record)(**fields)
+
+    def total(batch, policy, reference):
+        return objective.loss(batch, policy, objective.targets(batch, None, reference)).total
+
+    one, other = total(batch, policy, reference), total(*map(swap, (batch, policy, reference)))
+    return (-one).exp() + (-other).exp()
 
 
 def cdpo(w, lo):
