@@ -408,8 +408,8 @@ def _prefers_chosen(case: Case) -> Iterator[Finding]:
 def _prefers_what_is_scored_higher(case: Case) -> Iterator[Finding]:
     """Of online objectives, whose surrogates have a meaningful gradient alone, and whose baselines come from elsewhere.
 
-    Each completion in turn is judged much better and much worse than it was: the better it is judged, the more the loss must fall as
-    it gets likelier.
+    Each completion in turn is judged much better and much worse than it was: the better it is judged, the more the loss must fall
+    as it gets likelier.
     """
     moved = False
     for row, k in case.batch.present.nonzero().tolist():
@@ -428,7 +428,8 @@ def _prefers_what_is_scored_higher(case: Case) -> Iterator[Finding]:
 
 def _judged(case: Case, row: int, k: int, sign: int) -> Case:
     """The same case, with one completion far better or far worse than it was."""
-    batch, changes = case.batch, {}
+    batch = case.batch
+    changes: dict[str, Any] = {}
     if batch.scores is not None:
         changes["scores"] = batch.scores.clone()
         changes["scores"][row, k] += 10 * sign

@@ -13,7 +13,6 @@ from prefopt import Loss, Needs, Targets, check_objective
 from prefopt.checks import CHECKS, ContractError
 from prefopt.objectives import CATALOGUE, DPO, GRPO, PPO, RLOO, SFT, BradleyTerry, ReinforcePlusPlus
 
-
 ONLINE = [
     PPO(estimator="exact", placement="loss", tis=2.0, whiten_rewards=True, target=6.0),
     PPO(beta=0.0, epsilon_v=None),

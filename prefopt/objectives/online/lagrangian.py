@@ -27,7 +27,7 @@ class LagrangianPPO:
     """PPO-Lagrangian, of Safe RLHF: PPO on reward less ν times cost, ν rising while the mean cost is above a threshold.
 
     L as in `PPO`, with r_t = −β kl_t + 1[t is the last token] · (score − ν cost) / (1 + ν),
-    log ν ← log ν + η ν (mean cost − d) after each logical batch, ν ≤ ν_max
+    log ν ← log ν + η ν (mean cost − d) after each logical batch, 10⁻⁶ ≤ ν ≤ ν_max
 
     Safe RLHF writes A = (A_r − ν A_c)/(1 + ν), with a critic for each. GAE is linear in rewards and values, and its KL is given
     to the rewards as −β kl and to the costs as +β kl, so that is the advantage above for V = (V_r − ν V_c)/(1 + ν). The one value

@@ -125,9 +125,9 @@ class PPOKL:
     β_kl ← 2β_kl if KL > 1.5 · target, β_kl/2 if KL < target/1.5
 
     A, R, ρ and r as in `PPO`, where β weighs the KL to the reference; that is another KL, and need not be there. On samples of
-    π_old, kl_old,t has the expectation KL(π_old‖π) and its gradient. KL is `ratio/kl`, the mean over tokens and over all the
-    updates that a batch gave; the paper measures after the last of them. In the first update it is 0, so with one pass of one
-    minibatch β_kl is halved for ever: this objective is for several.
+    π_old, kl_old,t has the expectation KL(π_old‖π) and its gradient. KL is `ratio/kl`, the mean
+    over a prompt's tokens, prompts and all updates that a batch gave; the paper measures after the last of them. In the first
+    update it is 0, so with one pass of one minibatch β_kl is halved for ever: this objective is for several.
 
     Source: Schulman et al., arXiv 1707.06347v2, §4, eq. 8: target 0.01 is the best of its table 1; β_kl = 1 soon forgets where it
     began. The rest has PPO's defaults here.

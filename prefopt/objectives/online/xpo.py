@@ -17,9 +17,9 @@ class XPO:
 
     L = −log σ(β(Δ_w − Δ_l)) + α log π(ỹ|x),  Δ = log π(y|x) − log π_ref(y|x)
 
-    Log-probs are summed over tokens, [B, 2]: a completion of the policy, and ỹ, the one whose `origin` is another: the reference. The
-    one of higher score is w, the other l; where they tie there is no w, and only the bonus is left. Both are learnt from: the
-    player's completions must be trained.
+    Log-probs are summed over tokens, [B, 2]: a completion of the policy, and ỹ, the one whose `origin` is another: the reference.
+    The one of higher score is w, the other l; where they tie there is no w, and only the bonus is left. Both are learnt from:
+    the player's completions must be trained.
 
     Source: Xie et al., arXiv 2405.21046v1, algorithm 1. There the pairs of all earlier batches are kept, and ỹ may be a further
     sample; here, as in TRL, it is the pair's own. β = 0.1 and α = 0.00001 are TRL's, which lets a tie be won by the policy.

@@ -221,7 +221,7 @@ def test_the_multiplier_follows_the_mean_cost():
 
 
 def test_dearer_completions_are_pushed_down_harder_as_the_multiplier_rises():
-    batch, policy, old, reference = constrained()
+    batch, _, old, reference = constrained()
     cost = torch.zeros(3, 4, dtype=torch.float64)
     cost[0, 0] = 5.0
     batch = dataclasses.replace(batch, columns={"cost": cost})

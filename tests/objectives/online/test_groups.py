@@ -34,7 +34,7 @@ GROUP = [
     (DAPO(), "dapo", {"epsilon_high": 0.28}),
     (DAPO(beta=0.1, epsilon=0.03, epsilon_high=0.06), "dapo", {"beta": 0.1, "epsilon_low": 0.03, "epsilon_high": 0.06}),
     (GSPO(), "grpo", {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
-    (GSPO(epsilon=0.02, epsilon_high=0.05), "grpo", {"importance_sampling_level": "sequence", "epsilon_low": 0.02, "epsilon_high": 0.05}),
+    (GSPO(0.0, 0.02, 0.05), "grpo", {"importance_sampling_level": "sequence", "epsilon_low": 0.02, "epsilon_high": 0.05}),
     (CISPO(epsilon_high=0.05), "cispo", {"epsilon_high": 1.05}),
     (CISPO(), "cispo", {"epsilon_high": 5.0}),
 ]  # fmt: skip
