@@ -1,14 +1,17 @@
 """docs/metrics.md explains every number that a run logs, and no number that no run logs."""
 
+import dataclasses
 import json
 import math
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
-from prefopt.recipe import load_recipe
+from prefopt.feedback import FEEDBACKS, SHAPES
+from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs import run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -71,6 +74,29 @@ def test_nothing_is_explained_that_is_not_logged(logged):
     found = [names(lines) for lines in logged.values()]
     training = {re.sub(r"^loss/\w+$", "loss/NAME", m) for t, _ in found for m in t}
     assert documented() == {"training": training, "held-out": set().union(*(h for _, h in found))}
+
+
+@pytest.mark.parametrize("name", [*FEEDBACKS, *SHAPES])
+def test_every_feedback_and_shape_is_explained_with_all_its_fields(name):
+    row = next(line for line in (DOCS / "feedback.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    assert len(re.split(r"(?<!\\)\|", row)) == 6
+    for field in dataclasses.fields((FEEDBACKS | SHAPES)[name]):
+        if not field.init or field.name in ("accelerator", "folder"):
+            continue
+        default = field.default if field.default != () else []
+        known = "null" if default is None else str(default).lower().removesuffix(".0")
+        said = re.search(rf"`{field.name}(: ([^`]*))?`", row)
+        assert said, field.name
+        assert said[2] in (None, known), field.name
+
+
+def test_the_examples_of_feedback_can_be_read():
+    sections = re.findall(r"(?:^    \S.*\n(?:^     .*\n)*)", (DOCS / "feedback.md").read_text(), re.MULTILINE)
+    read = [yaml.safe_load(s) for s in sections if s.lstrip().startswith(("feedback:", "evaluate:"))]
+    assert len(read) >= 5
+    for section in read:
+        given = section.get("feedback") or section["evaluate"]["gold"]
+        Feedback.model_validate({"name": given} if isinstance(given, str) else given)
 
 
 def test_rows_of_the_tables_are_whole():
