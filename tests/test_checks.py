@@ -65,7 +65,7 @@ def test_a_flipped_sign_of_any_objective_is_caught(cls):
     assert caught(cls, "Flipped", loss=loss) == "prefers chosen"
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls.needs.reference])
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls().needs.reference])
 def test_an_ignored_reference_is_caught_in_any_objective(cls):
     def targets(self, batch, old, reference):
         return cls.targets(self, batch, old, dataclasses.replace(reference, logps=-1.0 * reference.mask))
@@ -82,7 +82,7 @@ def test_padding_that_counts_is_caught_in_any_objective(cls):
     assert caught(cls, "Padded", loss=loss) == "padding"
 
 
-@pytest.mark.parametrize("cls", [cls for cls in held_to("starts at the reference") if cls.needs.reference])
+@pytest.mark.parametrize("cls", [cls for cls in held_to("starts at the reference") if cls().needs.reference])
 def test_a_mean_for_a_sum_on_one_side_is_caught_in_any_objective(cls):
     def targets(self, batch, old, reference):
         tokens = reference.mask.sum(-1, keepdim=True).clamp(min=1)
@@ -91,7 +91,7 @@ def test_a_mean_for_a_sum_on_one_side_is_caught_in_any_objective(cls):
     assert caught(cls, "Mean", targets=targets) == "starts at the reference"
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if not cls.needs.whole_batch])
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if not cls().needs.whole_batch])
 def test_a_statistic_of_the_batch_is_caught_in_any_objective(cls):
     def loss(self, batch, policy, targets):
         found = cls.loss(self, batch, policy, targets)
@@ -100,9 +100,9 @@ def test_a_statistic_of_the_batch_is_caught_in_any_objective(cls):
     assert caught(cls, "Coupled", loss=loss) == "row slices"
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls.needs.whole_batch])
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls().needs.whole_batch])
 def test_a_coupled_objective_that_does_not_say_so_is_caught(cls):
-    assert caught(cls, "Apart", needs=dataclasses.replace(cls.needs, whole_batch=False)) == "row slices"
+    assert caught(cls, "Apart", needs=dataclasses.replace(cls().needs, whole_batch=False)) == "row slices"
 
 
 def test_leaves_the_global_random_state_alone():
