@@ -125,7 +125,7 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("shape", ALL, ids=lambda shape: str(shape)[:30])
+@pytest.mark.parametrize("shape", ALL, ids=lambda shape: getattr(shape, "__name__", str(shape)[:30]))
 def test_no_verdict_stays_none(shape):
     scores = SCORES.clone()
     scores[0, 1] = scores[1, 1] = math.nan

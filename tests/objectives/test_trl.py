@@ -177,7 +177,7 @@ def test_cpo_types_that_are_dpo_types_against_a_uniform_reference(loss_type, obj
             for a in (0.25, -0.5, 1.5)
         ),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_cpo_types(objective, of, settings, dtype, rtol):
     batch, policy, _ = random_pairs(dtype=dtype)
