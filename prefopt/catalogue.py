@@ -9,9 +9,10 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefopt.curves import draw
+from prefopt.errors import PrefoptError
 from prefopt.objectives import CATALOGUE, objective_class
 from prefopt.recipe import Recipe, describe
 from prefopt.types import Needs
@@ -57,10 +58,26 @@ def entry(name: str) -> Entry:
     return Entry(
         name,
         papers[0] if papers else "",
-        needs_in_words(cls.needs),
+        needs_in_words(default_needs(cls)),
         ", ".join(f"{f.name}={'required' if f.default is dataclasses.MISSING else f.default}" for f in fields),
         " ".join(doc.partition("\n\n")[0].split()).rstrip("."),
     )
+
+
+def default_needs(cls: Any) -> Needs:
+    """What an objective needs with its default fields: some need more with other ones.
+
+    Raises:
+        PrefoptError: needs that depend on fields, one of which has no default.
+    """
+    if isinstance(cls.needs, Needs):
+        return cls.needs
+    try:
+        return cls().needs
+    except TypeError as error:
+        raise PrefoptError(
+            f"the needs of {cls.__name__} depend on its fields, and it has no defaults: {error}"
+        ) from error
 
 
 def needs_in_words(needs: Needs) -> str:

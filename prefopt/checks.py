@@ -134,7 +134,7 @@ def make_case(objective: Objective, seed: int = 0, prompts: int = 4, tokens: int
         mask=mask,
         scores=_scores(needs, shape, draw) if needs.scores else None,
         preference=_preference(needs, shape, draw) if needs.preference else None,
-        columns={name: _column(name, shape, draw) for name in needs.columns},
+        columns={name: _column(name, shape, draw, needs) for name in needs.columns},
     )
 
     def outputs(offset: float) -> Outputs:
@@ -385,6 +385,10 @@ def _gradient(case: Case) -> Iterator[Finding]:
 
 
 def _prefers_chosen(case: Case) -> Iterator[Finding]:
+    needs = case.objective.needs
+    if needs.rollouts and (needs.scores or needs.preference):
+        yield from _prefers_what_is_scored_higher(case)
+        return
     push = _better(case)
     if push is None:
         return
@@ -401,6 +405,47 @@ def _prefers_chosen(case: Case) -> Iterator[Finding]:
         )
 
 
+def _prefers_what_is_scored_higher(case: Case) -> Iterator[Finding]:
+    """Of online objectives, whose surrogates have a meaningful gradient alone, and whose baselines come from elsewhere.
+
+    Each completion in turn is judged much better and much worse than it was: the better it is judged, the more the loss must fall
+    as it gets likelier.
+    """
+    moved = False
+    for row, k in case.batch.present.nonzero().tolist():
+        slopes = [_slope(_judged(case, row, k, sign), row, k) for sign in (1, -1)]
+        moved |= slopes[0] < slopes[1] - 1e-12
+        if slopes[0] > slopes[1] + 1e-12:
+            yield (
+                "a completion to be pulled up harder when it is judged better",
+                f"slopes {slopes[0]:.6g} (better) and {slopes[1]:.6g} (worse) of the loss along its log-probs",
+                "a flipped sign of the advantage, the score or the preference",
+            )
+            return
+    if not moved:
+        yield "judgement to change the gradient", "the same gradient", "scores or preferences are not used"
+
+
+def _judged(case: Case, row: int, k: int, sign: int) -> Case:
+    """The same case, with one completion far better or far worse than it was."""
+    batch = case.batch
+    changes: dict[str, Any] = {}
+    if batch.scores is not None:
+        changes["scores"] = batch.scores.clone()
+        changes["scores"][row, k] += 10 * sign
+    if batch.preference is not None:
+        changes["preference"] = batch.preference.clone()
+        changes["preference"][row, k] = (1 + sign) / 2
+        changes["preference"][row, :, k] = (1 - sign) / 2
+    return dataclasses.replace(case, batch=dataclasses.replace(batch, **changes))
+
+
+def _slope(case: Case, row: int, k: int) -> float:
+    """Of the loss, as all log-probs of one completion rise."""
+    traced, leaves = _leaves(case)
+    return _gradients(traced.loss().total.sum(), leaves)["logps"][row, k].sum().item()
+
+
 def _better(case: Case) -> Tensor | None:
     """[B, K]: +1 for the best completion of a prompt, −1 for the worst; None where nothing says which."""
     batch, needs = case.batch, case.objective.needs
@@ -411,6 +456,8 @@ def _better(case: Case) -> Tensor | None:
         merits = batch.scores
     elif needs.preference and batch.preference is not None:
         merits = batch.preference.mean(-1)
+    elif "origin" in needs.columns:  # nobody is asked: the data's completion is the better one
+        return torch.where(batch.columns["origin"] == ORIGINS.index("dataset"), 1.0, -1.0).double()
     if merits is None:
         return None
     first = torch.arange(batch.mask.shape[1]) == 0
@@ -430,6 +477,8 @@ def _uses_reference(case: Case) -> Iterator[Finding]:
     draw = torch.Generator().manual_seed(2)
     noise = torch.rand(case.reference.logps.shape, generator=draw, dtype=torch.float64) * case.batch.mask
     other = dataclasses.replace(case, reference=dataclasses.replace(case.reference, logps=case.reference.logps - noise))
+    divergences = {n: v + noise for n, v in case.policy.statistics.items() if "ref" in n.split("_")}
+    other = _with(other, divergences)  # another reference is also another exact KL
     if _same(case.loss().total, other.loss().total):
         yield (
             "another total with another reference",
@@ -439,21 +488,30 @@ def _uses_reference(case: Case) -> Iterator[Finding]:
 
 
 def _starts_at_the_reference(case: Case) -> Iterator[Finding]:
-    """A policy that is its reference: all log-ratios are 0, whatever both say of the tokens."""
+    """A policy that is its reference: all log-ratios are 0, whatever both say of the tokens.
+
+    Of online objectives the gradient is compared: the value of −A log π means nothing.
+    """
     if case.reference is None or case.policy.logps is None:
         return
 
-    said = case.policy.logps
+    said, online = case.policy.logps, case.objective.needs.rollouts
 
     def total(scale: float) -> Tensor:
         logps = said * scale
         exact = {name: torch.zeros_like(logps) for name in case.policy.statistics if "ref" in name.split("_")}
         policy = dataclasses.replace(case.policy, logps=logps, statistics={**case.policy.statistics, **exact})
-        return dataclasses.replace(case, policy=policy, old=case.old and policy, reference=policy).loss().total
+        drawn = {"sampler_logps": logps} if "sampler_logps" in case.batch.columns else {}
+        batch = dataclasses.replace(case.batch, columns={**case.batch.columns, **drawn})
+        same = dataclasses.replace(case, batch=batch, policy=policy, old=case.old and policy, reference=policy)
+        if not online:
+            return same.loss().total
+        traced, leaves = _leaves(same)
+        return _gradients(traced.loss().total.sum(), leaves)["logps"].sum((1, 2))
 
     if not _same(total(1.0), total(0.5)):
         yield (
-            "one total for every policy that is its own reference, since all log-ratios are 0",
+            f"one {'gradient' if online else 'total'} for every policy that is its own reference, since all log-ratios are 0",
             _difference(total(1.0), total(0.5)),
             "policy and reference are reduced in different ways, such as a mean for a sum; a term that imitates, without the "
             "reference, is a declared exception",
@@ -576,7 +634,7 @@ def _tensors(case: Case) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scores(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
-    if shape[1] == 1 or "origin" in needs.columns:  # labels, of both kinds
+    if shape[1] == 1 or ("origin" in needs.columns and not needs.rollouts):  # labels, of both kinds
         return torch.tensor([0.5, -0.5], dtype=torch.float64).repeat(shape[0])[: shape[0], None].repeat(1, shape[1])
     scores = torch.rand(shape[:2], generator=draw, dtype=torch.float64)
     return scores.sort(dim=1, descending=True).values if needs.ordered else scores
@@ -589,15 +647,24 @@ def _preference(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator
     return (strength[:, :, None] - strength[:, None, :]).sigmoid()
 
 
-def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
+def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator, needs: Needs) -> Tensor:
     if name == "embeddings":
         return torch.randn(shape[0], 8, generator=draw, dtype=torch.float64)
     if name == "sampler_logps":
         return -torch.rand(shape, generator=draw, dtype=torch.float64)
-    if name in ("origin", "trained"):  # the last completion of several is a player's
-        dataset = (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
-        return dataset if name == "trained" else torch.where(dataset, 0, ORIGINS.index("mismatched"))
+    if name == "origin":
+        return torch.tensor([ORIGINS.index(origin) for origin in _origins(needs, shape[1])]).expand(shape[:2])
+    if name == "trained":  # the last completion of several is a player's
+        return (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
     return torch.rand(shape[:2] if name in COMPLETION_COLUMNS else shape[:1], generator=draw, dtype=torch.float64)
+
+
+def _origins(needs: Needs, completions: int) -> list[str]:
+    """Of each completion: the last of several are players', and there is one of each that the catalogue asks for."""
+    if not needs.rollouts:
+        return ["dataset"] * max(completions - 1, 1) + ["mismatched"] * (completions > 1)
+    players = ["mixture", "greedy"] if completions > 2 else ["dataset"] * (completions > 1)
+    return ["policy"] * (completions - len(players)) + players
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

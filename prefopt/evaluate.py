@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional
 
 from prefopt import recipe
 from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
@@ -18,7 +17,7 @@ from prefopt.data import Tokenised, collate
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, estimate
 from prefopt.functional import seed_for
-from prefopt.parallel import Deal, forward
+from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
 from prefopt.sources import project
@@ -190,7 +189,7 @@ class Evaluator:
         batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
         measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double()}
         last = batch.completion_ids.gather(-1, (batch.mask.sum(-1, keepdim=True) - 1).clamp(min=0)).squeeze(-1)
-        measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model))).double()
+        measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model, settings.stop))).double()
         measured |= self._divergence(model, batch)
         texts = decoded(model, batch)
         if self.gold is not None:
@@ -230,20 +229,10 @@ class Evaluator:
         return {"kl": -ratio.sum(-1), "kl_k3": (ratio.expm1() - ratio).sum(-1)}
 
     def _draw(self, model: Policy) -> Sampled:
-        """Completions of all prompts, drawn by all processes together."""
         settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
         seeds = torch.tensor([seed_for(self.seed, "evaluation", str(prompt)) for prompt in prompts])
-        dealt = Deal([len(prompt) for prompt in prompts], len(prompts), self.accelerator)
-        rows = dealt.pieces[0].rows
-        mine = [prompts[row] for row in rows.tolist()]
-        sampler = TransformersSampler(rows=settings.batch_size * 4)
-        drawn = sampler(model, mine, settings.completions, settings.sampling, seeds[rows])
-        # Processes gather on their devices, and all to one width.
-        ids, mask = (
-            functional.pad(value, (0, settings.sampling.max_tokens - value.shape[-1])).to(self.accelerator.device)
-            for value in (drawn.completion_ids, drawn.mask)
-        )
-        return Sampled(dealt.gather([ids]).cpu(), dealt.gather([mask]).cpu())
+        sampler = TransformersSampler(settings.batch_size * 4, self.accelerator.autocast)
+        return draw(sampler, model, prompts, settings.completions, settings.sampling, seeds, self.accelerator)
 
 
 def distinct(texts: Iterable[Iterable[str]], n: int) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prefopt.errors import PrefoptError, nearest
 
@@ -46,6 +46,15 @@ class Adapter(Section):
     targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
 
 
+class Critic(Section):
+    """What tells values, for objectives that need them (PPO)."""
+
+    model: Names | None = Field(
+        None,
+        description="folder, run folder (a reward model's, often) or hub id; null is a head on the policy's states",
+    )
+
+
 class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
@@ -60,6 +69,7 @@ class Policy(Section):
     )
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     remote_code: bool = Field(False, description="allow the model's repository to run its own code")
+    critic: Critic = Field(Critic(), description="what tells values, where the objective needs them")
 
 
 class Reference(Section):
@@ -104,6 +114,40 @@ class Embeddings(Section):
     batch_size: int = Field(64, gt=0, description="prompts in one forward pass; memory only")
 
 
+class Sampling(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
+    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
+    max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
+    stop: Names = Field((), description="texts that end a completion, beside EOS; each must be a single token")
+
+
+class Rollouts(Section):
+    """The policy writes the completions of the batches itself; the data bring prompts, `feedback` brings scores."""
+
+    completions: int = Field(4, gt=0, description="samples of each prompt in a batch")
+    sampling: Sampling = Field(Sampling(), description="how they are drawn")
+    order: Literal["shuffled", "length", "reward", "self-paced"] = Field(
+        "shuffled",
+        description="of the prompts: easiest first by length or by their present reward, or ever harder ones",
+    )
+    refill: bool = Field(
+        False, description="replace prompts that cannot be used or whose completions all have one score (DAPO)"
+    )
+    mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the player `mixture` writes")
+    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    server: str | None = Field(None, description="address of a vLLM server started by `trl vllm-serve`")
+    rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
+
+
+PLAYERS = {
+    "recorded": ("mismatched",),
+    "rollouts": ("mismatched", "reference", "mixture", "greedy", "dataset"),
+}
+
+
 class Source(Data):
     """Where the training batches come from."""
 
@@ -114,7 +158,14 @@ class Source(Data):
     )
     max_prompt_tokens: int = Field(512, gt=0, description="longer prompts lose their beginning")
     max_completion_tokens: int = Field(512, gt=0, description="longer completions lose their end")
-    players: Names = Field((), description="completions beside the data's own: `mismatched`, another prompt's, for KTO")
+    rollouts: Rollouts | None = Field(
+        None, description="let the policy write the completions; {} does, with these defaults"
+    )
+    players: Names = Field(
+        (),
+        description="who writes further completions: mismatched (another prompt's, for KTO); with rollouts also reference, "
+        "mixture, greedy, dataset",
+    )
     embeddings: Embeddings | None = Field(
         None, description="embed the prompts, for an objective that needs it; {} does, by the policy itself"
     )
@@ -122,12 +173,13 @@ class Source(Data):
         "drop", description="what to do with completions of equal score where an order is needed"
     )
 
-    @field_validator("players")
-    @classmethod
-    def _known(cls, players: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [player for player in players if player != "mismatched"]:
-            raise ValueError(f"unknown player {unknown[0]!r}; recorded data can have `mismatched`")
-        return players
+    @model_validator(mode="after")
+    def _known_players(self) -> "Source":
+        kind = "recorded" if self.rollouts is None else "rollouts"
+        if unknown := [player for player in self.players if player not in PLAYERS[kind]]:
+            known = ", ".join(PLAYERS[kind])
+            raise ValueError(f"players: unknown player {unknown[0]!r}; {kind} data can have {known}")
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> "Source":
@@ -208,6 +260,7 @@ class Train(Section):
     passes: int = Field(1, gt=0, description="times that each logical batch is gone through")
     micro_batch_size: int = Field(16, gt=0, description="prompts in one forward pass of a process; memory only")
     lr: float = Field(1e-6, ge=0, description="peak learning rate")
+    critic_lr: float | None = Field(None, gt=0, description="peak learning rate of a critic's weights; null is lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="how lr falls to 0 after the warm-up"
     )
@@ -221,6 +274,11 @@ class Train(Section):
         "auto", description="arithmetic; auto is bf16 on devices that have it"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+    limits: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="bounds of metrics: `{rollouts/kl: [null, 20], rollouts/entropy: [0.1, null]}`",
+    )
+    beyond: Literal["warn", "stop"] = Field("warn", description="what happens when a metric leaves its bounds")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null writes none")
     keep_checkpoints: int = Field(1, gt=0, description="older ones are deleted once a newer one is complete")
 
@@ -231,15 +289,6 @@ class Train(Section):
         if self.minibatch_size is not None and self.batch_size % self.minibatch_size:
             raise ValueError(f"minibatch_size {self.minibatch_size} does not divide batch_size {self.batch_size}")
         return self
-
-
-class Sampling(Section):
-    """How completions are drawn."""
-
-    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
-    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
-    max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
 
 
 class Evaluate(Section):

@@ -21,7 +21,7 @@ Prompt = str | Sequence[Message]
 Unit = Literal["prompt", "completion", "token"]
 """What a loss is averaged over."""
 
-COMPLETION_COLUMNS = frozenset({"sampler_logps", "cost", "gold", "origin", "trained"})
+COMPLETION_COLUMNS = frozenset({"sampler_logps", "cost", "gold", "origin", "trained", "ended"})
 """Columns whose second dimension is K; they are permuted and cut together with the completions."""
 
 ORIGINS = ("dataset", "policy", "reference", "mixture", "greedy", "mismatched")
@@ -242,7 +242,10 @@ class Objective(Protocol):
     randomness or distributed call.
     """
 
-    needs: Needs
+    @property
+    def needs(self) -> Needs:
+        """What it must be given: an attribute of the class, or a property where it depends on the fields."""
+        ...
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """What `loss` will need, from what the models said before the update."""
@@ -351,6 +354,16 @@ class Source(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a place."""
+        ...
+
+
+class Watch(Protocol):
+    """Numbers about every logical batch, beside what objectives report."""
+
+    needs: Needs
+
+    def __call__(self, batch: Batch, old: Outputs, reference: Outputs | None) -> Mapping[str, float]:
+        """Metrics, from what the policy said before the update, and the reference where the run has one."""
         ...
 
 

@@ -1,10 +1,12 @@
 """The catalogue, and the reference pages made from code."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from prefopt.catalogue import MARKER, entries, needs_in_words, pages
+from prefopt.catalogue import MARKER, default_needs, entries, entry, needs_in_words, pages
+from prefopt.errors import PrefoptError
 from prefopt.objectives import CATALOGUE
 from prefopt.recipe import Recipe, describe
 from prefopt.types import Needs
@@ -52,3 +54,15 @@ def test_objectives_page_shows_formulas_and_fields():
 )
 def test_needs_in_words(needs, words):
     assert needs_in_words(needs) == words
+
+
+def test_needs_that_depend_on_the_fields_are_those_of_the_defaults():
+    assert "reference" in entry("GRPO").needs and "reference" not in entry("DAPO").needs
+
+    @dataclass(frozen=True)
+    class Undecided:
+        beta: float
+        needs = property(lambda self: Needs(reference=self.beta > 0))
+
+    with pytest.raises(PrefoptError, match="Undecided depend on its fields"):
+        default_needs(Undecided)

@@ -11,10 +11,21 @@ from torch.nn.functional import logsigmoid
 
 from prefopt import Loss, Needs, Targets, check_objective
 from prefopt.checks import CHECKS, ContractError
-from prefopt.objectives import CATALOGUE, DPO, SFT, BradleyTerry
+from prefopt.objectives import CATALOGUE, DPO, GRPO, PPO, RLOO, SFT, BradleyTerry, ReinforcePlusPlus
+
+ONLINE = [
+    PPO(estimator="exact", placement="loss", tis=2.0, whiten_rewards=True, target=6.0),
+    PPO(beta=0.0, epsilon_v=None),
+    RLOO(estimator="k2", placement="loss"),
+    RLOO(beta=0.0),
+    GRPO(estimator="exact", tis=2.0, e=0.0),
+    GRPO(beta=0.0),
+    ReinforcePlusPlus(baseline="group", estimator="k2", placement="loss"),
+]
+"""Objectives whose needs are other ones than those of their class with its defaults."""
 
 
-@pytest.mark.parametrize("objective", [*CATALOGUE.values(), DPO(beta=0.5), BradleyTerry(centering=0.01)])
+@pytest.mark.parametrize("objective", [*CATALOGUE.values(), DPO(beta=0.5), BradleyTerry(centering=0.01), *ONLINE])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_catalogue_passes(objective, seed):
     excused = getattr(objective, "contract_exceptions", {})
@@ -32,6 +43,68 @@ def test_every_exception_of_the_catalogue_is_needed(cls, check, monkeypatch):
     assert caught.value.check == check
 
 
+def caught(cls, name, **methods):
+    """The check that catches this class with other methods."""
+    mutant = dataclass(frozen=True)(type(name, (cls,), methods))
+    with pytest.raises(ContractError) as found:
+        check_objective(mutant)
+    return found.value.check
+
+
+def held_to(check):
+    """The catalogue without those that declare an exception; their own tests have their signs and sums."""
+    return [cls for cls in CATALOGUE.values() if check not in getattr(cls, "contract_exceptions", {})]
+
+
+@pytest.mark.parametrize("cls", held_to("prefers chosen"))
+def test_a_flipped_sign_of_any_objective_is_caught(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(-found.total, found.metrics)
+
+    assert caught(cls, "Flipped", loss=loss) == "prefers chosen"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls.needs.reference])
+def test_an_ignored_reference_is_caught_in_any_objective(cls):
+    def targets(self, batch, old, reference):
+        return cls.targets(self, batch, old, dataclasses.replace(reference, logps=-1.0 * reference.mask))
+
+    assert caught(cls, "Ignorant", targets=targets) == "uses reference"
+
+
+@pytest.mark.parametrize("cls", CATALOGUE.values())
+def test_padding_that_counts_is_caught_in_any_objective(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(found.total * batch.mask.shape[-1], found.metrics)
+
+    assert caught(cls, "Padded", loss=loss) == "padding"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in held_to("starts at the reference") if cls.needs.reference])
+def test_a_mean_for_a_sum_on_one_side_is_caught_in_any_objective(cls):
+    def targets(self, batch, old, reference):
+        tokens = reference.mask.sum(-1, keepdim=True).clamp(min=1)
+        return cls.targets(self, batch, old, dataclasses.replace(reference, logps=reference.logps / tokens))
+
+    assert caught(cls, "Mean", targets=targets) == "starts at the reference"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if not cls.needs.whole_batch])
+def test_a_statistic_of_the_batch_is_caught_in_any_objective(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(found.total - found.total.detach().mean() / 2, found.metrics)
+
+    assert caught(cls, "Coupled", loss=loss) == "row slices"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls.needs.whole_batch])
+def test_a_coupled_objective_that_does_not_say_so_is_caught(cls):
+    assert caught(cls, "Apart", needs=dataclasses.replace(cls.needs, whole_batch=False)) == "row slices"
+
+
 def test_leaves_the_global_random_state_alone():
     state = torch.random.get_rng_state()
     check_objective(DPO)
@@ -47,6 +120,19 @@ def margin(policy, targets):
 class Flipped(DPO):
     def loss(self, batch, policy, targets):
         return Loss(-logsigmoid(-margin(policy, targets)))
+
+
+@dataclass(frozen=True)
+class FlippedOnline(RLOO):
+    def loss(self, batch, policy, targets):
+        loss = super().loss(batch, policy, targets)
+        return Loss(-loss.total, loss.metrics)
+
+
+@dataclass(frozen=True)
+class ScoresIgnored(RLOO):
+    def targets(self, batch, old, reference):
+        return Targets({"advantages": torch.ones_like(batch.mask).double()})
 
 
 @dataclass(frozen=True)
@@ -252,6 +338,8 @@ class AdaptsAtRandom(DPO):
 
 MUTANTS = [
     (Flipped, "prefers chosen", "flipped sign"),
+    (FlippedOnline, "prefers chosen", "flipped sign of the advantage"),
+    (ScoresIgnored, "prefers chosen", "scores or preferences are not used"),
     (PaddingCounted, "padding", r"Outputs.sum\(\)"),
     (MeanForSum, "starts at the reference", "a mean for a sum"),
     (PaddingInTheGradient, "no gradient on padding", "without the mask"),

@@ -10,7 +10,9 @@ import pytest
 import yaml
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
+from prefopt.checks import make_case
 from prefopt.feedback import FEEDBACKS, SHAPES
+from prefopt.objectives import CATALOGUE
 from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs import run
 
@@ -20,10 +22,11 @@ RUNS = {"dpo": "DPO", "sft": "SFT", "reward": "BradleyTerry", "two": "[{name: DP
 
 def documented() -> dict[str, set[str]]:
     """The names in the tables of docs/metrics.md, by section."""
-    training, held_out = (DOCS / "metrics.md").read_text().split("## On held-out data")
+    training, held_out = (DOCS / "metrics.md").read_text().split("\n## On held-out data")
+    training, online = training.split("\n### Online objectives")
     return {
         name: set(re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
-        for name, text in {"training": training, "held-out": held_out}.items()
+        for name, text in {"training": training, "online": online, "held-out": held_out}.items()
     }
 
 
@@ -73,7 +76,20 @@ def test_every_logged_metric_is_explained(logged, name):
 def test_nothing_is_explained_that_is_not_logged(logged):
     found = [names(lines) for lines in logged.values()]
     training = {re.sub(r"^loss/\w+$", "loss/NAME", m) for t, _ in found for m in t}
-    assert documented() == {"training": training, "held-out": set().union(*(h for _, h in found))}
+    held_out = set().union(*(h for _, h in found))
+    assert documented() == {"training": training, "online": online_metrics(), "held-out": held_out}
+
+
+def online_metrics() -> set[str]:
+    """What the online objectives of the catalogue log beside the names that all pairwise ones have."""
+    found: set[str] = set()
+    for cls in CATALOGUE.values():
+        if cls().needs.rollouts:
+            fields = {field.name for field in dataclasses.fields(cls)}
+            whole = {"beta": 0.1, "tis": 2.0, "estimator": "k2", "placement": "loss"}
+            case = make_case(cls(**{name: value for name, value in whole.items() if name in fields}))
+            found |= case.targets().metrics.keys() | case.loss().metrics.keys()
+    return {name for name in found if not name.startswith("rewards/")}
 
 
 @pytest.mark.parametrize("name", [*FEEDBACKS, *SHAPES])
@@ -117,3 +133,15 @@ def test_loss_is_the_weighted_sum_of_its_terms(logged):
     two = next(line for line in logged["two"] if "loss" in line)
     assert two["loss"] == pytest.approx(two["loss/DPO"] + 0.5 * two["loss/SFT"], rel=1e-5)
     assert two["loss/DPO"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_ppo_page_has_all_the_details_and_names_what_exists():
+    text = (DOCS / "ppo.md").read_text()
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(n) for n in range(1, 22)]
+    fields = {field.name for field in dataclasses.fields(CATALOGUE["PPO"])}
+    assert set(re.findall(r"`PPO\.(\w+)`", text)) <= fields | {"targets", "loss", "adapted"}
+    assert fields <= set(re.findall(r"`PPO\.(\w+)`", text)) | {"epsilon", "lam", "c_v"}
+    for path, name in re.findall(r"`([\w/]+\.py):(\w+)`", text):
+        assert re.search(rf"^(def|class) {name}\b", (DOCS.parent / "prefopt" / path).read_text(), re.MULTILINE), name
+    online = {name for name, cls in CATALOGUE.items() if cls.__module__.startswith("prefopt.objectives.online")}
+    assert online - {"NashMD", "XPO", "SPIN"} == set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))

@@ -5,6 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import PrefoptError, nearest
+from prefopt.objectives.online.a2c import A2C
+from prefopt.objectives.online.cispo import CISPO
+from prefopt.objectives.online.dapo import DAPO
+from prefopt.objectives.online.drgrpo import DrGRPO
+from prefopt.objectives.online.grpo import GRPO
+from prefopt.objectives.online.gspo import GSPO
+from prefopt.objectives.online.lagrangian import LagrangianPPO
+from prefopt.objectives.online.nashmd import NashMD
+from prefopt.objectives.online.ppo import PPO, PPOKL
+from prefopt.objectives.online.reinforce import REINFORCE
+from prefopt.objectives.online.reinforce_plus_plus import ReinforcePlusPlus
+from prefopt.objectives.online.remax import ReMax
+from prefopt.objectives.online.rloo import RLOO
+from prefopt.objectives.online.spin import SPIN
+from prefopt.objectives.online.xpo import XPO
 from prefopt.objectives.preference.alphapo import AlphaPO
 from prefopt.objectives.preference.aot import AOT, AOTUnpaired
 from prefopt.objectives.preference.apo import APODown, APOZero
@@ -96,6 +111,22 @@ CATALOGUE: dict[str, type[Objective]] = {
         TDPO1,
         TDPO2,
         WPO,
+        A2C,
+        CISPO,
+        DAPO,
+        DrGRPO,
+        GRPO,
+        GSPO,
+        LagrangianPPO,
+        NashMD,
+        PPO,
+        PPOKL,
+        REINFORCE,
+        ReinforcePlusPlus,
+        ReMax,
+        RLOO,
+        SPIN,
+        XPO,
         BradleyTerry,
         KWise,
         MarginBradleyTerry,

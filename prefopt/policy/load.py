@@ -27,6 +27,7 @@ from prefopt.errors import PrefoptError
 from prefopt.functional import seed_for
 from prefopt.policy.policy import Policy
 from prefopt.policy.scorer import Scorer
+from prefopt.policy.value import Critic, ValueHead
 
 T = TypeVar("T")
 
@@ -98,6 +99,46 @@ def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
         PrefoptError: it cannot be loaded, or an adapter's targets are not in it.
     """
     return Policy(_adapted(_load(AutoModelForCausalLM, spec), spec, seed, "CAUSAL_LM"), tokenizer)
+
+
+def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
+    """What tells values beside a policy: a head on its own states, or a model that the recipe names, with a new head.
+
+    Raises:
+        PrefoptError: the model cannot be loaded, or does not share the policy's vocabulary.
+    """
+    if spec.model is None:
+        return ValueHead(policy.causal.config.get_text_config().hidden_size, policy.causal.dtype)
+    assert policy.tokenizer is not None
+    own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None})
+    backbone = load_backbone(own, head=False)
+    check_vocabulary(backbone, own, policy.tokenizer, "the critic")
+    return Critic(backbone).to(policy.device)
+
+
+def check_vocabulary(
+    model: PreTrainedModel, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, role: str
+) -> None:
+    """The same ids must mean the same tokens; the rows of two embeddings may still differ, padded as they often are.
+
+    Raises:
+        PrefoptError: they do not; names the model by its role and the first token that differs.
+    """
+    name = " or ".join(spec.model)
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if rows < len(tokenizer):
+        raise PrefoptError(f"{role} {name} knows {rows} tokens, the policy's tokenizer {len(tokenizer)}")
+    try:
+        own = load_tokenizer(spec)
+    except PrefoptError:  # saved without one: nothing more to compare
+        return
+    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
+    if odd := [token for token, number in ours.items() if number < len(own) and theirs.get(token) != number]:
+        raise PrefoptError(
+            f"{role} {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
+            f"and {ours[odd[0]]} here, so what it says would be of other texts"
+        )
 
 
 def load_scorer(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> Scorer:

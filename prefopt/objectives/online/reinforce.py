@@ -1,0 +1,75 @@
+"""REINFORCE with a running mean for a baseline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from prefopt.objectives.online.advantage import advantage_metrics, completion_rewards, episodes, over_tokens
+from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
+from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+
+
+@dataclass(frozen=True)
+class REINFORCE:
+    """REINFORCE: the plain policy gradient of whole completions, against the mean reward so far.
+
+    L = mean over completions of −(R − b) log π(y|x),  R = score − β Σ_t kl_t,  b = the mean R of all earlier batches
+
+    Log-probs are summed over tokens, R is [B, K]. b is 0 in the first batch, and a batch is never its own baseline, so that the
+    gradient is unbiased. There is no ratio, so a batch is good for one pass: `train.passes: 1` and no minibatches. The value of the
+    loss means nothing. The KL as in `PPO`.
+
+    Source: Williams 1992, as in Ahmadian et al., arXiv 2402.14740v2 (REINFORCE with the moving-average baseline b_MA, a
+    completion being one action). β = 0.05 is TRL's for RLOO.
+
+    Attributes:
+        beta: β ≥ 0, the weight of the KL.
+        estimator: of the KL: "k1", "k2", "k3" or "exact".
+        placement: of the KL: "reward" or "loss".
+        baseline: b; moved by `adapted`.
+        seen: how many completions b is the mean of; moved by `adapted`.
+    """
+
+    beta: float = 0.05
+    estimator: Estimator = "k1"
+    placement: Placement = "reward"
+    baseline: float = 0.0
+    seen: float = 0.0
+
+    def __post_init__(self) -> None:
+        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+
+    @property
+    def kl(self) -> KL:
+        """The KL to the reference."""
+        return KL(self.beta, self.estimator, self.placement)
+
+    @property
+    def needs(self) -> Needs:
+        """Scores; the reference and the policy before the update unless β is 0."""
+        return rollout_needs(self.kl, "completion", old=self.kl.used)
+
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        """The advantages, [B, K, T], the same at every token of a completion."""
+        penalty = torch.zeros_like(batch.mask, dtype=torch.float32) if old is None else self.kl.penalty(old, reference)
+        earned = completion_rewards(batch, penalty)
+        advantages = torch.where(batch.present, earned - self.baseline, 0)
+        seen = self.seen + batch.present.sum().item()
+        mean = (self.seen * self.baseline + earned[batch.present].double().sum().item()) / max(seen, 1)
+        metrics = advantage_metrics(advantages, batch.present) | {"baseline/mean": mean, "baseline/seen": seen}
+        rows = {"advantages": over_tokens(advantages, batch.mask)} | self.kl.rows(reference)
+        return Targets(rows, metrics | episodes(batch.mask) | self.kl.metrics(old, reference))
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
+        assert policy.logps is not None
+        surrogate = score_function(policy.logps, targets.rows["advantages"])
+        losses, metrics = policy_loss(surrogate, self.kl, policy, targets)
+        return Loss(token_sums(losses, batch.mask), metrics)
+
+    def adapted(self, metrics: Mapping[str, float]) -> Self:
+        """With this batch's rewards in the running mean."""
+        return replace(self, baseline=metrics["baseline/mean"], seen=metrics["baseline/seen"])

@@ -1,0 +1,87 @@
+"""REINFORCE++."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prefopt.functional import discounted_returns, whiten
+from prefopt.objectives.online.advantage import advantage_metrics, centred, episodes, scores_of, token_rewards
+from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.surrogate import (
+    beyond,
+    clipped,
+    policy_loss,
+    ratio_metrics,
+    ratio_rows,
+    rollout_needs,
+    token_ratio,
+    token_sums,
+)
+from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+
+Baseline = Literal["none", "group"]
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlus:
+    """REINFORCE++: PPO's clip without a critic; advantages are returns, whitened over the whole batch.
+
+    L = mean_t max(−A_t ρ_t, −A_t clip(ρ_t, 1 − ε, 1 + ε)),  A = whiten(R),  R_t = Σ_{s≥t} r_s,
+    r_t = −β kl_t + 1[t is the last token] · score
+
+    All of [B, K, T]; means, and the mean and variance of `whiten`, are over the tokens of the logical (mini)batch, on all
+    processes together. With `baseline="group"` the score is first reduced by the mean of its prompt's completions. A long
+    completion has many tokens, so it weighs more in the mean that is subtracted.
+
+    Source: Hu et al., arXiv 2501.03262v9: the general variant, K ≥ 1, and the one "with baseline", K > 1, whose KL is k2 in the
+    loss: write baseline: group, estimator: k2, placement: loss. ε = 0.2 is PPO's, β = 0.01 that of the authors' OpenRLHF.
+
+    Attributes:
+        beta: β ≥ 0, the weight of the KL.
+        epsilon: ε, how far a ratio may move.
+        baseline: "none" or "group".
+        estimator: of the KL: "k1", "k2", "k3" or "exact".
+        placement: of the KL: "reward" or "loss".
+        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+    """
+
+    beta: float = 0.01
+    epsilon: float = 0.2
+    baseline: Baseline = "none"
+    estimator: Estimator = "k1"
+    placement: Placement = "reward"
+    tis: float | None = None
+
+    def __post_init__(self) -> None:
+        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+        if self.baseline not in get_args(Baseline):
+            raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {self.baseline!r}")
+
+    @property
+    def kl(self) -> KL:
+        """The KL to the reference."""
+        return KL(self.beta, self.estimator, self.placement)
+
+    @property
+    def needs(self) -> Needs:
+        """Scores, the policy before the update, and the reference unless β is 0."""
+        return rollout_needs(self.kl, "token", self.tis)
+
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        """Advantages and old log-probs, [B, K, T] each."""
+        assert old is not None
+        scores = scores_of(batch)
+        if self.baseline == "group":
+            scores = centred(scores, batch.present)
+        rewards = token_rewards(scores, self.kl.penalty(old, reference), batch.mask)
+        returns = discounted_returns(rewards, batch.mask, 1.0)
+        rows = {"advantages": whiten(returns, batch.mask)} | ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
+        metrics = advantage_metrics(returns, batch.mask) | episodes(batch.mask) | self.kl.metrics(old, reference)
+        return Targets(rows, metrics)
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
+        advantages, ratio = targets.rows["advantages"], token_ratio(policy, targets)
+        surrogate = clipped(ratio, advantages, self.epsilon, self.epsilon)
+        losses, metrics = policy_loss(surrogate, self.kl, policy, targets)
+        bound = beyond(ratio, advantages, self.epsilon, self.epsilon)
+        return Loss(token_sums(losses, batch.mask), metrics | ratio_metrics(ratio, bound, policy, targets))

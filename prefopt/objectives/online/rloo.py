@@ -1,0 +1,68 @@
+"""REINFORCE leave-one-out."""
+
+from dataclasses import dataclass
+
+import torch
+
+from prefopt.objectives.online.advantage import (
+    advantage_metrics,
+    completion_rewards,
+    episodes,
+    leave_one_out,
+    over_tokens,
+)
+from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
+from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+
+
+@dataclass(frozen=True)
+class RLOO:
+    """REINFORCE leave-one-out: each completion against the mean reward of the prompt's other ones.
+
+    L = mean over completions of −A_i log π(y_i|x),  A_i = R_i − mean_{j≠i} R_j,  R = score − β Σ_t kl_t
+
+    Log-probs are summed over tokens, A is [B, K]. A_i is K/(K − 1) times R_i less the mean of all K. A completion alone has A = 0.
+    There is no ratio, so a batch is good for one pass: `train.passes: 1` and no minibatches. The value of the loss means
+    nothing. The KL as in `PPO`.
+
+    Source: Ahmadian et al., arXiv 2402.14740v2, after Kool et al. 2019. β = 0.05 is TRL's, which also clips the ratio of
+    whole completions (at 0.2): at its first update the two have one gradient.
+
+    Attributes:
+        beta: β ≥ 0, the weight of the KL.
+        estimator: of the KL: "k1", "k2", "k3" or "exact".
+        placement: of the KL: "reward" or "loss".
+    """
+
+    beta: float = 0.05
+    estimator: Estimator = "k1"
+    placement: Placement = "reward"
+
+    def __post_init__(self) -> None:
+        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+
+    @property
+    def kl(self) -> KL:
+        """The KL to the reference."""
+        return KL(self.beta, self.estimator, self.placement)
+
+    @property
+    def needs(self) -> Needs:
+        """Scores; the reference and the policy before the update unless β is 0."""
+        return rollout_needs(self.kl, "completion", old=self.kl.used)
+
+    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
+        """The advantages, [B, K, T], the same at every token of a completion."""
+        penalty = torch.zeros_like(batch.mask, dtype=torch.float32) if old is None else self.kl.penalty(old, reference)
+        advantages = leave_one_out(completion_rewards(batch, penalty), batch.present)
+        rows = {"advantages": over_tokens(advantages, batch.mask)} | self.kl.rows(reference)
+        metrics = advantage_metrics(advantages, batch.present) | episodes(batch.mask)
+        return Targets(rows, metrics | self.kl.metrics(old, reference))
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
+        assert policy.logps is not None
+        surrogate = score_function(policy.logps, targets.rows["advantages"])
+        losses, metrics = policy_loss(surrogate, self.kl, policy, targets)
+        return Loss(token_sums(losses, batch.mask), metrics)

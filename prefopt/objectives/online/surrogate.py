@@ -1,0 +1,147 @@
+"""The part that turns advantages into a loss: ratios, what bounds them, and what is logged of them."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prefopt.functional import bounded_exp, masked_mean, masked_sum
+from prefopt.objectives.online.kl import KL
+from prefopt.types import Batch, Needs, Outputs, Targets, Unit
+
+
+def rollout_needs(kl: KL, per: Unit, tis: float | None = None, old: bool = True, values: bool = False) -> Needs:
+    """What a policy-gradient method needs: scores of its own completions, and what its KL and its ratios are made of."""
+    return Needs(
+        scores=True,
+        rollouts=True,
+        old=old,
+        reference=kl.used,
+        values=values,
+        columns=() if tis is None else ("sampler_logps",),
+        statistics=kl.statistics,
+        per=per,
+    )
+
+
+def ratio_rows(batch: Batch, old: Outputs, tis: float | None) -> dict[str, Tensor]:
+    """What ratios are made of: `old`, the log-probs before the update, and with `tis` the `sampler` weights, [B, K, T]."""
+    assert old.logps is not None
+    rows = {"old": old.logps}
+    if tis is not None:
+        rows["sampler"] = sampler_weight(old.logps, batch.columns["sampler_logps"], batch.mask, tis)
+    return rows
+
+
+def sampler_weight(
+    old: Float[Tensor, "B K T"], sampler: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"], cap: float
+) -> Float[Tensor, "B K T"]:
+    """Truncated importance sampling: min(π_old / π_sampler, cap), token by token, without gradient; 1 outside the mask.
+
+    π_sampler is who drew the tokens, another program's arithmetic for the same weights. Not the ratio π / π_old of an update.
+    Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025). A token whose log-prob the
+    sampler did not give (NaN) has weight 1.
+    """
+    difference = torch.nan_to_num(old - sampler, nan=0.0).masked_fill(~mask, 0)
+    return difference.detach().exp().clamp(max=cap)
+
+
+def log_ratio(policy: Outputs, targets: Targets) -> Tensor:
+    """log π / π_old of each token, [B, K, T]; 0 outside the mask."""
+    assert policy.logps is not None
+    return (policy.logps - targets.rows["old"]).masked_fill(~policy.mask, 0)
+
+
+def token_ratio(policy: Outputs, targets: Targets) -> Tensor:
+    """ρ_t = π / π_old of each token, [B, K, T]."""
+    return bounded_exp(log_ratio(policy, targets))
+
+
+def sequence_ratio(policy: Outputs, targets: Targets) -> Tensor:
+    """s = (π(y) / π_old(y))^(1/|y|), the same at each token of a completion, [B, K, T]."""
+    mean = masked_mean(log_ratio(policy, targets), policy.mask)
+    return bounded_exp(mean)[..., None].expand(policy.mask.shape)
+
+
+def clipped(
+    ratio: Float[Tensor, "B K T"], advantages: Float[Tensor, "B K T"], low: float, high: float
+) -> Float[Tensor, "B K T"]:
+    """max(−Aρ, −A clip(ρ, 1 − low, 1 + high)): PPO's loss of a token."""
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))
+
+
+def beyond(
+    ratio: Float[Tensor, "B K T"], advantages: Float[Tensor, "B K T"], low: float, high: float
+) -> Bool[Tensor, "B K T"]:
+    """Where `clipped` has no gradient: the ratio has already moved further than the clip allows, in the advantage's direction."""
+    return ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
+
+
+def score_function(logps: Float[Tensor, "B K T"], advantages: Float[Tensor, "B K T"]) -> Float[Tensor, "B K T"]:
+    """−A log π: its gradient is that of −E[r] on the policy's own samples. Its value means nothing."""
+    return -advantages * logps
+
+
+def clipped_weight(ratio: Float[Tensor, "B K T"], low: float | None, high: float) -> Float[Tensor, "B K T"]:
+    """CISPO's weight of a token, clip(ρ, 1 − low, 1 + high), without gradient; no lower bound if `low` is None."""
+    return ratio.detach().clamp(min=None if low is None else 1 - low, max=1 + high)
+
+
+def value_loss(
+    values: Float[Tensor, "B K T"],
+    old: Float[Tensor, "B K T"],
+    returns: Float[Tensor, "B K T"],
+    epsilon: float | None,
+) -> Float[Tensor, "B K T"]:
+    """½ max((V − R)², (V_clip − R)²), V_clip within ε of the value before the update; ε None clips nothing."""
+    error = (values - returns).square()
+    if epsilon is None:
+        return error / 2
+    near = torch.minimum(torch.maximum(values, old - epsilon), old + epsilon)
+    return torch.maximum(error, (near - returns).square()) / 2
+
+
+def row_mean(values: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]) -> Float[Tensor, " B"]:
+    """A metric: the mean over a prompt's tokens, without gradient; NaN where it has none."""
+    return masked_mean(values.detach().flatten(1), mask.flatten(1)).masked_fill(~mask.any(-1).any(-1), torch.nan)
+
+
+def ratio_metrics(ratio: Tensor, bound: Tensor, policy: Outputs, targets: Targets) -> dict[str, Tensor]:
+    """How far the policy has moved within an update, [B] each.
+
+    Args:
+        ratio: [B, K, T], of tokens or sequences.
+        bound: [B, K, T] bool, where the clip has stopped the gradient.
+        policy: the policy now.
+        targets: with what it said before.
+    """
+    mask = policy.mask
+    alone = ~mask.any(-1).any(-1)
+    moved = log_ratio(policy, targets).detach()
+    metrics = {
+        "ratio/mean": row_mean(ratio, mask),
+        "ratio/max": ratio.detach().masked_fill(~mask, -torch.inf).amax((1, 2)).masked_fill(alone, torch.nan),
+        "ratio/clipped": row_mean(bound.to(ratio), mask),
+        "ratio/kl": row_mean(bounded_exp(moved) - 1 - moved, mask),  # k3, of KL(old‖π)
+    }
+    if "sampler" in targets.rows:
+        metrics["ratio/sampler"] = row_mean(targets.rows["sampler"], mask)
+    return metrics
+
+
+def policy_loss(surrogate: Tensor, kl: KL, policy: Outputs, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+    """A surrogate's tokens [B, K, T] times their sampler weights, plus the KL that is placed in the loss; and its metric."""
+    penalty = kl.loss(policy, targets)
+    weight = targets.rows.get("sampler")
+    total = (surrogate if weight is None else surrogate * weight) + penalty
+    placed = kl.used and kl.placement == "loss"
+    return total, {"kl/loss": row_mean(penalty / kl.beta, policy.mask)} if placed else {}
+
+
+def token_means(losses: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]) -> Float[Tensor, " B"]:
+    """Σ_k mean_t, [B]: with `per="completion"`, the mean over completions of the mean over their tokens."""
+    return masked_mean(losses, mask).sum(-1)
+
+
+def token_sums(losses: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]) -> Float[Tensor, " B"]:
+    """Σ_k Σ_t, [B]: with `per="token"` the mean over all tokens, with `per="completion"` the mean of completions' sums."""
+    return masked_sum(losses, mask).sum(-1)
