@@ -220,9 +220,9 @@ def _target(options: argparse.Namespace) -> "Recipe":
 
 
 def _dry_run(settings: "Recipe") -> None:
-    from prefopt import runs
+    from prefopt.plan import plan as make_plan
 
-    plan = runs.plan(settings)
+    plan = make_plan(settings)
     out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
     rows = ", ".join(f"{len(part)} {name}" for name, part in plan.data._asdict().items())
     out.print(f"# {plan.steps} steps on {plan.model}; rows: {rows}", markup=False, soft_wrap=True)

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional
 
 from prefopt import recipe
+from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.data import Tokenised, collate
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, estimate
 from prefopt.functional import seed_for
-from prefopt.parallel import Deal, forward
+from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
 from prefopt.sources import project
@@ -84,8 +84,9 @@ class Evaluation:
 class Evaluator:
     """Measures a model on the same held-out rows and prompts, with the same noise, each time it is called.
 
-    A scorer is measured on pairs. A policy is measured on pairs (log-ratios to the reference, in nats, without any objective's
-    β, so that objectives can be compared), on its likelihood of the best completions, and on completions that it draws.
+    A scorer is measured on pairs: which is ahead, also by how far apart the data's scores are, and how well its odds are
+    calibrated. A policy is measured on pairs (log-ratios to the reference, in nats, without any objective's β, so that objectives
+    can be compared), on its likelihood of the best completions, and on completions that it draws.
 
     Args:
         rows: held-out rows, tokenised by the model's tokenizer.
@@ -121,7 +122,7 @@ class Evaluator:
         model.eval()
         pairs = _projected(self.rows, PAIR)
         if isinstance(model, Scorer):
-            evaluation = self._finished(self._scored_pairs(model, pairs) if pairs else {})
+            evaluation = self._finished(*(self._scored_pairs(model, pairs) if pairs else ({}, {})))
         else:
             observations = self._pairs(model, pairs) if pairs else self._demonstrations(model)
             found: tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]] = ({}, {}, [])
@@ -146,10 +147,22 @@ class Evaluator:
         batch = collate(rows)
         return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
 
-    def _scored_pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
+    def _scored_pairs(
+        self, model: Model, pairs: Sequence[Tokenised]
+    ) -> tuple[dict[str, Observations], dict[str, float]]:
+        """Which of the two is ahead, and how well σ(r_w − r_l) says how often it is."""
         _, outputs = self._outputs(model, pairs, Needs(rewards=True))
         assert outputs.rewards is not None
-        return _pair_observations(outputs.rewards, pairs, "rewards")
+        rewards = outputs.rewards.double().cpu()
+        margin, label = rewards[:, 0] - rewards[:, 1], _labels(pairs)
+        numbers = {"ece": calibration_error(margin, label)}
+        measured = {"pair_nll": pair_nll(margin, label), "brier": brier(margin, label)}
+        if (gap := _gaps(pairs)) is not None:
+            split, limits = by_gap(_ahead(rewards), gap)
+            measured |= {f"accuracy_{name}_gap": values for name, values in split.items()}
+            numbers |= dict(zip(("gap_small_to", "gap_medium_to"), limits, strict=False))
+        observations = _pair_observations(rewards, pairs, "rewards")
+        return observations | {name: _observations(value, pairs) for name, value in measured.items()}, numbers
 
     def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
         batch, outputs = self._outputs(model, pairs, Needs())
@@ -176,15 +189,18 @@ class Evaluator:
         batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
         measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double()}
         last = batch.completion_ids.gather(-1, (batch.mask.sum(-1, keepdim=True) - 1).clamp(min=0)).squeeze(-1)
-        measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model))).double()
+        measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model, settings.stop))).double()
         measured |= self._divergence(model, batch)
         texts = decoded(model, batch)
         if self.gold is not None:
-            rows = [row.example.columns for row in self.prompts]
+            ended = measured["ended"].bool().tolist()  # a feedback sees text, in which EOS is not to be seen
+            rows = [{**row.example.columns, "ended": said} for row, said in zip(self.prompts, ended, strict=True)]
             measured["gold"] = self.gold([row.example.prompt for row in self.prompts], texts, rows).scores.double()
         measured = {name: value.cpu() for name, value in measured.items()}
         observations = {name: _observations(value, self.prompts) for name, value in measured.items()}
         numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
+        if "gold" in measured:
+            numbers["gold_missing"] = measured["gold"].isnan().double().mean().item()
         samples = [
             {
                 "prompt": row.example.prompt,
@@ -213,20 +229,10 @@ class Evaluator:
         return {"kl": -ratio.sum(-1), "kl_k3": (ratio.expm1() - ratio).sum(-1)}
 
     def _draw(self, model: Policy) -> Sampled:
-        """Completions of all prompts, drawn by all processes together."""
         settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
         seeds = torch.tensor([seed_for(self.seed, "evaluation", str(prompt)) for prompt in prompts])
-        dealt = Deal([len(prompt) for prompt in prompts], len(prompts), self.accelerator)
-        rows = dealt.pieces[0].rows
-        mine = [prompts[row] for row in rows.tolist()]
-        sampler = TransformersSampler(rows=settings.batch_size * 4)
-        drawn = sampler(model, mine, settings.completions, settings.sampling, seeds[rows])
-        # Processes gather on their devices, and all to one width.
-        ids, mask = (
-            functional.pad(value, (0, settings.sampling.max_tokens - value.shape[-1])).to(self.accelerator.device)
-            for value in (drawn.completion_ids, drawn.mask)
-        )
-        return Sampled(dealt.gather([ids]).cpu(), dealt.gather([mask]).cpu())
+        sampler = TransformersSampler(settings.batch_size * 4, self.accelerator.autocast)
+        return draw(sampler, model, prompts, settings.completions, settings.sampling, seeds, self.accelerator)
 
 
 def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
@@ -255,6 +261,18 @@ def _pair_observations(reward: Tensor, pairs: Sequence[Tokenised], name: str) ->
         f"{name}_rejected": _observations(rejected, pairs),
         f"{name}_margin": _observations(chosen - rejected, pairs),
     }
+
+
+def _labels(pairs: Sequence[Tokenised]) -> Tensor:
+    """[N] P(the first beats the second) where the data have it, else 1: it was chosen."""
+    return torch.tensor([1.0 if row.preference is None else row.preference[0][1] for row in pairs], dtype=torch.float64)
+
+
+def _gaps(pairs: Sequence[Tokenised]) -> Tensor | None:
+    """[N] differences of the data's scores; None where a pair has none."""
+    scores = [row.scores for row in pairs]
+    known = [(s[0], s[1]) for s in scores if s is not None and s[0] is not None and s[1] is not None]
+    return torch.tensor([abs(a - b) for a, b in known], dtype=torch.float64) if len(known) == len(pairs) else None
 
 
 def _ahead(reward: Tensor) -> Tensor:

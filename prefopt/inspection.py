@@ -10,12 +10,13 @@ from prefopt import recipe
 from prefopt.data import Example, tokenise
 from prefopt.errors import PrefoptError
 from prefopt.evaluate import Evaluation, Evaluator, decoded, distinct_prompts
-from prefopt.feedback import Rule
+from prefopt.feedback import make_feedback
 from prefopt.functional import seed_for
 from prefopt.objectives import load_objective
+from prefopt.plan import plan
 from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
 from prefopt.progress import show_data
-from prefopt.runs import make_accelerator, plan, saved_recipe
+from prefopt.runs import make_accelerator, saved_recipe
 from prefopt.types import Batch
 
 
@@ -47,7 +48,8 @@ def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
     load = load_scorer if prepared.needs.rewards else load_policy
     model = load(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
     reference = make_reference(model, settings.reference, settings.policy) if isinstance(model, Policy) else None
-    gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
+    spec = settings.evaluate.gold
+    gold = None if spec is None else make_feedback(spec, accelerator, "evaluate.gold")
     evaluator = Evaluator(rows, settings.evaluate, accelerator, reference, gold, settings.seed_of("evaluation"))
     with console.status("evaluating on test rows"):
         return evaluator(model)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import pad
 
-from prefopt.types import Batch, Model, Needs, Outputs
+from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,37 @@ def forward(model: Model, batch: Batch, needs: Needs, size: int, accelerator: Ac
         rewards=whole(lambda o: o.rewards),
         statistics=dealt.gather_each([part.statistics for part in parts]),
     )
+
+
+def draw(
+    sampler: Sampler,
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    completions: int,
+    settings: Any,
+    seeds: Tensor,
+    accelerator: Accelerator,
+) -> Sampled:
+    """Completions of all prompts, drawn by all processes together; the same on every process, on the CPU.
+
+    Args:
+        sampler: what draws.
+        model: from what.
+        prompt_ids: B prompts.
+        completions: K of each.
+        settings: the recipe's `sampling`.
+        seeds: [B] int64, of each prompt's noise.
+        accelerator: knows the processes.
+    """
+    dealt = Deal([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
+    rows = dealt.pieces[0].rows
+    drawn = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
+
+    def whole(value: Tensor) -> Tensor:
+        """Processes gather on their devices, and all to one width."""
+        return dealt.gather([pad(value, (0, settings.max_tokens - value.shape[-1])).to(accelerator.device)]).cpu()
+
+    mask = whole(drawn.mask)
+    width = int(mask.sum(-1).max()) if mask.numel() else 0
+    logps = None if drawn.logps is None else whole(drawn.logps)[..., :width]
+    return Sampled(whole(drawn.completion_ids)[..., :width], mask[..., :width], logps)

@@ -1,16 +1,44 @@
-"""Completions beside the data's own, for objectives that compare with them; a recipe lists them in `source.players`."""
+"""Who writes completions beside the policy or the data, for objectives that compare; a recipe lists them in `source.players`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
+from prefopt import recipe
 from prefopt.errors import PrefoptError
+from prefopt.policy import Following, Policy, Reference
+from prefopt.policy.sampler import Mixture
 from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})
 """Columns that players write."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """Somebody who adds completions to every prompt of a batch of rollouts.
+
+    Attributes:
+        origin: one of `ORIGINS`.
+        model: what is sampled from; None for completions that are there already.
+        completions: of each prompt.
+        trained: whether the loss has a gradient for them.
+        sampling: how they are drawn.
+    """
+
+    origin: str
+    model: Any = None
+    completions: int = 1
+    trained: bool = True
+    sampling: Any = None
+
+
+TRAINED = {"reference": True, "dataset": True, "mixture": False, "greedy": False, "mismatched": False}
+"""The players of rollouts beside the policy, and whether what they write is learnt from or only compared with."""
 
 
 def mismatched(batch: Batch) -> Batch:
@@ -25,7 +53,8 @@ def mismatched(batch: Batch) -> Batch:
     ]
     index = torch.tensor([0 if j is None else j for j in donors], device=batch.mask.device)
     found = torch.tensor([j is not None for j in donors], device=batch.mask.device)[:, None, None]
-    origin = torch.zeros(batch.present.shape, dtype=torch.long, device=batch.mask.device)
+    origin = batch.columns.get("origin", torch.zeros_like(batch.present, dtype=torch.long))
+    trained = batch.columns.get("trained", torch.ones_like(batch.present))
     columns = {
         n: pad(c, (0, 0) * (c.ndim - 2) + (0, 1)) if n in COMPLETION_COLUMNS else c for n, c in batch.columns.items()
     }
@@ -38,12 +67,29 @@ def mismatched(batch: Batch) -> Batch:
         columns=columns
         | {
             "origin": pad(origin, (0, 1), value=ORIGINS.index("mismatched")),
-            "trained": pad(torch.ones_like(origin), (0, 1)).bool(),
+            "trained": pad(trained, (0, 1)),
         },
     )
 
 
 PLAYERS: Mapping[str, Callable[[Batch], Batch]] = {"mismatched": mismatched}
+
+
+def players(source: recipe.Source, policy: Policy, reference: Reference | Following | None) -> list[Player]:
+    """Who writes a recipe's rollouts: the policy, then those of `source.players` in their order."""
+    spec = source.rollouts
+    assert spec is not None
+    made = [Player("policy", policy, spec.completions, True, spec.sampling)]
+    for origin in source.players:
+        model: Any = None
+        sampling = spec.sampling
+        if origin == "greedy":
+            model, sampling = policy, spec.sampling.model_copy(update={"temperature": 0.0})
+        elif origin in ("reference", "mixture"):
+            assert reference is not None
+            model = reference if origin == "reference" else Mixture(policy, reference, spec.mixture)
+        made.append(Player(origin, model, 1, TRAINED[origin], sampling))
+    return made
 
 
 def without_players(needs: Needs, players: Sequence[str], name: str) -> Needs:

@@ -55,7 +55,7 @@ def checked_fields(record: Record, name: str) -> Record:
         PrefoptError: a value that cannot be; names the field, its type and the value.
     """
     try:
-        hints = typing.get_type_hints(type(record))
+        hints = typing.get_type_hints(type(record), include_extras=True)
     except NameError:  # a name that exists only for type checkers
         return record
     changed = {}

@@ -83,8 +83,15 @@ def show_validation(console: Console, step: int, estimates: "Mapping[str, Estima
     console.print(f"validation at step {step}: {' · '.join(numbers)}", highlight=False, soft_wrap=True)
 
 
+def show_limit(console: Console, step: int, what: str) -> None:
+    """A line, above the bar, on a metric that has left its bounds."""
+    console.print(f"step {step}: {what}", style="bold yellow", highlight=False, soft_wrap=True)
+
+
 def _numbers(step: "Step") -> str:
     parts = [f"loss {step.metrics['loss']:.4f}"]
+    watched = {name: step.metrics.get(f"rollouts/{name}") for name in ("reward", "kl")}
+    parts += [f"{name} {value:+.3f}" for name, value in watched.items() if value is not None]
     if "rewards/margin" in step.metrics:
         parts.append(f"margin {step.metrics['rewards/margin']:+.3f}")
     return " · ".join([*parts, f"{step.tokens / max(step.seconds, 1e-9):,.0f} tokens/s"])

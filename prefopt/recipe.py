@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prefopt.errors import PrefoptError, nearest
 
@@ -20,6 +20,9 @@ BUILT_IN = {"pocket": str(Path(__file__).parent / "testbeds" / "pocket" / "lm")}
 FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
 """Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
 beside the recipe first."""
+
+WHOLE = {"objective", "feedback", "cost", "evaluate.gold"}
+"""Keys that a recipe takes from its base or replaces whole: the fields of one class mean nothing to another."""
 
 
 class Section(BaseModel):
@@ -43,6 +46,15 @@ class Adapter(Section):
     targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
 
 
+class Critic(Section):
+    """What tells values, for objectives that need them (PPO)."""
+
+    model: Names | None = Field(
+        None,
+        description="folder, run folder (a reward model's, often) or hub id; null is a head on the policy's states",
+    )
+
+
 class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
@@ -57,6 +69,7 @@ class Policy(Section):
     )
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     remote_code: bool = Field(False, description="allow the model's repository to run its own code")
+    critic: Critic = Field(Critic(), description="what tells values, where the objective needs them")
 
 
 class Reference(Section):
@@ -101,6 +114,40 @@ class Embeddings(Section):
     batch_size: int = Field(64, gt=0, description="prompts in one forward pass; memory only")
 
 
+class Sampling(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
+    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
+    max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
+    stop: Names = Field((), description="texts that end a completion, beside EOS; each must be a single token")
+
+
+class Rollouts(Section):
+    """The policy writes the completions of the batches itself; the data bring prompts, `feedback` brings scores."""
+
+    completions: int = Field(4, gt=0, description="samples of each prompt in a batch")
+    sampling: Sampling = Field(Sampling(), description="how they are drawn")
+    order: Literal["shuffled", "length", "reward", "self-paced"] = Field(
+        "shuffled",
+        description="of the prompts: easiest first by length or by their present reward, or ever harder ones",
+    )
+    refill: bool = Field(
+        False, description="replace prompts that cannot be used or whose completions all have one score (DAPO)"
+    )
+    mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the player `mixture` writes")
+    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    server: str | None = Field(None, description="address of a vLLM server started by `trl vllm-serve`")
+    rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
+
+
+PLAYERS = {
+    "recorded": ("mismatched",),
+    "rollouts": ("mismatched", "reference", "mixture", "greedy", "dataset"),
+}
+
+
 class Source(Data):
     """Where the training batches come from."""
 
@@ -111,7 +158,14 @@ class Source(Data):
     )
     max_prompt_tokens: int = Field(512, gt=0, description="longer prompts lose their beginning")
     max_completion_tokens: int = Field(512, gt=0, description="longer completions lose their end")
-    players: Names = Field((), description="completions beside the data's own: `mismatched`, another prompt's, for KTO")
+    rollouts: Rollouts | None = Field(
+        None, description="let the policy write the completions; {} does, with these defaults"
+    )
+    players: Names = Field(
+        (),
+        description="who writes further completions: mismatched (another prompt's, for KTO); with rollouts also reference, "
+        "mixture, greedy, dataset",
+    )
     embeddings: Embeddings | None = Field(
         None, description="embed the prompts, for an objective that needs it; {} does, by the policy itself"
     )
@@ -119,18 +173,66 @@ class Source(Data):
         "drop", description="what to do with completions of equal score where an order is needed"
     )
 
-    @field_validator("players")
-    @classmethod
-    def _known(cls, players: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [player for player in players if player != "mismatched"]:
-            raise ValueError(f"unknown player {unknown[0]!r}; recorded data can have `mismatched`")
-        return players
+    @model_validator(mode="after")
+    def _known_players(self) -> "Source":
+        kind = "recorded" if self.rollouts is None else "rollouts"
+        if unknown := [player for player in self.players if player not in PLAYERS[kind]]:
+            known = ", ".join(PLAYERS[kind])
+            raise ValueError(f"players: unknown player {unknown[0]!r}; {kind} data can have {known}")
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> "Source":
         if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
             raise ValueError(f"split must be three shares that add up to 1, got {list(self.split)}")
         return self
+
+
+def _terms(value: Any) -> Any:
+    """A list of named sections, of which each may be just its name, and one may stand alone."""
+    value = value if isinstance(value, list | tuple) else [value]
+    return [_term(term) for term in value]
+
+
+def _term(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Shape(BaseModel):
+    """Something done to scores; keys other than its name are its fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="LengthPenalty, RepetitionPenalty, Clip, Normalise, ReferenceNormalise, MissingEOS, or your own by path"
+    )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The shape's numbers."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Feedback(BaseModel):
+    """What scores completions; keys other than these are its fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="RewardModel, Ensemble, or your own function or class: `package.module:name`, `file.py:name`"
+    )
+    timeout: float | None = Field(None, gt=0, description="seconds that a call may take; null is any time")
+    shape: typing.Annotated[tuple[Shape, ...], BeforeValidator(_terms)] = Field(
+        (), description="what is done to its scores, in this order: [{name: Clip, low: -5, high: 5}, …]"
+    )
+    members: typing.Annotated[tuple["Feedback", ...], BeforeValidator(_terms)] = Field(
+        (), description="of an Ensemble: feedbacks, each a name or a section like this one"
+    )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The feedback's settings."""
+        return dict(self.__pydantic_extra__ or {})
 
 
 class Term(BaseModel):
@@ -148,11 +250,6 @@ class Term(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-def _terms(value: Any) -> Any:
-    value = value if isinstance(value, list | tuple) else [value]
-    return [{"name": term} if isinstance(term, str) else term for term in value]
-
-
 class Train(Section):
     """The loop."""
 
@@ -163,6 +260,7 @@ class Train(Section):
     passes: int = Field(1, gt=0, description="times that each logical batch is gone through")
     micro_batch_size: int = Field(16, gt=0, description="prompts in one forward pass of a process; memory only")
     lr: float = Field(1e-6, ge=0, description="peak learning rate")
+    critic_lr: float | None = Field(None, gt=0, description="peak learning rate of a critic's weights; null is lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="how lr falls to 0 after the warm-up"
     )
@@ -176,6 +274,11 @@ class Train(Section):
         "auto", description="arithmetic; auto is bf16 on devices that have it"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+    limits: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="bounds of metrics: `{rollouts/kl: [null, 20], rollouts/entropy: [0.1, null]}`",
+    )
+    beyond: Literal["warn", "stop"] = Field("warn", description="what happens when a metric leaves its bounds")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null writes none")
     keep_checkpoints: int = Field(1, gt=0, description="older ones are deleted once a newer one is complete")
 
@@ -188,15 +291,6 @@ class Train(Section):
         return self
 
 
-class Sampling(Section):
-    """How completions are drawn."""
-
-    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
-    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
-    max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
-
-
 class Evaluate(Section):
     """What is measured on held-out data; at the start, at the end, and in between."""
 
@@ -207,8 +301,8 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    gold: str | None = Field(
-        None, description="`module:function` or `file.py:function` that scores samples: the reward that counts"
+    gold: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+        None, description="feedback that scores samples: the reward that counts, which training never sees"
     )
     batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
@@ -258,6 +352,12 @@ class Recipe(Section):
     policy: Policy = Field(description="the model that is trained")
     reference: Reference = Field(Reference(), description="what it is held near to")
     source: Source = Field(description="where the batches come from")
+    feedback: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+        None, description="what scores the policy's own completions: {name: RewardModel, model: runs/reward}"
+    )
+    cost: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+        None, description="a second feedback, of what is to be kept low, for constrained objectives"
+    )
     objective: typing.Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
         min_length=1, description="one objective, or a list of terms: {name: DPO, beta: 0.1}"
     )
@@ -279,7 +379,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, what it inherits, and the overrides.
 
     Args:
-        path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` is replaced whole.
+        path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` and feedbacks
+            are replaced whole.
         overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
 
     Raises:
@@ -351,7 +452,8 @@ def describe(section: type[BaseModel], prefix: str = "") -> Iterator[Described]:
         default = "required" if info.is_required() else _show(info.get_default(call_default_factory=True))
         yield Described(prefix + name, _kind(info.annotation), default, info.description or "")
         for nested in _sections_in(info.annotation):
-            if not (nested is Source and prefix):  # a term's source is like the run's
+            # A term's source is like the run's, and every feedback like the first.
+            if not (nested is Source and prefix) and not (nested is Feedback and prefix + name != "feedback"):
                 yield from describe(nested, f"{prefix}{name}.")
 
 
@@ -377,8 +479,11 @@ def _kind(annotation: Any) -> str:
         words = [_kind(part) for part in parts]
         return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
     if origin is tuple:
-        lists = {str: "text or list", Term: "name, section or list"}
+        lists: dict[Any, str] = {str: "text or list"}
+        lists |= dict.fromkeys((Term, Shape, Feedback), "name, section or list")
         return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
+    if annotation is Feedback:
+        return "name or section"
     if _sections_in(annotation):
         return "section"
     words_for = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "null"}
@@ -416,13 +521,13 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it."""
-    given = tree.get("objective")
-    if isinstance(given, str):
-        return tree | {"objective": {"name": given}}
-    if isinstance(given, list):
-        return tree | {"objective": [{"name": term} if isinstance(term, str) else term for term in given]}
-    return tree
+    """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it; feedbacks alike."""
+    named = tree | {key: _term(tree[key]) for key in ("objective", "feedback", "cost") if key in tree}
+    if isinstance(named.get("objective"), list):
+        named["objective"] = [_term(term) for term in named["objective"]]
+    if isinstance(measured := named.get("evaluate"), dict) and "gold" in measured:
+        named["evaluate"] = measured | {"gold": _term(measured["gold"])}
+    return named
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -441,11 +546,12 @@ def _absolute(value: Any, folder: Path) -> Any:
     return value
 
 
-def _merge(base: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], child: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in child.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both and key != "objective" else value
+        where = prefix + key if isinstance(key, str) else prefix
+        merged[key] = _merge(merged[key], value, f"{where}.") if both and where not in WHOLE else value
     return merged
 
 

@@ -17,39 +17,39 @@ from rich.markup import escape
 
 from prefopt import recipe
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
-from prefopt.checks import BASIC, check_objective
-from prefopt.data import Example, Split, Tokenised, load_examples, preview, split, tokenise
+from prefopt.curriculum import ORDERS
+from prefopt.data import Example, Tokenised, preview, tokenise
+from prefopt.diagnostics import RolloutDiagnostics, beyond
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
-from prefopt.feedback import Rule
+from prefopt.feedback import Shaped, make_feedback
 from prefopt.functional import seed_for
 from prefopt.manifest import manifest
-from prefopt.objectives import load_objective
-from prefopt.players import without_players
-from prefopt.plugins import checked_fields, load_object
+from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
+from prefopt.players import players
 from prefopt.policy import (
     DIVERGENCES,
     Following,
     Policy,
     Reference,
     Scorer,
-    find_model,
+    load_critic,
     load_policy,
     load_scorer,
     load_tokenizer,
     make_reference,
+    make_sampler,
 )
 from prefopt.policy.encoder import embedded, load_encoder
-from prefopt.progress import show_count, show_data, show_example, show_validation, shown
-from prefopt.sources import Recorded, project
-from prefopt.terms import Term, merged_needs
+from prefopt.policy.sampler import end_tokens
+from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
+from prefopt.rollouts import Rollouts
+from prefopt.sources import Recorded, projected
+from prefopt.terms import Term
 from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
-from prefopt.types import Needs, Objective
-
-EMBEDDINGS = "embeddings"
-"""The column that `source.embeddings` adds."""
+from prefopt.types import Feedback, Needs, Source
 
 
 @dataclass(frozen=True)
@@ -73,97 +73,6 @@ class RunResult:
     numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rows: int = 0
     writes: bool = True
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe with everything found, loaded and checked that can be before a model is.
-
-    Attributes:
-        recipe: as resolved.
-        model: the folder or hub id of the policy.
-        objectives: one for each term.
-        needs: of the terms that share the run's source.
-        wanted: what its data must bring of these.
-        data: of the run's source, and of each term's own, by the term's number.
-    """
-
-    recipe: recipe.Recipe
-    model: str
-    objectives: Sequence[Objective]
-    needs: Needs
-    wanted: Needs
-    data: Split[Example]
-    own: Mapping[int, Split[Example]]
-
-    @property
-    def steps(self) -> int:
-        """Logical batches to train on."""
-        train = self.recipe.train
-        if train.steps is not None:
-            return train.steps
-        rows, _ = project(self.data.train, self.wanted, self.recipe.source.ties)
-        assert train.epochs is not None
-        return max(1, int(len(rows) * train.epochs) // train.batch_size)
-
-
-def plan(settings: recipe.Recipe) -> Plan:
-    """Load what is cheap and refuse what cannot work.
-
-    Raises:
-        PrefoptError: an unknown objective or field, terms that do not fit together, data that lack what an objective needs, a
-            model, reference or gold reward that is not there, a whole-batch objective with minibatches, a user's objective that
-            does not run or returns another shape.
-    """
-    objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
-    for objective, term in zip(objectives, settings.objective, strict=True):
-        if ":" in term.name:
-            check_objective(objective, only=BASIC)
-    shared = [Term(o) for o, term in zip(objectives, settings.objective, strict=True) if term.source is None]
-    if not shared:
-        raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
-    needs = merged_needs(shared)
-    _check_terms(settings, objectives, needs)
-    model = find_model(settings.policy.model)
-    if settings.reference.model is not None:
-        find_model(settings.reference.model)
-    for source in (settings.source, *(term.source for term in settings.objective)):
-        if source is not None and source.embeddings is not None and source.embeddings.model is not None:
-            find_model(source.embeddings.model)
-    if settings.evaluate.gold is not None and not callable(load_object(settings.evaluate.gold)):
-        raise PrefoptError(f"evaluate.gold: {settings.evaluate.gold} is no function")
-    seed = settings.seed_of("data")
-    own = {
-        i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)
-        for i, term in enumerate(settings.objective)
-        if term.source is not None
-    }
-    shares = wanted(needs, settings.source, " + ".join(term.name for term in shared))
-    data = _splits(settings.source, shares, seed)
-    rows = len(project(data.train, shares, settings.source.ties)[0])
-    if rows < settings.train.batch_size:
-        raise PrefoptError(
-            f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
-        )
-    return Plan(settings, model, objectives, needs, shares, data, own)
-
-
-def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
-    """What the data of a source must bring themselves, for an objective or several of this name.
-
-    Raises:
-        PrefoptError: the source must add something else to them.
-    """
-    needs = without_players(needs, source.players, name)
-    if source.embeddings is None:
-        return needs
-    if EMBEDDINGS not in needs.columns:
-        raise PrefoptError(f"source.embeddings is given, and {name} does not compare prompts: leave it out")
-    if needs.rewards and source.embeddings.model is None:
-        raise PrefoptError(
-            f"{name} trains a scorer, which embeds no prompts: name a sentence encoder in source.embeddings.model"
-        )
-    return replace(needs, columns=tuple(column for column in needs.columns if column != EMBEDDINGS))
 
 
 def run(
@@ -206,34 +115,35 @@ class Run:
         self.plan = plan(settings)
         self._show_heading()
         tokenizer = load_tokenizer(settings.policy)
-        self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self.plan.data._asdict().items()}
+        self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self._parts().items()}
         terms = self._terms(tokenizer)
-        source = self._recorded(self.data["train"], self.plan.wanted, settings.train.batch_size, settings.source)
-        show_example(self.console, preview(source.rows[0], tokenizer))
-        load = load_scorer if self.plan.needs.rewards else load_policy
-        self.model: Policy | Scorer = load(settings.policy, tokenizer, settings.seed_of("init")).to(
-            self.accelerator.device
-        )
+        rows, columns = self._prepared(self.data["train"], self.plan.wanted, settings.source)
+        if rows:
+            show_example(self.console, preview(rows[0], tokenizer))
+        self.model: Policy | Scorer = self._model(tokenizer)
         self.reference = start = self._reference(settings.reference)
         if settings.reference.every is not None:  # what moves is no measure
             start = self._reference(settings.reference.model_copy(update={"every": None}))
         if isinstance(self.model, Policy) and self.reference and self.plan.needs.statistics & DIVERGENCES.keys():
             self.model.beside(self.reference.policy)
+        gold = self._feedback("evaluate.gold", settings.evaluate.gold)
         self.folder = self._folder(folder)
         self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
+        self.source = self._source(rows, columns, gold)
         self.trainer = Trainer(
             self.model,
             terms,
-            source,
+            self.source,
             settings.train,
             self.plan.steps,
             self.accelerator,
             self.reference,
             settings.seed_of("order"),
             self.folder,
+            RolloutDiagnostics() if isinstance(self.source, Rollouts) else None,
         )
         self.accelerator.register_for_checkpointing(self.trainer)
-        gold = Rule(settings.evaluate.gold) if settings.evaluate.gold else None
+        self.warned: set[str] = set()
         seed = settings.seed_of("evaluation")
         self.evaluators = {
             part: Evaluator(self.data[part], settings.evaluate, self.accelerator, start, gold, seed)
@@ -247,10 +157,13 @@ class Run:
         tracker = self._tracker()
         try:
             before = self._evaluated("test", 0, tracker, keep=True)
+            stopped = ""
             for step in shown(self.trainer, self.plan.steps, self.console, done=restored):
                 self._after(step, tracker)
+                if stopped := self._limited(step):
+                    break
             after = self._evaluated("test", self.trainer.done, tracker, keep=True)
-            result = self._conclude(before, after)
+            result = self._conclude(before, after, stopped)
         except BaseException:
             tracker.finish({"finished": False})
             raise
@@ -260,6 +173,8 @@ class Run:
     def _after(self, step: Step, tracker: Tracker) -> None:
         """Log, evaluate and save, as often as the recipe says."""
         settings = self.settings
+        if isinstance(self.source, Rollouts):
+            step.metrics["rollouts/dropped"] = self.source.counts.total()
         if step.number % settings.track.every == 0:
             tracker.log(
                 step.number,
@@ -269,6 +184,15 @@ class Run:
             show_validation(self.console, step.number, self._evaluated("validation", step.number, tracker).estimates())
         if settings.train.checkpoint_every and step.number % settings.train.checkpoint_every == 0:
             save_checkpoint(self.accelerator, self.folder / "checkpoints", step.number, settings.train.keep_checkpoints)
+
+    def _limited(self, step: Step) -> str:
+        """Warns, once for each metric, of what has left its bounds; why to stop, if the recipe says so."""
+        out = beyond(step.metrics, self.settings.train.limits)
+        for name, what in out.items():
+            if name not in self.warned:
+                self.warned.add(name)
+                show_limit(self.console, step.number, what)
+        return f"step {step.number}: {'; '.join(out.values())}" if out and self.settings.train.beyond == "stop" else ""
 
     def _evaluated(self, part: str, step: int, tracker: Tracker, keep: bool = False) -> Evaluation:
         """Measure on a part of the data; a kept evaluation that is on disk is not made again."""
@@ -283,7 +207,7 @@ class Run:
             _write(file, evaluation.to_json())
         return evaluation
 
-    def _conclude(self, before: Evaluation, after: Evaluation) -> RunResult:
+    def _conclude(self, before: Evaluation, after: Evaluation, stopped: str = "") -> RunResult:
         numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}
         result = RunResult(
             self.folder,
@@ -298,6 +222,7 @@ class Run:
             self.accelerator.unwrap_model(self.trainer.model).save(self.folder / "policy")
             summary = {
                 "steps": self.trainer.done,
+                **({"stopped": stopped} if stopped else {}),
                 "evaluated_on": {"split": "test", "rows": result.rows},
                 "before": _records(result.before) | plain(before.numbers),
                 "after": _records(result.after) | plain(after.numbers),
@@ -307,16 +232,38 @@ class Run:
         self.accelerator.wait_for_everyone()
         return result
 
+    def _parts(self) -> dict[str, Sequence[Example]]:
+        """Train, validation and test rows; of training rows for rollouts, their prompts."""
+        parts = self.plan.data._asdict()
+        if self.settings.source.rollouts is not None:
+            parts["train"] = to_train_on(parts["train"], self.plan.wanted, self.settings.source)
+        return parts
+
     def _tokenised(self, rows: Sequence[Example], tokenizer: Any, name: str) -> Sequence[Tokenised]:
         source = self.settings.source
         tokenised, report = tokenise(rows, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
         show_data(self.console, name, report)
         return tokenised
 
+    def _model(self, tokenizer: Any) -> Policy | Scorer:
+        """The model that is trained, with a critic where an objective needs values."""
+        spec, seed = self.settings.policy, self.settings.seed_of("init")
+        if self.plan.needs.rewards:
+            return load_scorer(spec, tokenizer, seed).to(self.accelerator.device)
+        policy = load_policy(spec, tokenizer, seed).to(self.accelerator.device)
+        if self.plan.needs.values:
+            policy.critic = load_critic(spec.critic, policy, spec).to(self.accelerator.device)
+        return policy
+
     def _reference(self, spec: recipe.Reference) -> Reference | Following | None:
-        if not isinstance(self.model, Policy) or not (self.plan.needs.reference or self.settings.evaluate.prompts):
+        plays = {"reference", "mixture"} & set(self.settings.source.players)
+        wanted = self.plan.needs.reference or self.settings.evaluate.prompts or plays
+        if not isinstance(self.model, Policy) or not wanted:
             return None
         return make_reference(self.model, spec, self.settings.policy)
+
+    def _feedback(self, key: str, spec: recipe.Feedback | None) -> Shaped | None:
+        return None if spec is None else make_feedback(spec, self.accelerator, key)
 
     def _terms(self, tokenizer: Any) -> list[Term]:
         terms = [Term(o, t.weight) for o, t in zip(self.plan.objectives, self.settings.objective, strict=True)]
@@ -327,21 +274,58 @@ class Run:
             rows = self._tokenised(data.train, tokenizer, f"source of {terms[index].name}")
             size = train.minibatch_size or train.batch_size
             needs = wanted(terms[index].objective.needs, section, terms[index].name)
-            source = self._recorded(rows, needs, size, section, index + 1)
-            terms[index] = replace(terms[index], source=source)
+            prepared, columns = self._prepared(rows, needs, section)
+            seed = seed_for(self.settings.seed_of("order"), index + 1)
+            terms[index] = replace(terms[index], source=Recorded(prepared, size, seed, columns, section.players))
         return terms
 
-    def _recorded(
-        self, rows: Sequence[Tokenised], needs: Needs, size: int, source: recipe.Source, number: int = 0
-    ) -> Recorded:
+    def _prepared(
+        self, rows: Sequence[Tokenised], needs: Needs, source: recipe.Source
+    ) -> tuple[Sequence[Tokenised], Sequence[str]]:
+        """Rows as batches take them, embedded where the recipe says so, and the names of their columns."""
         columns = needs.columns
         if source.embeddings is not None:
             rows, columns = self._embedded(rows, source.embeddings), (*columns, EMBEDDINGS)
-        projected, counts = project(rows, needs, source.ties)
+        if source.rollouts is not None:
+            return rows, columns
+        kept, counts = projected(rows, needs, source.ties)
         for reason, count in counts.items():
             show_count(self.console, count, reason)
-        seed = self.settings.seed_of("order")
-        return Recorded(projected, size, seed_for(seed, number) if number else seed, columns, source.players)
+        return kept, columns
+
+    def _source(self, rows: Sequence[Tokenised], columns: Sequence[str], gold: Feedback | None) -> Source:
+        """Where the batches come from that terms without a source of their own share."""
+        settings, source, size = self.settings, self.settings.source, self.settings.train.batch_size
+        seed = settings.seed_of("order")
+        if source.rollouts is None:
+            return Recorded(rows, size, seed, columns, source.players)
+        assert isinstance(self.model, Policy)
+        assert self.model.tokenizer is not None
+        feedback = {
+            "scores": self._feedback("feedback", settings.feedback),
+            "cost": self._feedback("cost", settings.cost),
+        }
+        made = Rollouts(
+            rows,
+            ORDERS[source.rollouts.order]([len(row.prompt_ids) for row in rows], seed, self.plan.steps),
+            players(source, self.model, self.reference),
+            make_sampler(source.rollouts, self.accelerator),
+            self.model.tokenizer,
+            end_tokens(self.model, source.rollouts.sampling.stop),
+            source.rollouts,
+            {what: f for what, f in (feedback | {"gold": gold}).items() if f is not None},
+            self.plan.needs,
+            source.ties,
+            size,
+            settings.seed_of("sampling"),
+            self.accelerator,
+            self.folder,
+            columns,
+        )
+        if not (self.resumed and checkpoints(self.folder / "checkpoints")):  # what was fitted is in the checkpoint
+            with self.console.status("scoring samples of the reference"):
+                made.fit(self.reference)
+        return made
 
     def _embedded(self, rows: Sequence[Tokenised], spec: recipe.Embeddings) -> Sequence[Tokenised]:
         """With embeddings of the prompts, before the policy is loaded; one process computes them, the others read them."""
@@ -437,37 +421,6 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         return [d for k in dict.fromkeys([*a, *b]) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))]
     return [] if a == b else [key]
-
-
-def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs: Needs) -> None:
-    train = settings.train
-    if needs.rollouts:
-        raise PrefoptError("this objective needs completions from the current policy; `source` holds recorded ones")
-    if needs.values:
-        raise PrefoptError("this objective needs a value head, and the policy has none")
-    if needs.rewards and needs.reference:
-        raise PrefoptError("one term trains a scorer and another a language model; run them apart")
-    if needs.whole_batch and train.minibatch_size not in (None, train.batch_size):
-        names = [type(o).__name__ for o in objectives if o.needs.whole_batch]
-        raise PrefoptError(
-            f"{' and '.join(names)} couples the rows of a batch, which must not be cut: "
-            f"leave out train.minibatch_size or set it to train.batch_size ({train.batch_size})"
-        )
-
-
-def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:
-    """Train, validation and test; parts that have data of their own take nothing from the rest."""
-    parts = split(_examples(source), source.split, seed)
-    if source.validation is not None:
-        parts = Split(parts.train + parts.validation, _examples(source.validation), parts.test)
-    if source.test is not None:
-        parts = Split(parts.train + parts.test, parts.validation, _examples(source.test))
-    project(parts.train, needs, source.ties)  # refuses data that lack what the objective needs
-    return parts
-
-
-def _examples(data: recipe.Data) -> list[Example]:
-    return load_examples(list(data.data), data.arguments, split=data.hub_split)[: data.limit]
 
 
 def _refuse_folder(folder: Path, resumed: recipe.Recipe | None) -> None:

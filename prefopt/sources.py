@@ -3,9 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
+from prefopt.curriculum import Shuffled
 from prefopt.data.collate import collate
 from prefopt.data.formats import FORMATS, Matrix
 from prefopt.data.tokenise import Tokenised
@@ -70,17 +70,22 @@ def project(rows: Sequence[Row], needs: Needs, ties: Ties = "drop") -> tuple[lis
     """
     if ties not in ("drop", "keep"):
         raise PrefoptError(f"ties must be 'drop' or 'keep', not {ties!r}")
-    counts: Counter[str] = Counter()
     _check(rows, needs)
-    change: Callable[[Row, Needs, Ties, Counter[str]], list[Row]] = _singles if needs.completions == 1 else _several
-    if needs.completions == 1 and needs.ordered:
-        change = _best
-    kept = [new for row in rows for new in change(_present(row), needs, ties, counts)]
+    kept, counts = projected(rows, needs, ties)
     if not kept:
         dropped = "; ".join(f"{count} {what}" for what, count in counts.items()) or "there were none"
         first = f"; the first was {rows[0].where}" if rows else ""
         _refuse(rows, needs, f"no row is left ({dropped}{first})")
-    return kept, dict(+counts)
+    return kept, counts
+
+
+def projected(rows: Sequence[Row], needs: Needs, ties: Ties) -> tuple[list[Row], dict[str, int]]:
+    """`project` of rows that are known to have what it takes; perhaps none is left."""
+    counts: Counter[str] = Counter()
+    change: Callable[[Row, Needs, Ties, Counter[str]], list[Row]] = _singles if needs.completions == 1 else _several
+    if needs.completions == 1 and needs.ordered:
+        change = _best
+    return [new for row in rows for new in change(_present(row), needs, ties, counts)], dict(+counts)
 
 
 def _check(rows: Sequence[Row], needs: Needs) -> None:
@@ -261,11 +266,9 @@ class Recorded:
             )
         self.rows = rows
         self.batch_size = batch_size
-        self.seed = seed
         self.columns = tuple(columns)
         self.players = [PLAYERS[name] for name in players]
-        self._drawn = 0
-        self._order: tuple[int, list[int]] = (-1, [])
+        self.order = Shuffled(len(rows), seed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -273,16 +276,14 @@ class Recorded:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the place on; the place moves as they are taken."""
         while True:
-            numbers = [self._at(place) for place in range(self._drawn, self._drawn + self.batch_size)]
-            batch = collate([self.rows[number] for number in numbers], self.columns)
+            batch = collate([self.rows[number] for number in self.order.take(self.batch_size)], self.columns)
             for player in self.players:
                 batch = player(batch)
-            self._drawn += self.batch_size
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """The place, and what it is a place in."""
-        return {"drawn": self._drawn, "rows": len(self.rows), "seed": self.seed}
+        return self.order.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Returns to a place.
@@ -290,25 +291,4 @@ class Recorded:
         Raises:
             PrefoptError: it is a place in other data, or in another order.
         """
-        for name, now in (("rows", len(self.rows)), ("seed", self.seed)):
-            if state[name] != now:
-                raise PrefoptError(
-                    f"cannot resume: the checkpoint has {name} {state[name]}, the recipe {now}; use the same"
-                )
-        self._drawn = state["drawn"]
-
-    def _at(self, place: int) -> int:
-        """The row at a place of the endless sequence."""
-        epoch, index = divmod(place, len(self.rows))
-        if self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self.rows), self.seed, epoch))
-        return self._order[1][index]
-
-
-def permutation(rows: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch: by a hash, so that no library's generator can change it from one version to the next."""
-
-    def key(row: int) -> bytes:
-        return blake2b(f"{seed}:{epoch}:{row}".encode(), digest_size=16).digest()
-
-    return sorted(range(rows), key=key)
+        self.order.load_state_dict(state)

@@ -19,7 +19,7 @@ from prefopt.errors import PrefoptError
 from prefopt.functional import generator, seed_for
 from prefopt.parallel import deal, forward
 from prefopt.terms import Term, counts, merged_needs, names, targets_of, total
-from prefopt.types import Adaptive, Batch, Model, Moving, Outputs, Source, Targets
+from prefopt.types import Adaptive, Batch, Model, Moving, Outputs, Source, Targets, Watch
 
 Metrics = dict[str, float]
 
@@ -62,6 +62,7 @@ class Trainer:
         reference: what objectives that need one are given.
         seed: of what is random in training: the order of minibatches, draws in `targets`.
         folder: where the batch goes that made the loss non-finite.
+        watch: what else to measure on every logical batch before its updates.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Trainer:
         reference: Model | None = None,
         seed: int = 0,
         folder: Path | None = None,
+        watch: Watch | None = None,
     ):
         self.terms = list(terms)
         self.source = source
@@ -84,8 +86,9 @@ class Trainer:
         self.reference = reference
         self.seed = seed
         self.folder = folder
+        self.watch = watch
         self.done = 0
-        optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], settings)
+        optimizer = make_optimizer(_groups(model, settings), settings)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
         self.schedule = make_schedule(self.optimizer, settings, steps * updates)
@@ -137,7 +140,7 @@ class Trainer:
     def _learn(self, batch: Batch) -> Metrics:
         """All passes over one logical batch."""
         shared = [term for term in self.terms if term.source is None]
-        targets = self._targets(shared, batch, "shared")
+        targets, watched = self._targets(shared, batch, "shared", self.watch)
         size = self.settings.minibatch_size or len(batch)
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
@@ -148,6 +151,7 @@ class Trainer:
         metrics = _averaged(collected)
         for target in targets:
             metrics |= target.metrics
+        metrics |= watched
         self.terms = [
             replace(term, objective=term.objective.adapted(metrics)) if isinstance(term.objective, Adaptive) else term
             for term in self.terms
@@ -162,27 +166,38 @@ class Trainer:
         order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))
         yield from order.to(self.accelerator.device).split(size)
 
-    def _targets(self, terms: Sequence[Term], batch: Batch, name: str) -> list[Targets]:
+    def _targets(
+        self, terms: Sequence[Term], batch: Batch, name: str, watch: Watch | None = None
+    ) -> tuple[list[Targets], Metrics]:
+        """What the terms keep of the models before the update, and what is watched."""
         if not terms:
-            return []
+            return [], {}
         needs = merged_needs(terms)
         size = self.settings.micro_batch_size
-        old = forward(self.model, batch, needs, size, self.accelerator) if needs.old else None
-        reference = None
-        if needs.reference:
-            assert self.reference is not None
+        old = reference = None
+        if needs.old or watch is not None:
+            also = frozenset() if watch is None else watch.needs.statistics
+            asked = replace(needs, statistics=needs.statistics | also)
+            old = forward(self.model, batch, asked, size, self.accelerator)
+        if self.reference is not None and (needs.reference or watch is not None):
             reference = forward(self.reference, batch, needs, size, self.accelerator)
         with torch.random.fork_rng():  # draws in `targets` are the same on every process and after a resume
             torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
-            return [targets_of(term, batch, old, reference) for term in terms]
+            targets = [targets_of(term, batch, old, reference) for term in terms]
+        if watch is None:
+            return targets, {}
+        assert old is not None
+        return targets, dict(watch(batch, old, reference))
 
     def _update(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets]) -> Metrics:
         """One optimiser step on a minibatch, and on one batch from each term that has a source of its own."""
-        work = [(terms, batch, targets)] if terms else []
+        work: list[tuple[Sequence[Term], Batch, Sequence[Targets]]] = []
         for index, batches in self._own.items():
             own = [self.terms[index]]
             extra = next(batches).to(self.accelerator.device)
-            work.append((own, extra, self._targets(own, extra, f"term {index}")))
+            work.append((own, extra, self._targets(own, extra, f"term {index}")[0]))
+        # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
+        work += [(terms, batch, targets)] if terms else []
         labels = dict(zip(map(id, self.terms), names(self.terms), strict=True))
         metrics: Metrics = {"loss": 0.0}
         for number, (group, rows, prepared) in enumerate(work):
@@ -257,7 +272,17 @@ class Trainer:
         )
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], settings: recipe.Train) -> torch.optim.Optimizer:
+def _groups(model: nn.Module, settings: recipe.Train) -> list[dict[str, Any]]:
+    """Trainable weights; those of a critic may have a learning rate of their own."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in named if not name.startswith("critic.")]},
+        {"params": [p for name, p in named if name.startswith("critic.")], "lr": settings.critic_lr or settings.lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(parameters: Sequence[dict[str, Any]], settings: recipe.Train) -> torch.optim.Optimizer:
     """The optimiser that a recipe names.
 
     Raises:

@@ -21,7 +21,7 @@ Prompt = str | Sequence[Message]
 Unit = Literal["prompt", "completion", "token"]
 """What a loss is averaged over."""
 
-COMPLETION_COLUMNS = frozenset({"sampler_logps", "cost", "gold", "origin", "trained"})
+COMPLETION_COLUMNS = frozenset({"sampler_logps", "cost", "gold", "origin", "trained", "ended"})
 """Columns whose second dimension is K; they are permuted and cut together with the completions."""
 
 ORIGINS = ("dataset", "policy", "reference", "mixture", "greedy", "mismatched")
@@ -305,6 +305,7 @@ class Verdict:
     notes: Sequence[Mapping[str, Any]] = ()
 
 
+@runtime_checkable
 class Feedback(Protocol):
     """A rule, a reward model, a judge, an ensemble: prompts and completions to scores."""
 
@@ -353,6 +354,16 @@ class Source(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a place."""
+        ...
+
+
+class Watch(Protocol):
+    """Numbers about every logical batch, beside what objectives report."""
+
+    needs: Needs
+
+    def __call__(self, batch: Batch, old: Outputs, reference: Outputs | None) -> Mapping[str, float]:
+        """Metrics, from what the policy said before the update, and the reference where the run has one."""
         ...
 
 

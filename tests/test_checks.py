@@ -43,6 +43,68 @@ def test_every_exception_of_the_catalogue_is_needed(cls, check, monkeypatch):
     assert caught.value.check == check
 
 
+def caught(cls, name, **methods):
+    """The check that catches this class with other methods."""
+    mutant = dataclass(frozen=True)(type(name, (cls,), methods))
+    with pytest.raises(ContractError) as found:
+        check_objective(mutant)
+    return found.value.check
+
+
+def held_to(check):
+    """The catalogue without those that declare an exception; their own tests have their signs and sums."""
+    return [cls for cls in CATALOGUE.values() if check not in getattr(cls, "contract_exceptions", {})]
+
+
+@pytest.mark.parametrize("cls", held_to("prefers chosen"))
+def test_a_flipped_sign_of_any_objective_is_caught(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(-found.total, found.metrics)
+
+    assert caught(cls, "Flipped", loss=loss) == "prefers chosen"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls().needs.reference])
+def test_an_ignored_reference_is_caught_in_any_objective(cls):
+    def targets(self, batch, old, reference):
+        return cls.targets(self, batch, old, dataclasses.replace(reference, logps=-1.0 * reference.mask))
+
+    assert caught(cls, "Ignorant", targets=targets) == "uses reference"
+
+
+@pytest.mark.parametrize("cls", CATALOGUE.values())
+def test_padding_that_counts_is_caught_in_any_objective(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(found.total * batch.mask.shape[-1], found.metrics)
+
+    assert caught(cls, "Padded", loss=loss) == "padding"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in held_to("starts at the reference") if cls().needs.reference])
+def test_a_mean_for_a_sum_on_one_side_is_caught_in_any_objective(cls):
+    def targets(self, batch, old, reference):
+        tokens = reference.mask.sum(-1, keepdim=True).clamp(min=1)
+        return cls.targets(self, batch, old, dataclasses.replace(reference, logps=reference.logps / tokens))
+
+    assert caught(cls, "Mean", targets=targets) == "starts at the reference"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if not cls().needs.whole_batch])
+def test_a_statistic_of_the_batch_is_caught_in_any_objective(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(found.total - found.total.detach().mean() / 2, found.metrics)
+
+    assert caught(cls, "Coupled", loss=loss) == "row slices"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CATALOGUE.values() if cls().needs.whole_batch])
+def test_a_coupled_objective_that_does_not_say_so_is_caught(cls):
+    assert caught(cls, "Apart", needs=dataclasses.replace(cls().needs, whole_batch=False)) == "row slices"
+
+
 def test_leaves_the_global_random_state_alone():
     state = torch.random.get_rng_state()
     check_objective(DPO)

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt.checks import make_case
+from prefopt.feedback import FEEDBACKS, SHAPES
 from prefopt.objectives import CATALOGUE
-from prefopt.recipe import load_recipe
+from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs import run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,10 +38,19 @@ def logged(tmp_path_factory) -> dict[str, list[dict[str, float]]]:
     (home / "gold.py").write_text(
         "def words(prompts, texts, rows):\n    return [[len(t.split()) for t in row] for row in texts]\n"
     )
+    pairs = [json.loads(line) for line in data.read_text().splitlines()]
+    rated = [row | {"score_chosen": 1 + i % 7, "score_rejected": 0} for i, row in enumerate(pairs)]
+    (home / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
     file = tiny_recipe(home, model, data, train="{steps: 2, batch_size: 8, threads: 1}")
     found = {}
     for name, objective in RUNS.items():
         overrides = [f"objective={objective}", f"evaluate.gold={home}/gold.py:words", "evaluate.every=1"]
+        if name == "reward":  # gaps between scores, and rows enough for three kinds of them
+            overrides += [
+                f"source.data={home}/rated.jsonl",
+                "source.split=[0.5, 0, 0.5]",
+                f"source.validation.data={home}/rated.jsonl",
+            ]
         result = run(load_recipe(file, overrides), home / name)
         found[name] = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     return found
@@ -79,6 +90,29 @@ def online_metrics() -> set[str]:
             case = make_case(cls(**{name: value for name, value in whole.items() if name in fields}))
             found |= case.targets().metrics.keys() | case.loss().metrics.keys()
     return {name for name in found if not name.startswith("rewards/")}
+
+
+@pytest.mark.parametrize("name", [*FEEDBACKS, *SHAPES])
+def test_every_feedback_and_shape_is_explained_with_all_its_fields(name):
+    row = next(line for line in (DOCS / "feedback.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    assert len(re.split(r"(?<!\\)\|", row)) == 6
+    for field in dataclasses.fields((FEEDBACKS | SHAPES)[name]):
+        if not field.init or field.name in ("accelerator", "folder"):
+            continue
+        default = field.default if field.default != () else []
+        known = "null" if default is None else str(default).lower().removesuffix(".0")
+        said = re.search(rf"`{field.name}(: ([^`]*))?`", row)
+        assert said, field.name
+        assert said[2] in (None, known), field.name
+
+
+def test_the_examples_of_feedback_can_be_read():
+    sections = re.findall(r"(?:^    \S.*\n(?:^     .*\n)*)", (DOCS / "feedback.md").read_text(), re.MULTILINE)
+    read = [yaml.safe_load(s) for s in sections if s.lstrip().startswith(("feedback:", "evaluate:"))]
+    assert len(read) >= 5
+    for section in read:
+        given = section.get("feedback") or section["evaluate"]["gold"]
+        Feedback.model_validate({"name": given} if isinstance(given, str) else given)
 
 
 def test_rows_of_the_tables_are_whole():

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from prefopt import recipe
 from prefopt.data import formats, tokenise
 from prefopt.estimates import Observations
 from prefopt.evaluate import Evaluation, Evaluator, distinct
-from prefopt.policy import Policy, Reference
+from prefopt.feedback import MissingEOS, Shaped
+from prefopt.policy import Policy, Reference, Scorer
 from prefopt.types import Verdict
 
 
@@ -112,6 +113,97 @@ def test_the_same_measures_twice(models, rows, measured):
     settings = recipe.Evaluate(completions=400, batch_size=1, sampling=recipe.Sampling(max_tokens=2))
     again = Evaluator(rows, settings, Accelerator(cpu=True), models[1], Shout())(models[0])
     assert [s["completion"] for s in again.samples] == [s["completion"] for s in measured.samples]
+
+
+def test_samples_without_a_verdict_are_counted(measured):
+    scores = [sample["gold"] for sample in measured.samples]
+    assert 0 < measured.numbers["gold_missing"] == sum(map(math.isnan, scores)) / len(scores)
+
+
+def test_gold_may_ask_what_has_ended(models, rows):
+    settings = recipe.Evaluate(completions=50, sampling=recipe.Sampling(max_tokens=2))
+    gold = Shaped(Shout(), (MissingEOS(score=-7.0),))
+    samples = Evaluator(rows, settings, Accelerator(cpu=True), models[1], gold)(models[0]).samples
+    for sample in samples:
+        assert math.isnan(sample["gold"]) or (sample["gold"] == -7) == (not sample["ended"])
+    assert {sample["ended"] for sample in samples} == {0, 1}
+
+
+@pytest.fixture
+def scorer(tiny, tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(**tiny | {"num_labels": 1, "pad_token_id": 0})
+    model = AutoModelForSequenceClassification.from_config(config).double().eval()
+    torch.nn.init.normal_(model.score.weight)
+    return Scorer(model, tokenizer)
+
+
+JUDGED = [
+    ("the film was", "great", "very dull", (5, 1), (7, 2)),
+    ("a room is", "warm and quick", "cold", (3, 2.5), (3, 2)),
+    ("the food", "good .", "bad .", (2, 0), (2, 1)),
+    ("a view", "bright", "grim and slow", (1, 0), (4, 1)),
+]
+
+
+def scored(scorer, tokenizer, *columns):
+    """What is measured of a scorer, and its rewards by the model alone."""
+    examples = []
+    for prompt, chosen, rejected, scores, votes in JUDGED:
+        row = {"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}"}
+        row |= {"score_chosen": scores[0], "score_rejected": scores[1]} if "scores" in columns else {}
+        examples.append(formats.parse(row | ({"votes": votes} if "votes" in columns else {})))
+    tokenised, _ = tokenise(examples, tokenizer)
+    scorer.model.config.pad_token_id = None  # so that the model itself reads the last token
+    with torch.no_grad():
+        rewards = [
+            [
+                scorer.model(input_ids=torch.tensor([[*row.prompt_ids, *ids]])).logits[0, 0].item()
+                for ids in row.completion_ids
+            ]
+            for row in tokenised
+        ]
+    evaluation = Evaluator(tokenised, recipe.Evaluate(batch_size=3), Accelerator(cpu=True))(scorer)
+    return evaluation, [chosen - rejected for chosen, rejected in rewards]
+
+
+def win(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("columns", [(), ("votes",), ("scores",), ("scores", "votes")])
+def test_calibration_of_a_scorer_by_hand(columns, scorer, tokenizer):
+    evaluation, margins = scored(scorer, tokenizer, *columns)
+    labels = [won / (won + lost) if "votes" in columns else 1.0 for *_, (won, lost) in JUDGED]
+    pairs = list(zip(margins, labels, strict=True))
+    assert min(map(abs, margins)) > 1e-3 and min(margins) < 0 < max(margins)
+    by_hand = {
+        "pair_nll": [-p * math.log(win(d)) - (1 - p) * math.log(win(-d)) for d, p in pairs],
+        "brier": [(win(d) - p) ** 2 for d, p in pairs],
+        "rewards_margin": margins,
+    }
+    for name, values in by_hand.items():
+        assert evaluation.observations[name].values.tolist() == pytest.approx(values, abs=1e-9), name
+        assert evaluation.estimates()[name].prompts == 4
+    bins = {}
+    for d, p in pairs:
+        confidence = win(abs(d))
+        sums = bins.setdefault(int((confidence - 0.5) * 20), [0.0, 0.0])
+        sums[0] += confidence
+        sums[1] += p if d > 0 else 1 - p
+    assert evaluation.numbers["ece"] == pytest.approx(sum(abs(a - b) for a, b in bins.values()) / 4, abs=1e-9)
+
+
+def test_accuracy_by_gap_of_a_scorer(scorer, tokenizer):
+    """Gaps 4, .5, 2, 1: the terciles are 1 and 2."""
+    evaluation, margins = scored(scorer, tokenizer, "scores")
+    right = [float(d > 0) for d in margins]
+    kinds = {"small": [right[1], right[3]], "medium": [right[2]], "large": [right[0]]}
+    for name, values in kinds.items():
+        assert evaluation.observations[f"accuracy_{name}_gap"].values.tolist() == values, name
+    assert (evaluation.numbers["gap_small_to"], evaluation.numbers["gap_medium_to"]) == pytest.approx((1, 2))
+    bare, _ = scored(scorer, tokenizer)
+    assert not any("gap" in name for name in [*bare.observations, *bare.numbers])
 
 
 def test_change_is_paired():

@@ -50,6 +50,49 @@ def test_base_is_refined_and_objective_replaced_whole(tmp_path):
     assert (recipe.objective[0].name, recipe.objective[0].fields) == ("SFT", {})
 
 
+def test_a_feedback_may_be_its_name_and_is_replaced_whole(tmp_path):
+    text = LEAST + "feedback: {name: RewardModel, model: m, timeout: 5}\ncost: lab:cost\nevaluate: {gold: lab:gold}\n"
+    write(tmp_path, text, "base.yaml")
+    base = load_recipe(tmp_path / "base.yaml")
+    assert (base.feedback.name, base.feedback.fields, base.feedback.timeout) == ("RewardModel", {"model": "m"}, 5)
+    assert (base.cost.name, base.evaluate.gold.name) == ("lab:cost", "lab:gold")
+    members = "[lab:gold, {name: RewardModel, model: n}]"
+    child = f"base: base.yaml\nfeedback: {{name: Ensemble, members: {members}, shape: Normalise}}\n"
+    child += "evaluate: {rows: 3, gold: a:b}\n"
+    recipe = load_recipe(write(tmp_path, child))
+    assert (recipe.feedback.fields, recipe.feedback.timeout) == ({}, None)
+    assert [(m.name, m.fields) for m in recipe.feedback.members] == [("lab:gold", {}), ("RewardModel", {"model": "n"})]
+    assert [shape.name for shape in recipe.feedback.shape] == ["Normalise"]
+    assert (recipe.evaluate.rows, recipe.evaluate.gold.name) == (3, "a:b")
+    assert load_recipe(write(tmp_path / "run", recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize("key", ["feedback", "cost", "evaluate.gold"])
+def test_overrides_of_a_feedback(tmp_path, key):
+    *outer, last = key.split(".")
+    section = f"{outer[0]}: {{{last}: lab:rule}}\n" if outer else f"{key}: lab:rule\n"
+    file = write(tmp_path, LEAST + section)
+
+    def found(*overrides):
+        recipe = load_recipe(file, overrides)
+        return getattr(getattr(recipe, outer[0]) if outer else recipe, last)
+
+    assert found(f"{key}.timeout=5").timeout == 5
+    assert found(f"{key}.shape=Clip", f"{key}.limit=3").fields == {"limit": 3}
+    assert found(f"{key}=lab:other").name == "lab:other"
+    assert found(f"{key}=null") is None
+    assert f"`{key}.timeout` must be greater than 0, got 0" in refusal(file, f"{key}.timeout=0")
+    assert f"`{key}.name` is missing" in refusal(file, f"{key}={{timeout: 1}}")
+
+
+def test_files_of_feedbacks_are_found_beside_the_recipe(tmp_path):
+    write(tmp_path, "", "rules.py")
+    (tmp_path / "reward").mkdir()
+    text = "feedback: {name: Ensemble, members: [rules.py:a, {name: RewardModel, model: ./reward}]}\n"
+    rule, model = load_recipe(write(tmp_path, LEAST + text)).feedback.members
+    assert (rule.name, model.fields["model"]) == (f"{tmp_path}/rules.py:a", str(tmp_path / "reward"))
+
+
 def test_bases_that_cannot_be(tmp_path):
     write(tmp_path, "base: b.yaml", "a.yaml")
     write(tmp_path, "base: a.yaml", "b.yaml")
@@ -193,7 +236,7 @@ def test_every_field_is_described_and_its_default_can_be_given(tmp_path):
     for key, field in fields.items():
         assert field.description and field.kind, key
         if field.default not in ("", "required") and not key.startswith(
-            ("objective.", "source.validation", "source.test")
+            ("objective.", "feedback.", "source.validation", "source.test")
         ):
             alone = {"train.steps": ["train.epochs=1"]}.get(key, [])
             load_recipe(write(tmp_path, LEAST), [f"{key}={field.default}", *alone])

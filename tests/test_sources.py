@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefopt.curriculum import permutation
 from prefopt.data import Example, Tokenised, parse
 from prefopt.errors import PrefoptError
-from prefopt.sources import Recorded, permutation, project
+from prefopt.sources import Recorded, project
 from prefopt.types import Needs
 
 PAIRWISE = Needs(completions=2, ordered=True)

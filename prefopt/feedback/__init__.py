@@ -1,5 +1,36 @@
 """Where scores come from: prompts and completions in, a `Verdict` out."""
 
-from prefopt.feedback.rule import Rule, run_feedback
+from prefopt.feedback.call import run_feedback
+from prefopt.feedback.ensemble import Ensemble
+from prefopt.feedback.make import FEEDBACKS, SHAPES, check_feedback, make_feedback
+from prefopt.feedback.reward_model import RewardModel
+from prefopt.feedback.rule import Rule
+from prefopt.feedback.shaping import (
+    Clip,
+    LengthPenalty,
+    MissingEOS,
+    Normalise,
+    ReferenceNormalise,
+    RepetitionPenalty,
+    Shape,
+    Shaped,
+)
 
-__all__ = ["Rule", "run_feedback"]
+__all__ = [
+    "FEEDBACKS",
+    "SHAPES",
+    "Clip",
+    "Ensemble",
+    "LengthPenalty",
+    "MissingEOS",
+    "Normalise",
+    "ReferenceNormalise",
+    "RepetitionPenalty",
+    "RewardModel",
+    "Rule",
+    "Shape",
+    "Shaped",
+    "check_feedback",
+    "make_feedback",
+    "run_feedback",
+]

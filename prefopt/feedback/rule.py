@@ -1,18 +1,15 @@
 """Feedback from a Python function."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from prefopt.errors import PrefoptError
+from prefopt.feedback.call import run_feedback
 from prefopt.plugins import load_object
-from prefopt.types import Feedback, Prompt, Verdict
+from prefopt.types import Prompt, Verdict
 
 
 @dataclass(frozen=True)
@@ -45,47 +42,15 @@ class Rule:
         """The function, loaded once: editing its file does not change a reward in the middle of a run."""
         return load_object(self.path, self.folder)
 
+    def check(self) -> None:
+        """Load it, which is cheap.
 
-def run_feedback(
-    feedback: Feedback | Any,
-    name: str,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[str]],
-    rows: Sequence[Mapping[str, Any]],
-) -> Verdict:
-    """Call any feedback and check what it says.
+        Raises:
+            PrefoptError: there is none, or it cannot be called.
+        """
+        if not callable(self.function):
+            raise PrefoptError(f"{self.path} is no function")
 
-    Raises:
-        PrefoptError: it raised something, or returned something else than B × K numbers; says which feedback.
-    """
-    try:
-        answer = feedback(prompts, completions, rows)
-    except PrefoptError:
-        raise
-    except Exception as error:
-        raise PrefoptError(f"the feedback {name} raised {type(error).__name__}: {error}") from error
-    verdict = answer if isinstance(answer, Verdict) else Verdict(_scores(answer, name))
-    if not isinstance(verdict.scores, Tensor):
-        raise PrefoptError(
-            f"the feedback {name} returned scores that are a {type(verdict.scores).__name__}, not a tensor"
-        )
-    expected = [len(prompts), max((len(row) for row in completions), default=0)]
-    if list(verdict.scores.shape) != expected:
-        raise PrefoptError(
-            f"the feedback {name} returned scores of shape {list(verdict.scores.shape)} for "
-            f"{expected[0]} prompts × {expected[1]} completions; expected one number for each completion"
-        )
-    if verdict.preference is not None and list(verdict.preference.shape) != [*expected, expected[1]]:
-        raise PrefoptError(
-            f"the feedback {name} returned preference of shape {list(verdict.preference.shape)}; expected "
-            f"{[*expected, expected[1]]}, P(y_i beats y_j)"
-        )
-    return verdict
-
-
-def _scores(answer: Any, name: str) -> Tensor:
-    try:
-        numbers = [[math.nan if score is None else float(score) for score in row] for row in answer]
-        return torch.tensor(numbers)
-    except (TypeError, ValueError) as error:
-        raise PrefoptError(f"the feedback {name} must return a list of numbers for each prompt: {error}") from error
+    def load(self) -> None:
+        """The same."""
+        self.check()

@@ -55,7 +55,7 @@ from prefopt.objectives.preference.softdpo import SoftDPO
 from prefopt.objectives.preference.sppo import SPPO
 from prefopt.objectives.preference.tdpo import TDPO1, TDPO2
 from prefopt.objectives.preference.wpo import WPO
-from prefopt.objectives.reward.bradley_terry import BradleyTerry
+from prefopt.objectives.reward.bradley_terry import BradleyTerry, MarginBradleyTerry, SoftBradleyTerry
 from prefopt.objectives.reward.k_wise import KWise
 from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
 from prefopt.objectives.reward.regression import RatingRegression
@@ -129,8 +129,10 @@ CATALOGUE: dict[str, type[Objective]] = {
         XPO,
         BradleyTerry,
         KWise,
+        MarginBradleyTerry,
         PlackettLuceReward,
         RatingRegression,
+        SoftBradleyTerry,
     )
 }
 """Every objective by the name that recipes give it."""

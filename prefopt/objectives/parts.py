@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from prefopt.types import Batch, Outputs, Targets
@@ -29,6 +29,16 @@ def reference_means(_: Any, batch: Batch, old: Outputs | None, reference: Output
 def log_ratios(policy: Outputs, targets: Targets) -> Float[Tensor, "B K"]:
     """Δ = log π(y|x) − log π_ref(y|x), summed over tokens, [B, K]; after `reference_sums`."""
     return policy.sum() - targets.rows["reference"]
+
+
+def off_centre(rewards: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    """[B] (2/K Σ_k r_k)² over the completions that are present: 0 where a prompt's rewards have mean 0.
+
+    Rankings fix a reward only up to a constant for each prompt, and this sees nothing but that constant. With two completions it is
+    (r_w + r_l)², the centring of Eisenstein et al., arXiv 2312.09244, for pairs.
+    """
+    count = present.sum(-1).clamp(min=1)
+    return (2 * rewards.masked_fill(~present, 0).sum(-1) / count) ** 2
 
 
 def desirability(batch: Batch) -> Num[Tensor, "B K"]:

@@ -1,10 +1,11 @@
 """Models behind one call: the policy, the scorer, the reference, and what draws completions."""
 
 from prefopt.policy.head import DIVERGENCES
-from prefopt.policy.load import find_model, load_policy, load_scorer, load_tokenizer
+from prefopt.policy.load import find_model, find_scorer, load_critic, load_policy, load_scorer, load_tokenizer
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference, make_reference
 from prefopt.policy.sampler import TransformersSampler
+from prefopt.policy.samplers import make_sampler
 from prefopt.policy.scorer import Scorer
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "Scorer",
     "TransformersSampler",
     "find_model",
+    "find_scorer",
+    "load_critic",
     "load_policy",
     "load_scorer",
     "load_tokenizer",
     "make_reference",
+    "make_sampler",
 ]

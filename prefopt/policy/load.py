@@ -27,8 +27,11 @@ from prefopt.errors import PrefoptError
 from prefopt.functional import seed_for
 from prefopt.policy.policy import Policy
 from prefopt.policy.scorer import Scorer
+from prefopt.policy.value import Critic, ValueHead
 
 T = TypeVar("T")
+
+HOW_TO_TRAIN_ONE = "`objective: BradleyTerry` trains one, and its run folder serves"
 
 HOW_TO_GET_ONE = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
@@ -53,6 +56,32 @@ def find_model(names: Sequence[str]) -> str:
     raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_ONE}")
 
 
+def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
+    """The first of these that can be had, as `find_model`; it must be trained as a scorer. Loads no weights.
+
+    A causal LM can be loaded as a scorer, with a head that starts at random: right for training one, and useless as a reward.
+
+    Raises:
+        PrefoptError: none can be had, or it is something else than a sequence classifier with one output.
+    """
+    name = find_model(names)
+    if (Path(name) / "adapter_config.json").is_file():
+        task = LoraConfig.from_pretrained(name).task_type
+        if task != "SEQ_CLS":
+            raise PrefoptError(f"{name} is no reward model: its adapter is for {task}; {HOW_TO_TRAIN_ONE}")
+        return name
+    config = _loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
+    architectures = config.architectures or ()
+    if not any("SequenceClassification" in architecture for architecture in architectures):
+        raise PrefoptError(
+            f"{name} is no reward model: its architecture is {' or '.join(architectures) or 'unknown'}, and a reward "
+            f"model is a sequence classifier with one output; {HOW_TO_TRAIN_ONE}"
+        )
+    if config.num_labels != 1:
+        raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
+    return name
+
+
 def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
     """The policy's tokenizer.
 
@@ -70,6 +99,46 @@ def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
         PrefoptError: it cannot be loaded, or an adapter's targets are not in it.
     """
     return Policy(_adapted(_load(AutoModelForCausalLM, spec), spec, seed, "CAUSAL_LM"), tokenizer)
+
+
+def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
+    """What tells values beside a policy: a head on its own states, or a model that the recipe names, with a new head.
+
+    Raises:
+        PrefoptError: the model cannot be loaded, or does not share the policy's vocabulary.
+    """
+    if spec.model is None:
+        return ValueHead(policy.causal.config.get_text_config().hidden_size, policy.causal.dtype)
+    assert policy.tokenizer is not None
+    own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None})
+    backbone = load_backbone(own, head=False)
+    check_vocabulary(backbone, own, policy.tokenizer, "the critic")
+    return Critic(backbone).to(policy.device)
+
+
+def check_vocabulary(
+    model: PreTrainedModel, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, role: str
+) -> None:
+    """The same ids must mean the same tokens; the rows of two embeddings may still differ, padded as they often are.
+
+    Raises:
+        PrefoptError: they do not; names the model by its role and the first token that differs.
+    """
+    name = " or ".join(spec.model)
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if rows < len(tokenizer):
+        raise PrefoptError(f"{role} {name} knows {rows} tokens, the policy's tokenizer {len(tokenizer)}")
+    try:
+        own = load_tokenizer(spec)
+    except PrefoptError:  # saved without one: nothing more to compare
+        return
+    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
+    if odd := [token for token, number in ours.items() if number < len(own) and theirs.get(token) != number]:
+        raise PrefoptError(
+            f"{role} {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
+            f"and {ours[odd[0]]} here, so what it says would be of other texts"
+        )
 
 
 def load_scorer(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> Scorer:

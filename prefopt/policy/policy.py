@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
 from prefopt.policy.layout import Rows, plain_rows
+from prefopt.policy.value import Critic, ValueHead
 from prefopt.types import Batch, Needs, Outputs
 
 log = logging.getLogger(__name__)
@@ -27,12 +29,19 @@ class Policy(nn.Module):
     Args:
         model: a `transformers` causal LM or a `PeftModel` around one.
         tokenizer: its tokenizer; None for a model that is only ever given token ids.
+        critic: tells values; None for objectives that need none.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        critic: ValueHead | Critic | None = None,
+    ):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.critic = critic
         self._head: Head | None = None
         self._verified = False
         # In a tuple, so that it does not become a part of this module: it is not trained, saved or synchronised.
@@ -64,36 +73,46 @@ class Policy(nn.Module):
         self._reference = (reference,)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        """`logps` [B, K, T], and the statistics in `needs`; 0 outside the mask.
+        """`logps` [B, K, T], and `values` and the statistics in `needs`; 0 outside the mask.
 
         Raises:
             PrefoptError: `needs` asks for what a language model cannot say.
         """
         if needs.rewards:
             raise PrefoptError("this objective needs rewards; a language model gives none: it is for scorers")
-        if needs.values:
-            raise PrefoptError("this objective needs values; this policy has no value head")
+        if needs.values and self.critic is None:
+            raise PrefoptError("this objective needs values; this policy has no value head or critic")
         if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         rows, mask = plain_rows(batch, self.device), batch.mask.to(self.device)
         tokens = batch.completion_ids.to(self.device)[mask]
-        states = self._states(rows, tokens)
+        states, features = self._states(rows, tokens, features=needs.values)
         beside = self._beside(rows, tokens) if needs.statistics & DIVERGENCES.keys() else None
         found = token_statistics(states, tokens, _per_token(batch, self.device), needs.statistics, beside)
+        if needs.values:
+            assert self.critic is not None
+            found["values"] = self.critic(rows, features)
         placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()}
-        return Outputs(mask=mask, logps=placed.pop("logps"), statistics=placed)
+        return Outputs(mask=mask, logps=placed.pop("logps"), values=placed.pop("values", None), statistics=placed)
 
-    def _states(self, rows: Rows, tokens: Tensor) -> States:
+    def _states(self, rows: Rows, tokens: Tensor, features: bool = False) -> tuple[States, Tensor]:
+        """What predicts the tokens, and the hidden states [M, H] behind it, which may be missing unless asked for."""
         if not self._verified and len(tokens):
             self._verify(rows, tokens)
         if self._head is None:  # the architecture's own head, on all positions of the rows at once
-            output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+            output = self.model(
+                input_ids=rows.input_ids,
+                attention_mask=rows.attention_mask,
+                use_cache=False,
+                output_hidden_states=features,
+            )
             logits = output.logits[rows.predicts]
-            return States(nn.Identity(), logits, logits.shape[-1])
+            hidden = output.hidden_states[-1][rows.predicts] if features else logits
+            return States(nn.Identity(), logits, logits.shape[-1]), hidden
         backbone = getattr(self.causal, self.causal.base_model_prefix)
         # Right padding is invisible to a causal model; without a mask, attention takes its fast causal path.
         states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state[rows.predicts]
-        return States(self._head, states, self._head.vocabulary)
+        return States(self._head, states, self._head.vocabulary), states
 
     def _beside(self, rows: Rows, tokens: Tensor) -> States:
         if not self._reference:
@@ -102,7 +121,7 @@ class Policy(nn.Module):
             )
         reference = self._reference[0]
         with torch.no_grad(), reference.without_adapter():
-            return reference._states(rows, tokens)
+            return reference._states(rows, tokens)[0]
 
     @torch.no_grad()
     def _verify(self, rows: Rows, tokens: Tensor) -> None:
@@ -139,7 +158,7 @@ class Policy(nn.Module):
         """What is wrong with the chunked head on these rows; nothing if it can be used."""
         try:
             self._head = Head(self.causal)
-            found = token_statistics(self._states(rows, tokens), tokens)["logps"]
+            found = token_statistics(self._states(rows, tokens)[0], tokens)["logps"]
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
             return f"{type(error).__name__}: {error}"
         # bf16 activations differ by rounding between code paths; a missing scale or cap differs by far more.
@@ -150,8 +169,13 @@ class Policy(nn.Module):
         return "" if worst <= tolerance else f"log-probs differ by {worst:.2g}"
 
     def save(self, folder: Path) -> None:
-        """Weights (safetensors; the adapter alone where there is one) and tokenizer, in the Hugging Face format."""
+        """Weights (safetensors; the adapter alone where there is one) and tokenizer, in the Hugging Face format.
+
+        A critic stands beside them, in critic.safetensors.
+        """
         save_weights(self.model, folder)
+        if self.critic is not None:
+            save_file(self.critic.state_dict(), folder / "critic.safetensors")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.errors import PrefoptError
 from prefopt.policy.head import DIVERGENCES
-from prefopt.policy.load import load_policy, load_tokenizer
+from prefopt.policy.load import check_vocabulary, load_policy
 from prefopt.policy.policy import Policy
 from prefopt.types import Batch, Needs, Outputs
 
@@ -25,8 +25,8 @@ class Reference:
     policy: Policy
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What it says, without gradient; of its distance to the policy it says nothing, the policy does."""
-        own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys())
+        """What it says, without gradient; of its distance to the policy it says nothing, the policy does, nor of values."""
+        own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
         with torch.no_grad(), self.policy.without_adapter():
             return self.policy(batch, own)
 
@@ -76,7 +76,7 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
         other = policy_spec.model_copy(update=changed | ({"dtype": spec.dtype} if spec.dtype else {}))
         tokenizer = _shared(policy.tokenizer)
         model = load_policy(other, tokenizer, seed=0)
-        _check_vocabulary(model, other, tokenizer)
+        check_vocabulary(model.causal, other, tokenizer, "the reference")
         return Reference(_frozen(model).to(policy.device))
     if spec.every is not None:
         twin = Policy(_merged(policy, copied=True), policy.tokenizer)
@@ -88,25 +88,6 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
     # The tokenizer is not copied, and the copy finds out for itself how its head works.
     twin = Policy(copy.deepcopy(policy.model), policy.tokenizer)
     return Reference(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin))
-
-
-def _check_vocabulary(reference: Policy, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The same ids must mean the same tokens; the rows of two embeddings may still differ, padded as they often are."""
-    name = " or ".join(spec.model)
-    embedding: Any = reference.causal.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    if rows < len(tokenizer):
-        raise PrefoptError(f"the reference {name} knows {rows} tokens, the policy's tokenizer {len(tokenizer)}")
-    try:
-        own = load_tokenizer(spec)
-    except PrefoptError:  # saved without one: nothing more to compare
-        return
-    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
-    if odd := [token for token, number in ours.items() if number < len(own) and theirs.get(token) != number]:
-        raise PrefoptError(
-            f"the reference {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
-            f"and {ours[odd[0]]} here, so its log-probs would be of other texts"
-        )
 
 
 def _merged(policy: Policy, copied: bool = False) -> Any:

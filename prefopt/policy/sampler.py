@@ -1,132 +1,253 @@
-"""Drawing completions with transformers, with noise that belongs to the row."""
+"""Drawing completions from a causal LM: each prompt is read once for all its completions, and finished ones leave the batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from prefopt.errors import PrefoptError
+from prefopt.policy.noise import RowNoise, gumbel, row_keys
 from prefopt.policy.policy import Policy
+from prefopt.policy.reference import Following, Reference
 from prefopt.recipe import Sampling
 from prefopt.types import Sampled
 
+LEAVE = 1 / 8
+"""Share of finished rows at which the others are copied together: copying the cache at every end would cost more."""
 
-class RowNoise(LogitsProcessor):
-    """Gumbel noise that is a function of (seed of the row, position, token) and of nothing else.
 
-    The largest of logits + Gumbel noise is a sample from softmax(logits) (Gumbel 1954; Maddison et al., arXiv 1411.0030). So a
-    completion does not depend on its companions in the batch, on the padding, the number of processes, or a resume.
+@dataclass(frozen=True)
+class Mixture:
+    """The geometric mixture of two models, token by token: π(v) ∝ policy(v)^(1 − share) · reference(v)^share.
 
-    Args:
-        seeds: [N] int64, one for each row.
-        start: length of the padded prompts; the position counts from there.
+    The opponent of Nash-MD (Munos et al., arXiv 2312.00886v4). A mixture of whole sequences has another normaliser, which nobody
+    can sum; like the paper's own experiments, this normalises each token.
     """
 
-    def __init__(self, seeds: Tensor, start: int):
-        self.seeds = seeds
-        self.start = start
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[N, V] scores with their noise."""
-        noise = gumbel(self.seeds.to(scores.device), input_ids.shape[1] - self.start, scores.shape[1])
-        return scores + noise.to(scores.dtype)
+    policy: Policy
+    reference: Reference | Following
+    share: float
 
 
-def gumbel(seeds: Tensor, position: int, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise [N, V] in float64, by counting: a splitmix64 hash of (seed, position, token).
-
-    Source of the hash: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    tokens = torch.arange(vocabulary, device=seeds.device)
-    bits = _mix(_mix(_mix(seeds + torch.full_like(seeds, position) * _GOLDEN))[:, None] + tokens * _GOLDEN)
-    uniform = ((bits >> 11 & (1 << 53) - 1).double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log1p(-uniform))
-
-
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64, whose products wrap and whose right shift must be made logical."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64))):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
-    return x ^ (x >> 31 & (1 << 33) - 1)
+Speaker = Policy | Reference | Following | Mixture
+"""What can be sampled from."""
 
 
 class TransformersSampler:
-    """The `Sampler` that calls `model.generate`, in micro-batches.
+    """The `Sampler` that decodes with transformers' models and caches.
+
+    Where a model has no cache of keys and values (state-space layers), `model.generate` does it, without log-probs.
 
     Args:
         rows: completions drawn at a time; memory only.
+        autocast: the arithmetic, `accelerator.autocast` in a run.
     """
 
-    def __init__(self, rows: int = 128):
+    def __init__(self, rows: int = 128, autocast: Callable[[], AbstractContextManager] = nullcontext):
         self.rows = rows
+        self.autocast = autocast
 
     @torch.no_grad()
     def __call__(
-        self, model: Policy, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
+        self, model: Speaker, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
     ) -> Sampled:
         """Draw `completions` of each prompt.
 
         Args:
-            model: a policy with a tokenizer.
+            model: a policy with a tokenizer, a reference, or a mixture of the two.
             prompt_ids: B prompts as token ids.
             completions: K.
-            settings: temperature (0 is greedy), top_p, top_k, max_tokens.
+            settings: temperature (0 is greedy), top_p, top_k, max_tokens, stop.
             seeds: [B] int64; completion k of a prompt draws its noise from (seed, k).
 
         Returns:
-            Completions [B, K, T], T the longest of them; EOS is part of a completion that has one.
+            Completions [B, K, T], T the longest of them; the token that ends one is part of it. Log-probs [B, K, T] at the
+            temperature, before top-p and top-k.
         """
-        keys = _mix(seeds[:, None] + torch.arange(1, completions + 1) * _GOLDEN).flatten()  # [B·K]
-        rows = [prompt for prompt in prompt_ids for _ in range(completions)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # prompts of like length pad each other least
-        drawn: list[list[int]] = [[] for _ in rows]
-        was_training = model.training
-        model.eval()
+        policy = model.policy if isinstance(model, Reference | Following | Mixture) else model
+        keys = row_keys(seeds, completions).view(len(prompt_ids), completions)
+        order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))  # like lengths pad each other least
+        drawn: dict[tuple[int, int], Drawn] = {}
+        was_training = policy.training
+        policy.eval()
+        ends = end_tokens(policy, settings.stop)
+        decode = _generated if is_stateful(policy) else _decoded
         try:
-            for start in range(0, len(order), self.rows):
-                chunk = order[start : start + self.rows]
-                found = _generate(model, [rows[i] for i in chunk], settings, keys[chunk])
-                for index, tokens in zip(chunk, found, strict=True):
-                    drawn[index] = tokens
+            with self.autocast():
+                for chunk, copies in _chunks(order, completions, self.rows):
+                    found = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
+                    places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
+                    drawn |= zip(places, found, strict=True)
         finally:
-            model.train(was_training)
-        return _padded(drawn, len(prompt_ids), completions)
+            policy.train(was_training)
+        return padded([drawn[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
 
 
-def _generate(model: Policy, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor) -> list[list[int]]:
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    ends = end_tokens(model)
+def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple[list[int], slice]]:
+    """Prompts, and which of their completions, that are drawn together: at most `rows` of them."""
+    prompts, most = max(1, rows // completions), min(rows, completions)
+    for start in range(0, len(order), prompts):
+        for first in range(0, completions, most):
+            yield list(order[start : start + prompts]), slice(first, min(first + most, completions))
+
+
+@dataclass
+class Drawn:
+    """One completion: its tokens, and the sampler's log-prob of each, or None where it has none."""
+
+    tokens: list[int]
+    logps: list[float] | None = None
+
+
+class _Reading:
+    """A causal LM in the middle of N rows: it has read the prompts, and reads a token more of each row at every step."""
+
+    def __init__(self, model: Policy | Reference | Following):
+        self.policy = model if isinstance(model, Policy) else model.policy
+        self.context = nullcontext if isinstance(model, Policy) else self.policy.without_adapter
+        self.places = "position_ids" in inspect.signature(self.policy.causal.forward).parameters
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        """Read each prompt once; logits [N, V] of what follows in `copies` rows of each."""
+        longest, device = max(map(len, prompts)), self.policy.device
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.mask = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
+        self.cache = DynamicCache(config=self.policy.causal.config)
+        logits = self._read(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
+        self.cache.batch_repeat_interleave(copies)
+        self.mask = self.mask.repeat_interleave(copies, 0)
+        return logits.repeat_interleave(copies, 0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token of each row, [N]; logits [N, V] of the next."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        return self._read(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+
+    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
+        more: dict[str, Any] = {"position_ids": positions} if self.places else {}
+        with self.context():
+            logits = self.policy.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **more,
+            ).logits[:, -1]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _Mixing:
+    """Two models in the middle of the same rows, and the geometric mixture of what they say."""
+
+    def __init__(self, mixture: Mixture):
+        self.parts = ((1 - mixture.share, _Reading(mixture.policy)), (mixture.share, _Reading(mixture.reference)))
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        return self._mixed([part.start(prompts, copies) for _, part in self.parts])
+
+    def keep(self, rows: Tensor) -> None:
+        for _, part in self.parts:
+            part.keep(rows)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self._mixed([part.step(tokens) for _, part in self.parts])
+
+    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
+        # Not log-softmax of either: a share of 0 must not turn −∞ into NaN, and the normaliser cancels.
+        return torch.stack([share * said for (share, _), said in zip(self.parts, logits, strict=True) if share]).sum(0)
+
+
+def _decoded(
+    model: Speaker, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
+) -> list[Drawn]:
+    """Completions of each prompt, one for each of its keys, [P, K]; prompt by prompt."""
+    reading = _Mixing(model) if isinstance(model, Mixture) else _Reading(model)
+    logits = reading.start(prompts, keys.shape[1])
+    device, count = logits.device, keys.numel()
+    rows, keys = torch.arange(count, device=device), keys.flatten().to(device)
+    stops = torch.tensor(list(ends), dtype=torch.long, device=device)
+    tokens = torch.zeros(count, settings.max_tokens, dtype=torch.long, device=device)
+    logps = torch.zeros(count, settings.max_tokens, dtype=logits.dtype, device=device)
+    lengths = torch.zeros(count, dtype=torch.long, device=device)
+    going = torch.ones(count, dtype=torch.bool, device=device)  # of the rows that are still held
+    for position in range(settings.max_tokens):
+        scores = logits / (settings.temperature or 1.0)
+        chosen = _chosen(scores, settings, keys, position)
+        tokens[rows, position] = chosen
+        logps[rows, position] = scores.gather(-1, chosen[:, None])[:, 0] - scores.logsumexp(-1)
+        lengths[rows] += going
+        going = going & ~torch.isin(chosen, stops)
+        left = int(going.sum())
+        if not left or position + 1 == settings.max_tokens:
+            break
+        if left <= (1 - LEAVE) * len(rows):
+            held = going.nonzero()[:, 0]
+            reading.keep(held)
+            rows, keys, chosen, going = rows[held], keys[held], chosen[held], going[held]
+        logits = reading.step(chosen)
+    written = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
+    return [Drawn(ids[:length], said[:length]) for ids, said, length in written]
+
+
+def _chosen(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> Tensor:
+    """The next token of each row, [N], from its scores at the temperature, [N, V]."""
+    if settings.temperature == 0:
+        return scores.argmax(-1)
+    for warper in _truncation(settings):
+        scores = warper(None, scores)  # neither looks at the tokens so far
+    return (scores + gumbel(keys, position, scores.shape[-1]).to(scores.dtype)).argmax(-1)
+
+
+def _truncation(settings: Sampling) -> list[Any]:
+    """What takes unlikely tokens out."""
+    warpers: list[Any] = [TopKLogitsWarper(settings.top_k)] if settings.top_k else []
+    return warpers + ([TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else [])
+
+
+def _generated(
+    model: Speaker, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
+) -> list[Drawn]:
+    """The same by `model.generate`, which every architecture has."""
+    if isinstance(model, Mixture):
+        raise PrefoptError("a mixture of policy and reference cannot be sampled from models with state-space layers")
+    policy = model if isinstance(model, Policy) else model.policy
+    copied = [prompt for prompt in prompts for _ in range(keys.shape[1])]
+    longest = max(map(len, copied))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in copied], device=policy.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in copied], device=policy.device)
     config = GenerationConfig(
         max_new_tokens=settings.max_tokens,
         do_sample=False,  # the noise does it
-        eos_token_id=ends or None,
+        eos_token_id=list(ends) or None,
         pad_token_id=ends[0] if ends else 0,
     )
-    with _no_defaults(model):
-        causal: Any = model.causal
+    warmth = [TemperatureLogitsWarper(settings.temperature)] if settings.temperature not in (0, 1) else []
+    noise = [*warmth, *_truncation(settings), RowNoise(keys.flatten(), longest)] if settings.temperature else []
+    causal: Any = policy.causal
+    with _no_defaults(policy), nullcontext() if isinstance(model, Policy) else policy.without_adapter():
         output = causal.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=_processors(settings, keys, longest),
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(noise)
         )
-    return [_until_end(row, ends) for row in output[:, longest:].tolist()]
+    return [Drawn(_until_end(row, ends)) for row in output[:, longest:].tolist()]
 
 
 @contextmanager
@@ -139,35 +260,49 @@ def _no_defaults(model: Policy) -> Iterator[None]:
         model.causal.generation_config = own
 
 
-def _processors(settings: Sampling, keys: Tensor, start: int) -> LogitsProcessorList:
-    if settings.temperature == 0:
-        return LogitsProcessorList()
-    processors: list[LogitsProcessor] = []
-    if settings.temperature != 1:
-        processors.append(TemperatureLogitsWarper(settings.temperature))
-    if settings.top_k:
-        processors.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1:
-        processors.append(TopPLogitsWarper(settings.top_p))
-    return LogitsProcessorList([*processors, RowNoise(keys, start)])
+def is_stateful(policy: Policy) -> bool:
+    """Whether the model has layers whose state is no cache of keys and values."""
+    return bool(getattr(policy.causal, "_is_stateful", False))
 
 
-def end_tokens(model: Policy) -> list[int]:
-    """The ids that end a completion: the tokenizer's EOS first, and those of the model's generation settings."""
+def end_tokens(model: Policy, stop: Sequence[str] = ()) -> list[int]:
+    """The ids that end a completion: the tokenizer's EOS first, those of the model's generation settings, and `stop`.
+
+    Raises:
+        PrefoptError: a text of `stop` is not one token.
+    """
     assert model.tokenizer is not None
     own = model.causal.generation_config.eos_token_id if model.causal.generation_config else None
     listed = own if isinstance(own, list) else [own]
-    return list(dict.fromkeys(int(t) for t in [model.tokenizer.eos_token_id, *listed] if t is not None))
+    further = [_one_token(model, text) for text in stop]
+    return list(dict.fromkeys(int(t) for t in [model.tokenizer.eos_token_id, *listed, *further] if t is not None))
 
 
-def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
+def _one_token(model: Policy, text: str) -> int:
+    assert model.tokenizer is not None
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise PrefoptError(f"sampling.stop: {text!r} is {len(ids)} tokens to this tokenizer; name single tokens")
+    return ids[0]
+
+
+def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Up to the first end token, which is kept: the policy wrote it."""
     stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return tokens[: stop + 1]
 
 
-def _padded(drawn: list[list[int]], prompts: int, completions: int) -> Sampled:
-    longest = max((len(tokens) for tokens in drawn), default=1)
-    ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in drawn])
-    mask = torch.tensor([[True] * len(tokens) + [False] * (longest - len(tokens)) for tokens in drawn])
-    return Sampled(ids.view(prompts, completions, longest), mask.view(prompts, completions, longest))
+def padded(drawn: Sequence[Drawn], completions: int) -> Sampled:
+    """B·K completions as [B, K, T]; log-probs where all have them."""
+    longest = max((len(one.tokens) for one in drawn), default=1)
+
+    def rows(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        padded = [list(row) + [0] * (longest - len(row)) for row in values]
+        return torch.tensor(padded, dtype=dtype).view(-1, completions, longest)
+
+    known = all(one.logps is not None for one in drawn)
+    return Sampled(
+        rows([one.tokens for one in drawn], torch.long),
+        rows([[1] * len(one.tokens) for one in drawn], torch.bool),
+        rows([one.logps or () for one in drawn], torch.float) if known else None,
+    )

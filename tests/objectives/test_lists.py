@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from trl_dpo import assert_same, random_pairs, trl_dpo
+from trl_dpo import assert_same, random_pairs
 
 from prefopt import Batch, Outputs, evaluate_loss
 from prefopt.objectives.preference.dpo import DPO
@@ -81,12 +81,6 @@ def test_infonca_of_a_sure_pair_is_dpo():
     assert_same(ours, evaluate_loss(DPO(0.3), batch, policy, reference), policy)
 
 
-def test_nca_of_a_sure_pair_is_trls():
-    batch, policy, reference = random_pairs()
-    ours = evaluate_loss(NCA(0.3, alpha=1e-3), scored(batch, [1.0, 0.0]), policy, reference)
-    assert_same(ours, trl_dpo("nca_pair", policy, reference, beta=0.3), policy)
-
-
 def test_nca_and_infonca_by_hand():
     delta, scores, beta, alpha = [0.5, -1.0, 2.0], [1.0, 0.2, 0.5], 0.4, 0.5
     case = lists([delta], [scores])
@@ -140,6 +134,15 @@ def test_pro_by_hand():
     second = [math.exp(0.6 * v) for v in mean[1:]]
     expected = -math.log(first[0] / sum(first)) - math.log(second[0] / sum(second)) + 0.05 * 4 * 1.0
     assert total(PRO(), lists([mean], [scores])).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_pro_compares_means_and_imitates_by_the_sum(pairs):
+    """As the official code does: sums (−3.5, −4), (−1, −4) over 3, 2 and 2, 1 tokens."""
+    batch, policy, _ = pairs
+    batch = scored(batch, [1.0, 0.5])
+    ranked = [math.log(1 + math.exp(0.5 * (bad - good))) for good, bad in ((-3.5 / 3, -2.0), (-0.5, -4.0))]
+    expected = (sum(ranked) + 0.3 * (3.5 + 1.0)) / 2
+    assert evaluate_loss(PRO(0.3), batch, policy).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_lipo_by_hand():

@@ -12,7 +12,7 @@ from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
 from prefopt.objectives.reward.regression import RatingRegression
 from prefopt.types import Targets
 
-OBJECTIVES = [KWise(), PlackettLuceReward(), RatingRegression()]
+OBJECTIVES = [KWise(), KWise(0.1), PlackettLuceReward(), PlackettLuceReward(0.1), RatingRegression()]
 
 
 def total(objective, rewards, scores):
@@ -28,10 +28,11 @@ def nll(x):
     return math.log(1 + math.exp(-x))
 
 
-@pytest.mark.parametrize("objective", [KWise(), PlackettLuceReward()], ids=repr)
-def test_of_two_they_are_bradley_terry(objective):
+@pytest.mark.parametrize("centering", [0.0, 0.1])
+@pytest.mark.parametrize("cls", [KWise, PlackettLuceReward])
+def test_of_two_they_are_bradley_terry(cls, centering):
     pairs, scores = [[0.3, -1.2], [-2.0, 0.5]], [[1.0, 0.0]] * 2
-    found = [total(o, pairs, scores) for o in (objective, BradleyTerry())]
+    found = [total(cls_(centering), pairs, scores) for cls_ in (cls, BradleyTerry)]
     torch.testing.assert_close(found[0][1], found[1][1])
     slopes = [torch.autograd.grad(loss.sum(), values)[0] for values, loss in found]
     torch.testing.assert_close(*slopes)
@@ -69,3 +70,15 @@ def test_a_short_list_is_the_same_beside_longer_ones(objective):
     beside[0].backward()
     assert not values.grad[0, 3:].any()
     assert not values.grad[1].any()
+
+
+@pytest.mark.parametrize("cls", [KWise, PlackettLuceReward])
+def test_centring_sees_the_constant_and_nothing_else(cls):
+    """Mean 1 of three rewards: (2 · 1)² c, and a third of 2 · 2 · 2 c on each; at mean 0 nothing, however wide they lie."""
+    scores = [[2.0, 1.0, 0.0]]
+    values, with_ = total(cls(0.25), [[0.5, 3.0, -0.5]], scores)
+    plain_values, without = total(cls(), [[0.5, 3.0, -0.5]], scores)
+    assert (with_ - without).item() == pytest.approx(0.25 * 4, rel=1e-12)
+    slopes = [torch.autograd.grad(loss.sum(), v)[0] for v, loss in ((values, with_), (plain_values, without))]
+    assert (slopes[0] - slopes[1])[0].tolist() == pytest.approx([0.25 * 8 / 3] * 3)
+    assert total(cls(0.25), [[-5.0, 5.0, 0.0]], scores)[1].item() == total(cls(), [[-5.0, 5.0, 0.0]], scores)[1].item()

@@ -2,12 +2,9 @@
 
 import dataclasses
 import math
-from collections import defaultdict
-from types import SimpleNamespace
 
 import pytest
 import torch
-from trl_dpo import assert_same, random_pairs, trl_dpo
 
 from prefopt import Batch, Outputs, evaluate_loss
 from prefopt.objectives.preference.aot import AOT, AOTUnpaired
@@ -41,59 +38,6 @@ def with_log_ratios(rows):
 
 def gradient(loss, policy):
     return torch.autograd.grad(loss, policy.logps)[0][:, :, 0]
-
-
-def trl_kto(batch, policy, reference, **settings):
-    """TRL's own KTO loss code on these log-probs; it sums over the batch, and returns the mean."""
-    from trl.trainer.kto_trainer import KTOTrainer
-
-    class Trainer(KTOTrainer):
-        def __init__(self):
-            defaults = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "loss_type": "kto"}
-            vars(self).update(defaults | settings)
-            self.precompute_ref_logps = self.aux_loss_enabled = False
-            self.calculate_KL, self._tp_size, self._total_train_tokens = True, 1, 0
-            self._metrics = {"train": defaultdict(list)}
-            self.args = SimpleNamespace(gradient_checkpointing_kwargs=None)
-            self.accelerator = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x)
-            self.model, self.ref_model = model(policy), model(reference)
-
-        def _compute_kl_logps(self, model, batch):
-            return model.mismatched
-
-    def model(outputs):
-        logps = outputs.logps.masked_fill(~outputs.mask, 0)
-
-        class Model(torch.nn.Module):
-            is_gradient_checkpointing = False
-            mismatched = logps[:, 1].sum(-1)
-
-            def forward(self, **_):
-                nothing = torch.zeros_like(logps[:, 0])
-                return SimpleNamespace(log_probs=logps[:, 0], entropy=nothing, mean_logits=nothing)
-
-        return Model()
-
-    completions = torch.nn.functional.pad(policy.mask[:, 0].long(), (1, 0))
-    inputs = {
-        "input_ids": torch.ones_like(completions),
-        "attention_mask": torch.ones_like(completions),
-        "completion_mask": completions,
-        "label": batch.scores[:, 0] > 0,
-    }
-    trainer = Trainer()
-    return trainer._compute_loss(trainer.model, inputs, return_outputs=False)
-
-
-@pytest.mark.parametrize("settings", [{}, {"beta": 0.7}, {"desirable_weight": 1.5, "undesirable_weight": 0.5}])
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_kto_is_trls(settings, scale):
-    batch, policy, reference = random_pairs(6, scale=scale)
-    batch = labels(batch, 1, -1, -1, 1, 1, -1)
-    names = {"beta": "beta", "desirable_weight": "lam_d", "undesirable_weight": "lam_u"}
-    objective = KTO(**{names[name]: value for name, value in settings.items()})
-    ours = evaluate_loss(objective, batch, policy, reference)
-    assert_same(ours, trl_kto(batch, policy, reference, **settings), policy)
 
 
 def test_kto_by_hand():
@@ -144,13 +88,6 @@ def test_bco_by_hand_and_its_delta_is_the_mean_of_all_rewards_so_far():
     assert second.metrics["seen"].item() == 6
 
 
-def test_bco_without_delta_is_trls_bco_pair():
-    """TRL drops δ; ours is 0 after so many rewards of mean 0 that one batch is nothing beside them."""
-    batch, policy, reference = random_pairs()
-    ours = evaluate_loss(BCO(0.3, delta=0.0, seen=1e14), scored(batch), policy, reference)
-    assert_same(ours, trl_dpo("bco_pair", policy, reference, beta=0.3), policy)
-
-
 @pytest.mark.parametrize("objective", [BCO(), AOTUnpaired()], ids=repr)
 def test_single_labelled_completions_are_as_good_as_pairs(objective):
     rows = [[1.0, -0.5], [2.0, -3.0], [0.3, 0.7]]
@@ -161,14 +98,6 @@ def test_single_labelled_completions_are_as_good_as_pairs(objective):
     single = objective.loss(batch, policy, objective.targets(batch, None, reference)).total
     scale = 2 if isinstance(objective, AOTUnpaired) else 1  # a mean over six rows, of which three have a term
     torch.testing.assert_close(single.sum() / scale, paired.sum())
-
-
-@pytest.mark.parametrize(("ours", "loss_type"), [(AOT(0.3), "aot"), (AOTUnpaired(0.3), "aot_unpaired")], ids=repr)
-def test_aot_is_trls_where_one_process_forwards_the_batch(ours, loss_type):
-    batch, policy, reference = random_pairs(7, scale=3.0)
-    assert_same(
-        evaluate_loss(ours, scored(batch), policy, reference), trl_dpo(loss_type, policy, reference, beta=0.3), policy
-    )
 
 
 def test_aot_by_hand():

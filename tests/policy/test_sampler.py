@@ -8,8 +8,10 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prefopt import Batch, Needs
-from prefopt.policy import Policy, TransformersSampler
-from prefopt.policy.sampler import _GOLDEN, _mix, end_tokens, gumbel
+from prefopt.errors import PrefoptError
+from prefopt.policy import Policy, Reference, TransformersSampler
+from prefopt.policy.noise import GOLDEN, gumbel, mix, row_keys
+from prefopt.policy.sampler import Mixture, end_tokens, is_stateful
 from prefopt.recipe import Sampling
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13), (5, 6), (8,)]
@@ -34,7 +36,7 @@ def draw(llama):
 
 def test_hash_is_splitmix64():
     """The first numbers of splitmix64 from seed 1234567, as published with its reference implementation."""
-    state = torch.tensor(1234567) + torch.arange(1, 6) * _GOLDEN
+    state = torch.tensor(1234567) + torch.arange(1, 6) * GOLDEN
     expected = [
         6457827717110365317,
         3203168211198807973,
@@ -42,7 +44,7 @@ def test_hash_is_splitmix64():
         4593380528125082431,
         16408922859458223821,
     ]
-    assert [x % 2**64 for x in _mix(state).tolist()] == expected
+    assert [x % 2**64 for x in mix(state).tolist()] == expected
 
 
 def test_noise_is_gumbel_and_independent():
@@ -166,9 +168,85 @@ def test_the_policy_is_left_as_it_was(llama, draw, monkeypatch):
     draw(completions=1)
     assert llama.training
     assert llama.model.training
-    monkeypatch.setattr(llama.causal, "generate", lambda **_: 1 / 0)
+    monkeypatch.setattr(llama.causal.model, "forward", lambda **_: 1 / 0)
     own = llama.causal.generation_config
     with pytest.raises(ZeroDivisionError):
         draw(completions=1)
     assert llama.training
     assert llama.causal.generation_config is own
+
+
+def test_log_probs_are_the_policys_at_the_temperature_before_truncation(llama, draw):
+    for settings in ({}, {"temperature": 0.7, "top_k": 3}, {"temperature": 0.0}):
+        sampled = draw(**settings)
+        temperature = torch.full((len(PROMPTS),), settings.get("temperature") or 1.0)
+        batch = Batch(tuple(PROMPTS), sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
+        with torch.no_grad():
+            expected = llama(batch, Needs()).logps
+        torch.testing.assert_close(sampled.logps.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_prompts_are_read_once_and_finished_rows_leave(llama, draw, monkeypatch):
+    read, forward = [], llama.causal.model.forward
+
+    def counted(**inputs):
+        read.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(llama.causal.model, "forward", counted)
+    lengths = draw(completions=4, max_tokens=20).mask.sum(-1).flatten()
+    assert read[0] == (len(PROMPTS), max(map(len, PROMPTS)))
+    held = [rows for rows, _ in read[1:]]
+    assert held == sorted(held, reverse=True)
+    assert held[0] == 4 * len(PROMPTS) > held[-1]
+    for position, rows in enumerate(held, 1):  # at most an eighth are finished and still there
+        assert (lengths > position).sum() <= rows <= max((lengths > position).sum() / (1 - 1 / 8), 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_mixtures_are_geometric_token_by_token(share, make_llama):
+    policy, other = (
+        Policy(make_llama(seed, vocab_size=8, initializer_range=0.2), SimpleNamespace(eos_token_id=0))
+        for seed in (0, 1)
+    )
+    every = Batch(((5, 3),), torch.arange(8).view(1, 8, 1), torch.ones(1, 8, 1, dtype=torch.bool))
+    with torch.no_grad():
+        mine, theirs = (model(every, Needs()).sum()[0] for model in (policy, other))
+    expected = ((1 - share) * mine + share * theirs).softmax(0)
+    mixture = Mixture(policy, Reference(other), share)
+    sampled = TransformersSampler(rows=2000)(
+        mixture, [(5, 3)] * 20, 200, Sampling(max_tokens=1), torch.arange(20) * 1000
+    )
+    found = sampled.completion_ids.flatten().bincount(minlength=8)
+    assert stats.chisquare(found.numpy(), (4000 * expected).numpy()).pvalue > 0.01
+    assert torch.allclose(sampled.logps.exp().double(), expected[sampled.completion_ids], atol=1e-6)
+
+
+def test_stop_ends_a_completion_and_must_be_one_token(llama, draw):
+    stops = draw(completions=40, max_tokens=12, stop=("good", "bad"))
+    ends = llama.tokenizer.convert_tokens_to_ids(["</s>", "good", "bad"])
+    last = {text[-1] for row in texts(stops) for text in row if len(text) < 12}
+    assert last == set(ends)
+    assert not set(ends) & {token for row in texts(stops) for text in row for token in text[:-1]}
+    with pytest.raises(PrefoptError, match="'not good' is 2 tokens"):
+        draw(stop=("not good",))
+
+
+def test_a_model_without_a_cache_of_keys_draws_by_generate(tokenizer, tiny):
+    """Mamba's completions, too, depend on their row alone, and are what its own logits say with the row's noise."""
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=tiny["vocab_size"], hidden_size=16, state_size=4, num_hidden_layers=2, eos_token_id=0, pad_token_id=0
+    )
+    policy = Policy(AutoModelForCausalLM.from_config(config).double().eval(), tokenizer)
+    assert is_stateful(policy)
+    settings = Sampling(max_tokens=3)
+    sampled = TransformersSampler()(policy, [(5, 6, 7)], 2, settings, SEEDS[:1])
+    assert sampled.logps is None
+    keys = row_keys(SEEDS[:1], 2)
+    for k, text in enumerate(texts(sampled)[0]):
+        row = [5, 6, 7]
+        for position, token in enumerate(text):
+            logits = policy.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
+            assert (logits + gumbel(keys[k : k + 1], position, len(logits))[0]).argmax() == token
+            row.append(token)

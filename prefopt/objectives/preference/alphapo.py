@@ -22,7 +22,9 @@ class AlphaPO:
     l̄ is [B, 2], chosen first; the reward in the metrics is βr. α → 0 gives r = l̄, which is SimPO; α > 0 makes unlikely
     completions worse still. The exponent −α l̄ is cut at 40.
 
-    Source: Gupta et al., arXiv 2501.03884v3. α = 0.25 and β = 2.5 are within what it sweeps; γ as in `SimPO`.
+    Source: Gupta et al., arXiv 2501.03884v3. α = 0.25 and β = 2.5 are those of its table 3 for Mistral-Instruct (by TRL's
+    documentation, which has γ = 0.1 there); γ = 0.5 is that of `SimPO`. TRL 1.16 has this loss in its CPO trainer, as
+    `loss_type="alphapo"`.
 
     Attributes:
         beta: β.

@@ -20,8 +20,9 @@ class AOT:
     m_(s) and n_(s) are the s-th smallest of the logical batch; log-probs are summed over tokens, [B, 2]. The term of place s
     belongs to the prompt whose margin stands there. First-order stochastic dominance is that every quantile is larger.
 
-    Source: Melnyk et al., arXiv 2406.05882v1 (paired AOT), with the logistic loss; β = 0.01 as in its experiments. Sorted over the
-    logical batch, whatever the micro-batch or the number of processes; TRL sorts what a process forwards at once.
+    Source: Melnyk et al., arXiv 2406.05882v1 (paired AOT), with the logistic loss, as TRL has it; β = 0.01 is this project's choice
+    (TRL's is its common 0.1). Sorted over the logical batch, whatever the micro-batch or the number of processes; TRL 1.16 sorts
+    what a process forwards at once. Its label smoothing is left out.
 
     Attributes:
         beta: β.

@@ -22,9 +22,10 @@ class BCO:
     of all rewards βΔ seen so far in the run, this batch's included, without gradient; the metrics `delta` and `seen` are δ and
     their number.
 
-    Source: Jung et al., arXiv 2404.04656v2 (the BCO loss), with δ = E[βΔ] by a running mean as in TRL's former BCOTrainer. TRL's
-    DPO loss `bco_pair` drops δ. The paper's weights for undesirable completions of another distribution (UDM) are left out: they
-    need a classifier of prompts.
+    Source: Jung et al., arXiv 2404.04656 (the BCO loss), with δ = E[βΔ] by a running mean as in TRL's former BCOTrainer, which
+    however counted each batch as one. TRL 1.16 has left it out, and its DPO loss `bco_pair` drops δ. β = 0.1 is DPO's; the paper
+    has 0.01, by TRL's documentation. Its weights for undesirable completions of another distribution (UDM) are left out: they need
+    a classifier of prompts.
 
     Attributes:
         beta: β.

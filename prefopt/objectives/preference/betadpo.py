@@ -30,11 +30,12 @@ class BetaDPO:
     so that the loss of a logical batch is the mean over its kept pairs, as in the official code; where it is cut into minibatches,
     theirs is so on average. The reward in the metrics is β_bΔ, of all pairs. `gap_mean` is M_0, `gap_std` is σ, `beta` is β_b.
 
-    Source: Wu et al., arXiv 2407.08639v2, and the official code (junkangwu/beta-DPO, trainers.py), which this follows: the
-    averages move first, and β_b sees the kept pairs alone. m = 0.9; α = 0.6 and ρ = 0.8 (it drops 0.2) are those of its README,
-    with β = 0.1. Two things differ: there M_0 and σ start at 0, which gives the first pairs weights of 0/0, here at the first
-    batch's own; and there each process draws and averages for its own micro-batch, here the logical batch is one, so that the
-    result does not depend on the hardware. std is unbiased; of a single pair it is 0.
+    Source: Wu et al., arXiv 2407.08639, and the official code (junkangwu/beta-DPO, trainers.py), which this follows: the
+    averages move first, and β_b sees the kept pairs alone. m = 0.9; α = 0.6 and ρ = 0.8 (it drops 0.2) are those of its README's
+    example, with β = 0.1. Two things differ. There M_0 and σ start at 0, so that the first batch is measured against a tenth of
+    its own mean and std; here they start at the first batch's own. And there all of this is done for each micro-batch, whose
+    gaps all processes share, but each process draws, and takes the mean over its own kept pairs; here the logical batch is
+    one, so that the result does not depend on the hardware. std is unbiased; of a single pair it is 0.
 
     Attributes:
         beta: β, before it is scaled.

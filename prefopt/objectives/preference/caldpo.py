@@ -19,7 +19,7 @@ class CalDPO:
     the loss is ln 2 + 1/(2β²), 500,000.69 at the default: the regression rules, and gradients are clipped. The reward in the
     metrics is βΔ, whose calibrated values are ±½.
 
-    Source: Xiao et al., arXiv 2412.14516v1; β = 0.001 is theirs. The official code (tengxiao1/Cal-DPO, scripts/dpo_trainer.py)
+    Source: Xiao et al., arXiv 2412.14516; β = 0.001 is theirs. The official code (tengxiao1/Cal-DPO, scripts/dpo_trainer.py)
     halves both squares, which the paper does not; this follows the paper.
 
     Attributes:

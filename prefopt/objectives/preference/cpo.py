@@ -18,8 +18,9 @@ class CPO:
     Log-probs of the first term are summed over tokens, [B, 2], chosen first. The second is the mean of each chosen completion's own
     tokens, so that every prompt weighs the same.
 
-    Source: Xu et al., arXiv 2401.08417v4 (L_prefer and L_NLL); β = 0.1 and α = 1 are TRL's defaults, from the authors' code. TRL
-    takes the likelihood over all chosen tokens of a micro-batch.
+    Source: Xu et al., arXiv 2401.08417v4, eq. 5 (L_prefer, eq. 3, and L_NLL); β = 0.1 is theirs (§4.2), and so is that both terms
+    weigh the same, α = 1. Eq. 5 has −log π(y_w|x), the sum, for the second; TRL 1.16 averages over all tokens of the chosen
+    completions of a micro-batch, so that long ones weigh more and the result depends on the micro-batch. This is between the two.
 
     Attributes:
         beta: β.

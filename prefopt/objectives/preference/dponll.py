@@ -21,16 +21,17 @@ class DPONLL:
     Log-probs are summed over the tokens of a completion, [B, 2], chosen first; |y_w| counts tokens, EOS included. The normaliser
     differs everywhere and changes what α means by the length of a completion, so it is a field of its own:
 
-    - Iterative Reasoning PO, arXiv 2404.19733v3: "length", α = 1, β = 0.1: the defaults. There the weight stands at the DPO term,
-      and is 1 too. Their references move from one round to the next; in a recipe that is the next run's.
-    - Regularised PO, arXiv 2405.16436: "sum" in the main part, α = 0.005, β = 0.01 (the official code's alignment-handbook recipe
-      for Zephyr); "length" in appendix F, α = 0.2, β = 0.5 (its OpenRLHF script), which its README calls better in general.
+    - Iterative Reasoning PO, arXiv 2404.19733v3, eq. 1: "length", α = 1, β = 0.1: the defaults. |y_w| there is the whole response,
+      reasoning and answer. Their references move from one round to the next; in a recipe that is the next run's.
+    - Regularised PO, arXiv 2405.16436: "sum" in the main part, α = 0.005, β = 0.01 (YSLIU627/Regularized-Preference-Optimization,
+      the alignment-handbook recipe for Zephyr beta); "length" in appendix F, α = 0.2, β = 0.5 (its OpenRLHF script), which its
+      README calls better in general.
 
     TRL 1.16 (`loss_type=["sigmoid", "sft"]`) averages over all chosen tokens of what one process forwards at once, so that long
     completions weigh more and the result depends on the micro-batch; the terms DPO and SFT of one recipe average so over the
     logical batch. Both papers call this RPO: see `RPO` for the others of that name.
 
-    Source: Pang et al., arXiv 2404.19733v3; Liu et al., arXiv 2405.16436.
+    Source: Pang et al., arXiv 2404.19733v3, eq. 1; Liu et al., arXiv 2405.16436.
 
     Attributes:
         beta: β, the strength of the implied KL constraint.

@@ -21,8 +21,9 @@ class EXO:
     the KL of the other direction; this one seeks the mode. The loss is 0 at β(Δ_w − Δ_l) = logit(1 − ε), and without ε it would
     be infinite everywhere.
 
-    Source: Ji et al., arXiv 2402.00856v4, eq. 16 (EXO-pref); β here is β_π there. ε = 0.001 is the paper's; the official
-    code defaults to 0.1. β = 0.1 is theirs for IMDB.
+    Source: Ji et al., arXiv 2402.00856, eq. 16 (EXO-pref); β here is β_π there. ε = 0.001 is what TRL says that the paper
+    recommends; the official code (haozheji/exact-optimization, src/align_stage/loss.py) has log ε = −10 for the rejected and log 1
+    for the chosen completion. β = 0.1 is theirs for IMDB (0.5 for HH).
 
     Attributes:
         beta: β, the scale of the implicit reward.
@@ -58,7 +59,7 @@ class EXOList:
     `batch.scores`. The loss is 0 where Δ = r/(ββ_r) + const, so that ββ_r is the strength of the KL constraint. The metrics
     compare the completions with the highest and the lowest score.
 
-    Source: Ji et al., arXiv 2402.00856v4, EXO-rw; β here is β_π there. β = β_r = 0.1 are theirs for IMDB.
+    Source: Ji et al., arXiv 2402.00856, EXO-rw; β here is β_π there. β = β_r = 0.1 are theirs for IMDB (0.5 for HH).
 
     Attributes:
         beta: β, the scale of the implicit reward.

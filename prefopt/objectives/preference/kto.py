@@ -20,9 +20,10 @@ class KTO:
     completion, which may be absent. z0 estimates KL(π‖π_ref) and couples the rows of a batch; without any mismatched completion
     it is 0. σ(−x) stands for the paper's 1 − σ(x). The metrics' rewards are βΔ; `z0` at 0 for long says that all likelihoods fell.
 
-    Source: Ethayarajh et al., arXiv 2402.01306v4 (§4.1); z0 as there and in the authors' HALOs. There and in TRL a process
-    estimates z0 of its own micro-batch; here it is that of the logical batch. The paper asks for λ_D n_D / (λ_U n_U) between 1
-    and 3/2, n being the numbers of labels; λ_D = λ_U = 1 and β = 0.1 are its defaults for balanced data.
+    Source: Ethayarajh et al., arXiv 2402.01306v4 (§4.1). In TRL 1.16 z0 is the mean over what all processes forward at once, so
+    that it changes with the micro-batch; here it is that of the logical batch. The paper asks for λ_D n_D / (λ_U n_U) between 1
+    and 3/2, n being the numbers of labels (TRL warns outside of 1 to 4/3). λ_D = λ_U = 1 is for balanced data, β = 0.1 TRL's
+    default. TRL's other loss of labelled completions, `apo_zero_unpaired`, is `APOZero` with each pair's two sides apart.
 
     Attributes:
         beta: β, how soon a completion counts as good or bad enough.

@@ -21,8 +21,9 @@ class LiPO:
     ψ are the scores and τ the ranks (1 is best) of the current policy's s, without gradient; log-probs are summed over tokens,
     [B, K]. Pairs of equal score and absent completions are left out.
 
-    Source: Liu et al., arXiv 2402.01878v3 (LiPO-λ); β = 0.05 as in its experiments. Scores are taken as they are: 2^ψ asks
-    for numbers of order 1.
+    Source: Liu et al., arXiv 2402.01878v3, eq. 8 (LiPO-λ), with its gain 2^ψ − 1 and discount
+    log(1 + τ); β = 0.05 is that of its experiments (§5). There ψ is from 0 to 1, a completion's mean chance to win against its
+    list. Here scores are taken as they are: 2^ψ asks for numbers of order 1.
 
     Attributes:
         beta: β.

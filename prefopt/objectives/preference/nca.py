@@ -20,8 +20,10 @@ class InfoNCA:
     r are the scores and Δ sums over tokens, [B, K], completions that are absent left out. As α → 0 the best completion is the
     one-hot target, and with two completions this is DPO.
 
-    Source: Chen et al., arXiv 2402.05369v3 (InfoNCA); β = 0.01 as in its experiments. α sets how much a difference of scores means
-    and belongs to the scale of the data's scores; 1 leaves them as they are.
+    Source: Chen et al., arXiv 2402.05369v3 (InfoNCA), and the official code (thu-ml/Noise-Contrastive-Alignment,
+    reward_trainer.py), whose β = 0.01 is the default. α sets how much a difference of scores means and belongs to the scale of
+    the data's scores; 1 leaves them as they are, and is this project's choice. The code's `temperature_alpha` is 1e-4, in effect
+    the one-hot target, and it adds 0.01 to the score of the first completion.
 
     Attributes:
         beta: β.
@@ -52,7 +54,8 @@ class NCA:
     Shapes and symbols as in `InfoNCA`; K is the number of completions that are present. Since it looks at Δ itself and not at
     differences, it keeps the likelihood of the best completion from falling.
 
-    Source: Chen et al., arXiv 2402.05369v3 (NCA); β = 0.01 as in its experiments. TRL's `nca_pair` is K = 2 and p = (1, 0).
+    Source: Chen et al., arXiv 2402.05369v3 (NCA), and the official code; β and α as in `InfoNCA`. TRL's `nca_pair` is K = 2 and
+    p = (1, 0).
 
     Attributes:
         beta: β.

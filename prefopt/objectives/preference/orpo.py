@@ -21,8 +21,9 @@ class ORPO:
     l̄ is [B, 2], chosen first. Each prompt's likelihood is the mean over its own chosen completion's tokens; every prompt weighs
     the same. The metric `log_odds_ratio` is log odds_w − log odds_l; the reward is λ l̄.
 
-    Source: Hong et al., arXiv 2403.07691v2, eq. 6 and 7; λ = 0.1 as in its main experiments. TRL takes the likelihood over all
-    chosen tokens of a micro-batch.
+    Source: Hong et al., arXiv 2403.07691v2, eq. 6 and 7; λ = 0.1 is that of its Mistral models (§6.1; 0.2 and
+    0.25 for others); the official code's own default is 1. TRL 1.16 takes the likelihood over all tokens of the chosen rows of a
+    micro-batch, *prompts included*; so does the official code (xfactlab/orpo), unless told to leave prompts out.
 
     Attributes:
         lam: λ, the weight of the odds ratio.

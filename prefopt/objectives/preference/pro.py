@@ -13,14 +13,17 @@ from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 class PRO:
     """Preference Ranking Optimization: each completion against all that are worse, the more so the worse they are.
 
-    L = −Σ_{k<K} log softmax_{i≥k}(l̄_i g_ki)_k − λ (K − 1)² l̄_1,
+    L = −Σ_{k<K} log softmax_{i≥k}(l̄_i g_ki)_k − λ (K − 1)² log π(y_1|x),
     g_ki = r_k − r_i for i > k,  g_kk = max_{i>k} g_ki,  l̄ = mean over tokens of log π(y_t|x, y_<t)
 
     Completions are ordered by their scores r, best first, and l̄ is [B, K]; absent ones are left out and K is the number of
-    the others. 1/g is the paper's temperature T. Between equal scores g = 0: each is a constant in the other's softmax.
+    the others. The ranking compares means, but the imitated log-prob is the sum over the first completion's tokens. 1/g is the
+    paper's temperature T. Between equal scores g = 0: each is a constant in the other's softmax.
 
-    Source: Song et al., arXiv 2306.17492v2 (L_PRO with the temperatures T of its §3, and L_SFT); λ = 0.05 by its §4.3, where the
-    weight of SFT is 0.05 (l − 1)².
+    Source: Song et al., arXiv 2306.17492 (L_PRO with temperatures, and L_SFT), as the official code has it
+    (AlibabaResearch/DAMO-ConvAI, PRO/train/utils/process_manager.py), with its factor (K − 1)², its sum, and the λ = 0.05 of its
+    scripts (train_hh.sh; the parser's own default is 2). It imitates the completion that a row of data names as `sft_index`, here
+    the best.
 
     Attributes:
         lam: λ, the weight of imitation of the best.
@@ -42,5 +45,5 @@ class PRO:
         takes_part = worse | torch.eye(completions, dtype=torch.bool, device=mean.device)
         chosen = masked_log_softmax(mean[:, None, :] * gap, takes_part).diagonal(dim1=1, dim2=2)  # [B, k]
         count = present.sum(-1).to(mean)  # not an integer, which times λ would be float32
-        total = -(chosen * worse.any(-1)).sum(-1) - self.lam * (count - 1) ** 2 * mean[:, 0]
+        total = -(chosen * worse.any(-1)).sum(-1) - self.lam * (count - 1) ** 2 * policy.sum()[:, 0]
         return Loss(total, list_metrics(mean, batch))

@@ -26,9 +26,10 @@ class RewardAwareRPO:
     "fwd" is EXO with logit(1 − ε) = b, and "sq" with β = 1 and b = 1/(2τ) is IPO. Scores without a scale, such as the ±½ of bare
     preferences, make every pair ask for the same margin.
 
-    Source: Sun et al., arXiv 2502.00203v2; "bwd" is the form used for Nemotron-4 340B (arXiv 2406.11704). As in both and in
-    NeMo-Aligner, whose β = 0.2 and η = 1 are the defaults, "backward" puts the *target* first. It is one of several methods called
-    RPO: see `RPO` for the others.
+    Source: Sun et al., arXiv 2502.00203; "bwd" is the form used for Nemotron-4 340B (arXiv 2406.11704). As in NeMo-Aligner's
+    `rpo_bwd_kl`, "backward" puts the *target* first; its β = 0.2 and η = 1 (`ref_policy_kl_penalty`, `gt_reward_scale`) are the
+    defaults. Its form for several completions, a KL of softmaxes, is not here. One of several methods called RPO: see `RPO` for
+    the others.
 
     Attributes:
         beta: β, the scale of the implicit reward.

@@ -26,7 +26,7 @@ class RPO:
     in a larger batch. To compare with DPO at equal strength, take M times its β, and keep the batch size. M = 1 is DPO; τ → ∞ gives
     the uniform ω = 1/M; as τ → 0 with distinct prompts, ω becomes the identity and the gradient DPO's over M.
 
-    Source: Yin et al., arXiv 2402.10958v2, with weights on paired data, and the official code
+    Source: Yin et al., arXiv 2402.10958, with weights on paired data, and the official code
     (yinyueqin/relative-preference-optimization, trainers.py). That builds the matrix from what one process has at once, so that its
     result depends on the number of GPUs; here it is always that of the logical batch. β = 0.1 and τ = 0.5 are the code's
     defaults; the paper sweeps τ over 0.25, 0.5, 0.75, with embeddings of prompts by all-MiniLM-L6-v2 or sentence-t5-large.
@@ -70,7 +70,7 @@ class RPOUnpaired:
     mean. e is the embedding of a completion's prompt. The sum over j belongs to the prompt of i. A batch without one of the two
     kinds has the loss 0. On pairs this is `RPO`. The effective β is about β/|U|: see there.
 
-    Source: Yin et al., arXiv 2402.10958v2, the form for unpaired data, and the official code (UnpairdRPOTrainer), whose β = 0.1 and
+    Source: Yin et al., arXiv 2402.10958, the form for unpaired data, and the official code (UnpairdRPOTrainer), whose β = 0.1 and
     τ = 0.5 are the defaults; there D and U are those of one process.
 
     Attributes:
@@ -115,7 +115,7 @@ class RPODiagonal:
     which is what the official code of RPO does when it has no embeddings (ω = 1). The metrics compare the two completions of one
     prompt.
 
-    Source: Yin et al., arXiv 2402.10958v2, diagonal weighting, and the official code (RPODiagonalTrainer), whose w = 0.8 and
+    Source: Yin et al., arXiv 2402.10958, diagonal weighting, and the official code (RPODiagonalTrainer), whose w = 0.8 and
     β = 0.1 are the defaults. In the paper both diagonal and uniform weights score below DPO: it is the embeddings that help.
 
     Attributes:

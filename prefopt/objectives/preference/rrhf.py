@@ -18,7 +18,9 @@ class RRHF:
     r are the scores and l̄ is [B, K]; completions of equal score make no pair, absent ones none. The best has the highest score,
     the first of these on a tie; its log-prob is the sum over its tokens.
 
-    Source: Yuan et al., arXiv 2304.05302v3 (L_rank and L_ft), unweighted as there: w = 1.
+    Source: Yuan et al., arXiv 2304.05302v3 (L_rank and L_ft), unweighted as there: w = 1. The official code
+    (GanjinZero/RRHF, train.py) differs: it weighs L_rank by 100 and takes L_ft as a mean over all positions, prompt and padding
+    included. Beside a hinge of means, a sum over tokens weighs heavily: w is the field to tune.
 
     Attributes:
         weight: w, of imitation.

@@ -17,9 +17,10 @@ class SimPO:
 
     l̄ is [B, 2], chosen first; the reward in the metrics is β l̄.
 
-    Source: Meng et al., arXiv 2405.14734v3, eq. 6. β = 2 and γ/β = 0.25, which is γ = 0.5, are the authors' suggested start; they
-    raise β to 10 for some models. `gamma` is γ itself, as the paper's formula and TRL's `simpo_gamma` have it; the authors' code
-    takes γ/β.
+    Source: Meng et al., arXiv 2405.14734v3, eq. 6. β = 2 and γ/β = 0.25, which is γ = 0.5, are the defaults of the authors' code
+    (princeton-nlp/SimPO, scripts/simpo_config.py); its README starts from γ/β = 0.5, searches it from 0 to 1, and finds β as
+    large as 10 better in many cases. `gamma` is γ itself, as the paper's formula and TRL's `simpo_gamma` have it; the authors'
+    code takes γ/β.
 
     Attributes:
         beta: β.

@@ -16,8 +16,9 @@ class SLiC:
     Log-probs are summed over tokens, in both terms, [B, 2], chosen first. The paper imitates a separate target y_ref; the chosen
     completion stands for it, as where SFT data are the preferred answers.
 
-    Source: Zhao et al., arXiv 2305.10425v1, eq. 1. δ = 1; λ = 0.1 is ours. `Hinge` (RSO) is this hinge on log-ratios
-    to a reference, and what TRL calls `hinge`.
+    Source: Zhao et al., arXiv 2305.10425v1; the sums, δ = 1 and λ = 0.1 are those of HALOs (ContextualAI/HALOs,
+    config/loss/slic.yaml). `Hinge` (RSO) is this hinge on log-ratios to a reference, and what TRL's DPO trainer calls `hinge`;
+    that of its CPO trainer is this one with δ = 1 and λ = 0, if β = 1.
 
     Attributes:
         delta: δ, the margin that is asked for, in nats.

@@ -22,7 +22,7 @@ class WPO:
     alignment”. sg stops the gradient: w is of the current policy, but a constant.
 
     Source: Zhou et al., arXiv 2406.11827v2, eq. 2, with the sampled alignment of its weights. The clamp at 1 is that of the
-    official code (wzhouad/WPO, scripts/run_wpo.py); TRL 1.16 leaves it out. β = 0.01 is theirs.
+    official code (wzhouad/WPO, scripts/run_wpo.py); TRL 1.16 leaves it out. β = 0.01 is that of its training_configs.
 
     Attributes:
         beta: β, the strength of the implied KL constraint.

@@ -1,11 +1,13 @@
-"""The Bradley–Terry reward model."""
+"""The Bradley–Terry reward model: of choices, of choices with a margin, of shares of raters."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import logsigmoid
 
 from prefopt.functional import pair_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.objectives.preference.softdpo import metrics_by_preference
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -36,3 +38,72 @@ class BradleyTerry:
         chosen, rejected = policy.rewards.unbind(-1)
         total = -logsigmoid(chosen - rejected) + self.centering * (chosen + rejected) ** 2
         return Loss(total, pair_metrics(policy.rewards))
+
+
+@dataclass(frozen=True)
+class MarginBradleyTerry:
+    """Bradley–Terry with a margin: what was rated much better must be ahead by more.
+
+    L = −log σ(r_w − r_l − m) + c (r_w + r_l)²,  m = scale · (s_w − s_l)
+
+    r are a scorer's rewards, [B, 2], chosen first, and s the scores of the data. The margin is the difference of the scores, so
+    grades of a choice ("significantly better", "slightly better") are given as `score_chosen` and `score_rejected` with the
+    margin between them. A bare preference has scores ±½, and so one margin for all, which teaches nothing but to be surer. The
+    metrics are those of r, without m.
+
+    Source: Touvron et al. (Llama 2), arXiv 2307.09288v2, eq. 2; there m is 0 to 1 or 0 to 3, by four grades, and there is no
+    centring, which is `BradleyTerry`'s.
+
+    Attributes:
+        scale: how much margin a difference of 1 between scores asks for.
+        centering: c.
+    """
+
+    scale: float = 1.0
+    centering: float = 0.0
+    needs = Needs(completions=2, ordered=True, scores=True, rewards=True)
+
+    targets = nothing
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.rewards` and `batch.scores` are [B, 2]; the total is [B]."""
+        assert policy.rewards is not None and batch.scores is not None
+        chosen, rejected = policy.rewards.unbind(-1)
+        margin = self.scale * (batch.scores[:, 0] - batch.scores[:, 1]).to(policy.rewards)
+        total = -logsigmoid(chosen - rejected - margin) + self.centering * (chosen + rejected) ** 2
+        return Loss(total, pair_metrics(policy.rewards))
+
+
+@dataclass(frozen=True)
+class SoftBradleyTerry:
+    """Bradley–Terry on soft labels: cross-entropy to the probability that one completion beats the other.
+
+    L = −p log σ(r_0 − r_1) − (1 − p) log σ(r_1 − r_0) + c (r_0 + r_1)²,  p = P(y_0 beats y_1)
+
+    r are a scorer's rewards, [B, 2]; the pair has no order. p is `batch.preference[:, 0, 1]`, the share of several raters or a
+    judge's probability. The loss is least at r_0 − r_1 = logit p. p = 1 is `BradleyTerry`. The metrics call the completion with
+    p > ½ chosen, and do not apply to ties.
+
+    Source: Lee et al. (RLAIF), arXiv 2309.00267v3, whose reward model learns from a judge's probabilities so; centring as in
+    `BradleyTerry`.
+
+    Attributes:
+        centering: c.
+    """
+
+    centering: float = 0.0
+    needs = Needs(completions=2, preference=True, rewards=True)
+    contract_exceptions: ClassVar = {
+        "prefers chosen": "a difference beyond logit p is surer than the raters were, and as wrong as one below it",
+    }
+
+    targets = nothing
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.rewards` is [B, 2], `batch.preference` [B, 2, 2]; the total is [B]."""
+        assert policy.rewards is not None and batch.preference is not None
+        p = batch.preference[:, 0, 1].to(policy.rewards)
+        first, second = policy.rewards.unbind(-1)
+        likelihood = p * logsigmoid(first - second) + (1 - p) * logsigmoid(second - first)
+        total = -likelihood + self.centering * (first + second) ** 2
+        return Loss(total, metrics_by_preference(policy.rewards, p))

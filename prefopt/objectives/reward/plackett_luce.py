@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prefopt.functional import list_metrics, plackett_luce
-from prefopt.objectives.parts import nothing
+from prefopt.objectives.parts import nothing, off_centre
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -11,19 +11,28 @@ from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 class PlackettLuceReward:
     """Plackett–Luce maximum likelihood of a whole ranking.
 
-    L = −Σ_k [r_k − log Σ_{j≥k} exp r_j]
+    L = −Σ_k [r_k − log Σ_{j≥k} exp r_j] + c (2/K Σ_k r_k)²
 
-    r are a scorer's rewards, [B, K], of completions in order, best first; absent ones are left out. With two completions
-    this is `BradleyTerry`; `PlackettLuceDPO` is the same likelihood under implicit rewards.
+    r are a scorer's rewards, [B, K], of completions in order, best first; absent ones are left out, and K counts the others.
+    Rankings fix a reward only up to a constant for each prompt; c > 0 picks the centred one. With two completions this is
+    `BradleyTerry`; `PlackettLuceDPO` is the same likelihood under implicit rewards.
 
     Source: Plackett, "The Analysis of Permutations", Applied Statistics 24 (1975); as a reward model, Zhu et al., "Principled
-    Reinforcement Learning with Human Feedback from Pairwise or K-wise Comparisons", arXiv 2301.11270.
+    Reinforcement Learning with Human Feedback from Pairwise or K-wise Comparisons", arXiv 2301.11270. Centring is that of
+    `BradleyTerry`, written for K completions; off by default.
+
+    Attributes:
+        centering: c.
     """
 
+    centering: float = 0.0
     needs = Needs(completions=None, ordered=True, rewards=True)
     targets = nothing
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.rewards` is [B, K]; the total is [B]."""
         assert policy.rewards is not None
-        return Loss(-plackett_luce(policy.rewards, batch.present), list_metrics(policy.rewards, batch))
+        total = self.centering * off_centre(policy.rewards, batch.present) - plackett_luce(
+            policy.rewards, batch.present
+        )
+        return Loss(total, list_metrics(policy.rewards, batch))

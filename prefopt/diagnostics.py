@@ -1,0 +1,93 @@
+"""What is watched while a policy learns from its own completions: the early signs of reward hacking and of collapse."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prefopt.types import ORIGINS, Batch, Needs, Outputs
+
+GRAM = 3
+"""Tokens of the runs whose repetition is counted."""
+
+
+class RolloutDiagnostics:
+    """Numbers over the policy's own completions in a logical batch, before the update. A `Watch`.
+
+    Those of other players do not count. Names and formulas are in docs/metrics.md.
+    """
+
+    needs = Needs(old=True, statistics=frozenset({"entropy"}))
+
+    def __call__(self, batch: Batch, old: Outputs, reference: Outputs | None) -> Mapping[str, float]:
+        """Metrics called `rollouts/…`; those that need a column or a reference that is not there are left out."""
+        own = batch.present
+        if "origin" in batch.columns:
+            own = own & (batch.columns["origin"] == ORIGINS.index("policy"))
+        tokens = batch.mask & own[..., None]
+        assert old.logps is not None
+        found = {
+            "length": _mean(tokens.sum(-1), own),
+            "repetition": _mean(repetition(batch.completion_ids, batch.mask), own),
+            "entropy": _mean(old.statistics["entropy"], tokens),
+        }
+        if batch.scores is not None:
+            found |= {"reward": _mean(batch.scores, own), "reward_std": _spread(batch.scores, own)}
+        for name in ("gold", "cost", "ended"):
+            if name in batch.columns:
+                found[name] = _mean(batch.columns[name], own)
+        if reference is not None and reference.logps is not None:
+            found |= _divergence(old.logps, reference.logps, tokens, own)
+        if "kl_policy_ref" in old.statistics:
+            found["kl_exact"] = _mean(old.statistics["kl_policy_ref"].masked_fill(~tokens, 0).sum(-1), own)
+        if "sampler_logps" in batch.columns and bool(tokens.any()):
+            ratio = (old.logps - batch.columns["sampler_logps"])[tokens].double()
+            found |= {"sampler_kl": -ratio.mean().item(), "sampler_ratio_max": ratio.max().exp().item()}
+        return {f"rollouts/{name}": value for name, value in found.items()}
+
+
+def beyond(metrics: Mapping[str, float], limits: Mapping[str, tuple[float | None, float | None]]) -> dict[str, str]:
+    """What is to be said of each metric that is outside its bounds; NaN and what was not measured are within."""
+    found = {}
+    for name, (low, high) in limits.items():
+        value = metrics.get(name, math.nan)
+        if low is not None and value < low:
+            found[name] = f"{name} is {value:.3g}, below {low:g} (train.limits)"
+        if high is not None and value > high:
+            found[name] = f"{name} is {value:.3g}, above {high:g} (train.limits)"
+    return found
+
+
+def _divergence(logps: Tensor, reference: Tensor, tokens: Tensor, own: Tensor) -> dict[str, float]:
+    """KL(π ‖ π_ref) of a completion: k1 and k3 (Schulman, "Approximating KL divergence", 2020), summed over tokens."""
+    ratio = (reference - logps).double().masked_fill(~tokens, 0)  # log π_ref − log π
+    return {"kl": _mean(-ratio.sum(-1), own), "kl_k3": _mean((ratio.expm1() - ratio).sum(-1), own)}
+
+
+def repetition(ids: Tensor, mask: Tensor) -> Tensor:
+    """[B, K]: share of a completion's runs of three tokens that it has had before; 0 for one that is shorter.
+
+    Args:
+        ids: [B, K, T] tokens.
+        mask: [B, K, T].
+    """
+    rows = zip(ids.flatten(0, 1).tolist(), mask.flatten(0, 1).tolist(), strict=True)
+    shares = [_repeated([t for t, m in zip(row, written, strict=True) if m]) for row, written in rows]
+    return torch.tensor(shares, dtype=torch.float64, device=ids.device).view(ids.shape[:2])
+
+
+def _repeated(tokens: Sequence[int]) -> float:
+    grams = [tuple(tokens[i : i + GRAM]) for i in range(len(tokens) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _mean(values: Tensor, where: Tensor) -> float:
+    """Over these places, without those that are NaN."""
+    return values[where].double().nanmean().item()
+
+
+def _spread(scores: Tensor, own: Tensor) -> float:
+    """Mean over prompts of the standard deviation of their completions' scores; NaN where each prompt has one."""
+    spreads = [row[mine].double().std() for row, mine in zip(scores, own, strict=True) if int(mine.sum()) > 1]
+    return torch.stack(spreads).mean().item() if spreads else math.nan

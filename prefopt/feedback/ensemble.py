@@ -1,0 +1,118 @@
+"""Several feedbacks as one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prefopt.errors import PrefoptError
+from prefopt.feedback.call import restore, run_feedback, state_of
+from prefopt.feedback.shaping import Fitted
+from prefopt.types import Feedback, Prompt, Verdict
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One score of several members' scores r_1 … r_M of a completion.
+
+    mean:  1/M Σ r_i
+    min:   min r_i
+    lcb:   1/M Σ r_i − λ · 1/M Σ (r_i − r̄)²
+
+    Where members that were trained alike disagree, their scores say little; the latter two are conservative there, against
+    over-optimisation. Members should speak on one scale: a reward model's is arbitrary, and a `ReferenceNormalise` in the
+    `shape` of each gives them one. A completion on which a member has no verdict has none, for a minimum over those left would be
+    larger. P(y_i beats y_j) is the mean of the members', where all have one.
+
+    Each prompt's note has `std`, K numbers: the standard deviation (population) of the members' scores; and `members`, their notes,
+    where they have any.
+
+    Source: Coste et al., arXiv 2310.02743, who call them mean, worst-case and uncertainty-weighted optimisation; their best λ
+    depends on how the policy is optimised, so 0.1 is no more than a start. Averaging weights instead, at the cost of
+    one model: `RewardModel(average=…)`.
+
+    Attributes:
+        members: any feedbacks, at least two.
+        combine: mean, min or lcb.
+        lam: λ of lcb.
+
+    Raises:
+        ValueError: fewer than two members, or no such way to combine them.
+    """
+
+    members: tuple[Feedback, ...]
+    combine: Literal["mean", "min", "lcb"] = "mean"
+    lam: Annotated[float, Field(ge=0)] = 0.1
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise ValueError(f"an ensemble has at least two members, not {len(self.members)}")
+        if self.combine not in ("mean", "min", "lcb"):
+            raise ValueError(f"combine must be mean, min or lcb, not {self.combine!r}")
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> Verdict:
+        """Scores [B, K].
+
+        Raises:
+            PrefoptError: what a member raised, or that it returned something else than B × K numbers; says which member.
+        """
+        said = [
+            run_feedback(member, f"{type(member).__name__} (member {i + 1})", prompts, completions, rows)
+            for i, member in enumerate(self.members)
+        ]
+        scores = torch.stack([verdict.scores.double().cpu() for verdict in said])  # [M, B, K]
+        spread = scores.std(0, correction=0)
+        preferences = [verdict.preference.cpu() for verdict in said if verdict.preference is not None]
+        everywhere = len(preferences) == len(said)
+        return Verdict(
+            self._combined(scores).float(),
+            torch.stack(preferences).mean(0) if everywhere else None,
+            [self._note(said, spread[b], b) for b in range(len(prompts))],
+        )
+
+    def _combined(self, scores: Tensor) -> Tensor:
+        """[B, K] of [M, B, K]; NaN where any member is."""
+        if self.combine == "min":
+            return scores.amin(0)
+        mean = scores.mean(0)
+        return mean - self.lam * scores.var(0, correction=0) if self.combine == "lcb" else mean
+
+    @staticmethod
+    def _note(said: Sequence[Verdict], spread: Tensor, b: int) -> dict[str, Any]:
+        note: dict[str, Any] = {"std": [None if value != value else value for value in spread.tolist()]}
+        if any(verdict.notes for verdict in said):
+            note["members"] = [dict(verdict.notes[b]) if verdict.notes else {} for verdict in said]
+        return note
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether a member has something that samples of the reference have to fix first."""
+        return any(isinstance(member, Fitted) and member.unfitted for member in self.members)
+
+    def fit(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Fix it, in every member that has it."""
+        for member in self.members:
+            if isinstance(member, Fitted) and member.unfitted:
+                member.fit(prompts, completions, rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running numbers of the members."""
+        return {"members": [state_of(member) for member in self.members]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them up again.
+
+        Raises:
+            PrefoptError: they are of another number of members.
+        """
+        if len(state["members"]) != len(self.members):
+            raise PrefoptError(f"a state of {len(state['members'])} members for an ensemble of {len(self.members)}")
+        for member, own in zip(self.members, state["members"], strict=True):
+            restore(member, own)

@@ -1,0 +1,170 @@
+"""From the section of a recipe to a feedback."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+
+from prefopt import recipe
+from prefopt.errors import PrefoptError, nearest
+from prefopt.feedback.call import Loadable, Stateful
+from prefopt.feedback.ensemble import Ensemble
+from prefopt.feedback.reward_model import RewardModel
+from prefopt.feedback.rule import Rule
+from prefopt.feedback.shaping import (
+    Clip,
+    LengthPenalty,
+    MissingEOS,
+    Normalise,
+    ReferenceNormalise,
+    RepetitionPenalty,
+    Shaped,
+)
+from prefopt.plugins import checked_fields, load_object
+
+FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Ensemble)}
+"""Every feedback by the name that recipes give it."""
+
+SHAPES: dict[str, type] = {
+    cls.__name__: cls for cls in (LengthPenalty, RepetitionPenalty, Clip, Normalise, ReferenceNormalise, MissingEOS)
+}
+"""Every shape by the name that recipes give it."""
+
+
+def make_feedback(spec: recipe.Feedback, accelerator: Accelerator, where: str = "feedback") -> Shaped:
+    """What a recipe's section describes, loaded and ready.
+
+    Args:
+        spec: the section `feedback`, `cost` or `evaluate.gold`.
+        accelerator: given to every feedback that has a field of this name, members of an ensemble included.
+        where: what messages call the section.
+
+    Raises:
+        PrefoptError: an unknown name or field (with the nearest known one), a value that cannot be, a model that cannot be loaded.
+    """
+    made = _made(spec, where, accelerator)
+    for part in _parts(made):
+        if isinstance(part, Loadable):
+            part.load()
+    return made
+
+
+def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool = False) -> None:
+    """Refuse what `make_feedback` would, as far as that can be known without loading a model.
+
+    Args:
+        spec: the section.
+        where: what messages call it.
+        fixed: refuse running numbers, too: what measures must be the same before and after.
+
+    Raises:
+        PrefoptError: says where, what, and what to do.
+    """
+    made = _made(spec, where, None)
+    for part in _parts(made):
+        if isinstance(part, Loadable):
+            try:
+                part.check()
+            except PrefoptError as error:
+                raise PrefoptError(f"{where}: {error}") from error
+    moving = [type(part).__name__ for part in _parts(made) if _moves(part)]
+    if fixed and moving:
+        raise PrefoptError(
+            f"{where}: {moving[0]} has numbers that move with what it sees, so scores before and after training could not be "
+            "compared; leave it out, or use ReferenceNormalise with gain and bias"
+        )
+
+
+def _made(spec: recipe.Feedback, where: str, accelerator: Accelerator | None) -> Shaped:
+    members = tuple(_made(member, f"{where}.members.{i}", accelerator) for i, member in enumerate(spec.members))
+    fields = spec.fields | ({"members": members} if members else {})
+    found = _named(spec.name, FEEDBACKS, "feedback", where)
+    if isinstance(found, type):
+        feedback = _record(found, spec.name, fields, where, accelerator)
+    elif fields:
+        raise PrefoptError(
+            f"{where}: {spec.name} is a function, which has no fields ({', '.join(fields)}); make it a dataclass with __call__"
+        )
+    else:
+        feedback = Rule(spec.name)
+    if not callable(feedback):
+        raise PrefoptError(
+            f"{where}: {spec.name} cannot be called; a feedback is called with prompts, completions and rows"
+        )
+    shapes = tuple(_shape(shape, f"{where}.shape.{i}") for i, shape in enumerate(spec.shape))
+    name = feedback.path if isinstance(feedback, Rule) else spec.name
+    return Shaped(feedback, shapes, name, spec.timeout)
+
+
+def _shape(spec: recipe.Shape, where: str) -> Any:
+    found = _named(spec.name, SHAPES, "shape", where)
+    if isinstance(found, type):
+        return _record(found, spec.name, spec.fields, where, None)
+    if spec.fields:
+        raise PrefoptError(f"{where}: {spec.name} is a function, which has no fields ({', '.join(spec.fields)})")
+    return found
+
+
+def _named(name: str, known: Mapping[str, type], what: str, where: str) -> Any:
+    """The class or function of that name."""
+    if ":" in name:
+        try:
+            found = load_object(name)
+        except PrefoptError as error:
+            raise PrefoptError(f"{where}: {error}") from error
+        if not callable(found):
+            raise PrefoptError(f"{where}: {name} is no function or class")
+        return found
+    if name not in known:
+        raise PrefoptError(
+            f"{where}: unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}. "
+            "Your own is named `package.module:name` or `file.py:name`."
+        )
+    return known[name]
+
+
+def _record(cls: type, name: str, given: Mapping[str, Any], where: str, accelerator: Accelerator | None) -> Any:
+    """An object of a class with these fields, checked where it is a dataclass."""
+    if dataclasses.is_dataclass(cls):
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+        known = [field for field in fields if field != "accelerator"]
+        for field in given:
+            if field not in known:
+                raise PrefoptError(
+                    f"{where}: {name} has no field {field!r}.{nearest(field, known)} It has: {', '.join(known) or 'none'}."
+                )
+        missing = [
+            field
+            for field in known
+            if field not in given
+            and fields[field].default is dataclasses.MISSING
+            and fields[field].default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise PrefoptError(f"{where}: {name} needs {' and '.join(map(repr, missing))}")
+        if "accelerator" in fields:
+            given = {**given, "accelerator": accelerator}
+    try:
+        record = cls(**given)
+    except (TypeError, ValueError) as error:
+        raise PrefoptError(f"{where}: {name} cannot be made: {error}") from error
+    return checked_fields(record, f"{where}: {name}") if dataclasses.is_dataclass(cls) else record
+
+
+def _parts(feedback: Any) -> Iterator[Any]:
+    """A feedback, its shapes, and those of its members."""
+    yield feedback
+    if isinstance(feedback, Shaped):
+        yield from _parts(feedback.feedback)
+        yield from feedback.shapes
+    if isinstance(feedback, Ensemble):
+        for member in feedback.members:
+            yield from _parts(member)
+
+
+def _moves(part: Any) -> bool:
+    """Whether it has running numbers of its own, or waits for samples to fix them."""
+    if isinstance(part, ReferenceNormalise):
+        return part.unfitted
+    return isinstance(part, Stateful) and not isinstance(part, Shaped | Ensemble)

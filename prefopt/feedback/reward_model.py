@@ -1,0 +1,168 @@
+"""Feedback from a trained reward model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prefopt import recipe
+from prefopt.data import Example, collate, tokenise
+from prefopt.errors import PrefoptError
+from prefopt.parallel import forward
+from prefopt.policy import Scorer, find_scorer, load_scorer, load_tokenizer
+from prefopt.types import Needs, Prompt, Verdict
+
+Count = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """r(x, y) of a sequence classifier with one output, [B, K]: a folder, a hub id, or the run that trained it.
+
+    It reads texts with its own tokenizer, by the same tokenisation that it was trained with here: prompt and completion together,
+    EOS at the end, long prompts cut at their beginning and long completions at their end. A sampled completion that did not
+    come to its end is read as if it had; `MissingEOS` tells the two apart. An empty completion, or one in which its tokenizer
+    finds nothing, has no verdict (NaN) and is counted in its prompt's note, as `empty`; it is never scored 0.
+
+    Every process calls it with the whole batch, scores its share, and has the whole verdict.
+
+    With `average` it is a model whose weights are the mean over several checkpoints (WARM): in place of an ensemble, at the
+    cost of one. All must have been fine-tuned from the same model, and a head that starts at random is part of that start: train
+    them with one `seeds.init`.
+
+    Source: averaging: Ramé et al., arXiv 2401.12187.
+
+    Attributes:
+        model: folder, run folder or hub id; of several, the first that is on disk.
+        average: more checkpoints, whose weights are averaged with those of `model`, all alike.
+        tokenizer: folder or hub id; None is the model's own.
+        prompt: whether it reads the prompt; otherwise the bare completion, for models of single texts.
+        max_prompt_tokens: longer prompts lose their beginning.
+        max_completion_tokens: longer completions lose their end.
+        batch_size: completions in one forward pass of a process; memory and speed only.
+        dtype: of its weights.
+        remote_code: allow the model's repository to run its own code.
+        accelerator: knows the device and the processes; None finds them.
+    """
+
+    model: str | tuple[str, ...]
+    average: str | tuple[str, ...] = ()
+    tokenizer: str | None = None
+    prompt: bool = True
+    max_prompt_tokens: Count = 512
+    max_completion_tokens: Count = 512
+    batch_size: Count = 32
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    remote_code: bool = False
+    accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> Verdict:
+        """Scores [B, K], on the CPU.
+
+        Raises:
+            PrefoptError: it cannot be loaded, or its tokenizer has no chat template for a conversation.
+        """
+        width = max((len(texts) for texts in completions), default=0)
+        scores = torch.full((len(prompts), width), math.nan)
+        # One example for each completion, so that its number says whose it is whatever the tokenisation drops.
+        places = [(b, k) for b, texts in enumerate(completions) for k in range(len(texts))]
+        examples = [self._example(prompts[b], completions[b][k], rows[b], b) for b, k in places]
+        found, _ = tokenise(examples, self._tokenizer, self.max_prompt_tokens, self.max_completion_tokens)
+        if found:
+            batch = collate(found)
+            said = forward(self.scorer, batch, Needs(rewards=True), self.batch_size, self._accelerator)
+            assert said.rewards is not None
+            b, k = torch.tensor([places[row.row] for row in found]).T
+            scores = scores.to(said.rewards.dtype)
+            scores[b, k] = said.rewards[:, 0].cpu()
+        empty = [
+            sum(map(math.isnan, line[: len(texts)])) for line, texts in zip(scores.tolist(), completions, strict=True)
+        ]
+        return Verdict(scores, notes=[{"empty": count} if count else {} for count in empty])
+
+    def check(self) -> None:
+        """Find the models, loading none.
+
+        Raises:
+            PrefoptError: one is not there, or is no reward model.
+        """
+        for names in self._checkpoints:
+            find_scorer(names, self.remote_code)
+
+    def load(self) -> None:
+        """Load model and tokenizer."""
+        self.check()
+        _ = self.scorer
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The model, loaded once, in evaluation mode and without gradients."""
+        scorer = load_scorer(self._spec(self._checkpoints[0]), self._tokenizer, seed=0)
+        if len(self._checkpoints) > 1:
+            self._average(scorer)
+        return scorer.to(self._accelerator.device).eval().requires_grad_(False)
+
+    def _average(self, scorer: Scorer) -> None:
+        """The mean of all checkpoints, in double precision, one after another: no more than two are in memory."""
+        first, *others = self._checkpoints
+        mine = scorer.model.state_dict()
+        sums = {name: value.double() for name, value in mine.items() if value.is_floating_point()}
+        for names in others:
+            spec = self._spec(names)
+            _refuse_vocabularies(self._tokenizer, load_tokenizer(spec), f"{first[0]} and {names[0]}")
+            other = load_scorer(spec, self._tokenizer, seed=0).model.state_dict()
+            _refuse_architectures(mine, other, f"{first[0]} and {names[0]}")
+            for name in sums:
+                sums[name] += other[name].double()
+        for name, total in sums.items():
+            mine[name].copy_(total / len(self._checkpoints))
+
+    def _example(self, prompt: Prompt, text: str, row: Mapping[str, Any], b: int) -> Example:
+        where = f"prompt {b + 1} of the feedback {self._checkpoints[0][0]}"
+        # What a chat template takes beside the turns; nothing else of the row matters to the tokenisation.
+        columns = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+        if not self.prompt or isinstance(prompt, str):
+            return Example(prompt if self.prompt else "", (text,), where=where, columns=columns)
+        turns = ({"role": "assistant", "content": text},) if text else ()
+        return Example(tuple(prompt), (turns,), where=where, columns=columns)
+
+    @property
+    def _checkpoints(self) -> list[tuple[str, ...]]:
+        """The names of each: `model`, of which one is taken, and each of `average`."""
+        model, average = ((value,) if isinstance(value, str) else value for value in (self.model, self.average))
+        return [tuple(model), *((name,) for name in average)]
+
+    def _spec(self, names: tuple[str, ...]) -> recipe.Policy:
+        return recipe.Policy(model=names, tokenizer=self.tokenizer, dtype=self.dtype, remote_code=self.remote_code)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._spec(self._checkpoints[0]))
+
+    @cached_property
+    def _accelerator(self) -> Accelerator:
+        return self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+
+
+def _refuse_architectures(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: str) -> None:
+    shapes, others = ({name: list(value.shape) for name, value in state.items()} for state in (one, other))
+    for name in [*shapes, *others]:
+        if shapes.get(name) != others.get(name):
+            raise PrefoptError(
+                f"the weights of {names} cannot be averaged: {name} has the shape {shapes.get(name, 'none')} in one and "
+                f"{others.get(name, 'none')} in the other; only models of one architecture, fine-tuned from one model, can"
+            )
+
+
+def _refuse_vocabularies(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, names: str) -> None:
+    if one.get_vocab() != other.get_vocab():
+        raise PrefoptError(f"the weights of {names} cannot be averaged: their tokenizers have different vocabularies")

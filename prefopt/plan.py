@@ -1,0 +1,205 @@
+"""What a run will do: everything of a recipe that can be found, loaded and checked before a model is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from prefopt import recipe
+from prefopt.checks import BASIC, check_objective
+from prefopt.data import Example, Split, load_examples, prompts, split
+from prefopt.errors import PrefoptError
+from prefopt.feedback import check_feedback
+from prefopt.objectives import load_objective
+from prefopt.players import SUPPLIED, without_players
+from prefopt.plugins import checked_fields
+from prefopt.policy import find_model
+from prefopt.sources import project
+from prefopt.terms import Term, merged_needs
+from prefopt.types import Needs, Objective
+
+EMBEDDINGS = "embeddings"
+"""The column that `source.embeddings` adds."""
+
+
+DEMONSTRATED = Needs(completions=1, ordered=True)
+"""What rollouts need of the data where the data's own completions play, too: the best one of each prompt."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with everything found, loaded and checked that can be before a model is.
+
+    Attributes:
+        recipe: as resolved.
+        model: the folder or hub id of the policy.
+        objectives: one for each term.
+        needs: of the terms that share the run's source.
+        wanted: what its data must bring of these.
+        data: of the run's source, and of each term's own, by the term's number.
+    """
+
+    recipe: recipe.Recipe
+    model: str
+    objectives: Sequence[Objective]
+    needs: Needs
+    wanted: Needs
+    data: Split[Example]
+    own: Mapping[int, Split[Example]]
+
+    @property
+    def steps(self) -> int:
+        """Logical batches to train on."""
+        train = self.recipe.train
+        if train.steps is not None:
+            return train.steps
+        rows = to_train_on(self.data.train, self.wanted, self.recipe.source)
+        assert train.epochs is not None
+        return max(1, int(len(rows) * train.epochs) // train.batch_size)
+
+
+def plan(settings: recipe.Recipe) -> Plan:
+    """Load what is cheap and refuse what cannot work.
+
+    Raises:
+        PrefoptError: an unknown objective or field, terms that do not fit together, data that lack what an objective needs, a
+            model, reference or feedback that is not there, a whole-batch objective with minibatches, a user's objective that
+            does not run or returns another shape.
+    """
+    objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
+    for objective, term in zip(objectives, settings.objective, strict=True):
+        if ":" in term.name:
+            check_objective(objective, only=BASIC)
+    shared = [Term(o) for o, term in zip(objectives, settings.objective, strict=True) if term.source is None]
+    if not shared:
+        raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
+    needs = merged_needs(shared)
+    _check_terms(settings, objectives, needs)
+    model = find_model(settings.policy.model)
+    if settings.reference.model is not None:
+        find_model(settings.reference.model)
+    for source in (settings.source, *(term.source for term in settings.objective)):
+        if source is not None and source.embeddings is not None and source.embeddings.model is not None:
+            find_model(source.embeddings.model)
+    _check_feedbacks(settings)
+    seed = settings.seed_of("data")
+    own = {
+        i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)
+        for i, term in enumerate(settings.objective)
+        if term.source is not None
+    }
+    name = " + ".join(term.name for term in shared)
+    if settings.source.rollouts is not None:
+        _check_rollouts(settings, needs, name)
+        shares = DEMONSTRATED
+    else:
+        shares = wanted(needs, settings.source, name)
+    data = _splits(settings.source, shares, seed)
+    rows = len(to_train_on(data.train, shares, settings.source))
+    if rows < settings.train.batch_size:
+        raise PrefoptError(
+            f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
+        )
+    return Plan(settings, model, objectives, needs, shares, data, own)
+
+
+def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) -> list[Example]:
+    """The rows of a source as batches will have them: what an objective needs of them, or the prompts that rollouts begin with.
+
+    Raises:
+        PrefoptError: the rows lack what is needed.
+    """
+    if source.rollouts is not None and "dataset" not in source.players:
+        return prompts(rows)
+    return project(rows, needs, source.ties)[0]
+
+
+def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
+    """What the data of a source must bring themselves, for an objective or several of this name.
+
+    Raises:
+        PrefoptError: the source must add something else to them.
+    """
+    needs = without_players(needs, source.players, name)
+    if source.embeddings is None:
+        return needs
+    if EMBEDDINGS not in needs.columns:
+        raise PrefoptError(f"source.embeddings is given, and {name} does not compare prompts: leave it out")
+    if needs.rewards and source.embeddings.model is None:
+        raise PrefoptError(
+            f"{name} trains a scorer, which embeds no prompts: name a sentence encoder in source.embeddings.model"
+        )
+    return replace(needs, columns=tuple(column for column in needs.columns if column != EMBEDDINGS))
+
+
+def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
+    """Refuses what rollouts with this recipe could not put into a batch."""
+    source = settings.source
+    assert source.rollouts is not None
+    if needs.rewards:
+        raise PrefoptError(f"{name} trains a scorer, which writes nothing: leave out source.rollouts")
+    judged = needs.scores or needs.preference or (needs.ordered and needs.completions != 1)
+    if judged and settings.feedback is None:
+        raise PrefoptError(
+            f"{name} learns from scores of what the policy writes; say where they come from, for example "
+            "`feedback: {name: RewardModel, model: runs/…}` or `feedback: file.py:function`"
+        )
+    if "cost" in needs.columns and settings.cost is None:
+        raise PrefoptError(f"{name} keeps a cost low; say where it comes from: `cost: file.py:function`")
+    if SUPPLIED & set(needs.columns) and not source.players:
+        raise PrefoptError(
+            f"{name} compares with completions that are not the policy's own; list who writes them in `source.players`: "
+            f"{', '.join(recipe.PLAYERS['rollouts'])}"
+        )
+    total = source.rollouts.completions + len(source.players)
+    wants = needs.completions
+    if wants is not None and (total < wants or (total > wants and not needs.ordered)):
+        raise PrefoptError(
+            f"{name} takes {wants} completions of each prompt, and source.rollouts.completions is "
+            f"{source.rollouts.completions}{f' with {len(source.players)} more by source.players' * bool(source.players)}"
+        )
+
+
+def _check_feedbacks(settings: recipe.Recipe) -> None:
+    gold = settings.evaluate.gold
+    if gold is not None:
+        check_feedback(gold, "evaluate.gold", fixed=True)
+    for key, spec in (("feedback", settings.feedback), ("cost", settings.cost)):
+        if spec is None:
+            continue
+        check_feedback(spec, key)
+        if settings.source.rollouts is None:
+            raise PrefoptError(
+                f"`{key}` is given, and the run learns from recorded completions, which it would not score: leave it out, "
+                "or let the policy write with `source.rollouts`"
+            )
+
+
+def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs: Needs) -> None:
+    train = settings.train
+    if needs.rollouts and settings.source.rollouts is None:
+        raise PrefoptError(
+            "this objective needs completions from the current policy, and `source` holds recorded ones: write "
+            "`source: {rollouts: {completions: 4}}`, and `feedback` for their scores"
+        )
+    if needs.rewards and needs.reference:
+        raise PrefoptError("one term trains a scorer and another a language model; run them apart")
+    if needs.whole_batch and train.minibatch_size not in (None, train.batch_size):
+        names = [type(o).__name__ for o in objectives if o.needs.whole_batch]
+        raise PrefoptError(
+            f"{' and '.join(names)} couples the rows of a batch, which must not be cut: "
+            f"leave out train.minibatch_size or set it to train.batch_size ({train.batch_size})"
+        )
+
+
+def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:
+    """Train, validation and test; parts that have data of their own take nothing from the rest."""
+    parts = split(_examples(source), source.split, seed)
+    if source.validation is not None:
+        parts = Split(parts.train + parts.validation, _examples(source.validation), parts.test)
+    if source.test is not None:
+        parts = Split(parts.train + parts.test, parts.validation, _examples(source.test))
+    to_train_on(parts.train, needs, source)  # refuses data that lack what the objective needs
+    return parts
+
+
+def _examples(data: recipe.Data) -> list[Example]:
+    return load_examples(list(data.data), data.arguments, split=data.hub_split)[: data.limit]

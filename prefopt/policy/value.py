@@ -1,0 +1,51 @@
+"""Values: what a policy that learns by actor–critic expects of the rest of a completion."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefopt.policy.layout import Rows
+
+
+class ValueHead(nn.Module):
+    """V(x, y_<t) as a linear function of the hidden state that predicts token t; 0 everywhere at the start.
+
+    In fp32 (fp64 for a model in fp64) whatever the model's dtype. Zero at the start, so that the first advantages are the
+    rewards themselves (Huang et al., "The N Implementation Details of RLHF with PPO", 2023, detail 19).
+
+    Args:
+        width: H, of the hidden states.
+        dtype: of the model.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.linear = nn.Linear(width, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """[M] values, from the policy's own hidden states [M, H]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.to(self.linear.weight.dtype))[:, 0]
+
+
+class Critic(nn.Module):
+    """Values from a model of its own, which reads the same rows as the policy.
+
+    Args:
+        backbone: a decoder without its LM head.
+    """
+
+    def __init__(self, backbone: PreTrainedModel):
+        super().__init__()
+        self.backbone = backbone
+        self.head = ValueHead(backbone.config.get_text_config().hidden_size, backbone.dtype)
+
+    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """[M] values; the policy's hidden states are not used."""
+        backbone: Any = self.backbone
+        states = backbone(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        return self.head(rows, states.last_hidden_state[rows.predicts])

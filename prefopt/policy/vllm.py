@@ -1,0 +1,88 @@
+"""Drawing completions from a vLLM server, through TRL's client."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from prefopt.errors import PrefoptError
+from prefopt.policy.policy import Policy
+from prefopt.policy.sampler import Drawn, end_tokens, padded
+from prefopt.recipe import Sampling
+from prefopt.types import Sampled
+
+START = 'start one with `vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\' --logprobs-mode processed_logprobs`'
+REQUESTS = 64
+"""At a time."""
+
+
+class VLLMSampler:
+    """The `Sampler` that asks a vLLM server, after giving it the policy's present weights (TRL 1.16's `VLLMClient`).
+
+    Every prompt is a request with a seed of its own. vLLM's kernels make no promise that a completion is the same whatever else is
+    in flight, so unlike with `TransformersSampler` it may depend on its companions. Its log-probs are at the temperature; with
+    top-p or top-k they are of the truncated distribution. What differs from the policy's own is logged (`rollouts/sampler_kl`)
+    and can be corrected (`tis`). Needs a GPU; tested here against a stand-in for the server only.
+
+    Args:
+        server: its address.
+        accelerator: knows the processes; the main one sends the weights.
+
+    Raises:
+        PrefoptError: vLLM or TRL are not installed, or there is no server.
+    """
+
+    def __init__(self, server: str | None, accelerator: Accelerator):
+        if server is None:
+            raise PrefoptError(f"source.rollouts.sampler is vllm, and source.rollouts.server is not given: {START}")
+        self.client: Any = _connect(server)
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            self.client.init_communicator(accelerator.device)
+
+    def __call__(
+        self, model: Any, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
+    ) -> Sampled:
+        """Draw `completions` of each prompt, as `TransformersSampler` does."""
+        if not isinstance(model, Policy) or model.has_adapter:
+            raise PrefoptError(
+                "a vLLM server samples a policy without adapter only; use source.rollouts.sampler=transformers"
+            )
+        if self.accelerator.is_main_process:
+            self.client.update_model_params(model.causal)
+            self.client.reset_prefix_cache()
+        self.accelerator.wait_for_everyone()
+        ends = end_tokens(model, settings.stop)
+
+        def ask(prompt: Sequence[int], seed: int) -> list[Drawn]:
+            answer = self.client.generate(
+                [list(prompt)],
+                n=completions,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                max_tokens=settings.max_tokens,
+                generation_kwargs={"seed": seed % 2**31, "stop_token_ids": ends},
+            )
+            said = zip(answer["completion_ids"], answer["logprobs"], strict=True)
+            return [Drawn(list(ids), [at[0] for at in logps]) for ids, logps in said]
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            drawn = [one for group in pool.map(ask, prompt_ids, seeds.tolist()) for one in group]
+        return padded(drawn, completions)
+
+
+def _connect(server: str) -> Any:
+    try:
+        from trl.generation.vllm_client import VLLMClient
+
+        return VLLMClient(base_url=server, connection_timeout=10)
+    except ImportError as error:
+        raise PrefoptError(
+            f"source.rollouts.sampler: vllm needs TRL and vLLM ({error}): pip install 'prefopt-research[vllm]', or use "
+            "source.rollouts.sampler=transformers"
+        ) from error
+    except ConnectionError as error:
+        raise PrefoptError(f"no vLLM server at {server}: {START}") from error

@@ -1,0 +1,275 @@
+"""Where logical batches come from when the policy learns from what it writes: prompts, samples, feedback."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from prefopt.checkpoint import unused
+from prefopt.curriculum import Order
+from prefopt.data import Tokenised, collate
+from prefopt.errors import PrefoptError
+from prefopt.feedback.call import restore, run_feedback, state_of
+from prefopt.feedback.shaping import Fitted
+from prefopt.functional import seed_for
+from prefopt.parallel import draw
+from prefopt.players import Player, mismatched
+from prefopt.sources import Ties, projected
+from prefopt.types import ORIGINS, Batch, Feedback, Needs, Sampler, Verdict
+
+ROUNDS = 10
+"""Times that a batch is filled up with further prompts before it goes as it is."""
+
+NO_VERDICT = "completions dropped: no verdict"
+ALIKE = "prompts replaced: all their completions have one score"
+
+
+@dataclass
+class Writing:
+    """What the players wrote on one prompt.
+
+    Attributes:
+        row: the prompt.
+        ids: K completions as tokens.
+        texts: the same as text, without special tokens.
+        ended: whether each came to an end token.
+        logps: of each token, by whoever drew it; None where it is not known.
+    """
+
+    row: Tokenised
+    ids: list[tuple[int, ...]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
+    logps: list[list[float] | None] = field(default_factory=list)
+
+
+class Rollouts:
+    """An endless stream of logical batches: the next prompts, K completions of each by the current policy, and their scores.
+
+    Other players may add further completions: the reference's, a greedy one, a mixture's, the data's own, another prompt's.
+    Noise is a function of (seed, batch, prompt, completion), so that a batch does not depend on the number of processes or on
+    a resume. Every process holds the whole batch and asks the feedback about all of it; feedback that is dear shares its own work.
+
+    Args:
+        rows: prompts, tokenised.
+        order: in which they come.
+        players: who writes; the policy first.
+        sampler: draws what players write.
+        tokenizer: the policy's, to show feedback what was written.
+        ends: ids of tokens that end a completion.
+        settings: the recipe's `source.rollouts`.
+        feedback: by what it fills: "scores", and perhaps "cost" and "gold".
+        needs: of the objectives, to order and choose completions.
+        ties: of completions with equal scores, where an order is needed.
+        batch_size: prompts in a logical batch.
+        seed: of the noise.
+        accelerator: knows the processes.
+        folder: where a batch goes that the feedback failed on.
+        columns: the rows' columns that go into batches.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Tokenised],
+        order: Order,
+        players: Sequence[Player],
+        sampler: Sampler,
+        tokenizer: Any,
+        ends: Sequence[int],
+        settings: Any,
+        feedback: Mapping[str, Feedback],
+        needs: Needs,
+        ties: Ties,
+        batch_size: int,
+        seed: int,
+        accelerator: Accelerator,
+        folder: Path | None = None,
+        columns: Sequence[str] = (),
+    ) -> None:
+        if not 1 <= batch_size <= len(rows):
+            raise PrefoptError(f"a logical batch of {batch_size} prompts from {len(rows)} prompts: make it smaller")
+        self.rows = rows
+        self.order = order
+        self.players = players
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+        self.ends = frozenset(ends)
+        self.settings = settings
+        self.feedback = feedback
+        self.needs = dataclasses.replace(needs, rollouts=False, columns=())
+        self.ties = ties
+        self.batch_size = batch_size
+        self.seed = seed
+        self.accelerator = accelerator
+        self.folder = folder
+        self.columns = tuple(columns)
+        self.draws = 0
+        self.counts: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of the current policy; the place moves as they are taken."""
+        while True:
+            yield self._batch()
+
+    def fit(self, reference: Any) -> None:
+        """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
+        unfitted = [f for f in self.feedback.values() if isinstance(f, Fitted) and f.unfitted]
+        if not unfitted:
+            return
+        rows = self.rows[: 2 * self.batch_size]
+        writings = self._write(rows, [Player("reference", reference, 1, sampling=self.settings.sampling)], "fit")
+        for feedback in unfitted:
+            feedback.fit(*_shown(writings))
+
+    def _batch(self) -> Batch:
+        kept: list[Tokenised] = []
+        self.counts.clear()
+        for _ in range(ROUNDS if self.settings.refill else 1):
+            kept += self._written(self.batch_size - len(kept))
+            if len(kept) == self.batch_size:
+                break
+        if not kept:
+            why = "; ".join(f"{count} {what}" for what, count in self.counts.items())
+            raise PrefoptError(f"no prompt of a batch of rollouts can be used: {why}")
+        batch = collate(kept, [*self.columns, *self._added(kept)])
+        return mismatched(batch) if any(player.origin == "mismatched" for player in self.players) else batch
+
+    def _written(self, count: int) -> list[Tokenised]:
+        """The usable ones of the next `count` prompts, with completions and scores."""
+        numbers = self.order.take(count)
+        self.draws += 1
+        writings = self._write([self.rows[number] for number in numbers], self.players, self.draws)
+        verdicts = self._verdicts(writings)
+        rows = [self._judged(writing, verdicts, i) for i, writing in enumerate(writings)]
+        if "scores" in verdicts:
+            self.order.observe(numbers, verdicts["scores"].scores.nanmean(-1).tolist())
+            self.counts[NO_VERDICT] += int(verdicts["scores"].scores.isnan().sum())
+        usable, dropped = projected(rows, self.needs, self.ties)
+        self.counts.update(dropped)
+        if self.settings.refill:
+            varied = [row for row in usable if row.scores is None or len({*row.scores}) > 1]
+            self.counts[ALIKE] += len(usable) - len(varied)
+            usable = varied
+        return usable
+
+    def _write(self, rows: Sequence[Tokenised], players: Sequence[Player], turn: int | str) -> list[Writing]:
+        """What these players write on these prompts."""
+        writings = [Writing(row) for row in rows]
+        for number, player in enumerate(players):
+            if player.model is None:
+                for writing in writings if player.origin == "dataset" else ():
+                    self._add(writing, writing.row.completion_ids[0], None)
+                continue
+            names = (self.seed, "rollouts", turn, number)
+            seeds = torch.tensor([seed_for(*names, place, row.row) for place, row in enumerate(rows)])
+            prompts = [row.prompt_ids for row in rows]
+            sampling = player.sampling
+            drawn = draw(self.sampler, player.model, prompts, player.completions, sampling, seeds, self.accelerator)
+            lengths = drawn.mask.sum(-1).tolist()
+            ids, logps = drawn.completion_ids.tolist(), None if drawn.logps is None else drawn.logps.tolist()
+            for b, writing in enumerate(writings):
+                for k, length in enumerate(lengths[b]):
+                    self._add(writing, ids[b][k][:length], None if logps is None else logps[b][k][:length])
+        return writings
+
+    def _add(self, writing: Writing, ids: Sequence[int], logps: list[float] | None) -> None:
+        writing.ids.append(tuple(ids))
+        writing.texts.append(str(self.tokenizer.decode(list(ids), skip_special_tokens=True)))
+        writing.ended.append(ids[-1] in self.ends)
+        writing.logps.append(logps)
+
+    def _verdicts(self, writings: Sequence[Writing]) -> dict[str, Verdict]:
+        """What each feedback says; the texts are kept if one fails."""
+        shown = _shown(writings)
+        try:
+            return {what: run_feedback(feedback, what, *shown) for what, feedback in self.feedback.items()}
+        except PrefoptError as error:
+            raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
+
+    def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[str]]) -> str:
+        """Where the texts are now."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return ""
+        file = unused(self.folder / f"feedback-failed-batch-{self.draws}.jsonl")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"prompt": prompt, "completions": list(written)}, ensure_ascii=False)
+            for prompt, written in zip(prompts, texts, strict=True)
+        ]
+        file.write_text("".join(f"{line}\n" for line in lines))
+        return f" The batch is in {file}."
+
+    def _judged(self, writing: Writing, verdicts: Mapping[str, Verdict], i: int) -> Tokenised:
+        """The prompt with its completions and all that is said about them, as if it were a row of data."""
+        verdict = verdicts.get("scores")
+        scores = preference = None
+        if verdict is not None:
+            scores = tuple(None if math.isnan(s) else s for s in verdict.scores[i].tolist())
+            preference = None if verdict.preference is None else tuple(map(tuple, verdict.preference[i].tolist()))
+        columns: dict[str, Any] = {**writing.row.columns, "ended": writing.ended}
+        columns["origin"], columns["trained"] = self._roles()
+        columns["temperature"] = float(self.settings.sampling.temperature or 1.0)
+        columns["sampler_logps"] = [
+            torch.zeros(len(ids)) if logps is None else torch.tensor(logps)
+            for ids, logps in zip(writing.ids, writing.logps, strict=True)
+        ]
+        columns |= {what: verdicts[what].scores[i].tolist() for what in ("cost", "gold") if what in verdicts}
+        example = dataclasses.replace(
+            writing.row.example,
+            completions=tuple(writing.texts),
+            scores=scores,
+            preference=preference,
+            columns=columns,
+        )
+        return dataclasses.replace(
+            writing.row,
+            completion_ids=tuple(writing.ids),
+            scores=scores,
+            preference=preference,
+            example=example,
+            masks=None,
+            completions_cut=tuple(not ended for ended in writing.ended),
+        )
+
+    def _roles(self) -> tuple[list[int], list[bool]]:
+        """Origin, and whether it is trained on, of each completion of a prompt."""
+        written = [player for player in self.players if player.origin != "mismatched"]
+        origins = [ORIGINS.index(player.origin) for player in written for _ in range(player.completions)]
+        return origins, [player.trained for player in written for _ in range(player.completions)]
+
+    def _added(self, rows: Sequence[Tokenised]) -> list[str]:
+        """Columns that rollouts put into a batch."""
+        known = rows[0].columns
+        return [n for n in ("origin", "trained", "ended", "temperature", "sampler_logps", "cost", "gold") if n in known]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place among the prompts, the number of draws, and the running numbers of feedback."""
+        states = {what: state_of(feedback) for what, feedback in self.feedback.items()}
+        return {"order": self.order.state_dict(), "draws": self.draws, "feedback": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a place.
+
+        Raises:
+            PrefoptError: it is a place in other data, or in another order.
+        """
+        self.order.load_state_dict(state["order"])
+        self.draws = state["draws"]
+        for what, saved in state["feedback"].items():
+            restore(self.feedback[what], saved)
+
+
+def _shown(writings: Sequence[Writing]) -> tuple[list[Any], list[list[str]], list[dict[str, Any]]]:
+    """What feedback sees: prompts, completions, rows."""
+    return (
+        [writing.row.example.prompt for writing in writings],
+        [writing.texts for writing in writings],
+        [{**writing.row.columns, "ended": writing.ended} for writing in writings],
+    )

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+
+from prefopt import PrefoptError, Verdict
+from prefopt.feedback import Clip, Ensemble, Normalise, ReferenceNormalise, Shaped
+
+PROMPTS, TEXTS, ROWS = ["p", "q"], [["a", "b"], ["c", "d"]], [{}, {}]
+SAID = ([[1.0, 2.0], [0.0, math.nan]], [[3.0, 2.0], [0.5, 1.0]], [[5.0, -4.0], [1.0, 1.0]])
+
+
+def member(scores, preference=None, notes=()):
+    return lambda *_: Verdict(torch.tensor(scores), preference, notes)
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"),
+    [
+        ("mean", [[3, 0], [0.5, math.nan]]),
+        ("min", [[1, -4], [0, math.nan]]),
+        ("lcb", [[3 - 0.25 * 8 / 3, 0 - 0.25 * 8], [0.5 - 0.25 / 6, math.nan]]),
+    ],
+)
+def test_by_hand(combine, expected):
+    verdict = Ensemble(tuple(map(member, SAID)), combine, lam=0.25)(PROMPTS, TEXTS, ROWS)
+    torch.testing.assert_close(verdict.scores, torch.tensor(expected), equal_nan=True)
+    spread = [note["std"] for note in verdict.notes]
+    assert spread[0] == pytest.approx([math.sqrt(8 / 3), math.sqrt(8)])
+    assert spread[1] == [pytest.approx(math.sqrt(1 / 6)), None]
+
+
+def test_preferences_are_averaged_where_all_have_one():
+    halves, ones = torch.full((2, 2, 2), 0.5), torch.ones(2, 2, 2)
+    both = Ensemble((member(SAID[1], halves), member(SAID[2], ones)))(PROMPTS, TEXTS, ROWS)
+    assert torch.equal(both.preference, torch.full((2, 2, 2), 0.75))
+    assert Ensemble((member(SAID[1], halves), member(SAID[2])))(PROMPTS, TEXTS, ROWS).preference is None
+
+
+def test_notes_of_the_members_are_kept():
+    verdict = Ensemble((member(SAID[1], notes=[{"why": "x"}, {}]), member(SAID[2])))(PROMPTS, TEXTS, ROWS)
+    assert [note["members"] for note in verdict.notes] == [[{"why": "x"}, {}], [{}, {}]]
+
+
+def test_what_is_wrong_names_the_member():
+    with pytest.raises(PrefoptError, match=r"\(member 2\) returned scores of shape \[2, 1\]"):
+        Ensemble((member(SAID[0]), member([[1.0], [2.0]])))(PROMPTS, TEXTS, ROWS)
+    with pytest.raises(ValueError, match="at least two members, not 1"):
+        Ensemble((member(SAID[0]),))
+    with pytest.raises(ValueError, match="'median'"):
+        Ensemble((member(SAID[0]),) * 2, "median")
+
+
+def test_fits_and_restores_its_members():
+    def make():
+        normal = Shaped(member(SAID[1]), (ReferenceNormalise(), Normalise()))
+        return Ensemble((normal, Shaped(member(SAID[2]), (Clip(0.0, 1.0),))))
+
+    one, other = make(), make()
+    outer = Shaped(one)
+    assert outer.unfitted
+    outer.fit(PROMPTS, TEXTS, ROWS)
+    assert not outer.unfitted
+    outer(PROMPTS, TEXTS, ROWS)
+    Shaped(other).load_state_dict(outer.state_dict())
+    assert one.state_dict() == other.state_dict()
+    assert one.state_dict()["members"][0]["shapes"][1]["count"] == 4
+    with pytest.raises(PrefoptError, match="a state of 2 members for an ensemble of 3"):
+        Ensemble((*one.members, member(SAID[0]))).load_state_dict(one.state_dict())

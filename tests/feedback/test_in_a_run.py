@@ -1,0 +1,62 @@
+"""Feedback in whole runs: a reward model as gold, and recipes that ask for what they would not use."""
+
+import json
+
+import pytest
+from _tiny import tiny_model, tiny_pairs, tiny_recipe
+from rich.console import Console
+
+from prefopt import PrefoptError, load_recipe, run
+from prefopt.feedback import RewardModel
+from prefopt.inspection import evaluate, trained
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A tiny model, data, a recipe, and the run of a reward model."""
+    home = tmp_path_factory.mktemp("gold")
+    model, data = tiny_model(home / "lm"), tiny_pairs(home / "pairs.jsonl")
+    file = tiny_recipe(home, model, data, train="{steps: 2, batch_size: 8, lr: 1e-2, threads: 1}")
+    run(load_recipe(file, ["objective=BradleyTerry"]), home / "reward")
+    return home
+
+
+def test_a_reward_model_measures_samples(home):
+    gold = f"evaluate.gold={{name: RewardModel, model: {home}/reward, shape: [{{name: Clip, low: -0.01}}]}}"
+    result = run(load_recipe(home / "recipe.yaml", [gold, "evaluate.completions=4"]), home / "dpo")
+    kept = json.loads((home / "dpo" / "evaluations" / "test-step-000002.json").read_text())
+    samples = [sample for sample in kept["samples"] if sample["gold"] is not None]
+    assert len(samples) > 5
+    alone = RewardModel(f"{home}/reward")(
+        [s["prompt"] for s in samples], [[s["completion"]] for s in samples], [{}] * len(samples)
+    ).scores[:, 0]
+    assert [s["gold"] for s in samples] == pytest.approx(alone.clamp(min=-0.01).tolist(), abs=1e-5)
+    assert result.after["gold"].value == pytest.approx(sum(s["gold"] for s in samples) / len(samples))
+    assert kept["numbers"]["gold_missing"] == 1 - len(samples) / len(kept["samples"])
+    again = evaluate(trained(home / "dpo"), Console(quiet=True))
+    assert again.estimates()["gold"].value == pytest.approx(result.after["gold"].value, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["evaluate.gold={name: RewardModel, model: {home}/lm}"], "evaluate.gold: .*/lm is no reward model"),
+        (
+            ["evaluate.gold={name: RewardModel, model: {home}/reward, shape: Normalise}"],
+            "Normalise has numbers that move",
+        ),
+        (["evaluate.gold=RewardModle"], "evaluate.gold: unknown feedback 'RewardModle'. Did you mean 'RewardModel'"),
+        (["feedback={name: RewardModel, model: {home}/gone}"], "feedback: no model at .*/gone"),
+        (
+            ["feedback={name: RewardModel, model: {home}/reward}"],
+            "`feedback` is given, and the run learns from recorded",
+        ),
+        (["cost={name: RewardModel, model: {home}/reward}"], "`cost` is given, and the run learns from recorded"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused_before_the_policy_is_loaded(home, overrides, words, monkeypatch):
+    monkeypatch.setattr("prefopt.runs.load_policy", None)
+    settings = load_recipe(home / "recipe.yaml", [text.replace("{home}", str(home)) for text in overrides])
+    with pytest.raises(PrefoptError, match=words):
+        run(settings, home / "never")
+    assert not (home / "never").exists()

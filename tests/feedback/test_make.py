@@ -1,0 +1,209 @@
+"""From a recipe's section to a feedback; everything that can be is refused before a model is loaded."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from prefopt import PrefoptError, recipe
+from prefopt.feedback import (
+    FEEDBACKS,
+    SHAPES,
+    Clip,
+    Ensemble,
+    Normalise,
+    RewardModel,
+    Rule,
+    check_feedback,
+    make_feedback,
+)
+
+GIVEN = ["the film was", "a room is"], [["good", "bad ."], ["cold", "a b c d e"]], [{}, {}]
+
+OWN = """
+from dataclasses import dataclass, field
+from typing import Any
+
+LIMIT = 3
+
+
+def words(prompts, completions, rows):
+    return [[len(text.split()) for text in texts] for texts in completions]
+
+
+def halved(scores, prompts, completions, rows):
+    return scores / 2
+
+
+@dataclass
+class Letters:
+    letter: str
+    times: float = 1.0
+    accelerator: Any = None
+
+    def __call__(self, prompts, completions, rows):
+        return [[self.times * text.count(self.letter) for text in texts] for texts in completions]
+
+
+@dataclass
+class Counting:
+    calls: int = field(default=0, init=False)
+
+    def __call__(self, prompts, completions, rows):
+        self.calls += 1
+        return [[self.calls] * len(texts) for texts in completions]
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+@dataclass
+class Silent:
+    loud: bool = False
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path}/own.py"
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def section(**content):
+    return recipe.Feedback.model_validate(content)
+
+
+def test_functions_and_classes_of_ones_own(own, accelerator):
+    rule = make_feedback(section(name=f"{own}:words"), accelerator)
+    assert rule(*GIVEN).scores.tolist() == [[1, 2], [1, 5]]
+    assert rule.name == f"{own}:words" and isinstance(rule.feedback, Rule)
+    letters = make_feedback(section(name=f"{own}:Letters", letter="o", times="2"), accelerator)
+    assert letters(*GIVEN).scores.tolist() == [[4, 0], [2, 0]]
+    assert letters.feedback.accelerator is accelerator
+    assert make_feedback(section(name="Rule", path=f"{own}:words"), accelerator).feedback == rule.feedback
+
+
+def test_shapes_in_their_order(own, accelerator):
+    shapes = [f"{own}:halved", {"name": "Clip", "high": "1"}]
+    made = make_feedback(section(name=f"{own}:words", shape=shapes, timeout=60), accelerator)
+    assert made(*GIVEN).scores.tolist() == [[0.5, 1], [0.5, 1]]
+    assert made.shapes[1] == Clip(high=1.0) and made.timeout == 60
+    assert make_feedback(section(name=f"{own}:words", shape="Normalise"), accelerator).shapes == (Normalise(),)
+
+
+def test_reward_models_and_ensembles(own, accelerator, scorer_folder):
+    scorer = {"name": "RewardModel", "model": str(scorer_folder), "max_prompt_tokens": 8, "shape": "ReferenceNormalise"}
+    spec = section(name="Ensemble", members=[scorer, f"{own}:words"], combine="min", timeout=60)
+    made = make_feedback(spec, accelerator)
+    assert isinstance(made.feedback, Ensemble) and made.unfitted
+    inner = made.feedback.members[0].feedback
+    assert isinstance(inner, RewardModel) and inner.accelerator is accelerator and inner.max_prompt_tokens == 8
+    assert "scorer" in vars(inner), "loaded before it is called"
+    made.fit(*GIVEN)
+    raw = inner(*GIVEN).scores
+    scaled = (raw - raw.mean()) / raw.std(correction=0)
+    expected = torch.minimum(scaled, torch.tensor([[1.0, 2], [1, 5]]))
+    torch.testing.assert_close(made(*GIVEN).scores, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"name": "RewardModle"}, "unknown feedback 'RewardModle'. Did you mean 'RewardModel'? Known: Rule"),
+        ({"name": "RewardModel"}, "where: RewardModel needs 'model'"),
+        ({"name": "RewardModel", "model": "/gone"}, "where: no model at /gone"),
+        ({"name": "RewardModel", "model": "{lm}"}, "where: {lm} is no reward model"),
+        ({"name": "RewardModel", "model": "{rm}", "average": "{lm}"}, "{lm} is no reward model"),
+        ({"name": "RewardModel", "modle": "x"}, "RewardModel has no field 'modle'. Did you mean 'model'?"),
+        ({"name": "RewardModel", "model": "{rm}", "accelerator": "x"}, "no field 'accelerator'"),
+        ({"name": "RewardModel", "model": "{rm}", "batch_size": 0}, "field 'batch_size' must be greater than 0, got 0"),
+        ({"name": "RewardModel", "model": "{rm}", "dtype": "float"}, "field 'dtype' must be 'float32'"),
+        ({"name": "RewardModel", "model": 5}, "field 'model' must be a valid string"),
+        ({"name": "Ensemble"}, "Ensemble needs 'members'"),
+        ({"name": "Ensemble", "members": ["{own}:words"]}, "at least two members, not 1"),
+        ({"name": "Ensemble", "members": ["{own}:words"] * 2, "lam": -1}, "field 'lam' must be greater"),
+        ({"name": "Ensemble", "members": ["{own}:words"] * 2, "combine": "max"}, "must be mean, min or lcb, not 'max'"),
+        ({"name": "Ensemble", "members": ["{own}:words", "{own}:word"]}, "where.members.1: {own} has no 'word'"),
+        ({"name": "Rule", "path": "{own}:words", "members": ["{own}:words"]}, "Rule has no field 'members'"),
+        ({"name": "{own}:wrods"}, "where: {own} has no 'wrods'. Did you mean 'words'?"),
+        ({"name": "{own}:words", "limit": 3}, "{own}:words is a function, which has no fields (limit)"),
+        ({"name": "{own}:LIMIT"}, "{own}:LIMIT is no function"),
+        ({"name": "{own}:Letters"}, "Letters needs 'letter'"),
+        ({"name": "{own}:Letters", "leter": "x"}, "has no field 'leter'. Did you mean 'letter'?"),
+        ({"name": "{own}:Silent"}, "{own}:Silent cannot be called"),
+        ({"name": "{own}:words", "shape": "Clpi"}, "where.shape.0: unknown shape 'Clpi'. Did you mean 'Clip'?"),
+        ({"name": "{own}:words", "shape": ["Clip"]}, "where.shape.0: Clip cannot be made: give low, high or both"),
+        ({"name": "{own}:words", "shape": [{"name": "Clip", "lo": 1}]}, "Clip has no field 'lo'. Did you mean 'low'?"),
+        ({"name": "{own}:words", "shape": [{"name": "LengthPenalty", "weight": 1}]}, "LengthPenalty needs 'limit'"),
+        (
+            {
+                "name": "{own}:words",
+                "shape": [{"name": "LengthPenalty", "weight": 1, "limit": 1, "tokenizer": "/gone"}],
+            },
+            "where: no model at /gone",
+        ),
+        ({"name": "{own}:words", "shape": [{"name": "RepetitionPenalty", "n": 0}]}, "field 'n' must be greater than 0"),
+        ({"name": "{own}:words", "shape": [{"name": "Normalise", "count": 1}]}, "Normalise has no field 'count'"),
+        ({"name": "{own}:words", "shape": [{"name": "ReferenceNormalise", "gain": 1}]}, "give gain and bias"),
+        ({"name": "{own}:words", "shape": [{"name": "MissingEOS"}]}, "give either penalty or score"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
+)
+def test_what_is_refused_before_a_model_is_loaded(content, words, own, lm_folder, scorer_folder, monkeypatch):
+    names = {"{own}": own, "{lm}": str(lm_folder), "{rm}": str(scorer_folder)}
+
+    def filled(value):
+        if isinstance(value, dict):
+            return {key: filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        for name, path in names.items():
+            value = value.replace(name, path) if isinstance(value, str) else value
+        return value
+
+    monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", None)
+    with pytest.raises(PrefoptError) as caught:
+        check_feedback(section(**filled(content)), "where")
+    assert filled(words) in str(caught.value) and "where" in str(caught.value)
+
+
+def test_what_measures_must_not_move(own):
+    def check(**content):
+        check_feedback(section(name=f"{own}:words", **content), "evaluate.gold", fixed=True)
+
+    check(shape=[{"name": "Clip", "low": 0}, {"name": "ReferenceNormalise", "gain": 2, "bias": 0}])
+    for shape in ("Normalise", "ReferenceNormalise"):
+        with pytest.raises(PrefoptError, match=f"{shape} has numbers that move"):
+            check(shape=shape)
+    member = {"name": f"{own}:words", "shape": "Normalise"}
+    both = section(name="Ensemble", members=[member, member])
+    with pytest.raises(PrefoptError, match="Normalise has numbers that move"):
+        check_feedback(both, "evaluate.gold", fixed=True)
+    with pytest.raises(PrefoptError, match="Counting has numbers that move"):
+        check_feedback(section(name=f"{own}:Counting"), "evaluate.gold", fixed=True)
+    check_feedback(section(name=f"{own}:Counting"))
+
+
+def test_running_numbers_of_ones_own_are_kept(own, accelerator):
+    one, other = (make_feedback(section(name=f"{own}:Counting"), accelerator) for _ in range(2))
+    one(*GIVEN)
+    other.load_state_dict(one.state_dict())
+    assert other(*GIVEN).scores.unique().tolist() == [2]
+
+
+def test_a_timeout_names_the_section(tmp_path, accelerator):
+    (tmp_path / "slow.py").write_text("import time\n\n\ndef sleeps(*_):\n    time.sleep(5)\n")
+    made = make_feedback(section(name=f"{tmp_path}/slow.py:sleeps", timeout=0.05), accelerator)
+    with pytest.raises(PrefoptError, match=r"slow\.py:sleeps was not back after 0\.05 seconds"):
+        made(*GIVEN)
+
+
+def test_every_name_is_that_of_its_class():
+    assert all(name == cls.__name__ and cls.__doc__ for name, cls in (FEEDBACKS | SHAPES).items())

@@ -1,0 +1,230 @@
+"""Batches that the policy writes itself."""
+
+import json
+import math
+from itertools import islice
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from prefopt import Needs, PrefoptError, recipe
+from prefopt.curriculum import Shuffled
+from prefopt.data import parse, tokenise
+from prefopt.players import Player
+from prefopt.policy import Policy, Reference, TransformersSampler
+from prefopt.policy.sampler import Mixture, end_tokens
+from prefopt.rollouts import Rollouts
+from prefopt.types import ORIGINS, Verdict
+
+PROMPTS = ["the film was", "a room is", "the food", "view", "room was not and"]
+SAMPLING = {"max_tokens": 6}
+ANY = Needs()
+
+
+def vowels(prompts, completions, rows):
+    """The share of vowels; no verdict on a text that begins with a."""
+    return [
+        [None if text.startswith("a") else sum(c in "aeiou" for c in text) / (len(text) + 1) for text in row]
+        for row in completions
+    ]
+
+
+@pytest.fixture
+def make(llama, tokenizer):
+    """Rollouts of the tiny policy."""
+
+    def rollouts(players=(), feedback=vowels, needs=ANY, batch_size=3, seed=0, folder=None, ties="drop", **settings):
+        rows = tokenise(
+            [parse({"prompt": text, "completion": " good", "id": i}) for i, text in enumerate(PROMPTS)], tokenizer
+        )[0]
+        spec = recipe.Rollouts(**{"completions": 4, "sampling": SAMPLING} | settings)
+        writers = [Player("policy", llama, spec.completions, True, spec.sampling), *players]
+        return Rollouts(
+            rows,
+            Shuffled(len(rows), seed),
+            writers,
+            TransformersSampler(spec.rows),
+            tokenizer,
+            end_tokens(llama),
+            spec,
+            feedback if isinstance(feedback, dict) else {"scores": feedback},
+            needs,
+            ties,
+            batch_size,
+            seed,
+            Accelerator(cpu=True),
+            folder,
+        )
+
+    return rollouts
+
+
+@pytest.fixture
+def llama(lm_folder, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    return Policy(AutoModelForCausalLM.from_pretrained(lm_folder).double().eval(), tokenizer)
+
+
+def first(rollouts):
+    return next(iter(rollouts))
+
+
+def texts(batch, tokenizer):
+    return [
+        [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in zip(row, masks, strict=True)]
+        for row, masks in zip(batch.completion_ids, batch.mask, strict=True)
+    ]
+
+
+def test_scores_are_of_what_was_written(make, tokenizer):
+    batch = first(make(feedback=lambda p, c, r: [[len(text) for text in row] for row in c]))
+    assert batch.mask.shape[:2] == (3, 4)
+    assert batch.scores.tolist() == [[len(text) for text in row] for row in texts(batch, tokenizer)]
+    assert [tokenizer.decode(ids) for ids in batch.prompt_ids] == [PROMPTS[i] for i in batch.columns["row"]]
+
+
+def test_feedback_sees_prompts_columns_and_what_ended(make):
+    seen = []
+
+    def feedback(prompts, completions, rows):
+        seen.extend(zip(prompts, completions, rows, strict=True))
+        return [[0.0] * len(row) for row in completions]
+
+    batch = first(make(feedback=feedback))
+    for i, (prompt, _, row) in enumerate(seen):
+        assert prompt == PROMPTS[row["id"]]
+        assert row["ended"] == batch.columns["ended"][i].tolist()
+    last = batch.completion_ids.gather(-1, (batch.mask.sum(-1, keepdim=True) - 1)).squeeze(-1)
+    assert torch.equal(batch.columns["ended"], last == 0)
+    assert 0 < batch.columns["ended"].double().mean() < 1
+
+
+def test_the_samplers_log_probs_are_the_policys(make, llama):
+    for temperature in (1.0, 0.6):
+        batch = first(make(sampling=SAMPLING | {"temperature": temperature}))
+        assert batch.columns["temperature"].tolist() == pytest.approx([temperature] * 3)
+        with torch.no_grad():
+            logps = llama(batch, Needs()).logps
+        torch.testing.assert_close(batch.columns["sampler_logps"].double(), logps, atol=1e-5, rtol=0)
+
+
+def test_completions_without_a_verdict_are_absent_and_counted(make, tokenizer):
+    rollouts = make(completions=12)
+    batch = first(rollouts)
+    assert rollouts.counts["completions dropped: no verdict"] == 3 * 12 - batch.present.sum() > 0
+    written = texts(batch, tokenizer)
+    assert not any(text.startswith("a") for row in written for text in row)
+    expected = vowels(None, written, None)
+    for b, k in batch.present.nonzero().tolist():
+        assert batch.scores[b, k] == pytest.approx(expected[b][k])
+
+
+def test_pairs_are_best_and_worst_in_order(make):
+    batch = first(make(needs=Needs(completions=2, ordered=True), feedback=lambda p, c, r: [[1.0, 4, 3, 2]] * len(c)))
+    every = first(make(feedback=lambda p, c, r: [[1.0, 4, 3, 2]] * len(c)))
+    assert batch.scores.tolist() == [[4, 1]] * 3
+    for place, k in enumerate((1, 0)):
+        width = batch.mask[:, place].sum(-1).max()
+        assert torch.equal(batch.completion_ids[:, place, :width], every.completion_ids[:, k, :width])
+        assert torch.equal(
+            batch.columns["sampler_logps"][:, place, :width], every.columns["sampler_logps"][:, k, :width]
+        )
+
+
+def test_ties_have_no_order(make):
+    tied = {"needs": Needs(completions=2, ordered=True), "feedback": lambda p, c, r: [[1.0] * 4] * len(c)}
+    with pytest.raises(PrefoptError, match=r"no prompt .* can be used: .*tied"):
+        first(make(**tied))
+    assert first(make(**tied, ties="keep")).scores.tolist() == [[1, 1]] * 3
+
+
+def test_a_batch_is_a_function_of_seed_and_place(make):
+    one, other = make(), make()
+    batches = list(islice(iter(one), 3))
+    assert all(torch.equal(batch.completion_ids, first(other).completion_ids) for batch in batches)
+    assert not torch.equal(batches[0].completion_ids, first(make(seed=1)).completion_ids)
+    resumed = make()
+    resumed.load_state_dict(one.state_dict())
+    assert torch.equal(first(resumed).completion_ids, first(one).completion_ids)
+    # One prompt in two batches is answered anew.
+    rows = [batch.columns["row"].tolist() for batch in batches]
+    again = next(row for row in rows[0] if row in rows[1] + rows[2])
+    a, b = (batches[i].completion_ids[rows[i].index(again)].tolist() for i in range(3) if again in rows[i])
+    assert a != b
+
+
+def test_players_write_beside_the_policy(make, llama, tokenizer):
+    with torch.no_grad():
+        other = Policy(llama.model.__class__(llama.model.config).double().eval(), tokenizer)
+    greedy = recipe.Sampling(max_tokens=6, temperature=0)
+    sampling = recipe.Sampling(max_tokens=6)
+    players = [
+        Player("greedy", llama, 1, False, greedy),
+        Player("reference", Reference(other), 1, True, sampling),
+        Player("mixture", Mixture(llama, Reference(other), 1.0), 1, False, sampling),
+        Player("dataset"),
+    ]
+    batch = first(make(players, feedback=lambda p, c, r: [[0.5] * len(row) for row in c]))
+    names = ["policy"] * 4 + ["greedy", "reference", "mixture", "dataset"]
+    assert batch.columns["origin"].tolist() == [[ORIGINS.index(name) for name in names]] * 3
+    assert batch.columns["trained"].tolist() == [[True] * 4 + [False, True, False, True]] * 3
+    plain = first(make(feedback=lambda p, c, r: [[0.5] * len(row) for row in c]))
+    width = plain.mask.shape[-1]
+    assert torch.equal(batch.completion_ids[:, :4, :width], plain.completion_ids)  # the others change nothing
+    assert {text[7] for text in texts(batch, tokenizer)} == {"good"}
+    for b, prompt in enumerate(batch.prompt_ids):
+        row = list(prompt)
+        for token in batch.completion_ids[b, 4][batch.mask[b, 4]].tolist():
+            assert llama.model(input_ids=torch.tensor([row])).logits[0, -1].argmax() == token
+            row.append(token)
+
+
+def test_refill_replaces_prompts_whose_completions_are_all_alike(make):
+    def feedback(prompts, completions, rows):
+        return [
+            [0.0] * len(c) if row["id"] == 3 else list(range(len(c))) for c, row in zip(completions, rows, strict=True)
+        ]
+
+    filled = make(feedback=feedback, refill=True)
+    batches = list(islice(iter(filled), 3))
+    assert all(len(batch) == 3 and 3 not in batch.columns["row"] for batch in batches)
+    assert any(3 in batch.columns["row"] for batch in islice(iter(make(feedback=feedback)), 3))
+    with pytest.raises(PrefoptError, match=r"no prompt .*prompts replaced: all their completions have one score"):
+        first(make(feedback=lambda p, c, r: [[1.0] * len(row) for row in c], refill=True))
+
+
+def test_other_feedback_fills_columns(make):
+    feedback = {
+        "scores": lambda p, c, r: [[1.0] * len(row) for row in c],
+        "gold": lambda p, c, r: [[math.nan, 2, 3, 4]] * len(c),
+        "cost": lambda p, c, r: Verdict(torch.full((len(c), 4), 7.0)),
+    }
+    batch = first(make(feedback=feedback))
+    assert batch.columns["gold"][:, 1:].tolist() == [[2, 3, 4]] * 3
+    assert batch.columns["gold"][:, 0].isnan().all()
+    assert batch.columns["cost"].eq(7).all()
+
+
+def test_preferences_come_along(make):
+    preference = torch.rand(3, 4, 4)
+    feedback = {"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), preference)}
+    batch = first(make(feedback=feedback, needs=Needs(preference=True)))
+    torch.testing.assert_close(batch.preference, preference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda p, c, r: 1 / 0, "ZeroDivisionError"),
+        (lambda p, c, r: [[1.0]], "expected one number for each completion"),
+    ],
+)
+def test_a_failing_feedback_is_named_and_the_batch_is_kept(make, tmp_path, answer, message):
+    rollouts = make(feedback=answer, folder=tmp_path)
+    with pytest.raises(PrefoptError, match=f"(?s)scores.*{message}.*feedback-failed-batch-1.jsonl"):
+        first(rollouts)
+    lines = [json.loads(line) for line in (tmp_path / "feedback-failed-batch-1.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [PROMPTS[i] for i in Shuffled(5, 0).take(3)]
+    assert all(len(line["completions"]) == 4 for line in lines)
