@@ -112,7 +112,7 @@ def refusal(capsys, *arguments: object) -> str:
     ("override", "expected"),
     [
         ("train.btach_size=4", "Did you mean 'batch_size'?"),
-        ("objective=DPPO", "unknown objective 'DPPO'. Did you mean 'DPO'?"),
+        ("objective=DPOO", "unknown objective 'DPOO'. Did you mean 'DPO'?"),
         ("objective.bta=1", "has no field 'bta'. Did you mean 'beta'?"),
         ("objective.beta=0,1", "field 'beta' must be a valid number, got '0,1'"),
         ("objective=losses.py:Hinge", "no file losses.py"),

@@ -62,7 +62,7 @@ class A2C:
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages, returns and old values, [B, K, T] each."""
         assert old is not None
-        penalty = self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(batch.mask, old, reference)
         rows, metrics = with_critic(
             scores_of(batch), penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages
         )

@@ -63,12 +63,11 @@ class KL:
         """What the models must be asked for."""
         return frozenset({"kl_policy_ref"} if self.used and self.estimator == "exact" else ())
 
-    def penalty(self, old: Outputs, reference: Outputs | None) -> Tensor:
+    def penalty(self, mask: Tensor, old: Outputs | None, reference: Outputs | None) -> Tensor:
         """β · kl_t to subtract from the rewards, [B, K, T]; 0 where it is placed in the loss."""
-        assert old.logps is not None
         if not self.used or self.placement == "loss":
-            return torch.zeros_like(old.logps)
-        assert reference is not None and reference.logps is not None
+            return torch.zeros(mask.shape, device=mask.device)
+        assert old is not None and reference is not None and reference.logps is not None
         return self.beta * self._of(old, reference.logps)
 
     def loss(self, policy: Outputs, targets: Targets) -> Tensor:

@@ -93,7 +93,7 @@ class LagrangianPPO:
         assert old is not None
         cost = batch.columns["cost"].masked_fill(~batch.present, 0)
         mixed = (scores_of(batch) - self.multiplier * cost) / (1 + self.multiplier)
-        penalty = self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(batch.mask, old, reference)
         rows, metrics = with_critic(mixed, penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages)
         rows |= ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
         metrics |= episodes(batch.mask) | self.kl.metrics(old, reference)

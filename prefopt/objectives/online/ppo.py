@@ -92,7 +92,7 @@ class PPO:
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages and returns, old log-probs and values, [B, K, T] each."""
         assert old is not None
-        penalty = self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(batch.mask, old, reference)
         rows, metrics = with_critic(
             scores_of(batch), penalty, old, self.gamma, self.lam, self.whiten_rewards, self.whiten_advantages
         )
@@ -174,7 +174,7 @@ class PPOKL:
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages and returns, old log-probs and values, [B, K, T] each."""
         assert old is not None
-        penalty = self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(batch.mask, old, reference)
         rows, metrics = with_critic(
             scores_of(batch), penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages
         )

@@ -54,7 +54,7 @@ class REINFORCE:
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """The advantages, [B, K, T], the same at every token of a completion."""
-        penalty = torch.zeros_like(batch.mask, dtype=torch.float32) if old is None else self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(batch.mask, old, reference)
         earned = completion_rewards(batch, penalty)
         advantages = torch.where(batch.present, earned - self.baseline, 0)
         seen = self.seen + batch.present.sum().item()

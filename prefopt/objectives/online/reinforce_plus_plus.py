@@ -72,7 +72,7 @@ class ReinforcePlusPlus:
         scores = scores_of(batch)
         if self.baseline == "group":
             scores = centred(scores, batch.present)
-        rewards = token_rewards(scores, self.kl.penalty(old, reference), batch.mask)
+        rewards = token_rewards(scores, self.kl.penalty(batch.mask, old, reference), batch.mask)
         returns = discounted_returns(rewards, batch.mask, 1.0)
         rows = {"advantages": whiten(returns, batch.mask)} | ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
         metrics = advantage_metrics(returns, batch.mask) | episodes(batch.mask) | self.kl.metrics(old, reference)

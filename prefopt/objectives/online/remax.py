@@ -55,7 +55,7 @@ class ReMax:
         """The advantages, [B, K, T]; 0 for completions that are not the policy's."""
         own = came_from(batch, "policy")
         mask = batch.mask & own[..., None]
-        penalty = torch.zeros_like(mask, dtype=torch.float32) if old is None else self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(mask, old, reference)
         earned = discounted_returns(token_rewards(scores_of(batch), penalty, mask), mask, 1.0)
         baseline = greedy_baseline(batch)
         advantages = torch.where(mask, earned - baseline[..., None], 0)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from prefopt.objectives.online.advantage import (
     advantage_metrics,
     completion_rewards,
@@ -54,7 +52,7 @@ class RLOO:
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """The advantages, [B, K, T], the same at every token of a completion."""
-        penalty = torch.zeros_like(batch.mask, dtype=torch.float32) if old is None else self.kl.penalty(old, reference)
+        penalty = self.kl.penalty(batch.mask, old, reference)
         advantages = leave_one_out(completion_rewards(batch, penalty), batch.present)
         rows = {"advantages": over_tokens(advantages, batch.mask)} | self.kl.rows(reference)
         metrics = advantage_metrics(advantages, batch.present) | episodes(batch.mask)

@@ -48,8 +48,8 @@ def test_placement(estimator):
     _, policy, old, reference = rollouts()
     of = {"reward": KL(0.5, estimator, "reward"), "loss": KL(0.5, estimator, "loss")}
     expected = 0.5 * kl_estimate(old.logps - reference.logps, estimator) * old.mask
-    torch.testing.assert_close(of["reward"].penalty(old, reference), expected)
-    assert (of["loss"].penalty(old, reference) == 0).all() and not of["reward"].rows(reference)
+    torch.testing.assert_close(of["reward"].penalty(old.mask, old, reference), expected)
+    assert (of["loss"].penalty(old.mask, old, reference) == 0).all() and not of["reward"].rows(reference)
     targets = Targets(of["loss"].rows(reference))
     expected = 0.5 * kl_estimate(policy.logps - reference.logps, estimator) * old.mask
     torch.testing.assert_close(of["loss"].loss(policy, targets), expected)
