@@ -1,5 +1,6 @@
 """Every recipe that is shipped: it loads, says why it differs from its base, and trains."""
 
+import dataclasses
 import json
 import math
 import re
@@ -53,8 +54,34 @@ def test_differs_from_the_base_only_where_its_objective_asks_for_it(file):
         assert allowed is None or set(keys) <= allowed, (
             f"{section}: {set(keys) - (allowed or set())} belong in base.yaml"
         )
-    if tree:
-        assert re.search(r"^\s*# \w", file.read_text(), re.MULTILINE), "say in a comment why it differs"
+    said = blocks(file.read_text())
+    for section in tree:
+        assert "#" in said[section], f"say in a comment in `{section}` why it differs from base.yaml"
+    for term in load_recipe(file).objective:
+        defaults = {field.name: field.default for field in dataclasses.fields(CATALOGUE[term.name])}
+        own = {name: value for name, value in term.fields.items() if value != defaults[name]}
+        assert not own or "#" in said["objective"], f"say in a comment above `objective` why it has {own}"
+
+
+def blocks(text):
+    """The text of each top-level key, with the comments right above it."""
+    found, above = {}, ""
+    for line in text.splitlines(keepends=True):
+        if line.startswith("#"):
+            above += line
+        elif re.match(r"\w", line):
+            key = line.partition(":")[0]
+            found[key], above = above + line, ""
+        else:
+            found[key] += line
+    return found
+
+
+@pytest.mark.parametrize("file", POCKET, ids=lambda file: file.stem)
+def test_every_objective_learns_from_as_many_texts(file):
+    arguments = load_recipe(file).source.arguments
+    assert arguments["n"] * arguments.get("k", 2) == 6000
+    assert set(arguments) <= {"n", "k", "raters"}
 
 
 SMALL = [
