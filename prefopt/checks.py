@@ -5,7 +5,10 @@ exception with its reason: `contract_exceptions = {"prefers chosen": "the reason
 """
 
 import dataclasses
+import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,9 +121,14 @@ def check_objective(
     return passed
 
 
-def make_case(objective: Objective, seed: int = 0, prompts: int = 4, tokens: int = 5) -> Case:
-    """A random case with completions of different lengths, and absent ones where the objective allows any number."""
-    needs, draw = objective.needs, torch.Generator().manual_seed(seed)
+def make_case(
+    objective: Objective, seed: int = 0, prompts: int = 4, tokens: int = 5, needs: Needs | None = None
+) -> Case:
+    """A random case with completions of different lengths, and absent ones where the objective allows any number.
+
+    `needs` says what to supply, if not what the objective declares.
+    """
+    needs, draw = needs or objective.needs, torch.Generator().manual_seed(seed)
     completions = needs.completions or 4
     shape = (prompts, completions, tokens)
     lengths = torch.randint(1, tokens + 1, shape[:2], generator=draw)
@@ -204,11 +212,29 @@ def _run(objective: Objective, name: str, check: Callable[[Case], Iterator[Findi
     try:
         yield from check(case)
     except Exception as error:
-        yield (
-            "no exception",
-            f"{type(error).__name__}: {error}",
-            "the objective asks for more than its `needs` declare, or for another shape",
-        )
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        yield "no exception", said + _where(objective, error), _undeclared(objective)
+
+
+def _where(objective: Objective, error: Exception) -> str:
+    """The line of the objective's own file that an exception passed through last."""
+    own = sys.modules[type(objective).__module__].__dict__.get("__file__")
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f" at {Path(lines[-1].filename).name}:{lines[-1].lineno}, `{lines[-1].line}`" if lines else ""
+
+
+def _undeclared(objective: Objective) -> str:
+    """Why an objective fails: something it would run with but has not declared, if there is such a thing."""
+    for name in ("reference", "scores", "preference", "old", "values", "rewards"):
+        if getattr(objective.needs, name):
+            continue
+        more: Any = {name: True}
+        try:
+            make_case(objective, needs=dataclasses.replace(objective.needs, **more)).single().loss()
+        except Exception:  # not this one
+            continue
+        return f"it reads what its `needs` do not declare: it runs with Needs({name}=True)"
+    return "the objective asks for more than its `needs` declare, or for another shape"
 
 
 def _runs(case: Case) -> Iterator[Finding]:
@@ -235,7 +261,10 @@ def _shapes(case: Case) -> Iterator[Finding]:
         return
     for what, value in {"total": loss.total, **loss.metrics}.items():
         if not isinstance(value, Tensor) or value.shape != (rows,):
-            yield f"{what} of shape [{rows}]", _shape(value), "a mean or sum over the batch: leave that to the trainer"
+            cause = "a mean or sum over the batch: leave that to the trainer"
+            if isinstance(value, Tensor) and value.shape[:1] == (rows,):
+                cause = "a number for each completion or token: reduce them to one for each prompt"
+            yield f"{what} of shape [{rows}]", _shape(value), cause
         elif what == "total" and not value.isfinite().all():
             yield "a finite total", str(value.tolist()), "log or division of something that can be 0"
         elif what == "total" and not value.requires_grad:

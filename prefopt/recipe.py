@@ -561,6 +561,8 @@ def _set(tree: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     if not equals or not all((*path, last)):
         raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
+    if path and path[0] == "objective" and isinstance(tree.get("objective"), str):
+        tree["objective"] = {"name": tree["objective"]}  # the short form, of an objective with its defaults
     if path and path[0] == "objective" and (*path[1:], last)[0].isdigit() and isinstance(tree.get("objective"), dict):
         tree["objective"] = [tree["objective"]]  # objective.0.beta=… also where there is only one
     node: Any = tree

@@ -70,7 +70,7 @@ def test_an_ignored_reference_is_caught_in_any_objective(cls):
     def targets(self, batch, old, reference):
         return cls.targets(self, batch, old, dataclasses.replace(reference, logps=-1.0 * reference.mask))
 
-    assert caught(cls, "Ignorant", targets=targets) == "uses reference"
+    assert caught(cls, "Ignorant", targets=targets) in ("uses reference", "starts at the reference")
 
 
 @pytest.mark.parametrize("cls", CATALOGUE.values())
@@ -201,6 +201,12 @@ class WrongShape(DPO):
 
 
 @dataclass(frozen=True)
+class PerToken(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(-policy.logps[:, 0])
+
+
+@dataclass(frozen=True)
 class ScalarMetric(DPO):
     def loss(self, batch, policy, targets):
         m = margin(policy, targets)
@@ -305,6 +311,12 @@ class UndeclaredScores(DPO):
 
 
 @dataclass(frozen=True)
+class WrongCompletions(DPO):
+    def loss(self, batch, policy, targets):
+        return Loss(policy.sum()[:, 2])
+
+
+@dataclass(frozen=True)
 class AbsentCounted:
     """The mean score of a prompt, over K."""
 
@@ -350,6 +362,7 @@ MUTANTS = [
     (TargetsInPlace, "inputs untouched", r"targets.reference changed"),
     (MetricWithGradient, "shapes", "margin without gradient.*detached"),
     (WrongShape, "shapes", r"total of shape \[4\].*leave that to the trainer"),
+    (PerToken, "shapes", r"total of shape \[4\]; got \[4, 5\].*for each completion or token"),
     (ScalarMetric, "shapes", r"margin of shape \[4\]"),
     (BatchInTargets, "shapes", r"rows\['mean'\] with leading dimension 4"),
     (BareTargets, "shapes", "prefopt.Targets"),
@@ -364,8 +377,9 @@ MUTANTS = [
     (NoNeeds, "form", "`needs`"),
     (NoLoss, "form", "`loss`"),
     (NoDefault, "constructs", "without a default"),
-    (UndeclaredReference, "runs", "`needs` declare"),
-    (UndeclaredScores, "runs", "`needs` declare"),
+    (UndeclaredReference, "runs", r"do not declare: it runs with Needs\(reference=True\)"),
+    (UndeclaredScores, "runs", r"test_checks.py:\d+, `.*scores.* it runs with Needs\(scores=True\)"),
+    (WrongCompletions, "runs", r"test_checks.py:\d+, `.*\[:, 2\].* for another shape"),
     (AbsentCounted, "absent completions", "batch.present"),
     (StateOutsideFields, "inputs untouched", "`adapted`"),
     (Forgets, "adapts", "dataclasses.replace"),

@@ -124,6 +124,15 @@ def test_overrides(tmp_path, override, key, value):
     assert found == value
 
 
+@pytest.mark.parametrize("key", ["objective.beta", "objective.0.beta"])
+def test_an_objective_by_its_name_alone_has_fields_to_override(tmp_path, key):
+    """As in `prefopt run dpo.yaml objective=mine.py:Mine objective.beta=0.3`, for a base with a name alone too."""
+    for objective in ("DPO", "{name: SFT}"):
+        file = write(tmp_path, LEAST.replace("DPO", objective))
+        (term,) = load_recipe(file, ["objective=IPO", f"{key.replace('beta', 'tau')}=0.3"]).objective
+        assert (term.name, term.fields) == ("IPO", {"tau": 0.3})
+
+
 def test_override_of_one_term_of_several(tmp_path):
     file = write(tmp_path, LEAST.replace("DPO", "[SFT, DPO]"))
     assert load_recipe(file, ["objective.1.beta=0.3", "objective.0.weight=2"]).objective[1].fields == {"beta": 0.3}

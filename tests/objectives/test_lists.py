@@ -1,4 +1,4 @@
-"""Losses of ranked and rated lists: InfoNCA, NCA, PlackettLuceDPO, RRHF, PRO, LiPO."""
+"""Losses of ranked and rated lists: InfoNCA, NCA, EXOList, PlackettLuceDPO, RRHF, PRO, LiPO."""
 
 import dataclasses
 import itertools
@@ -10,13 +10,14 @@ from trl_dpo import assert_same, random_pairs
 
 from prefopt import Batch, Outputs, evaluate_loss
 from prefopt.objectives.preference.dpo import DPO
+from prefopt.objectives.preference.exo import EXOList
 from prefopt.objectives.preference.lipo import LiPO
 from prefopt.objectives.preference.nca import NCA, InfoNCA
 from prefopt.objectives.preference.plackett_luce import PlackettLuceDPO
 from prefopt.objectives.preference.pro import PRO
 from prefopt.objectives.preference.rrhf import RRHF
 
-LISTWISE = [InfoNCA(0.7), NCA(0.7), PlackettLuceDPO(0.7), RRHF(), PRO(), LiPO(0.7)]
+LISTWISE = [InfoNCA(0.7), NCA(0.7), EXOList(0.7, 0.5), PlackettLuceDPO(0.7), RRHF(), PRO(), LiPO(0.7)]
 
 
 def scored(batch, scores):
@@ -39,7 +40,7 @@ def total(objective, case):
 
 
 @pytest.mark.parametrize("objective", LISTWISE, ids=repr)
-@pytest.mark.parametrize("completions", [2, 5, 9])
+@pytest.mark.parametrize("completions", range(2, 10))
 def test_a_short_list_is_the_same_beside_longer_ones(objective, completions):
     draw = torch.Generator().manual_seed(completions)
     row = (-3 * torch.rand(completions, generator=draw)).tolist()

@@ -61,14 +61,20 @@ def test_regression_by_hand():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_a_short_list_is_the_same_beside_longer_ones(objective):
-    short, scores = [0.5, 1.0, -0.25], [1.0, 0.5, 0.0]
+@pytest.mark.parametrize("completions", range(2, 10))
+def test_a_short_list_is_the_same_beside_longer_ones(objective, completions):
+    draw = torch.Generator().manual_seed(completions)
+    short, long = torch.rand(completions, generator=draw).tolist(), torch.rand(10, generator=draw).tolist()
+    scores = sorted(short, reverse=True)
+    fill = 10 - completions
     values, beside = total(
-        objective, [[*short, None, None], [0.1, 0.2, 0.3, 0.4, 0.5]], [[*scores, 0, 0], [5, 4, 3, 2, 1]]
+        objective, [[*short, *[None] * fill], long], [[*scores, *[0] * fill], list(range(10, 0, -1))]
     )
-    torch.testing.assert_close(beside[:1], total(objective, [short], [scores])[1])
+    alone_values, alone = total(objective, [short], [scores])
+    torch.testing.assert_close(beside[:1], alone)
     beside[0].backward()
-    assert not values.grad[0, 3:].any()
+    torch.testing.assert_close(values.grad[0, :completions], torch.autograd.grad(alone.sum(), alone_values)[0][0])
+    assert not values.grad[0, completions:].any()
     assert not values.grad[1].any()
 
 

@@ -21,7 +21,7 @@ from . import lexicon
 from .grammar import write
 from .language import LABELS, sample
 from .requests import Split, Topics, draw
-from .reward import rating, score
+from .reward import SHARPNESS, rating, score
 
 Row = dict[str, Any]
 
@@ -74,7 +74,7 @@ def preferences(
     seed: int = 0,
     split: Split = "train",
     topics: Topics = "all",
-    scale: float = 5.0,
+    scale: float = SHARPNESS,
     flip: float = 0.0,
     raters: int = 1,
     coverage: float = 0.0,
@@ -140,7 +140,7 @@ def rankings(
     seed: int = 0,
     split: Split = "train",
     topics: Topics = "all",
-    scale: float = 5.0,
+    scale: float = SHARPNESS,
     temperature: float = 1.0,
 ) -> Iterator[Row]:
     """k samples of the LM for each prompt with their ranks (1 is best), as `prompt/completions/ranks`.

@@ -29,6 +29,7 @@ from .grammar import Claim, OffGrammar, Opinion, Sentence, Statement, parse
 from .requests import Request, read
 
 OFF_GRAMMAR = -1.0
+SHARPNESS = 5.0
 FLOOR = 0.95
 SCALE = 1.6
 LIMITS = {"short": 10, "usual": 18, "detailed": 24}
@@ -47,6 +48,27 @@ def gold(
         PrefoptError: a prompt is not one of the pocket world's.
     """
     return Verdict(torch.tensor([[score(p, c) for c in group] for p, group in zip(prompts, completions, strict=True)]))
+
+
+def compared(
+    prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]] = ()
+) -> Verdict:
+    """Feedback that compares: P(y_i beats y_j) = σ(5 (r_i − r_j)), [B, K, K], beside the gold rewards themselves.
+
+    The 5 is the raters' sharpness in `preferences`.
+
+    Raises:
+        PrefoptError: a prompt is not one of the pocket world's.
+    """
+    scores = gold(prompts, completions, rows).scores
+    return Verdict(scores, torch.sigmoid(SHARPNESS * (scores[:, :, None] - scores[:, None, :])))
+
+
+def wordiness(
+    prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]] = ()
+) -> list[list[float]]:
+    """A cost to be kept at 0 or below, for constrained objectives: a tenth for each word over eight, [B][K]."""
+    return [[(len(lexicon.tokens(text)) - 8) / 10 for text in group] for group in completions]
 
 
 def score(prompt: Prompt, completion: str) -> float:
