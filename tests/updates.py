@@ -16,13 +16,14 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt import recipe
-from prefopt.objectives import DPO, SFT
+from prefopt.objectives import DPO, GRPO, PPO, RLOO, SFT
 from prefopt.objectives.preference.aot import AOT, AOTUnpaired
 from prefopt.objectives.preference.bco import BCO
 from prefopt.objectives.preference.betadpo import BetaDPO
 from prefopt.objectives.preference.kto import KTO
 from prefopt.objectives.preference.rpo import RPO, RPODiagonal, RPOUnpaired
 from prefopt.policy import Policy, make_reference
+from prefopt.policy.value import ValueHead
 from prefopt.terms import Term
 from prefopt.train import Trainer
 from prefopt.types import ORIGINS, Batch, Loss, Needs, Outputs, Targets
@@ -101,6 +102,9 @@ def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -
     ids = torch.randint(1, VOCABULARY, mask.shape, generator=draw) * mask
     scores = torch.tensor([0.5, -0.5]).expand(rows, 2) if completions == 2 else None
     columns = {"embeddings": torch.randn(rows, 4, generator=draw)}
+    if completions > 2:  # a group that was sampled: of scores, and of what the sampler said
+        scores = torch.randn(rows, completions, generator=draw)
+        columns["sampler_logps"] = -2 * torch.rand(mask.shape, generator=draw) * mask
     if completions == 2:  # to KTO, the second completion is another prompt's
         columns["origin"] = torch.tensor([0, ORIGINS.index("mismatched")]).expand(rows, 2)
     return Batch(prompts, ids, mask, scores, columns=columns)
@@ -138,46 +142,66 @@ CASES: dict[str, list[Term]] = {
     "rpo": [Term(RPO(2.0))],
     "rpo unpaired": [Term(RPOUnpaired(2.0))],
     "rpo diagonal": [Term(RPODiagonal())],
+    "ppo": [Term(PPO(tis=2.0))],
+    "ppo+sft": [Term(PPO(target=0.1), 0.8), Term(SFT(), 0.7)],
+    "grpo": [Term(GRPO())],
+    "rloo": [Term(RLOO())],
 }
+
+GROUPS = {"ppo", "ppo+sft", "grpo", "rloo"}
+"""Cases of several scored completions, gone through twice in minibatches where a ratio allows it."""
+
+
+def make_policy(case: str, dtype: torch.dtype) -> Policy:
+    """The tiny Llama, with a critic that says something where one is needed."""
+    policy = Policy(tiny_llama(dtype))
+    if any(term.objective.needs.values for term in CASES[case]):
+        policy.critic = ValueHead(16, dtype)
+        torch.nn.init.normal_(policy.critic.linear.weight, generator=torch.Generator().manual_seed(1))
+    return policy
 
 
 def train(
     case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], **settings: Any
 ) -> tuple[Trainer, list[Any]]:
     """Three steps; the trainer and what each step reported."""
-    policy = Policy(tiny_llama(dtype))
+    policy = make_policy(case, dtype)
     defaults: dict[str, Any] = {
         "steps": 3,
         "lr": 3e-3,
         "schedule": "constant",
         "warmup": 0,
         "batch_size": len(batches[0]),
+        "passes": 2 if case in GROUPS - {"rloo"} else 1,
     }
     spec = recipe.Train(**(defaults | settings), micro_batch_size=micro)
     reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
+    if case in GROUPS:  # a reference that is the policy has a KL of 0
+        with torch.no_grad():
+            for weight in reference.policy.parameters():
+                weight.mul_(0.9)
     assert spec.steps is not None
     trainer = Trainer(policy, CASES[case], Batches(batches), spec, spec.steps, Accelerator(cpu=True), reference)
     return trainer, list(trainer)
 
 
-def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+def weights(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def update(case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], **settings: Any) -> Tensor:
     """θ_3 − θ_0."""
-    before = torch.cat([p.detach().flatten() for p in tiny_llama(dtype).parameters()])
-    return weights(train(case, dtype, micro, batches, **settings)[0]) - before
+    return weights(train(case, dtype, micro, batches, **settings)[0].model) - weights(make_policy(case, dtype))
 
 
-def seven_rows() -> list[Batch]:
-    return [random_batch(7, seed) for seed in range(3)]
+def seven_rows(case: str = "dpo") -> list[Batch]:
+    return [random_batch(7, seed, 4 if case in GROUPS else 2) for seed in range(3)]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     found = {
-        f"{case} {dtype} {micro}": update(case, dtype, micro, seven_rows())
+        f"{case} {dtype} {micro}": update(case, dtype, micro, seven_rows(case))
         for case in CASES
         for dtype in (torch.float64, torch.float32)
         for micro in (1, 3)

@@ -1,6 +1,6 @@
 """Every objective on the pocket world, three seeds each: `python experiments/objectives/run.py`, again to go on.
 
-`--online` runs those that learn from the policy's own completions instead of the recorded pairs'. `--share i/n` takes every n-th run
+`--online` runs those that learn from the policy's own completions instead of recorded pairs. `--share i/n` takes every n-th run
 only, for n such processes side by side.
 """
 

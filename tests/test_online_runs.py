@@ -1,0 +1,198 @@
+"""Whole runs in which the policy learns from what it writes: a killed one resumes, two processes do what one does, limits stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from _tiny import tiny_model, tiny_pairs
+from rich.console import Console
+from test_runs import metrics, weights
+
+from prefopt import PrefoptError, load_recipe, run
+from prefopt.plan import plan
+
+FEEDBACK = '''
+import time
+
+calls = 0
+
+
+def vowels(prompts, completions, rows):
+    """Share of even words."""
+    return [[sum(int(w[1:]) % 2 == 0 for w in text.split() if w[1:].isdigit()) / (len(text.split()) + 1) for text in row]
+            for row in completions]
+
+
+def fails_at_the_third(prompts, completions, rows):
+    global calls
+    calls += 1
+    if calls == 3:
+        raise RuntimeError("out of paper")
+    return vowels(prompts, completions, rows)
+
+
+def hangs(prompts, completions, rows):
+    time.sleep(60)
+
+
+def wrong(prompts, completions, rows):
+    return [[0.0]]
+'''
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """PPO with everything that moves: a critic, an adaptive KL, running normalisation, a curriculum by reward."""
+    (tmp_path / "feedback.py").write_text(FEEDBACK)
+    content = {
+        "policy": {"model": str(tiny_model(tmp_path / "lm"))},
+        "source": {
+            "data": str(tiny_pairs(tmp_path / "pairs.jsonl", rows=60)),
+            "rollouts": {"completions": 3, "order": "reward", "sampling": {"max_tokens": 5}},
+        },
+        "feedback": {
+            "name": f"{tmp_path / 'feedback.py'}:vowels",
+            "shape": [{"name": "ReferenceNormalise"}, {"name": "Normalise"}],
+        },
+        "objective": {"name": "PPO", "target": 0.1, "horizon": 100},
+        "train": {"steps": 12, "batch_size": 6, "minibatch_size": 3, "passes": 2, "lr": 1e-3, "checkpoint_every": 3},
+        "evaluate": {"prompts": 4, "sampling": {"max_tokens": 6}, "gold": f"{tmp_path / 'feedback.py'}:vowels"},
+        "track": {"folder": str(tmp_path / "runs")},
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def quiet(file, tmp_path, *overrides):
+    return run(load_recipe(file, overrides), tmp_path / "run", console=Console(quiet=True)).folder
+
+
+def test_what_a_run_of_rollouts_logs_and_keeps(recipe_file, tmp_path):
+    folder = quiet(recipe_file, tmp_path, "train.steps=3")
+    steps = [line for line in metrics(folder) if "loss" in line]
+    assert len(steps) == 3
+    for name in ("reward", "gold", "kl", "kl_k3", "entropy", "length", "ended", "repetition", "sampler_kl", "dropped"):
+        assert all(f"rollouts/{name}" in line for line in steps), name
+    assert all(abs(line["rollouts/sampler_kl"]) < 1e-5 for line in steps)
+    assert steps[0]["rollouts/kl"] == pytest.approx(0, abs=1e-6)
+    assert steps[0]["kl/beta"] != steps[-1]["kl/beta"]
+    assert {"ratio/clipped", "values/loss", "values/explained_variance"} <= steps[0].keys()
+    assert (folder / "policy" / "critic.safetensors").exists()
+    assert (folder / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_the_sampler_where_it_was(recipe_file: Path, tmp_path: Path) -> None:
+    whole = run(load_recipe(recipe_file), tmp_path / "whole").folder
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "prefopt.cli", "run", str(recipe_file), "--out", str(killed)]
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        lines = (killed / "metrics.jsonl").read_text().splitlines() if (killed / "metrics.jsonl").exists() else []
+        if len(lines) > 5:  # after a checkpoint, before the end
+            break
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (killed / "summary.json").exists(), "it was over before it could be killed"
+    run(load_recipe(killed / "recipe.yaml"), killed, resume=True)
+    assert metrics(killed) == metrics(whole)
+    assert weights(killed / "policy") == weights(whole / "policy")
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["train.steps=3", "policy.dtype=float64"]
+    one = run(load_recipe(recipe_file, overrides), tmp_path / "one").folder
+    two = tmp_path / "two"
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "prefopt.cli",
+    ]
+    arguments = ["run", str(recipe_file), *overrides, "--out", str(two)]
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert value == pytest.approx(b[name], rel=1e-6, abs=1e-7, nan_ok=True), name
+
+
+def test_a_limit_warns_once_or_stops_and_keeps_what_was_learnt(recipe_file, tmp_path, capsys):
+    console = Console(width=200, force_terminal=False)
+    limits = "train.limits={rollouts/entropy: [100, null], rollouts/kl: [null, 1000]}"
+    run(load_recipe(recipe_file, [limits, "train.steps=3"]), tmp_path / "warned", console=console)
+    assert capsys.readouterr().out.count("below 100 (train.limits)") == 1
+    folder = run(load_recipe(recipe_file, [limits, "train.beyond=stop"]), tmp_path / "stopped", console=console).folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 1
+    assert "rollouts/entropy is" in summary["stopped"]
+    assert (folder / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("feedback", "message"),
+    [
+        ("fails_at_the_third", "raised RuntimeError: out of paper"),
+        ("wrong", "expected one number for each completion"),
+        ("hangs", "was not back after 0.2 seconds"),
+    ],
+)
+def test_feedback_that_fails_stops_the_run_with_its_name(recipe_file, tmp_path, feedback, message):
+    spec = f"{{name: '{tmp_path / 'feedback.py'}:{feedback}', timeout: {0.2 if feedback == 'hangs' else 30}}}"
+    overrides = [f"feedback={spec}", "train.checkpoint_every=1"]
+    with pytest.raises(PrefoptError, match=f"(?s){feedback}.*{message}.*feedback-failed-batch") as caught:
+        quiet(recipe_file, tmp_path, *overrides)
+    kept = Path(str(caught.value).rpartition("The batch is in ")[2].rstrip("."))
+    assert len(json.loads(kept.read_text().splitlines()[0])["completions"]) == 3
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert [f.name for f in saved] == (["step-000002"] if feedback == "fails_at_the_third" else [])
+    if saved:  # the first two batches are not lost: what can be mended goes on from there
+        run(load_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run", resume=True, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["source.rollouts=null", "feedback=null"], "needs completions from the current policy"),
+        (["feedback=null"], "PPO learns from scores of what the policy writes; say where they come from"),
+        (
+            ["objective=DPO", "source.rollouts=null"],
+            "`feedback` is given, and the run learns from recorded completions",
+        ),
+        (["objective=XPO"], "XPO compares with completions .* `source.players`"),
+        (["objective=XPO", "source.players=[reference]"], "XPO takes 2 completions .* is 3 with 1 more"),
+        (["objective=LagrangianPPO"], "LagrangianPPO keeps a cost low; .* `cost: file.py:function`"),
+        (["objective=BradleyTerry"], "BradleyTerry trains a scorer, which writes nothing"),
+        (["source.players=[greedily]"], "unknown player 'greedily'; rollouts data can have mismatched, reference"),
+        (["source.rollouts.order=lenght"], "order.* must be 'shuffled', 'length', 'reward' or 'self-paced'"),
+        (["train.batch_size=60"], "train.batch_size is 60, and the data have"),
+        (["feedback=nowhere.py:f"], "feedback: no file nowhere.py"),
+    ],
+)
+def test_refused_before_any_model_is_loaded(recipe_file, overrides, message):
+    with pytest.raises(PrefoptError, match=message):
+        plan(load_recipe(recipe_file, overrides))
+
+
+def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):
+    overrides = ["objective=DPO", "train.passes=1", "train.minibatch_size=null", "source.ties=keep", "train.steps=2"]
+    steps = [line for line in metrics(quiet(recipe_file, tmp_path, *overrides)) if "loss" in line]
+    assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert {"rewards/chosen", "rollouts/reward"} <= steps[0].keys()
