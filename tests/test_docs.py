@@ -11,8 +11,9 @@ import yaml
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt.checks import make_case
+from prefopt.diagnostics import RolloutDiagnostics
 from prefopt.feedback import FEEDBACKS, SHAPES
-from prefopt.objectives import CATALOGUE
+from prefopt.objectives import CATALOGUE, GRPO
 from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs import run
 
@@ -24,9 +25,10 @@ def documented() -> dict[str, set[str]]:
     """The names in the tables of docs/metrics.md, by section."""
     training, held_out = (DOCS / "metrics.md").read_text().split("\n## On held-out data")
     training, online = training.split("\n### Online objectives")
+    online, rollouts = online.split("\n### Rollouts")
     return {
         name: set(re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
-        for name, text in {"training": training, "online": online, "held-out": held_out}.items()
+        for name, text in {"training": training, "online": online, "rollouts": rollouts, "held-out": held_out}.items()
     }
 
 
@@ -77,7 +79,26 @@ def test_nothing_is_explained_that_is_not_logged(logged):
     found = [names(lines) for lines in logged.values()]
     training = {re.sub(r"^loss/\w+$", "loss/NAME", m) for t, _ in found for m in t}
     held_out = set().union(*(h for _, h in found))
-    assert documented() == {"training": training, "online": online_metrics(), "held-out": held_out}
+    assert documented() == {
+        "training": training,
+        "online": online_metrics(),
+        "rollouts": {*rollout_metrics(), "rollouts/dropped"},
+        "held-out": held_out,
+    }
+
+
+def rollout_metrics() -> set[str]:
+    """What is watched of rollouts that have everything."""
+    case = make_case(GRPO(beta=0.1, estimator="exact", tis=2.0))
+    columns = case.batch.columns | {name: case.batch.scores for name in ("gold", "cost", "ended")}
+    statistics = case.old.statistics | {"entropy": case.old.logps}
+    return set(
+        RolloutDiagnostics()(
+            dataclasses.replace(case.batch, columns=columns),
+            dataclasses.replace(case.old, statistics=statistics),
+            case.reference,
+        )
+    )
 
 
 def online_metrics() -> set[str]:
