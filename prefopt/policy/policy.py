@@ -132,8 +132,9 @@ class Policy(nn.Module):
         training = self.training
         self.eval()  # whatever is random in training would make the two differ
         try:
-            expected = torch.cat([self._alone(few, row) for row in range(len(few.last))])
-            doubt = self._doubt(few, tokens, expected)
+            alone = [self._alone(few, row) for row in range(len(few.last))]
+            expected, largest = torch.cat([logps for logps, _ in alone]), max(size for _, size in alone)
+            doubt = self._doubt(few, tokens, expected, largest)
         finally:
             self.train(training)
         if doubt:
@@ -145,26 +146,28 @@ class Policy(nn.Module):
                 doubt,
             )
 
-    def _alone(self, rows: Rows, row: int) -> Tensor:
-        """The log-probs of one row without padding, plainly."""
+    def _alone(self, rows: Rows, row: int) -> tuple[Tensor, float]:
+        """The log-probs of one row without padding, plainly, and the largest of its logits."""
         length = int(rows.last[row]) + 1
         ids, predicts = rows.input_ids[row, :length], rows.predicts[row, :length]
         logits = self.model(input_ids=ids[None], use_cache=False).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         following = ids.roll(-1)[predicts]  # the last position predicts nothing
-        return logits.log_softmax(-1)[predicts].gather(-1, following[:, None])[:, 0]
+        return logits.log_softmax(-1)[predicts].gather(-1, following[:, None])[:, 0], logits.abs().max().item()
 
-    def _doubt(self, rows: Rows, tokens: Tensor, expected: Tensor) -> str:
+    def _doubt(self, rows: Rows, tokens: Tensor, expected: Tensor, largest: float) -> str:
         """What is wrong with the chunked head on these rows; nothing if it can be used."""
         try:
             self._head = Head(self.causal)
             found = token_statistics(self._states(rows, tokens)[0], tokens)["logps"]
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
             return f"{type(error).__name__}: {error}"
-        # bf16 activations differ by rounding between code paths; a missing scale or cap differs by far more.
-        tolerance = 1e-4 if self._head.linear.weight.dtype in (torch.float32, torch.float64) else 5e-2
-        if torch.is_autocast_enabled(tokens.device.type):
-            tolerance = 5e-2
+        tolerance = 1e-4
+        low = self._head.linear.weight.dtype not in (torch.float32, torch.float64)
+        if low or torch.is_autocast_enabled(tokens.device.type):
+            # Logits in bf16 are a multiple of 2⁻⁷ of their size, and the states behind them differ by rounding between code
+            # paths; a missing scale or cap differs by more.
+            tolerance = 2**-6 * max(largest, 1.0)
         worst = (expected - found).abs().max().item()
         return "" if worst <= tolerance else f"log-probs differ by {worst:.2g}"
 

@@ -287,3 +287,17 @@ def test_refuses_what_a_language_model_cannot_say(llama, make_batch):
 def test_a_prompt_without_tokens_is_refused(llama, make_batch):
     with pytest.raises(ValueError, match="prompt without tokens"):
         llama(dataclasses.replace(make_batch(1), prompt_ids=((),)), Needs())
+
+
+@pytest.mark.parametrize(("multiplier", "known"), [(1.0, True), (1.1, False)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_chunked_head_is_told_from_rounding_in_bf16(multiplier, known, autocast, make_llama, make_batch, caplog):
+    """Logits of about 30, as real models have, are multiples of ⅛ in bf16; a scale that is off by a tenth is no rounding."""
+    model = make_llama(hidden_size=64, num_hidden_layers=4, initializer_range=0.2)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30 / model(torch.tensor([[5, 6, 7, 8]])).logits.abs().max())
+    policy = Policy(model.to(torch.float32 if autocast else torch.bfloat16))
+    policy.causal.config.logit_scale = multiplier  # what the head reads, and Llama does not
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        policy(make_batch(4), Needs())
+    assert (policy._head is not None) == known, caplog.text
