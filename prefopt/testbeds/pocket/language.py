@@ -95,6 +95,8 @@ def sample(
 ) -> list[list[str]]:
     """`completions` samples of each prompt; those of one prompt depend on it and its seed, not on the others.
 
+    The last few answers are kept, so that the runs of a study do not draw the same data again.
+
     Args:
         texts: B prompts.
         completions: K.
@@ -102,6 +104,13 @@ def sample(
         temperature: 0 is greedy.
         folder: of the model.
     """
+    return [list(group) for group in _sampled(tuple(texts), completions, tuple(seeds), temperature, folder)]
+
+
+@lru_cache(maxsize=8)
+def _sampled(
+    texts: tuple[str, ...], completions: int, seeds: tuple[int, ...], temperature: float, folder: str | Path
+) -> list[list[str]]:
     from prefopt.policy.sampler import TransformersSampler
     from prefopt.recipe import Sampling
 
