@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
-from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import (
     policy_loss,
     rollout_needs,
@@ -45,14 +45,10 @@ class A2C:
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     whiten_advantages: bool = False
+    kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
+        check_kl(self)
 
     @property
     def needs(self) -> Needs:

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 
-from prefopt.objectives.online.advantage import advantage_metrics, episodes, over_tokens, scores_of, standardised
-from prefopt.objectives.online.kl import KL, Estimator
+from prefopt.objectives.online.group import standardised_targets
+from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import (
     clipped_weight,
+    needs_per,
     policy_loss,
     ratio_metrics,
-    ratio_rows,
-    rollout_needs,
     score_function,
     token_ratio,
     token_sums,
 )
-from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+from prefopt.types import Batch, Loss, Outputs, Targets
 
 
 @dataclass(frozen=True)
@@ -47,28 +46,12 @@ class CISPO:
     e: float = 1e-4
     estimator: Estimator = "k3"
     tis: float | None = None
+    kl = property(kl_in_loss)
+    needs = needs_per("token")
+    targets = standardised_targets
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, "loss")  # refuses what it does not know
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, "loss")
-
-    @property
-    def needs(self) -> Needs:
-        """Scores, the policy before the update, and the reference unless β is 0."""
-        return rollout_needs(self.kl, "token", self.tis)
-
-    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
-        """Advantages and old log-probs, [B, K, T] each."""
-        assert old is not None
-        advantages = standardised(scores_of(batch), batch.present, self.e)
-        rows = {"advantages": over_tokens(advantages, batch.mask)}
-        rows |= ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
-        metrics = advantage_metrics(advantages, batch.present) | episodes(batch.mask) | self.kl.metrics(old, reference)
-        return Targets(rows, metrics)
+        check_kl(self)
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""

@@ -2,19 +2,10 @@
 
 from dataclasses import dataclass
 
-from prefopt.objectives.online.advantage import advantage_metrics, episodes, over_tokens, scores_of, standardised
-from prefopt.objectives.online.kl import KL, Estimator
-from prefopt.objectives.online.surrogate import (
-    beyond,
-    clipped,
-    policy_loss,
-    ratio_metrics,
-    ratio_rows,
-    rollout_needs,
-    token_means,
-    token_ratio,
-)
-from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+from prefopt.objectives.online.group import standardised_targets
+from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
+from prefopt.objectives.online.surrogate import clipped_losses, needs_per, token_means, token_ratio
+from prefopt.types import Batch, Loss, Outputs, Targets
 
 
 @dataclass(frozen=True)
@@ -47,33 +38,15 @@ class GRPO:
     e: float = 1e-4
     estimator: Estimator = "k3"
     tis: float | None = None
+    kl = property(kl_in_loss)
+    needs = needs_per("completion")
+    targets = standardised_targets
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, "loss")  # refuses what it does not know
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, "loss")
-
-    @property
-    def needs(self) -> Needs:
-        """Scores, the policy before the update, and the reference unless β is 0."""
-        return rollout_needs(self.kl, "completion", self.tis)
-
-    def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
-        """Advantages and old log-probs, [B, K, T] each."""
-        assert old is not None
-        advantages = standardised(scores_of(batch), batch.present, self.e)
-        rows = {"advantages": over_tokens(advantages, batch.mask)}
-        rows |= ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
-        metrics = advantage_metrics(advantages, batch.present) | episodes(batch.mask) | self.kl.metrics(old, reference)
-        return Targets(rows, metrics)
+        check_kl(self)
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
-        advantages, ratio = targets.rows["advantages"], token_ratio(policy, targets)
-        surrogate = clipped(ratio, advantages, self.epsilon, self.epsilon)
-        losses, metrics = policy_loss(surrogate, self.kl, policy, targets)
-        bound = beyond(ratio, advantages, self.epsilon, self.epsilon)
-        return Loss(token_means(losses, batch.mask), metrics | ratio_metrics(ratio, bound, policy, targets))
+        ratio = token_ratio(policy, targets)
+        losses, metrics = clipped_losses(self.kl, policy, targets, ratio, self.epsilon, self.epsilon)
+        return Loss(token_means(losses, batch.mask), metrics)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -100,6 +100,21 @@ class KL:
             assert outputs.logps is not None
             found = kl_estimate(outputs.logps - reference, self.estimator)
         return found.masked_fill(~outputs.mask, 0)
+
+
+def kl_as_placed(objective: Any) -> KL:
+    """The `kl` of an objective with the fields beta, estimator and placement."""
+    return KL(objective.beta, objective.estimator, objective.placement)
+
+
+def kl_in_loss(objective: Any) -> KL:
+    """The `kl` of an objective with the fields beta and estimator, which adds it to the loss."""
+    return KL(objective.beta, objective.estimator, "loss")
+
+
+def check_kl(objective: Any) -> None:
+    """A `__post_init__`: refuses what `KL` does not know."""
+    _ = objective.kl
 
 
 def proportional(beta: float, metrics: Mapping[str, float], target: float, horizon: float) -> float:

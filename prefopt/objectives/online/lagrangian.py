@@ -6,12 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
-from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import (
-    beyond,
-    clipped,
-    policy_loss,
-    ratio_metrics,
+    clipped_losses,
     ratio_rows,
     rollout_needs,
     row_mean,
@@ -69,18 +66,14 @@ class LagrangianPPO:
     placement: Placement = "reward"
     whiten_advantages: bool = True
     tis: float | None = None
+    kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+        check_kl(self)
         if not 0 < self.multiplier <= self.multiplier_max:
             raise ValueError(
                 f"multiplier must be above 0 and at most multiplier_max, got {self.multiplier} and {self.multiplier_max}"
             )
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
 
     @property
     def needs(self) -> Needs:
@@ -104,11 +97,9 @@ class LagrangianPPO:
         """Shapes: `policy.logps` and `policy.values` are [B, K, T]; the total is [B]."""
         assert policy.values is not None
         rows, ratio = targets.rows, token_ratio(policy, targets)
-        surrogate = clipped(ratio, rows["advantages"], self.epsilon, self.epsilon)
-        actor, metrics = policy_loss(surrogate, self.kl, policy, targets)
+        actor, metrics = clipped_losses(self.kl, policy, targets, ratio, self.epsilon, self.epsilon)
         critic = value_loss(policy.values, rows["old_values"], rows["returns"], self.epsilon_v)
-        bound = beyond(ratio, rows["advantages"], self.epsilon, self.epsilon)
-        metrics |= ratio_metrics(ratio, bound, policy, targets) | {"values/loss": row_mean(critic, batch.mask)}
+        metrics |= {"values/loss": row_mean(critic, batch.mask)}
         return Loss(token_sums(actor + self.c_v * critic, batch.mask), metrics)
 
     def adapted(self, metrics: Mapping[str, float]) -> Self:

@@ -6,21 +6,28 @@ from typing import Self
 
 from prefopt.functional import bounded_exp
 from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
-from prefopt.objectives.online.kl import KL, Estimator, Placement, doubled_or_halved, proportional
+from prefopt.objectives.online.kl import (
+    KL,
+    Estimator,
+    Placement,
+    check_kl,
+    doubled_or_halved,
+    kl_as_placed,
+    proportional,
+)
 from prefopt.objectives.online.surrogate import (
-    beyond,
-    clipped,
+    clipped_losses,
     log_ratio,
+    needs_per,
     policy_loss,
     ratio_metrics,
     ratio_rows,
-    rollout_needs,
     row_mean,
     token_ratio,
     token_sums,
     value_loss,
 )
-from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+from prefopt.types import Batch, Loss, Outputs, Targets
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,13 @@ class PPO:
     whiten_advantages: bool = True
     whiten_rewards: bool = False
     tis: float | None = None
+    kl = property(kl_as_placed)
+    needs = needs_per("token", values=True)
 
     def __post_init__(self) -> None:
         kl = KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
         if self.target is not None and not (kl.used and self.target > 0 and self.horizon > 0):
             raise ValueError("an adaptive KL needs beta, target and horizon above 0; target: null keeps beta as it is")
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
-
-    @property
-    def needs(self) -> Needs:
-        """Scores, the policy before the update with its values, and the reference unless β is 0."""
-        return rollout_needs(self.kl, "token", self.tis, values=True)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages and returns, old log-probs and values, [B, K, T] each."""
@@ -103,11 +102,11 @@ class PPO:
         """Shapes: `policy.logps` and `policy.values` are [B, K, T]; the total is [B]."""
         assert policy.values is not None
         rows, ratio = targets.rows, token_ratio(policy, targets)
-        surrogate = clipped(ratio, rows["advantages"], self.epsilon, self.epsilon)  # 1707.06347, eq. 7
-        actor, metrics = policy_loss(surrogate, self.kl, policy, targets)
+        actor, metrics = clipped_losses(
+            self.kl, policy, targets, ratio, self.epsilon, self.epsilon
+        )  # 1707.06347, eq. 7
         critic = value_loss(policy.values, rows["old_values"], rows["returns"], self.epsilon_v)
-        bound = beyond(ratio, rows["advantages"], self.epsilon, self.epsilon)
-        metrics |= ratio_metrics(ratio, bound, policy, targets) | {"values/loss": row_mean(critic, batch.mask)}
+        metrics |= {"values/loss": row_mean(critic, batch.mask)}
         return Loss(token_sums(actor + self.c_v * critic, batch.mask), metrics)
 
     def adapted(self, metrics: Mapping[str, float]) -> Self:
@@ -155,21 +154,13 @@ class PPOKL:
     placement: Placement = "reward"
     whiten_advantages: bool = True
     tis: float | None = None
+    kl = property(kl_as_placed)
+    needs = needs_per("token", values=True)
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+        check_kl(self)
         if not (self.beta_kl > 0 and self.target > 0):
             raise ValueError(f"beta_kl and target must be above 0, got {self.beta_kl} and {self.target}")
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
-
-    @property
-    def needs(self) -> Needs:
-        """As `PPO`."""
-        return rollout_needs(self.kl, "token", self.tis, values=True)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages and returns, old log-probs and values, [B, K, T] each."""

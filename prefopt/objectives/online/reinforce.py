@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from prefopt.objectives.online.advantage import advantage_metrics, completion_rewards, episodes, over_tokens
-from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
@@ -38,14 +38,10 @@ class REINFORCE:
     placement: Placement = "reward"
     baseline: float = 0.0
     seen: float = 0.0
+    kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
+        check_kl(self)
 
     @property
     def needs(self) -> Needs:

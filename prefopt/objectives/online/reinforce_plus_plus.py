@@ -5,18 +5,9 @@ from typing import Literal, get_args
 
 from prefopt.functional import discounted_returns, whiten
 from prefopt.objectives.online.advantage import advantage_metrics, centred, episodes, scores_of, token_rewards
-from prefopt.objectives.online.kl import KL, Estimator, Placement
-from prefopt.objectives.online.surrogate import (
-    beyond,
-    clipped,
-    policy_loss,
-    ratio_metrics,
-    ratio_rows,
-    rollout_needs,
-    token_ratio,
-    token_sums,
-)
-from prefopt.types import Batch, Loss, Needs, Outputs, Targets
+from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
+from prefopt.objectives.online.surrogate import clipped_losses, needs_per, ratio_rows, token_ratio, token_sums
+from prefopt.types import Batch, Loss, Outputs, Targets
 
 Baseline = Literal["none", "group"]
 
@@ -50,21 +41,13 @@ class ReinforcePlusPlus:
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     tis: float | None = None
+    kl = property(kl_as_placed)
+    needs = needs_per("token")
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
+        check_kl(self)
         if self.baseline not in get_args(Baseline):
             raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {self.baseline!r}")
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
-
-    @property
-    def needs(self) -> Needs:
-        """Scores, the policy before the update, and the reference unless β is 0."""
-        return rollout_needs(self.kl, "token", self.tis)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages and old log-probs, [B, K, T] each."""
@@ -80,8 +63,6 @@ class ReinforcePlusPlus:
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
-        advantages, ratio = targets.rows["advantages"], token_ratio(policy, targets)
-        surrogate = clipped(ratio, advantages, self.epsilon, self.epsilon)
-        losses, metrics = policy_loss(surrogate, self.kl, policy, targets)
-        bound = beyond(ratio, advantages, self.epsilon, self.epsilon)
-        return Loss(token_sums(losses, batch.mask), metrics | ratio_metrics(ratio, bound, policy, targets))
+        ratio = token_ratio(policy, targets)
+        losses, metrics = clipped_losses(self.kl, policy, targets, ratio, self.epsilon, self.epsilon)
+        return Loss(token_sums(losses, batch.mask), metrics)

@@ -9,7 +9,7 @@ from prefopt.objectives.online.advantage import (
     leave_one_out,
     over_tokens,
 )
-from prefopt.objectives.online.kl import KL, Estimator, Placement
+from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
@@ -36,14 +36,10 @@ class RLOO:
     beta: float = 0.05
     estimator: Estimator = "k1"
     placement: Placement = "reward"
+    kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
-        KL(self.beta, self.estimator, self.placement)  # refuses what it does not know
-
-    @property
-    def kl(self) -> KL:
-        """The KL to the reference."""
-        return KL(self.beta, self.estimator, self.placement)
+        check_kl(self)
 
     @property
     def needs(self) -> Needs:

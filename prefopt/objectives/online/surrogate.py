@@ -1,5 +1,7 @@
 """The part that turns advantages into a loss: ratios, what bounds them, and what is logged of them."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -21,6 +23,11 @@ def rollout_needs(kl: KL, per: Unit, tis: float | None = None, old: bool = True,
         statistics=kl.statistics,
         per=per,
     )
+
+
+def needs_per(unit: Unit, values: bool = False) -> Any:
+    """The `needs` of an objective with a ratio: scores, the policy before the update, and the reference unless β is 0."""
+    return property(lambda self: rollout_needs(self.kl, unit, self.tis, values=values))
 
 
 def ratio_rows(batch: Batch, old: Outputs, tis: float | None) -> dict[str, Tensor]:
@@ -135,6 +142,15 @@ def policy_loss(surrogate: Tensor, kl: KL, policy: Outputs, targets: Targets) ->
     total = (surrogate if weight is None else surrogate * weight) + penalty
     placed = kl.used and kl.placement == "loss"
     return total, {"kl/loss": row_mean(penalty / kl.beta, policy.mask)} if placed else {}
+
+
+def clipped_losses(
+    kl: KL, policy: Outputs, targets: Targets, ratio: Tensor, low: float, high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clip of this ratio, [B, K, T], with sampler weights and the KL of the loss; and what is logged of it, [B] each."""
+    advantages = targets.rows["advantages"]
+    losses, metrics = policy_loss(clipped(ratio, advantages, low, high), kl, policy, targets)
+    return losses, metrics | ratio_metrics(ratio, beyond(ratio, advantages, low, high), policy, targets)
 
 
 def token_means(losses: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]) -> Float[Tensor, " B"]:
