@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,18 @@ def manifest(
     model: nn.Module,
     model_name: str,
     data: dict[str, Sequence[Tokenised]],
+    others: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a reader needs to tell whether two runs were made of the same things."""
+    """Everything that a reader needs to tell whether two runs were made of the same things.
+
+    Args:
+        settings: the recipe.
+        accelerator: devices and processes.
+        model: what is trained.
+        model_name: where it came from.
+        data: tokenised rows, by part.
+        others: further models that had a say, by what they were: the reference, reward models.
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -62,6 +72,7 @@ def manifest(
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "fingerprint": fingerprint_weights(model),
         },
+        "others": {name: fingerprint_weights(other) for name, other in (others or {}).items()},
         "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
         "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
     }

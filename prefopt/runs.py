@@ -23,7 +23,7 @@ from prefopt.diagnostics import RolloutDiagnostics, beyond
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
-from prefopt.feedback import Shaped, make_feedback
+from prefopt.feedback import Shaped, make_feedback, reward_models
 from prefopt.functional import seed_for
 from prefopt.manifest import manifest
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
@@ -355,9 +355,19 @@ class Run:
     def _write_recipe(self) -> None:
         if not self.accelerator.is_main_process or (self.folder / "recipe.yaml").exists():
             return
-        content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data)
+        others = self._others()
+        content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data, others)
         _write(self.folder / "manifest.json", json.dumps(content, indent=2))
         _write(self.folder / "recipe.yaml", self.settings.to_yaml())
+
+    def _others(self) -> dict[str, torch.nn.Module]:
+        """The models beside the trained one: a reference of its own, and reward models."""
+        found: dict[str, torch.nn.Module] = {}
+        if self.reference is not None and self.reference.policy is not self.model:
+            found["reference"] = self.reference.policy
+        for what, feedback in self.source.feedback.items() if isinstance(self.source, Rollouts) else ():
+            found |= {f"{what}: {name}": model for name, model in reward_models(feedback).items()}
+        return found
 
     def _restore(self) -> int:
         """Load the last checkpoint of a resumed run; the number of steps behind it."""

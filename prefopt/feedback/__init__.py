@@ -2,7 +2,7 @@
 
 from prefopt.feedback.call import run_feedback
 from prefopt.feedback.ensemble import Ensemble
-from prefopt.feedback.make import FEEDBACKS, SHAPES, check_feedback, make_feedback
+from prefopt.feedback.make import FEEDBACKS, SHAPES, check_feedback, make_feedback, reward_models
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
 from prefopt.feedback.shaping import (
@@ -32,5 +32,6 @@ __all__ = [
     "Shaped",
     "check_feedback",
     "make_feedback",
+    "reward_models",
     "run_feedback",
 ]

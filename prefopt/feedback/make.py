@@ -22,6 +22,7 @@ from prefopt.feedback.shaping import (
     Shaped,
 )
 from prefopt.plugins import checked_fields, load_object
+from prefopt.policy import Scorer
 
 FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Ensemble)}
 """Every feedback by the name that recipes give it."""
@@ -74,6 +75,12 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
             f"{where}: {moving[0]} has numbers that move with what it sees, so scores before and after training could not be "
             "compared; leave it out, or use ReferenceNormalise with gain and bias"
         )
+
+
+def reward_models(feedback: Any) -> dict[str, Scorer]:
+    """The reward models in a feedback, by the names of their checkpoints: a manifest keeps their fingerprints."""
+    found = [part for part in _parts(feedback) if isinstance(part, RewardModel)]
+    return {str(part.model): part.scorer for part in found}
 
 
 def _made(spec: recipe.Feedback, where: str, accelerator: Accelerator | None) -> Shaped:

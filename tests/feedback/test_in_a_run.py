@@ -9,6 +9,9 @@ from rich.console import Console
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.feedback import RewardModel
 from prefopt.inspection import evaluate, trained
+from prefopt.manifest import fingerprint_weights
+from prefopt.policy import load_policy
+from prefopt.recipe import Policy
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,18 @@ def test_recipes_that_cannot_be_are_refused_before_the_policy_is_loaded(home, ov
     with pytest.raises(PrefoptError, match=words):
         run(settings, home / "never")
     assert not (home / "never").exists()
+
+
+def test_a_reward_model_that_teaches_is_in_the_manifest(home):
+    online = [
+        "source.rollouts={completions: 2, sampling: {max_tokens: 4}}",
+        f"feedback={{name: RewardModel, model: {home}/reward, shape: ReferenceNormalise}}",
+        "objective={name: RLOO, beta: 0.1}",
+    ]
+    folder = run(load_recipe(home / "recipe.yaml", online), home / "rloo", console=Console(quiet=True)).folder
+    others = json.loads((folder / "manifest.json").read_text())["others"]
+    reward = RewardModel(f"{home}/reward")
+    assert others == {
+        "reference": fingerprint_weights(load_policy(Policy(model=f"{home}/lm"), reward._tokenizer, 0)),
+        f"scores: {home}/reward": fingerprint_weights(reward.scorer),
+    }
