@@ -45,8 +45,12 @@ def interval(values: list[float]) -> tuple[float, float]:
 def rows() -> list[dict]:
     """One for each objective, the highest gold reward first."""
     table = []
-    for name, runs in finished().items():
+    found = finished()
+    imitation = {run["seed"]: run["after"]["gold"]["value"] for run in found.get("sft", [])}
+    for name, runs in found.items():
         row: dict = {"objective": label(name), "seeds": len(runs)}
+        ahead = [r["after"]["gold"]["value"] - imitation[r["seed"]] for r in runs if r["seed"] in imitation]
+        row["over_sft"], row["over_sft_half"] = interval(ahead) if ahead else (math.nan, math.nan)
         for metric in ("gold", "kl", "length", "accuracy", "logratio_chosen", "logratio_rejected"):
             row[metric], row[f"{metric}_half"] = interval([run["after"][metric]["value"] for run in runs])
         gains = [run["change"]["gold"]["value"] for run in runs]
@@ -60,7 +64,7 @@ def cell(row: dict, name: str) -> str:
     """A number with its half-width; counts are of seeds."""
     if name == "raised":
         return f"{row['raised']} of {row['seeds']}"
-    places = 3 if name in ("gold", "gain", "accuracy") else 2
+    places = 3 if name in ("gold", "gain", "over_sft", "accuracy") else 2
     return f"{row[name]:.{places}f} ±{row[f'{name}_half']:.{places}f}"
 
 
@@ -76,10 +80,10 @@ def main() -> None:
         writer = csv.DictWriter(file, table[0].keys())
         writer.writeheader()
         writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
-    columns = ("gold", "gain", "raised", "kl", "length", "accuracy", "logratio_chosen", "logratio_rejected")
+    columns = ("gold", "gain", "raised", "over_sft", "kl", "length", "accuracy", "logratio_chosen", "logratio_rejected")
     lines = [
-        "| objective | gold reward after | gain | seeds that gain | KL | length | accuracy | log-ratio chosen | rejected |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| objective | gold reward after | gain | seeds that gain | more than SFT | KL | length | accuracy | log-ratio chosen | rejected |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {row['objective']} | {' | '.join(cell(row, name) for name in columns)} |" for row in table]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
