@@ -82,7 +82,8 @@ def main() -> None:
         writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
     columns = ("gold", "gain", "raised", "over_sft", "kl", "length", "accuracy", "logratio_chosen", "logratio_rejected")
     lines = [
-        "| objective | gold reward after | gain | seeds that gain | more than SFT | KL | length | accuracy | log-ratio chosen | rejected |",
+        "| objective | gold reward after | gain | seeds that gain | more than SFT | KL | length | accuracy "
+        "| log-ratio chosen | rejected |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {row['objective']} | {' | '.join(cell(row, name) for name in columns)} |" for row in table]
