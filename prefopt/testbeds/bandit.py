@@ -6,9 +6,9 @@ what is left between a solution and the closed form is the objective's doing.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,61 +26,92 @@ from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
 
 
 class Bandit(nn.Module):
-    """A policy that is a table: one logit for each context and action, in float64. A `Model`.
+    """A policy that is a table: one logit for each context and action, in float64, and one value for each context. A `Model`.
 
     Args:
-        probabilities: [C, A], where it starts; zeros stay zeros.
+        probabilities: [C, A], where it starts; zeros stay zeros. Values start at 0.
     """
 
     def __init__(self, probabilities: Tensor):
         super().__init__()
         self.logits = nn.Parameter(probabilities.double().log())
+        # The trainer gives what is called `critic` a learning rate of its own.
+        self.critic = nn.ParameterDict({"value": torch.zeros(len(probabilities), dtype=torch.float64)})
         # In a tuple, so that it does not become a part of this module, as in `Policy`.
-        self._reference: tuple[Bandit, ...] = ()
+        self._reference: tuple[Frozen, ...] = ()
 
     @property
     def probabilities(self) -> Tensor:
         """[C, A], without gradient."""
         return self.logits.detach().softmax(-1)
 
-    def frozen(self) -> Self:
+    def frozen(self) -> "Frozen":
         """A copy that is not trained: a reference."""
-        return copy.deepcopy(self).requires_grad_(False)
+        return Frozen(copy.deepcopy(self).requires_grad_(False))
 
-    def beside(self, reference: "Bandit") -> None:
+    def beside(self, reference: "Frozen") -> None:
         """The reference whose divergences an objective may ask for."""
         self._reference = (reference,)
 
+    def scores(self, contexts: Tensor) -> Tensor:
+        """[B, A] logits in these contexts, [B] int64."""
+        return self.logits[contexts]
+
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        """`logps` [B, K, 1], and the statistics in `needs`; 0 outside the mask.
+        """`logps` [B, K, 1], `values` and the statistics in `needs`; 0 outside the mask. At the column `temperature`, if any.
 
         Raises:
             PrefoptError: `needs` asks for what a table of logits cannot say, or a completion has more than one token.
         """
-        if needs.rewards or needs.values:
-            raise PrefoptError("this objective needs rewards or values; a bandit's policy gives neither")
+        if needs.rewards:
+            raise PrefoptError("this objective needs rewards; a bandit's policy gives none")
         if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         if batch.mask.shape[-1] != 1:
             raise PrefoptError(f"a bandit's completion is one token; these have up to {batch.mask.shape[-1]}")
         own = self._log_probs(batch)
         found = {"logps": own.gather(-1, batch.completion_ids[..., 0])}
+        if needs.values:
+            found["values"] = self.critic["value"][contexts_of(batch.prompt_ids)][:, None]
         found |= {name: STATISTICS[name](own)[:, None] for name in needs.statistics & STATISTICS.keys()}
         if names := needs.statistics & DIVERGENCES.keys():
             other = self._reference_log_probs(batch)
             found |= {name: DIVERGENCES[name](own, other)[:, None] for name in names}
         placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
-        return Outputs(mask=batch.mask, logps=placed.pop("logps"), statistics=placed)
+        return Outputs(batch.mask, placed.pop("logps"), placed.pop("values", None), statistics=placed)
 
     def _log_probs(self, batch: Batch) -> Tensor:
-        contexts = torch.tensor([prompt[0] for prompt in batch.prompt_ids], device=self.logits.device)
-        return self.logits.log_softmax(-1)[contexts]
+        scores = self.scores(contexts_of(batch.prompt_ids))
+        if (temperature := batch.columns.get("temperature")) is not None:
+            scores = scores / temperature[:, None]
+        return scores.log_softmax(-1)
 
     def _reference_log_probs(self, batch: Batch) -> Tensor:
         if not self._reference:
             raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
         with torch.no_grad():
-            return self._reference[0]._log_probs(batch)
+            return self._reference[0].policy._log_probs(batch)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A bandit's policy that is not trained. A `Model`.
+
+    As `prefopt.policy.Reference` it says nothing of its distance to the policy, nor of values.
+    """
+
+    policy: Bandit
+
+    def __call__(self, batch: Batch, needs: Needs) -> Outputs:
+        """What it says, without gradient."""
+        own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
+        with torch.no_grad():
+            return self.policy(batch, own)
+
+
+def contexts_of(prompt_ids: Sequence[Sequence[int]]) -> Tensor:
+    """[B] int64: the contexts that these prompts name."""
+    return torch.tensor([prompt[0] for prompt in prompt_ids])
 
 
 def optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -241,7 +272,7 @@ class Same:
 
 
 def make_trainer(
-    policy: Bandit, objective: Objective, batch: Batch, reference: Bandit, steps: int = 1, **settings: Any
+    policy: Bandit, objective: Objective, batch: Batch, reference: Frozen, steps: int = 1, **settings: Any
 ) -> Trainer:
     """The project's trainer on full batches: Adam with short memories, its learning rate annealed to 0, unclipped.
 
