@@ -25,25 +25,28 @@ from prefopt.train import Trainer
 from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
 
 
-class Bandit(nn.Module):
-    """A policy that is a table: one logit for each context and action, in float64, and one value for each context. A `Model`.
+class BanditPolicy(nn.Module):
+    """What a bandit's policies have in common: logits of A actions in C contexts, and a value for each context. A `Model`.
 
     Args:
-        probabilities: [C, A], where it starts; zeros stay zeros. Values start at 0.
+        contexts: C. Values start at 0.
     """
 
-    def __init__(self, probabilities: Tensor):
+    def __init__(self, contexts: int):
         super().__init__()
-        self.logits = nn.Parameter(probabilities.double().log())
         # The trainer gives what is called `critic` a learning rate of its own.
-        self.critic = nn.ParameterDict({"value": torch.zeros(len(probabilities), dtype=torch.float64)})
+        self.critic = nn.ParameterDict({"value": torch.zeros(contexts, dtype=torch.float64)})
         # In a tuple, so that it does not become a part of this module, as in `Policy`.
         self._reference: tuple[Frozen, ...] = ()
+
+    def scores(self, contexts: Tensor) -> Tensor:
+        """[B, A] logits in these contexts, [B] int64."""
+        raise NotImplementedError
 
     @property
     def probabilities(self) -> Tensor:
         """[C, A], without gradient."""
-        return self.logits.detach().softmax(-1)
+        return self.scores(torch.arange(len(self.critic["value"]))).detach().softmax(-1)
 
     def frozen(self) -> "Frozen":
         """A copy that is not trained: a reference."""
@@ -52,10 +55,6 @@ class Bandit(nn.Module):
     def beside(self, reference: "Frozen") -> None:
         """The reference whose divergences an objective may ask for."""
         self._reference = (reference,)
-
-    def scores(self, contexts: Tensor) -> Tensor:
-        """[B, A] logits in these contexts, [B] int64."""
-        return self.logits[contexts]
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
         """`logps` [B, K, 1], `values` and the statistics in `needs`; 0 outside the mask. At the column `temperature`, if any.
@@ -93,6 +92,22 @@ class Bandit(nn.Module):
             return self._reference[0].policy._log_probs(batch)
 
 
+class Bandit(BanditPolicy):
+    """A policy that is a table: one logit for each context and action, in float64.
+
+    Args:
+        probabilities: [C, A], where it starts; zeros stay zeros.
+    """
+
+    def __init__(self, probabilities: Tensor):
+        super().__init__(len(probabilities))
+        self.logits = nn.Parameter(probabilities.double().log())
+
+    def scores(self, contexts: Tensor) -> Tensor:
+        """[B, A] logits in these contexts, [B] int64."""
+        return self.logits[contexts]
+
+
 @dataclass(frozen=True)
 class Frozen:
     """A bandit's policy that is not trained. A `Model`.
@@ -100,7 +115,7 @@ class Frozen:
     As `prefopt.policy.Reference` it says nothing of its distance to the policy, nor of values.
     """
 
-    policy: Bandit
+    policy: BanditPolicy
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
         """What it says, without gradient."""
@@ -130,6 +145,25 @@ def value(policy: Tensor, reference: Tensor, rewards: Tensor, beta: float) -> Te
 def best_value(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """J* = β·log Σ_y π_ref(y)·exp(r(y)/β), [...]."""
     return beta * (reference.log() + rewards / beta).logsumexp(-1)
+
+
+def frontier(divergences: Tensor, reference: Tensor, rewards: Tensor) -> Tensor:
+    """The most reward that any policy has at these KLs to the reference, [N]: that of π ∝ π_ref·exp(r/β) at the β with this KL.
+
+    Args:
+        divergences: [N], above 0 and below that of the best action alone.
+        reference: [A].
+        rewards: [A].
+    """
+
+    def tilted(log_beta: float) -> Tensor:
+        return optimum(reference, rewards, math.exp(log_beta))
+
+    def reward(kl: float) -> float:
+        log_beta = brentq(lambda x: divergence(tilted(x), reference).item() - kl, -7, 15, xtol=1e-13)
+        return (tilted(log_beta) * rewards).sum().item()
+
+    return torch.tensor([reward(kl) for kl in divergences.tolist()], dtype=torch.float64)
 
 
 def divergence(policy: Tensor, reference: Tensor) -> Tensor:
@@ -272,14 +306,14 @@ class Same:
 
 
 def make_trainer(
-    policy: Bandit, objective: Objective, batch: Batch, reference: Frozen, steps: int = 1, **settings: Any
+    policy: nn.Module, objective: Objective, batch: Batch, reference: Frozen | None, steps: int = 1, **settings: Any
 ) -> Trainer:
     """The project's trainer on full batches: Adam with short memories, its learning rate annealed to 0, unclipped.
 
     A step takes the same batch as the last one and goes through it `passes` times.
 
     Args:
-        policy: what is trained, in place.
+        policy: what is trained, in place; or a scorer.
         objective: what is minimised.
         batch: all there is to learn from.
         reference: what the objective compares with.

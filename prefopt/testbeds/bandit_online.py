@@ -21,7 +21,7 @@ from prefopt.policy.sampler import Mixture, chosen_tokens
 from prefopt.rollouts import Rollouts
 from prefopt.sources import Ties
 from prefopt.terms import Term
-from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
+from prefopt.testbeds.bandit import BanditPolicy, Frozen, contexts_of
 from prefopt.train import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict
 
@@ -43,7 +43,7 @@ class TableSampler:
         """Draw `completions` actions in each context.
 
         Args:
-            model: a `Bandit`, a `Frozen` one, or a `Mixture` of the two.
+            model: a policy, a frozen one, or a `Mixture` of the two.
             prompt_ids: B contexts.
             completions: K.
             settings: temperature (0 is greedy), top_p, top_k.
@@ -57,7 +57,7 @@ class TableSampler:
         return Sampled(ids, torch.ones_like(ids, dtype=torch.bool), logps.view(ids.shape))
 
 
-def _scores(model: Bandit | Frozen | Mixture, contexts: Tensor) -> Tensor:
+def _scores(model: BanditPolicy | Frozen | Mixture, contexts: Tensor) -> Tensor:
     """[B, A] logits."""
     if isinstance(model, Mixture):
         parts: Sequence[tuple[float, Any]] = ((1 - model.share, model.policy), (model.share, model.reference))
@@ -112,7 +112,9 @@ class Duel:
 
 def _read(prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
     """Contexts [B] and actions [B, K] from their texts."""
-    return torch.tensor([int(str(p)) for p in prompts]), torch.tensor([[int(text) for text in row] for row in completions])
+    return torch.tensor([int(str(p)) for p in prompts]), torch.tensor(
+        [[int(text) for text in row] for row in completions]
+    )
 
 
 def context_rows(contexts: Sequence[int]) -> list[Tokenised]:
@@ -160,7 +162,7 @@ def make_rollouts(
 
 
 def make_players(
-    policy: Bandit, reference: Frozen, completions: int, others: Mapping[str, int], share: float = 0.5
+    policy: BanditPolicy, reference: Frozen, completions: int, others: Mapping[str, int], share: float = 0.5
 ) -> list[Player]:
     """The policy, and further players with their numbers of completions.
 
@@ -181,7 +183,7 @@ def make_players(
 
 
 def online_trainer(
-    policy: Bandit,
+    policy: BanditPolicy,
     objective: Objective,
     source: Rollouts,
     reference: Frozen,
