@@ -19,7 +19,7 @@ from prefopt.estimates import over_seeds
 from prefopt.objectives import DPO, IPO, PPO, RLOO, SFT
 from prefopt.players import Player
 from prefopt.rollouts import Rollouts
-from prefopt.testbeds.bandit import Bandit, best_of_n, divergence
+from prefopt.testbeds.bandit import Bandit, best_of_n, divergence, make_trainer
 from prefopt.testbeds.bandit_online import SAMPLING, Payoff, make_rollouts, online_trainer
 from prefopt.types import Batch, Needs, Objective
 
@@ -33,6 +33,8 @@ STYLE = {
     "axes.spines.right": False,
 }
 BINS, SAMPLES, PROMPTS, BATCHES = 100, 10, 10, 100
+RECORDED = 100
+"""Prompts whose samples the reference has drawn, once."""
 SEEDS, TUNING = range(5), 100
 RATES = (0.01, 0.03, 0.1, 0.3)
 
@@ -113,8 +115,8 @@ class Arm:
         name: in the table.
         objective: what is minimised.
         arrange: what it makes of ten scored samples.
-        on_policy: the policy draws them, or else the reference.
-        passes: gradient steps on each batch.
+        on_policy: the policy draws a batch when its turn comes; or else the reference has drawn the one batch that there is.
+        passes: gradient steps on a batch, each time.
         style: of the line.
     """
 
@@ -127,11 +129,11 @@ class Arm:
 
 
 ARMS = (
-    Arm("likelihood of best of 10, offline", SFT(), best, False, style={"color": GREY, "linestyle": "--"}),
+    Arm("likelihood of best of 10, offline", SFT(), best, False, 2, style={"color": GREY, "linestyle": "--"}),
     Arm("likelihood of best of 10, on-policy", SFT(), best, True, style={"color": GREY}),
-    Arm("IPO, offline", IPO(tau=0.05), pairs, False, style={"color": BLUE, "linestyle": "--"}),
+    Arm("IPO, offline", IPO(tau=0.05), pairs, False, 2, style={"color": BLUE, "linestyle": "--"}),
     Arm("IPO, on-policy", IPO(tau=0.05), pairs, True, style={"color": BLUE}),
-    Arm("DPO, offline", DPO(beta=0.1), pairs, False, style={"color": ORANGE, "linestyle": "--"}),
+    Arm("DPO, offline", DPO(beta=0.1), pairs, False, 2, style={"color": ORANGE, "linestyle": "--"}),
     Arm("DPO, on-policy", DPO(beta=0.1), pairs, True, style={"color": ORANGE}),
     Arm("RLOO, on-policy", RLOO(beta=0.0), None, True, 1, {"color": "0.1", "linestyle": ":"}),
     Arm("PPO, on-policy", PPO(beta=0.0), None, True, 4, {"color": "0.1", "linestyle": "-."}),
@@ -142,14 +144,17 @@ def curve(arm: Arm, rewards: Tensor, rate: float, seed: int) -> Tensor:
     """Expected reward and KL(π‖π_ref) before the first batch and after each, [2, N + 1]; both are exact."""
     policy = Bandit(REFERENCE[None])
     reference = policy.frozen()
-    writer = policy if arm.on_policy else reference.policy
-    player = Player("policy", writer, SAMPLES, True, SAMPLING)
+    settings: dict[str, Any] = {"lr": rate, "passes": arm.passes, "schedule": "constant", "betas": (0.9, 0.999)}
+    player = Player("policy", policy if arm.on_policy else reference.policy, SAMPLES, True, SAMPLING)
     needs = arm.objective.needs if arm.arrange is None else Needs(scores=True)
-    source: Any = make_rollouts([player], Payoff(rewards[None]), needs, [0] * PROMPTS, seed=seed)
+    prompts = [0] * (PROMPTS if arm.on_policy else RECORDED)
+    source: Any = make_rollouts([player], Payoff(rewards[None]), needs, prompts, seed=seed)
     if arm.arrange is not None:
         source = Arranged(source, arm.arrange)
-    settings = {"lr": rate, "passes": arm.passes, "schedule": "constant", "betas": (0.9, 0.999)}
-    trainer = online_trainer(policy, arm.objective, source, reference, BATCHES, seed, **settings)
+    if arm.on_policy:
+        trainer = online_trainer(policy, arm.objective, source, reference, BATCHES, seed, **settings)
+    else:
+        trainer = make_trainer(policy, arm.objective, next(iter(source)), reference, BATCHES, **settings)
     path = torch.stack([policy.probabilities[0], *(policy.probabilities[0] for _ in trainer)])
     return torch.stack([(path * rewards).sum(-1), divergence(path, REFERENCE)])
 

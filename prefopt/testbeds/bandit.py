@@ -68,28 +68,30 @@ class BanditPolicy(nn.Module):
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         if batch.mask.shape[-1] != 1:
             raise PrefoptError(f"a bandit's completion is one token; these have up to {batch.mask.shape[-1]}")
-        own = self._log_probs(batch)
-        found = {"logps": own.gather(-1, batch.completion_ids[..., 0])}
+        contexts, temperature, case = _cases(batch)
+        own = (self.scores(contexts) / temperature).log_softmax(-1)
+        found = {"logps": own[case[:, None], batch.completion_ids[..., 0]]}
         if needs.values:
-            found["values"] = self.critic["value"][contexts_of(batch.prompt_ids)][:, None]
-        found |= {name: STATISTICS[name](own)[:, None] for name in needs.statistics & STATISTICS.keys()}
+            found["values"] = self.critic["value"][contexts][case][:, None]
+        found |= {name: STATISTICS[name](own)[case][:, None] for name in needs.statistics & STATISTICS.keys()}
         if names := needs.statistics & DIVERGENCES.keys():
-            other = self._reference_log_probs(batch)
-            found |= {name: DIVERGENCES[name](own, other)[:, None] for name in names}
+            other = (self._beside().scores(contexts) / temperature).log_softmax(-1).detach()
+            found |= {name: DIVERGENCES[name](own, other)[case][:, None] for name in names}
         placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
         return Outputs(batch.mask, placed.pop("logps"), placed.pop("values", None), statistics=placed)
 
-    def _log_probs(self, batch: Batch) -> Tensor:
-        scores = self.scores(contexts_of(batch.prompt_ids))
-        if (temperature := batch.columns.get("temperature")) is not None:
-            scores = scores / temperature[:, None]
-        return scores.log_softmax(-1)
-
-    def _reference_log_probs(self, batch: Batch) -> Tensor:
+    def _beside(self) -> "BanditPolicy":
         if not self._reference:
             raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
-        with torch.no_grad():
-            return self._reference[0].policy._log_probs(batch)
+        return self._reference[0].policy
+
+
+def _cases(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The contexts [U] and temperatures [U, 1] that occur together in a batch, and which of them each row has, [B]."""
+    contexts = contexts_of(batch.prompt_ids)
+    temperature = batch.columns.get("temperature", torch.ones(len(batch))).double()
+    cases, case = torch.stack([contexts.double(), temperature], 1).unique(dim=0, return_inverse=True)
+    return cases[:, 0].long(), cases[:, 1:], case
 
 
 class Bandit(BanditPolicy):
