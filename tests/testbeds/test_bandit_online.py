@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefopt import Needs, recipe
-from prefopt.objectives import A2C, RLOO
+from prefopt import Batch, Needs, Outputs, evaluate_loss, recipe
+from prefopt.objectives import A2C, GRPO, RLOO
 from prefopt.plugins import load_object
 from prefopt.policy.sampler import Mixture
 from prefopt.testbeds.bandit import Bandit, total_variation
@@ -155,6 +155,34 @@ def test_the_multiplier_leaves_the_limit():
     for beta in ("0.25", "0.125"):
         assert (PROBLEMS[f"LagrangianPPO, β = {beta}"].expected * costs).sum().item() == pytest.approx(limit)
     assert (PROBLEMS["RLOO, β = 0.25"].expected * costs).sum() > 2 * limit
+
+
+def drift(estimator, beta, start, steps=60):
+    """Where gradient descent on GRPO takes a policy, each group being 20,000 completions in proportion to it."""
+    logits = start.log().requires_grad_()
+    reference = PROBLEMS["RLOO, β = 1"].reference
+    objective = GRPO(beta=beta, e=0.0, estimator=estimator)
+    for _ in range(steps):
+        logps = logits.log_softmax(-1)
+        counts = (logps.exp().detach() * 20_000).round().long()
+        actions = torch.arange(4).repeat_interleave(counts)[None]
+        mask = torch.ones(*actions.shape, 1, dtype=torch.bool)
+        batch = Batch(((0,),), actions[..., None], mask, scores=REWARDS[:1].double()[0][actions])
+        kl = (logps.exp() * (logps - reference.log())).sum().expand(mask.shape)
+        now = Outputs(mask, logps[actions][..., None], statistics={"kl_policy_ref": kl})
+        said = Outputs(mask, reference.log()[actions][..., None])
+        (gradient,) = torch.autograd.grad(evaluate_loss(objective, batch, now, said, now.detach()), logits)
+        logits = (logits - gradient).detach().requires_grad_()
+    return logits.detach().softmax(-1)
+
+
+def test_grpo_with_a_reverse_kl_has_collapse_for_an_attractor():
+    """And with k3 it has not: from the same start it comes back."""
+    near = torch.tensor([0.97, 0.028, 0.0018, 0.0002], dtype=torch.float64)
+    assert drift("exact", 1.0, near)[0] > 0.99
+    assert drift("k3", 1.0, near)[0] < 0.6
+    saddle = torch.tensor([0.8, 0.16, 0.035, 0.005], dtype=torch.float64)  # on the other side of the saddle
+    assert drift("exact", 1.0, saddle)[0] < 0.6
 
 
 def check(name, **changes):
