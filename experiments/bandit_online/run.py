@@ -259,7 +259,7 @@ def draw_frontier(points: Mapping[str, Tensor], file: Path) -> None:
         kl, reward = divergence(policies, REFERENCE), (policies * REWARDS).sum(-1)
         style = {"color": colour, "marker": marker, "markersize": 6, "markerfacecolor": "none", "linewidth": 0.6}
         above.plot(kl, reward, label=name, **style | {"linestyle": "none"})
-        below.plot(kl, frontier(kl, REFERENCE, REWARDS) - reward, **style | {"linestyle": ":"})
+        below.plot(kl, (frontier(kl, REFERENCE, REWARDS) - reward).clamp(min=1e-9), **style | {"linestyle": ":"})
     above.set(ylabel="expected reward")
     below.set(ylabel="reward short of the frontier", yscale="log", xlabel="KL(π‖π_ref) (nats)")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -288,7 +288,7 @@ def main() -> None:
             print(row(problem, found), flush=True)
             if isinstance(problem.objective, LagrangianPPO):
                 print(f"  cost {over_seeds((found @ COSTS).tolist())}, reward {over_seeds((found @ REWARDS).tolist())}")
-    if wanted:
+    if wanted and "frontier" not in wanted:
         return
     points = {name: torch.stack([solve(problem, 0) for problem in found]) for name, found in series()}
     show_series(points)

@@ -98,13 +98,13 @@ def direct(states: Tensor, batch: Batch, swapped: bool) -> Tensor:
 
 
 def through_rewards(states: Tensor, reward: Tensor, swapped: bool, seed: int) -> Tensor:
-    """RLOO's weights, [2], on samples in these states that the reward model scores."""
+    """RLOO's weights, [2], on samples in these states, 20 states a batch, that the reward model scores."""
     policy, objective = LinearPolicy(features(states, swapped)), RLOO(beta=BETA)
     reference = Bandit(torch.full((len(states), ACTIONS), 1 / ACTIONS)).frozen()
     feedback = Payoff(features(states) @ reward)
     players = make_players(policy, reference, 8, {})
-    source = make_rollouts(players, feedback, objective.needs, range(len(states)), seed=seed)
-    for _ in online_trainer(policy, objective, source, reference, 200, seed, lr=0.1):
+    source = make_rollouts(players, feedback, objective.needs, range(len(states)), PAIRS, seed)
+    for _ in online_trainer(policy, objective, source, reference, 300, seed, lr=0.3):
         pass
     return policy.weights.detach()
 

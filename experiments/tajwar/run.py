@@ -174,7 +174,7 @@ def report(setting: str, curves: Mapping[str, Tensor], rates: Mapping[str, float
     top = best_of_n(REFERENCE, rewards, SAMPLES)
     exact = [(policy * rewards).sum().item() for policy in (REFERENCE, top)]
     print(f"\n{setting}: reference {exact[0]:.3f}, best of 10 of the reference {exact[1]:.3f}\n")
-    print("| | rate | reward | less offline likelihood | KL | batches to .5 |\n|---|---|---|---|---|---|")
+    print("| | rate | reward | less offline likelihood | KL | batches to .5, by seed |\n|---|---|---|---|---|---|")
     base = curves[ARMS[0].name][:, 0, -1]
     for name, found in curves.items():
         last = found[:, :, -1]
