@@ -1,5 +1,6 @@
-"""Estimates with intervals that resample prompts: everything said about one prompt stays together."""
+"""Estimates with intervals: those that resample prompts, where all that is said about one stays together, and those over seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,15 @@ def change(before: Observations, after: Observations, confidence: float = 0.95, 
         confidence,
         seed,
     )
+
+
+def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean and half-width of Student's interval over runs that differ in their seed; NaN for the half-width of one run."""
+    n = len(values)
+    if n < 2:
+        return float(np.mean(values)), math.nan
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return float(np.mean(values)), float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
 
 
 def _bootstrap(columns, statistic, confidence: float, seed: int) -> Estimate:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.estimates import Observations, change, estimate
+from prefopt.estimates import Observations, change, estimate, over_seeds
 
 
 def observed(values, groups=None, weights=None) -> Observations:
@@ -95,3 +95,11 @@ def test_too_few_have_no_interval():
     assert one.value == 3 and math.isnan(one.low) and math.isnan(one.high) and one.prompts == 1
     assert math.isnan(none.value) and none.prompts == 0
     assert str(estimate(observed([2, 2]))) == "2.000 [2.000, 2.000]"
+
+
+def test_students_interval_over_seeds():
+    values = [1.0, 2.0, 4.0, 4.5]
+    mean, half = over_seeds(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert over_seeds([2.0])[0] == 2 and math.isnan(over_seeds([2.0])[1])

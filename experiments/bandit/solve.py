@@ -3,7 +3,6 @@
 .venv/bin/python experiments/bandit/solve.py
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -13,7 +12,6 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy.optimize import brentq
 from torch import Tensor
 
 from prefopt.objectives.preference.dpo import DPO
@@ -29,6 +27,7 @@ from prefopt.testbeds.bandit import (
     bradley_terry,
     divergence,
     flipped,
+    frontier,
     make_trainer,
     optimum,
     population,
@@ -205,19 +204,6 @@ def draw_collapse(file: Path) -> None:
     save(figure, file)
 
 
-def frontier(divergences: Tensor) -> Tensor:
-    """The most reward that any policy has at these KLs to the reference, [N]."""
-
-    def tilted(log_beta: float) -> Tensor:
-        return optimum(REFERENCE, REWARDS, math.exp(log_beta))
-
-    def reward(kl: float) -> float:
-        log_beta = brentq(lambda x: divergence(tilted(x), REFERENCE).item() - kl, -7, 15, xtol=1e-13)
-        return (tilted(log_beta) * REWARDS).sum().item()
-
-    return torch.tensor([reward(kl) for kl in divergences.tolist()], dtype=torch.float64)
-
-
 def series() -> Iterator[tuple[str, Tensor]]:
     """Policies for the one bandit, [N, A] for each way to get them, from near the reference to far."""
     clean, noise = population(PREFERENCE, REWARDS), population(flipped(PREFERENCE, 0.1))
@@ -237,13 +223,15 @@ def series() -> Iterator[tuple[str, Tensor]]:
 def draw_frontier(file: Path) -> None:
     figure, (above, below) = plt.subplots(2, 1, figsize=(4.2, 6.2), sharex=True, layout="constrained")
     line = torch.linspace(1e-4, 2.29, 200)
-    above.plot(line, frontier(line), color="0.6", linewidth=1.2, label="the most that is possible")
+    above.plot(
+        line, frontier(line, REFERENCE[0], REWARDS[0]), color="0.6", linewidth=1.2, label="the most that is possible"
+    )
     sizes = (9, 7, 5, 6, 6, 6, 6)
     for (name, policies), marker, size, colour in zip(series(), "os^vD*x", sizes, cycle([BLUE, ORANGE, "0.2"])):
         kl, reward = divergence(policies, REFERENCE), (policies * REWARDS).sum(-1)
         style = {"color": colour, "marker": marker, "markersize": size, "markerfacecolor": "none", "linewidth": 0.6}
         above.plot(kl, reward, label=name, **style | {"linestyle": "none"})
-        below.plot(kl, (frontier(kl) - reward).abs(), **style | {"linestyle": ":"})
+        below.plot(kl, (frontier(kl, REFERENCE[0], REWARDS[0]) - reward).abs(), **style | {"linestyle": ":"})
     above.set(ylabel="expected reward")
     below.set(ylabel="reward short of the frontier", yscale="log", xlabel="KL(π‖π_ref) (nats)")
     figure.legend(loc="outside upper center", ncols=1, frameon=False)
@@ -262,7 +250,7 @@ def main() -> None:
         print(row(problem, problem.solve()), flush=True)
     for name, policies in series():
         kl, reward = divergence(policies, REFERENCE), (policies * REWARDS).sum(-1)
-        short = [f"{gap:.0e}" for gap in (frontier(kl) - reward).tolist()]
+        short = [f"{gap:.0e}" for gap in (frontier(kl, REFERENCE[0], REWARDS[0]) - reward).tolist()]
         print(f"{name}: KL {shown(kl[None])}, reward {shown(reward[None])}, short by {' '.join(short)}")
     matplotlib.use("agg")
     with plt.rc_context(STYLE):

@@ -191,7 +191,7 @@ def _decoded(
     going = torch.ones(count, dtype=torch.bool, device=device)  # of the rows that are still held
     for position in range(settings.max_tokens):
         scores = logits / (settings.temperature or 1.0)
-        chosen = _chosen(scores, settings, keys, position)
+        chosen = chosen_tokens(scores, settings, keys, position)
         tokens[rows, position] = chosen
         logps[rows, position] = scores.gather(-1, chosen[:, None])[:, 0] - scores.logsumexp(-1)
         lengths[rows] += going
@@ -208,7 +208,7 @@ def _decoded(
     return [Drawn(ids[:length], said[:length]) for ids, said, length in written]
 
 
-def _chosen(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> Tensor:
+def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> Tensor:
     """The next token of each row, [N], from its scores at the temperature, [N, V]."""
     if settings.temperature == 0:
         return scores.argmax(-1)

@@ -6,9 +6,9 @@ what is left between a solution and the closed form is the objective's doing.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,62 +25,110 @@ from prefopt.train import Trainer
 from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
 
 
-class Bandit(nn.Module):
-    """A policy that is a table: one logit for each context and action, in float64. A `Model`.
+class BanditPolicy(nn.Module):
+    """What a bandit's policies have in common: logits of A actions in C contexts, and a value for each context. A `Model`.
+
+    Args:
+        contexts: C. Values start at 0.
+    """
+
+    def __init__(self, contexts: int):
+        super().__init__()
+        # The trainer gives what is called `critic` a learning rate of its own.
+        self.critic = nn.ParameterDict({"value": torch.zeros(contexts, dtype=torch.float64)})
+        # In a tuple, so that it does not become a part of this module, as in `Policy`.
+        self._reference: tuple[Frozen, ...] = ()
+
+    def scores(self, contexts: Tensor) -> Tensor:
+        """[B, A] logits in these contexts, [B] int64."""
+        raise NotImplementedError
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[C, A], without gradient."""
+        return self.scores(torch.arange(len(self.critic["value"]))).detach().softmax(-1)
+
+    def frozen(self) -> "Frozen":
+        """A copy that is not trained: a reference."""
+        return Frozen(copy.deepcopy(self).requires_grad_(False))
+
+    def beside(self, reference: "Frozen") -> None:
+        """The reference whose divergences an objective may ask for."""
+        self._reference = (reference,)
+
+    def forward(self, batch: Batch, needs: Needs) -> Outputs:
+        """`logps` [B, K, 1], `values` and the statistics in `needs`; 0 outside the mask. At the column `temperature`, if any.
+
+        Raises:
+            PrefoptError: `needs` asks for what a table of logits cannot say, or a completion has more than one token.
+        """
+        if needs.rewards:
+            raise PrefoptError("this objective needs rewards; a bandit's policy gives none")
+        if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
+            raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
+        if batch.mask.shape[-1] != 1:
+            raise PrefoptError(f"a bandit's completion is one token; these have up to {batch.mask.shape[-1]}")
+        contexts, temperature, case = _cases(batch)
+        own = (self.scores(contexts) / temperature).log_softmax(-1)
+        found = {"logps": own[case[:, None], batch.completion_ids[..., 0]]}
+        if needs.values:
+            found["values"] = self.critic["value"][contexts][case][:, None]
+        found |= {name: STATISTICS[name](own)[case][:, None] for name in needs.statistics & STATISTICS.keys()}
+        if names := needs.statistics & DIVERGENCES.keys():
+            other = (self._beside().scores(contexts) / temperature).log_softmax(-1).detach()
+            found |= {name: DIVERGENCES[name](own, other)[case][:, None] for name in names}
+        placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
+        return Outputs(batch.mask, placed.pop("logps"), placed.pop("values", None), statistics=placed)
+
+    def _beside(self) -> "BanditPolicy":
+        if not self._reference:
+            raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
+        return self._reference[0].policy
+
+
+def _cases(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The contexts [U] and temperatures [U, 1] that occur together in a batch, and which of them each row has, [B]."""
+    contexts = contexts_of(batch.prompt_ids)
+    temperature = batch.columns.get("temperature", torch.ones(len(batch))).double()
+    cases, case = torch.stack([contexts.double(), temperature], 1).unique(dim=0, return_inverse=True)
+    return cases[:, 0].long(), cases[:, 1:], case
+
+
+class Bandit(BanditPolicy):
+    """A policy that is a table: one logit for each context and action, in float64.
 
     Args:
         probabilities: [C, A], where it starts; zeros stay zeros.
     """
 
     def __init__(self, probabilities: Tensor):
-        super().__init__()
+        super().__init__(len(probabilities))
         self.logits = nn.Parameter(probabilities.double().log())
-        # In a tuple, so that it does not become a part of this module, as in `Policy`.
-        self._reference: tuple[Bandit, ...] = ()
 
-    @property
-    def probabilities(self) -> Tensor:
-        """[C, A], without gradient."""
-        return self.logits.detach().softmax(-1)
+    def scores(self, contexts: Tensor) -> Tensor:
+        """[B, A] logits in these contexts, [B] int64."""
+        return self.logits[contexts]
 
-    def frozen(self) -> Self:
-        """A copy that is not trained: a reference."""
-        return copy.deepcopy(self).requires_grad_(False)
 
-    def beside(self, reference: "Bandit") -> None:
-        """The reference whose divergences an objective may ask for."""
-        self._reference = (reference,)
+@dataclass(frozen=True)
+class Frozen:
+    """A bandit's policy that is not trained. A `Model`.
 
-    def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        """`logps` [B, K, 1], and the statistics in `needs`; 0 outside the mask.
+    As `prefopt.policy.Reference` it says nothing of its distance to the policy, nor of values.
+    """
 
-        Raises:
-            PrefoptError: `needs` asks for what a table of logits cannot say, or a completion has more than one token.
-        """
-        if needs.rewards or needs.values:
-            raise PrefoptError("this objective needs rewards or values; a bandit's policy gives neither")
-        if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
-            raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
-        if batch.mask.shape[-1] != 1:
-            raise PrefoptError(f"a bandit's completion is one token; these have up to {batch.mask.shape[-1]}")
-        own = self._log_probs(batch)
-        found = {"logps": own.gather(-1, batch.completion_ids[..., 0])}
-        found |= {name: STATISTICS[name](own)[:, None] for name in needs.statistics & STATISTICS.keys()}
-        if names := needs.statistics & DIVERGENCES.keys():
-            other = self._reference_log_probs(batch)
-            found |= {name: DIVERGENCES[name](own, other)[:, None] for name in names}
-        placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
-        return Outputs(mask=batch.mask, logps=placed.pop("logps"), statistics=placed)
+    policy: BanditPolicy
 
-    def _log_probs(self, batch: Batch) -> Tensor:
-        contexts = torch.tensor([prompt[0] for prompt in batch.prompt_ids], device=self.logits.device)
-        return self.logits.log_softmax(-1)[contexts]
-
-    def _reference_log_probs(self, batch: Batch) -> Tensor:
-        if not self._reference:
-            raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
+    def __call__(self, batch: Batch, needs: Needs) -> Outputs:
+        """What it says, without gradient."""
+        own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
         with torch.no_grad():
-            return self._reference[0]._log_probs(batch)
+            return self.policy(batch, own)
+
+
+def contexts_of(prompt_ids: Sequence[Sequence[int]]) -> Tensor:
+    """[B] int64: the contexts that these prompts name."""
+    return torch.tensor([prompt[0] for prompt in prompt_ids])
 
 
 def optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -99,6 +147,25 @@ def value(policy: Tensor, reference: Tensor, rewards: Tensor, beta: float) -> Te
 def best_value(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """J* = β·log Σ_y π_ref(y)·exp(r(y)/β), [...]."""
     return beta * (reference.log() + rewards / beta).logsumexp(-1)
+
+
+def frontier(divergences: Tensor, reference: Tensor, rewards: Tensor) -> Tensor:
+    """The most reward that any policy has at these KLs to the reference, [N]: that of π ∝ π_ref·exp(r/β) at the β with this KL.
+
+    Args:
+        divergences: [N], above 0 and below that of the best action alone.
+        reference: [A].
+        rewards: [A].
+    """
+
+    def tilted(log_beta: float) -> Tensor:
+        return optimum(reference, rewards, math.exp(log_beta))
+
+    def reward(kl: float) -> float:
+        log_beta = brentq(lambda x: divergence(tilted(x), reference).item() - kl, -7, 15, xtol=1e-13)
+        return (tilted(log_beta) * rewards).sum().item()
+
+    return torch.tensor([reward(kl) for kl in divergences.tolist()], dtype=torch.float64)
 
 
 def divergence(policy: Tensor, reference: Tensor) -> Tensor:
@@ -241,14 +308,14 @@ class Same:
 
 
 def make_trainer(
-    policy: Bandit, objective: Objective, batch: Batch, reference: Bandit, steps: int = 1, **settings: Any
+    policy: nn.Module, objective: Objective, batch: Batch, reference: Frozen | None, steps: int = 1, **settings: Any
 ) -> Trainer:
     """The project's trainer on full batches: Adam with short memories, its learning rate annealed to 0, unclipped.
 
     A step takes the same batch as the last one and goes through it `passes` times.
 
     Args:
-        policy: what is trained, in place.
+        policy: what is trained, in place; or a scorer.
         objective: what is minimised.
         batch: all there is to learn from.
         reference: what the objective compares with.

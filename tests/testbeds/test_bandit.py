@@ -1,6 +1,7 @@
 """Closed forms against numbers worked out elsewhere, and what the real trainer finds against the closed forms."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from prefopt.testbeds.bandit import (
     best_value,
     bradley_terry,
     divergence,
+    frontier,
     make_trainer,
     optimum,
     population,
@@ -103,6 +105,16 @@ def test_the_optimum_has_the_most_value(beta):
         other = random_policy(seed, 1, 4)[0]
         lost = value(best, REFERENCE, REWARDS, beta) - value(other, REFERENCE, REWARDS, beta)
         assert lost.item() == pytest.approx(beta * divergence(other, best).item())  # J* − J(π) = β·KL(π‖π*)
+
+
+def test_nothing_is_above_the_frontier():
+    for seed in range(20):
+        policy = random_policy(seed, 1, 4)[0]
+        most = frontier(divergence(policy, REFERENCE)[None], REFERENCE, REWARDS)
+        assert most > (policy * REWARDS).sum()
+    best = optimum(REFERENCE, REWARDS, 0.25)
+    most = frontier(divergence(best, REFERENCE)[None], REFERENCE, REWARDS)
+    assert most.item() == pytest.approx((best * REWARDS).sum().item())
 
 
 @pytest.mark.parametrize("eta", [0.5, 5.0, 50.0])
@@ -204,7 +216,28 @@ def test_policy_says_what_the_table_says(make_batch):
     }
     for name, numbers in expected.items():
         torch.testing.assert_close(outputs.statistics[name], numbers[contexts][:, None, None].expand(-1, 2, 1))
-    assert len(list(policy.parameters())) == 1  # the reference is not trained
+    assert [name for name, _ in policy.named_parameters()] == ["logits", "critic.value"]  # nothing of the reference
+
+
+def test_temperature_divides_the_logits_of_both(make_batch):
+    table, other = random_policy(0), random_policy(1)
+    policy = Bandit(table)
+    policy.beside(Bandit(other).frozen())
+    batch = population(bradley_terry(table.log()))
+    batch = replace(batch, columns=batch.columns | {"temperature": torch.full((len(batch),), 0.5)})
+    outputs = policy(batch, Needs(statistics=frozenset({"kl_policy_ref"})))
+    warm, beside = (2 * table.log()).softmax(-1), (2 * other.log()).softmax(-1)
+    contexts = [context for (context,) in batch.prompt_ids]
+    torch.testing.assert_close(outputs.sum().exp(), warm[contexts].gather(1, batch.completion_ids[..., 0]))
+    torch.testing.assert_close(outputs.statistics["kl_policy_ref"][:, 0, 0], divergence(warm, beside)[contexts])
+
+
+def test_a_reference_says_nothing_of_values_or_its_distance():
+    batch = population(ORDER)
+    needs = Needs(values=True, statistics=frozenset({"kl_policy_ref", "entropy"}))
+    outputs = Bandit(UNIFORM).frozen()(batch, needs)
+    assert outputs.values is None and outputs.statistics.keys() == {"entropy"}
+    assert not outputs.logps.requires_grad
 
 
 def test_absent_completions_are_0():
@@ -219,8 +252,7 @@ def test_absent_completions_are_0():
 @pytest.mark.parametrize(
     ("needs", "message"),
     [
-        (Needs(rewards=True), "gives neither"),
-        (Needs(values=True), "gives neither"),
+        (Needs(rewards=True), "gives none"),
         (Needs(statistics=frozenset({"surprise"})), "unknown statistics"),
         (Needs(statistics=frozenset({"kl_policy_ref"})), "beside"),
     ],

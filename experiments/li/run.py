@@ -1,0 +1,163 @@
+"""DPO against a reward model with policy gradient: the linear bandit of Li et al. (arXiv 2312.10584), table of README.md.
+
+.venv/bin/python experiments/li/run.py
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.estimates import over_seeds
+from prefopt.functional import generator
+from prefopt.objectives import DPO, RLOO, BradleyTerry
+from prefopt.testbeds.bandit import Bandit, BanditPolicy, contexts_of, make_trainer
+from prefopt.testbeds.bandit_online import Payoff, make_players, make_rollouts, online_trainer
+from prefopt.types import Batch, Needs, Outputs
+
+SEEDS = range(10)
+PAIRS, ACTIONS, BETA = 20, 4, 0.01
+EXTRA = (10, 80)
+"""Further states without preferences: the official script's, and its default."""
+GRID = 1000
+"""States in the middle of as many equal parts of (0, 1), on which policies are judged."""
+TRUE = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+
+def features(states: Tensor, swapped: bool = False) -> Tensor:
+    """φ(s, a) = ((a + 1) cos πs, sin πs / (a + 1)), [C, A, 2]; `swapped` has sine and cosine in each other's place."""
+    number = torch.arange(1, ACTIONS + 1, dtype=torch.float64)
+    first, second = (torch.pi * states[:, None]).cos(), (torch.pi * states[:, None]).sin()
+    if swapped:
+        first, second = second, first
+    return torch.stack([number * first, second / number], -1)
+
+
+class LinearPolicy(BanditPolicy):
+    """π(a|s) ∝ exp(w·φ(s, a)); uniform at the start.
+
+    Args:
+        features: [C, A, 2].
+    """
+
+    def __init__(self, features: Tensor):
+        super().__init__(len(features))
+        self.features = features
+        self.weights = nn.Parameter(torch.zeros(features.shape[-1], dtype=torch.float64))
+
+    def scores(self, contexts: Tensor) -> Tensor:
+        return self.features[contexts] @ self.weights
+
+
+class LinearScorer(nn.Module):
+    """r(s, a) = w·φ(s, a), as a scorer. A `Model`.
+
+    Args:
+        features: [C, A, 2].
+    """
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.features = features
+        self.weights = nn.Parameter(torch.zeros(features.shape[-1], dtype=torch.float64))
+
+    def forward(self, batch: Batch, needs: Needs) -> Outputs:
+        contexts = contexts_of(batch.prompt_ids)
+        rewards = self.features[contexts[:, None], batch.completion_ids[..., 0]] @ self.weights
+        return Outputs(batch.mask, rewards=rewards)
+
+
+def preferences(states: Tensor, draw: torch.Generator) -> Batch:
+    """One pair of different actions in each state, labelled by Bradley–Terry on the true reward; the winner comes first."""
+    weights = torch.ones(len(states), ACTIONS)
+    pair = torch.multinomial(weights, 2, generator=draw)
+    rewards = (features(states) @ TRUE).gather(1, pair)
+    swap = torch.rand(len(states), generator=draw, dtype=torch.float64) > (rewards[:, 0] - rewards[:, 1]).sigmoid()
+    pair = torch.where(swap[:, None], pair.flip(1), pair)
+    mask = torch.ones(len(states), 2, 1, dtype=torch.bool)
+    scores = torch.tensor([[0.5, -0.5]]).expand(len(states), 2)
+    return Batch(tuple((c,) for c in range(len(states))), pair[..., None], mask, scores=scores)
+
+
+def reward_model(states: Tensor, batch: Batch) -> Tensor:
+    """The weights that Bradley–Terry finds on the pairs, [2]."""
+    scorer = LinearScorer(features(states))
+    for _ in make_trainer(scorer, BradleyTerry(), batch, None, lr=0.1, passes=1000, betas=(0.9, 0.99)):
+        pass
+    return scorer.weights.detach()
+
+
+def direct(states: Tensor, batch: Batch, swapped: bool) -> Tensor:
+    """DPO's weights, [2]."""
+    policy = LinearPolicy(features(states, swapped))
+    reference = policy.frozen()
+    for _ in make_trainer(policy, DPO(BETA), batch, reference, lr=1.0, passes=1000, betas=(0.9, 0.99)):
+        pass
+    return policy.weights.detach()
+
+
+def through_rewards(states: Tensor, reward: Tensor, swapped: bool, seed: int) -> Tensor:
+    """RLOO's weights, [2], on samples in these states, 20 states a batch, that the reward model scores."""
+    policy, objective = LinearPolicy(features(states, swapped)), RLOO(beta=BETA)
+    reference = Bandit(torch.full((len(states), ACTIONS), 1 / ACTIONS)).frozen()
+    feedback = Payoff(features(states) @ reward)
+    players = make_players(policy, reference, 8, {})
+    source = make_rollouts(players, feedback, objective.needs, range(len(states)), PAIRS, seed)
+    for _ in online_trainer(policy, objective, source, reference, 300, seed, lr=0.3):
+        pass
+    return policy.weights.detach()
+
+
+def gap(weights: Tensor, swapped: bool) -> float:
+    """How much true reward the policy with these weights lacks to the best action in each state, averaged over the grid."""
+    states = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
+    rewards = features(states) @ TRUE
+    policy = (features(states, swapped) @ weights).softmax(-1)
+    return (rewards.amax(-1) - (policy * rewards).sum(-1)).mean().item()
+
+
+def gaps(seed: int, swapped: bool) -> dict[str, float]:
+    """Optimality gaps by method."""
+    draw = generator(seed, "li")
+    states = torch.rand(PAIRS + max(EXTRA), generator=draw, dtype=torch.float64)
+    batch = preferences(states[:PAIRS], draw)
+    reward = reward_model(states[:PAIRS], batch)
+    found = {
+        "uniform": gap(torch.zeros(2, dtype=torch.float64), swapped),
+        "DPO": gap(direct(states[:PAIRS], batch, swapped), swapped),
+        "RLOO on the reward model, the pairs' states": gap(
+            through_rewards(states[:PAIRS], reward, swapped, seed), swapped
+        ),
+    }
+    for extra in EXTRA:
+        weights = through_rewards(states[: PAIRS + extra], reward, swapped, seed)
+        found[f"RLOO on the reward model, and {extra} more states"] = gap(weights, swapped)
+    # Not learnt: as if the states were all, and as if the reward were known.
+    grid = (torch.arange(0, GRID, 10, dtype=torch.float64) + 0.5) / GRID
+    found["RLOO on the true reward, 100 states"] = gap(through_rewards(grid, TRUE, swapped, seed), swapped)
+    return found
+
+
+def shown(values: Sequence[float]) -> str:
+    mean, half = over_seeds(values)
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def report(swapped: bool, runs: Sequence[Mapping[str, float]]) -> None:
+    print(f"\npolicy's features {'swapped' if swapped else 'those of the reward'}\n")
+    print("| | gap | less DPO's | seeds better than DPO |\n|---|---|---|---|")
+    for name in runs[0]:
+        values: Any = [run[name] for run in runs]
+        less = [value - run["DPO"] for value, run in zip(values, runs, strict=True)]
+        print(f"| {name} | {shown(values)} | {shown(less)} | {sum(d < 0 for d in less)} of {len(runs)} |")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for swapped in (True, False):
+        report(swapped, [gaps(seed, swapped) for seed in SEEDS])
+
+
+if __name__ == "__main__":
+    main()
