@@ -159,6 +159,7 @@ def published(seed: int, swapped: bool) -> dict[str, float]:
     found = {}
     for steps in (200, 2000):
         found[f"DPO, {steps} steps"] = gap(adagrad_norm(policy, direct_loss, start[0], steps), swapped)
+    found["DPO, the project's trainer"] = gap(direct(states[:PAIRS], batch, swapped), swapped)
     for number in (PAIRS, *(PAIRS + extra for extra in EXTRA)):
         policy = LinearPolicy(features(states[:number], swapped))
         rewards = features(states[:number]) @ reward
