@@ -36,7 +36,6 @@ SLOW = [
     "A2C, β = 0.25",
     "REINFORCE, β = 0.25",
     "PPO, β = 0.25",
-    "PPO without KL, for β = 0.25",
     "RLOO, exact in the loss, β = 0.25",
     "GRPO, k3, β = 1",
     "GRPO, exact, β = 1",
@@ -204,4 +203,4 @@ def test_trainer_finds_the_closed_form_from_samples(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_every_objective_finds_its_own(name):
-    check(name)
+    check(name, completions=min(PROBLEMS[name].completions, 256))
