@@ -30,7 +30,8 @@ class LagrangianPPO:
     to the rewards as −β kl and to the costs as +β kl, so that is the advantage above for V = (V_r − ν V_c)/(1 + ν). The one value
     head is trained to say this V. It knows no values of cost alone, and has to follow ν as ν moves, which two critics need not.
     1 + ν divides the reward and not the KL, so that the fixed point is the constrained optimum at a KL weight of (1 + ν) β, not
-    β (experiments/bandit_online measures it). Cost is the column `cost`, [B, K]: above 0 is unsafe. ν is the paper's λ, which here is GAE's.
+    β (experiments/bandit_online measures it). Cost is the column `cost`, [B, K]: above 0 is unsafe. ν is the paper's λ, which
+    here is GAE's.
 
     Source: Dai et al., arXiv 2310.12773v1, eq. 31 for ν, and its code (PKU-Alignment/safe-rlhf, ppo_lag/trainer.py): ν = 1,
     η = 0.1, ν_max = 5, d = 0. There ν follows the mean of the last costs (a window), moves before the update, rewards of tokens are
