@@ -43,7 +43,8 @@ class RolloutDiagnostics:
             found["kl_exact"] = _mean(old.statistics["kl_policy_ref"].masked_fill(~tokens, 0).sum(-1), own)
         if "sampler_logps" in batch.columns and bool(tokens.any()):
             ratio = (old.logps - batch.columns["sampler_logps"])[tokens].double()
-            found |= {"sampler_kl": -ratio.mean().item(), "sampler_ratio_max": ratio.max().exp().item()}
+            if len(ratio := ratio[~ratio.isnan()]):  # not every sampler says what it thought
+                found |= {"sampler_kl": -ratio.mean().item(), "sampler_ratio_max": ratio.max().exp().item()}
         return {f"rollouts/{name}": value for name, value in found.items()}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from prefopt import recipe
 from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.data import Tokenised, collate
+from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, estimate
 from prefopt.functional import seed_for
@@ -308,7 +309,7 @@ def decoded(model: Policy, batch: Batch) -> list[list[str]]:
     assert model.tokenizer is not None
     return [
         [
-            str(model.tokenizer.decode([t for t, m in zip(ids, mask, strict=True) if m], skip_special_tokens=True))
+            plainly(model.tokenizer, [t for t, m in zip(ids, mask, strict=True) if m])
             for ids, mask in zip(row, masks, strict=True)
         ]
         for row, masks in zip(batch.completion_ids.tolist(), batch.mask.tolist(), strict=True)

@@ -91,7 +91,8 @@ def forward(model: Model, batch: Batch, needs: Needs, size: int, accelerator: Ac
         accelerator: knows the processes.
     """
     dealt = deal(batch, size, accelerator)
-    parts = [model(batch.rows(piece.rows), needs) for piece in dealt.pieces]
+    with accelerator.autocast():  # a reference is not prepared by accelerate, and must do the policy's arithmetic
+        parts = [model(batch.rows(piece.rows), needs) for piece in dealt.pieces]
 
     def whole(field: Callable[[Outputs], Tensor | None]) -> Tensor | None:
         found = [value for part in parts if (value := field(part)) is not None]

@@ -11,14 +11,17 @@ from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.players import SUPPLIED, without_players
 from prefopt.plugins import checked_fields
-from prefopt.policy import find_model
-from prefopt.sources import project
+from prefopt.policy import check_sampler, find_model
+from prefopt.sources import EMBED, project
 from prefopt.terms import Term, merged_needs
 from prefopt.types import Needs, Objective
 
 EMBEDDINGS = "embeddings"
 """The column that `source.embeddings` adds."""
 
+
+WRITTEN = SUPPLIED | {"cost", "gold", "ended", "temperature", "sampler_logps"}
+"""Columns that rollouts put into a batch themselves."""
 
 DEMONSTRATED = Needs(completions=1, ordered=True)
 """What rollouts need of the data where the data's own completions play, too: the best one of each prompt."""
@@ -89,7 +92,8 @@ def plan(settings: recipe.Recipe) -> Plan:
     name = " + ".join(term.name for term in shared)
     if settings.source.rollouts is not None:
         _check_rollouts(settings, needs, name)
-        shares = DEMONSTRATED
+        asked = wanted(replace(needs, columns=tuple(set(needs.columns) - WRITTEN)), _alone(settings), name)
+        shares = replace(DEMONSTRATED, columns=asked.columns)
     else:
         shares = wanted(needs, settings.source, name)
     data = _splits(settings.source, shares, seed)
@@ -108,8 +112,23 @@ def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) ->
         PrefoptError: the rows lack what is needed.
     """
     if source.rollouts is not None and "dataset" not in source.players:
-        return prompts(rows)
+        found = prompts(rows)
+        _check_columns(found, needs)
+        return found
     return project(rows, needs, source.ties)[0]
+
+
+def _check_columns(rows: Sequence[Example], needs: Needs) -> None:
+    for row in rows:
+        if missing := set(needs.columns) - set(row.columns) - {"row"}:
+            names = ", ".join(map(repr, sorted(missing)))
+            hint = f" ({EMBED})" if EMBEDDINGS in missing else ""
+            raise PrefoptError(f"{row.where}: the prompt has no column {names}, which the objective needs{hint}")
+
+
+def _alone(settings: recipe.Recipe) -> recipe.Source:
+    """The source without its players, which are checked apart."""
+    return settings.source.model_copy(update={"players": ()})
 
 
 def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
@@ -136,7 +155,8 @@ def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
     assert source.rollouts is not None
     if needs.rewards:
         raise PrefoptError(f"{name} trains a scorer, which writes nothing: leave out source.rollouts")
-    judged = needs.scores or needs.preference or (needs.ordered and needs.completions != 1)
+    total = source.rollouts.completions + len(source.players)
+    judged = needs.scores or needs.preference or (needs.ordered and total > 1)
     if judged and settings.feedback is None:
         raise PrefoptError(
             f"{name} learns from scores of what the policy writes; say where they come from, for example "
@@ -149,7 +169,14 @@ def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
             f"{name} compares with completions that are not the policy's own; list who writes them in `source.players`: "
             f"{', '.join(recipe.PLAYERS['rollouts'])}"
         )
-    total = source.rollouts.completions + len(source.players)
+    if source.players and needs.rollouts and not SUPPLIED & set(needs.columns):
+        raise PrefoptError(
+            f"source.players is {list(source.players)}, and {name} does not look at who wrote a completion: it would learn from "
+            "theirs as if they were the policy's; leave it out"
+        )
+    if source.rollouts.refill and total < 2:
+        raise PrefoptError("source.rollouts.refill compares the completions of a prompt: draw at least 2 of each")
+    check_sampler(source.rollouts)
     wants = needs.completions
     if wants is not None and (total < wants or (total > wants and not needs.ordered)):
         raise PrefoptError(
@@ -182,6 +209,12 @@ def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs
         )
     if needs.rewards and needs.reference:
         raise PrefoptError("one term trains a scorer and another a language model; run them apart")
+    if needs.one_update and (train.passes > 1 or train.minibatch_size not in (None, train.batch_size)):
+        names = [type(o).__name__ for o in objectives if o.needs.one_update]
+        raise PrefoptError(
+            f"{' and '.join(names)} has no ratio to the policy that wrote a batch, so a batch is good for one update: leave out "
+            "train.passes and train.minibatch_size, or take a method with a ratio (PPO, GRPO)"
+        )
     if needs.whole_batch and train.minibatch_size not in (None, train.batch_size):
         names = [type(o).__name__ for o in objectives if o.needs.whole_batch]
         raise PrefoptError(

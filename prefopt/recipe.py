@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefopt.errors import PrefoptError, nearest
 
@@ -138,7 +138,7 @@ class Rollouts(Section):
     )
     mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the player `mixture` writes")
     sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
-    server: str | None = Field(None, description="address of a vLLM server started by `trl vllm-serve`")
+    server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
     rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
 
 
@@ -282,6 +282,16 @@ class Train(Section):
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null writes none")
     keep_checkpoints: int = Field(1, gt=0, description="older ones are deleted once a newer one is complete")
 
+    @field_validator("limits")
+    @classmethod
+    def _ordered(
+        cls, limits: dict[str, tuple[float | None, float | None]]
+    ) -> dict[str, tuple[float | None, float | None]]:
+        for name, (low, high) in limits.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"the bounds of {name} are [low, high], got [{low:g}, {high:g}]")
+        return limits
+
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
         if (self.steps is None) == (self.epochs is None):
@@ -302,7 +312,8 @@ class Evaluate(Section):
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
     gold: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
-        None, description="feedback that scores samples: the reward that counts, which training never sees"
+        None,
+        description="feedback that scores samples, and rollouts to be watched: the reward that counts; nothing learns from it",
     )
     batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from prefopt.checkpoint import unused
-from prefopt.curriculum import Order
+from prefopt.curriculum import Order, permutation
 from prefopt.data import Tokenised, collate
+from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
+from prefopt.feedback import shares_work
 from prefopt.feedback.call import restore, run_feedback, state_of
 from prefopt.feedback.shaping import Fitted
 from prefopt.functional import seed_for
 from prefopt.parallel import draw
 from prefopt.players import Player, mismatched
-from prefopt.sources import Ties, projected
+from prefopt.sources import KEPT_TIED, Ties, projected
 from prefopt.types import ORIGINS, Batch, Feedback, Needs, Sampler, Verdict
 
 ROUNDS = 10
@@ -55,7 +58,8 @@ class Rollouts:
 
     Other players may add further completions: the reference's, a greedy one, a mixture's, the data's own, another prompt's.
     Noise is a function of (seed, batch, prompt, completion), so that a batch does not depend on the number of processes or on
-    a resume. Every process holds the whole batch and asks the feedback about all of it; feedback that is dear shares its own work.
+    a resume. Every process holds the whole batch. Reward models deal their work to all of them; any other feedback is asked by
+    the main process alone, and all hear its answer.
 
     Args:
         rows: prompts, tokenised.
@@ -103,7 +107,11 @@ class Rollouts:
         self.ends = frozenset(ends)
         self.settings = settings
         self.feedback = feedback
-        self.needs = dataclasses.replace(needs, rollouts=False, columns=())
+        # What another prompt completed joins when the batch is made.
+        others = sum(player.origin == "mismatched" for player in players)
+        wants = None if needs.completions is None else needs.completions - others
+        self.needs = dataclasses.replace(needs, rollouts=False, columns=(), completions=wants)
+        self.constrained = "cost" in needs.columns
         self.ties = ties
         self.batch_size = batch_size
         self.seed = seed
@@ -118,15 +126,24 @@ class Rollouts:
         while True:
             yield self._batch()
 
+    @property
+    def dropped(self) -> int:
+        """How many completions and prompts of the last batch could not be used."""
+        return sum(count for what, count in self.counts.items() if what != KEPT_TIED)
+
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
         unfitted = [f for f in self.feedback.values() if isinstance(f, Fitted) and f.unfitted]
         if not unfitted:
             return
-        rows = self.rows[: 2 * self.batch_size]
-        writings = self._write(rows, [Player("reference", reference, 1, sampling=self.settings.sampling)], "fit")
-        for feedback in unfitted:
-            feedback.fit(*_shown(writings))
+        chosen = permutation(len(self.rows), self.seed, -1)[: 2 * self.batch_size]
+        players = [Player("reference", reference, 1, sampling=self.settings.sampling)]
+        shown = _shown(self._write([self.rows[i] for i in chosen], players, "fit"))
+        try:
+            for feedback in unfitted:
+                feedback.fit(*shown)
+        except PrefoptError as error:
+            raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
 
     def _batch(self) -> Batch:
         kept: list[Tokenised] = []
@@ -149,7 +166,8 @@ class Rollouts:
         verdicts = self._verdicts(writings)
         rows = [self._judged(writing, verdicts, i) for i, writing in enumerate(writings)]
         if "scores" in verdicts:
-            self.order.observe(numbers, verdicts["scores"].scores.nanmean(-1).tolist())
+            own = verdicts["scores"].scores[:, : self.settings.completions]  # the policy's, who writes first
+            self.order.observe(numbers, own.nanmean(-1).tolist())
             self.counts[NO_VERDICT] += int(verdicts["scores"].scores.isnan().sum())
         usable, dropped = projected(rows, self.needs, self.ties)
         self.counts.update(dropped)
@@ -180,8 +198,10 @@ class Rollouts:
         return writings
 
     def _add(self, writing: Writing, ids: Sequence[int], logps: list[float] | None) -> None:
+        if not ids:
+            raise PrefoptError("a sampler drew a completion without tokens; one has at least its end token")
         writing.ids.append(tuple(ids))
-        writing.texts.append(str(self.tokenizer.decode(list(ids), skip_special_tokens=True)))
+        writing.texts.append(plainly(self.tokenizer, ids))
         writing.ended.append(ids[-1] in self.ends)
         writing.logps.append(logps)
 
@@ -189,9 +209,24 @@ class Rollouts:
         """What each feedback says; the texts are kept if one fails."""
         shown = _shown(writings)
         try:
-            return {what: run_feedback(feedback, what, *shown) for what, feedback in self.feedback.items()}
+            return {what: self._asked(what, feedback, shown) for what, feedback in self.feedback.items()}
         except PrefoptError as error:
             raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
+
+    def _asked(self, what: str, feedback: Feedback, shown: Sequence[Any]) -> Verdict:
+        """One verdict for all processes: of a feedback that shares its work, or of the main process's alone."""
+        if self.accelerator.num_processes == 1 or shares_work(feedback):
+            return run_feedback(feedback, what, *shown)
+        said: list[Verdict | str] = [""]
+        if self.accelerator.is_main_process:
+            try:
+                said = [run_feedback(feedback, what, *shown)]
+            except PrefoptError as error:  # all must stop, or the others wait for ever
+                said = [str(error)]
+        (answer,) = broadcast_object_list(said)
+        if isinstance(answer, str):
+            raise PrefoptError(answer)
+        return answer
 
     def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[str]]) -> str:
         """Where the texts are now."""
@@ -211,13 +246,16 @@ class Rollouts:
         verdict = verdicts.get("scores")
         scores = preference = None
         if verdict is not None:
-            scores = tuple(None if math.isnan(s) else s for s in verdict.scores[i].tolist())
+            given = verdict.scores[i]
+            if self.constrained:  # a completion whose cost nobody knows cannot be learnt from
+                given = given + 0 * verdicts["cost"].scores[i]
+            scores = tuple(None if math.isnan(s) else s for s in given.tolist())
             preference = None if verdict.preference is None else tuple(map(tuple, verdict.preference[i].tolist()))
         columns: dict[str, Any] = {**writing.row.columns, "ended": writing.ended}
         columns["origin"], columns["trained"] = self._roles()
         columns["temperature"] = float(self.settings.sampling.temperature or 1.0)
         columns["sampler_logps"] = [
-            torch.zeros(len(ids)) if logps is None else torch.tensor(logps)
+            torch.full((len(ids),), math.nan) if logps is None else torch.tensor(logps)
             for ids, logps in zip(writing.ids, writing.logps, strict=True)
         ]
         columns |= {what: verdicts[what].scores[i].tolist() for what in ("cost", "gold") if what in verdicts}
@@ -234,8 +272,20 @@ class Rollouts:
             scores=scores,
             preference=preference,
             example=example,
-            masks=None,
+            masks=self._masks(writing),
             completions_cut=tuple(not ended for ended in writing.ended),
+        )
+
+    def _masks(self, writing: Writing) -> tuple[tuple[bool, ...], ...] | None:
+        """Which tokens were written and not a tool's or user's: only completions of the data have others."""
+        of_data = writing.row.masks
+        if of_data is None or not any(player.origin == "dataset" for player in self.players):
+            return None
+        origins, _ = self._roles()
+        dataset = ORIGINS.index("dataset")
+        return tuple(
+            of_data[0] if origin == dataset else (True,) * len(ids)
+            for origin, ids in zip(origins, writing.ids, strict=True)
         )
 
     def _roles(self) -> tuple[list[int], list[bool]]:

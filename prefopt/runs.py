@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,7 +20,7 @@ from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, un
 from prefopt.curriculum import ORDERS
 from prefopt.data import Example, Tokenised, preview, tokenise
 from prefopt.diagnostics import RolloutDiagnostics, beyond
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, nearest
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
@@ -129,6 +129,8 @@ class Run:
         gold = self._feedback("evaluate.gold", settings.evaluate.gold)
         self.folder = self._folder(folder)
         self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
+        if self.accelerator.is_main_process and not (self.folder / "recipe.yaml").exists():
+            _write(self.folder / "recipe.yaml", settings.to_yaml())  # from here on it can be resumed
         self.source = self._source(rows, columns, gold)
         self.trainer = Trainer(
             self.model,
@@ -152,7 +154,7 @@ class Run:
 
     def finish(self) -> RunResult:
         """Train to the end."""
-        self._write_recipe()
+        self._write_manifest()
         restored = self._restore()
         tracker = self._tracker()
         try:
@@ -174,7 +176,7 @@ class Run:
         """Log, evaluate and save, as often as the recipe says."""
         settings = self.settings
         if isinstance(self.source, Rollouts):
-            step.metrics["rollouts/dropped"] = self.source.counts.total()
+            step.metrics["rollouts/dropped"] = self.source.dropped
         if step.number % settings.track.every == 0:
             tracker.log(
                 step.number,
@@ -187,6 +189,11 @@ class Run:
 
     def _limited(self, step: Step) -> str:
         """Warns, once for each metric, of what has left its bounds; why to stop, if the recipe says so."""
+        if unknown := [name for name in self.settings.train.limits if name not in step.metrics]:
+            guess = nearest(unknown[0], step.metrics)
+            raise PrefoptError(
+                f"train.limits: this run has no metric {unknown[0]!r}.{guess} It has: {', '.join(step.metrics)}"
+            )
         out = beyond(step.metrics, self.settings.train.limits)
         for name, what in out.items():
             if name not in self.warned:
@@ -256,8 +263,10 @@ class Run:
         return policy
 
     def _reference(self, spec: recipe.Reference) -> Reference | Following | None:
-        plays = {"reference", "mixture"} & set(self.settings.source.players)
-        wanted = self.plan.needs.reference or self.settings.evaluate.prompts or plays
+        # Rollouts are always watched for their KL.
+        wanted = (
+            self.plan.needs.reference or self.settings.evaluate.prompts or self.settings.source.rollouts is not None
+        )
         if not isinstance(self.model, Policy) or not wanted:
             return None
         return make_reference(self.model, spec, self.settings.policy)
@@ -301,6 +310,10 @@ class Run:
             return Recorded(rows, size, seed, columns, source.players)
         assert isinstance(self.model, Policy)
         assert self.model.tokenizer is not None
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise PrefoptError(
+                "rollouts sample from whole weights; sharded ones (FSDP, DeepSpeed) are not supported yet"
+            )
         feedback = {
             "scores": self._feedback("feedback", settings.feedback),
             "cost": self._feedback("cost", settings.cost),
@@ -324,7 +337,7 @@ class Run:
         )
         if not (self.resumed and checkpoints(self.folder / "checkpoints")):  # what was fitted is in the checkpoint
             with self.console.status("scoring samples of the reference"):
-                made.fit(self.reference)
+                made.fit(self.reference or self.model)  # the policy at step 0 is the reference
         return made
 
     def _embedded(self, rows: Sequence[Tokenised], spec: recipe.Embeddings) -> Sequence[Tokenised]:
@@ -352,13 +365,12 @@ class Run:
         self.accelerator.wait_for_everyone()
         return folder
 
-    def _write_recipe(self) -> None:
-        if not self.accelerator.is_main_process or (self.folder / "recipe.yaml").exists():
+    def _write_manifest(self) -> None:
+        if not self.accelerator.is_main_process or (self.folder / "manifest.json").exists():
             return
         others = self._others()
         content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data, others)
         _write(self.folder / "manifest.json", json.dumps(content, indent=2))
-        _write(self.folder / "recipe.yaml", self.settings.to_yaml())
 
     def _others(self) -> dict[str, torch.nn.Module]:
         """The models beside the trained one: a reference of its own, and reward models."""
@@ -397,7 +409,8 @@ def make_accelerator(train: recipe.Train) -> Accelerator:
         train.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
-    cpu = not torch.accelerator.is_available()
+    # MPS has no float64, in which sampling noise and metrics are made.
+    cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ def merged_needs(terms: Sequence[Term]) -> Needs:
         rewards=any(n.rewards for n in needs),
         statistics=frozenset().union(*(n.statistics for n in needs)),
         whole_batch=any(n.whole_batch for n in needs),
+        one_update=any(n.one_update for n in needs),
     )
 
 
@@ -126,9 +128,22 @@ def total(
 def _trained(batch: Batch, policy: Outputs) -> Outputs:
     """Without a gradient for completions that are only there to be compared with."""
     trained = batch.columns.get("trained")
-    if trained is None or policy.logps is None:
+    if trained is None:
         return policy
-    return replace(policy, logps=torch.where(trained[..., None], policy.logps, policy.logps.detach()))
+
+    def held(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return torch.where(trained.view(*trained.shape, *(1,) * (value.ndim - 2)), value, value.detach())
+
+    statistics: Any = {name: held(value) for name, value in policy.statistics.items()}
+    return replace(
+        policy,
+        logps=held(policy.logps),
+        values=held(policy.values),
+        rewards=held(policy.rewards),
+        statistics=statistics,
+    )
 
 
 def names(terms: Sequence[Term]) -> list[str]:

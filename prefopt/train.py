@@ -160,11 +160,13 @@ class Trainer:
 
     def _minibatches(self, rows: int, size: int, number: int) -> Iterator[Tensor | None]:
         """Row numbers of each minibatch, shuffled anew in every pass; None for the batch as it is."""
-        if size >= rows:
+        if size >= max(rows, self.settings.batch_size):
             yield None
             return
         order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))
-        yield from order.to(self.accelerator.device).split(size)
+        # As many as of a full batch: rollouts that lost a few prompts must not end in an update on one of them.
+        updates = math.ceil(self.settings.batch_size / size)
+        yield from order.to(self.accelerator.device).tensor_split(min(updates, rows))
 
     def _targets(
         self, terms: Sequence[Term], batch: Batch, name: str, watch: Watch | None = None
@@ -181,7 +183,8 @@ class Trainer:
             old = forward(self.model, batch, asked, size, self.accelerator)
         if self.reference is not None and (needs.reference or watch is not None):
             reference = forward(self.reference, batch, needs, size, self.accelerator)
-        with torch.random.fork_rng():  # draws in `targets` are the same on every process and after a resume
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # draws in `targets` are the same on every process and after a resume
             torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
             targets = [targets_of(term, batch, old, reference) for term in terms]
         if watch is None:

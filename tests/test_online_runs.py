@@ -16,6 +16,8 @@ from test_runs import metrics, weights
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.plan import plan
 
+ONE_UPDATE = ("train.passes=1", "train.minibatch_size=null")
+
 FEEDBACK = '''
 import time
 
@@ -184,11 +186,32 @@ def test_feedback_that_fails_stops_the_run_with_its_name(recipe_file, tmp_path, 
         (["source.rollouts.order=lenght"], "order.* must be 'shuffled', 'length', 'reward' or 'self-paced'"),
         (["train.batch_size=60"], "train.batch_size is 60, and the data have"),
         (["feedback=nowhere.py:f"], "feedback: no file nowhere.py"),
+        (["source.players=[greedy]"], "PPO does not look at who wrote a completion"),
+        (["objective=RLOO"], "RLOO has no ratio to the policy that wrote a batch"),
+        (["source.rollouts.refill=true", "source.rollouts.completions=1"], "draw at least 2 of each"),
+        (["source.rollouts.sampler=vlm"], "unknown sampler 'vlm'. Did you mean 'vllm'"),
+        (["source.rollouts.sampler=vllm"], "source.rollouts.server is not given"),
+        (["objective=RPO", *ONE_UPDATE], "no column 'embeddings'"),
+        (["objective=SFT", "feedback=null", *ONE_UPDATE], "SFT learns from scores of what the policy writes"),
+        (["train.limits={rollouts/kl: [9, 1]}"], "the bounds of rollouts/kl are"),
     ],
 )
 def test_refused_before_any_model_is_loaded(recipe_file, overrides, message):
     with pytest.raises(PrefoptError, match=message):
         plan(load_recipe(recipe_file, overrides))
+
+
+def test_a_limit_of_no_metric_is_refused_after_the_first_step(recipe_file, tmp_path):
+    with pytest.raises(PrefoptError, match=r"no metric 'rollout/kl'. Did you mean 'rollouts/kl'"):
+        quiet(recipe_file, tmp_path, "train.limits={rollout/kl: [null, 9]}")
+
+
+def test_a_reference_that_cannot_be_measured_first_stops_and_keeps_its_texts(recipe_file, tmp_path):
+    (tmp_path / "alike.py").write_text("def alike(prompts, texts, rows):\n    return [[1.0] * len(t) for t in texts]\n")
+    spec = f"{{name: '{tmp_path / 'alike.py'}:alike', shape: ReferenceNormalise}}"
+    with pytest.raises(PrefoptError, match=r"12 equal scores.*feedback-failed-batch"):
+        quiet(recipe_file, tmp_path, f"feedback={spec}")
+    assert (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):

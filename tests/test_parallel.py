@@ -1,13 +1,18 @@
 """Rows dealt and gathered: each once, in the batch's order again."""
 
+import contextlib
+
 import pytest
 import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 from updates import random_batch
 
+from prefopt import recipe
 from prefopt.parallel import Deal, forward
+from prefopt.policy import Policy, Reference, make_reference
 from prefopt.types import Batch, Needs, Outputs
 
 
@@ -16,6 +21,7 @@ class Processes:
 
     def __init__(self, rank: int, world: int):
         self.process_index, self.num_processes = rank, world
+        self.autocast = contextlib.nullcontext
 
 
 @settings(deadline=None, max_examples=50)
@@ -50,3 +56,17 @@ def test_forward_keeps_the_order_of_the_batch(size: int) -> None:
     assert torch.equal(outputs.logps, batch.completion_ids.double())
     assert torch.equal(outputs.statistics["entropy"], batch.mask.double())
     assert outputs.values is None
+
+
+def test_a_reference_does_the_policys_arithmetic_in_bf16(lm_folder, tokenizer, make_batch):
+    """accelerate gives autocast to what it prepares alone; else a policy that is its reference would be at a distance from it."""
+    processes = Processes(0, 1)
+    processes.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    policy = Policy(AutoModelForCausalLM.from_pretrained(lm_folder).eval(), tokenizer)
+    reference, batch = make_reference(policy, recipe.Reference(), recipe.Policy(model=str(lm_folder))), make_batch()
+    with torch.no_grad(), processes.autocast():
+        mine = policy(batch, Needs()).logps
+    exact = Reference(policy)(batch, Needs()).logps
+    theirs = forward(reference, batch, Needs(), len(batch), processes).logps
+    assert torch.equal(mine, theirs)
+    assert not torch.equal(exact, theirs)

@@ -109,8 +109,9 @@ SMALL = [
 
 @pytest.mark.parametrize("file", POCKET, ids=lambda file: file.stem)
 def test_trains_two_steps(file, tmp_path):
-    online = load_recipe(file).source.rollouts is not None
-    small = [*SMALL, *(["train.minibatch_size=2", "source.rollouts.sampling.max_tokens=8"] if online else [])]
+    settings = load_recipe(file)
+    small = [*SMALL, *(["source.rollouts.sampling.max_tokens=8"] if settings.source.rollouts else [])]
+    small += ["train.minibatch_size=2"] if settings.train.minibatch_size else []
     result = run(load_recipe(file, small), tmp_path / "run", console=Console(quiet=True))
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2]

@@ -1,5 +1,6 @@
 """Batches that the policy writes itself."""
 
+import dataclasses
 import json
 import math
 from itertools import islice
@@ -228,3 +229,43 @@ def test_a_failing_feedback_is_named_and_the_batch_is_kept(make, tmp_path, answe
     lines = [json.loads(line) for line in (tmp_path / "feedback-failed-batch-1.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [PROMPTS[i] for i in Shuffled(5, 0).take(3)]
     assert all(len(line["completions"]) == 4 for line in lines)
+
+
+def test_a_sampler_that_does_not_say_what_it_thought_is_not_corrected_for(make):
+    from prefopt.objectives.online.surrogate import sampler_weight
+
+    rollouts = make()
+    draws = rollouts.sampler
+    rollouts.sampler = lambda *given: dataclasses.replace(draws(*given), logps=None)
+    batch = first(rollouts)
+    said = batch.columns["sampler_logps"]
+    assert said[batch.mask].isnan().all()
+    assert (sampler_weight(torch.randn_like(said), said, batch.mask, 2.0) == 1).all()
+
+
+def test_a_completion_whose_cost_nobody_knows_is_absent(make):
+    feedback = {
+        "scores": lambda p, c, r: [[1.0] * len(row) for row in c],
+        "cost": lambda p, c, r: [[None, 2.0, 3.0, 4.0]] * len(c),
+    }
+    batch = first(make(feedback=feedback, needs=Needs(scores=True, columns=("cost",))))
+    assert batch.columns["cost"].tolist() == [[2.0, 3.0, 4.0]] * 3
+
+
+def test_a_mismatched_player_joins_when_the_batch_is_made(make):
+    needs = Needs(completions=2, scores=True, columns=("origin",))
+    batch = first(
+        make(
+            [Player("mismatched", trained=False)], completions=1, needs=needs, feedback=lambda p, c, r: [[0.5]] * len(c)
+        )
+    )
+    assert batch.mask.shape[1] == 2
+    assert batch.columns["origin"].tolist() == [[ORIGINS.index("policy"), ORIGINS.index("mismatched")]] * 3
+
+
+def test_what_was_kept_is_not_dropped(make):
+    rollouts = make(
+        needs=Needs(completions=2, ordered=True), feedback=lambda p, c, r: [[1.0] * 4] * len(c), ties="keep"
+    )
+    first(rollouts)
+    assert rollouts.dropped == 0 < rollouts.counts.total()

@@ -386,5 +386,10 @@ def _runs(ids: Ids, mask: tuple[bool, ...]) -> list[tuple[bool, list[int]]]:
     return runs
 
 
+def plainly(tokenizer: Any, ids: Sequence[int]) -> str:
+    """A completion as it was written, without special tokens and without prettier spaces."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -2,7 +2,7 @@
 
 from prefopt.feedback.call import run_feedback
 from prefopt.feedback.ensemble import Ensemble
-from prefopt.feedback.make import FEEDBACKS, SHAPES, check_feedback, make_feedback, reward_models
+from prefopt.feedback.make import FEEDBACKS, SHAPES, check_feedback, make_feedback, reward_models, shares_work
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
 from prefopt.feedback.shaping import (
@@ -34,4 +34,5 @@ __all__ = [
     "make_feedback",
     "reward_models",
     "run_feedback",
+    "shares_work",
 ]

@@ -91,6 +91,10 @@ def run_feedback(
             f"the feedback {name} returned preference of shape {list(verdict.preference.shape)}; expected "
             f"{[*expected, expected[1]]}, P(y_i beats y_j)"
         )
+    if verdict.preference is not None and not ((verdict.preference >= 0) & (verdict.preference <= 1)).all():
+        raise PrefoptError(
+            f"the feedback {name} returned preference that is not between 0 and 1; NaN is no verdict there"
+        )
     if verdict.notes and len(verdict.notes) != len(prompts):
         raise PrefoptError(f"the feedback {name} returned {len(verdict.notes)} notes for {len(prompts)} prompts")
     if not verdict.scores.is_floating_point():

@@ -77,6 +77,11 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
         )
 
 
+def shares_work(feedback: Any) -> bool:
+    """Whether all processes must call it together, as it deals its work to them."""
+    return any(isinstance(part, RewardModel) for part in _parts(feedback))
+
+
 def reward_models(feedback: Any) -> dict[str, Scorer]:
     """The reward models in a feedback, by the names of their checkpoints: a manifest keeps their fingerprints."""
     found = [part for part in _parts(feedback) if isinstance(part, RewardModel)]

@@ -5,7 +5,7 @@ from prefopt.policy.load import find_model, find_scorer, load_critic, load_polic
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference, make_reference
 from prefopt.policy.sampler import TransformersSampler
-from prefopt.policy.samplers import make_sampler
+from prefopt.policy.samplers import check_sampler, make_sampler
 from prefopt.policy.scorer import Scorer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Reference",
     "Scorer",
     "TransformersSampler",
+    "check_sampler",
     "find_model",
     "find_scorer",
     "load_critic",

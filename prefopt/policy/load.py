@@ -111,9 +111,19 @@ def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy)
         return ValueHead(policy.causal.config.get_text_config().hidden_size, policy.causal.dtype)
     assert policy.tokenizer is not None
     own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None})
-    backbone = load_backbone(own, head=False)
+    backbone = _scorers_backbone(own) if _is_scorers_adapter(find_model(spec.model)) else load_backbone(own, head=False)
     check_vocabulary(backbone, own, policy.tokenizer, "the critic")
     return Critic(backbone).to(policy.device)
+
+
+def _is_scorers_adapter(name: str) -> bool:
+    return (Path(name) / "adapter_config.json").is_file() and LoraConfig.from_pretrained(name).task_type == "SEQ_CLS"
+
+
+def _scorers_backbone(spec: recipe.Policy) -> PreTrainedModel:
+    """Of a reward model trained with LoRA, whose adapter fits the classifier that it was trained on and nothing else."""
+    model: Any = _load(AutoModelForSequenceClassification, spec, num_labels=1)
+    return model.base_model
 
 
 def check_vocabulary(

@@ -86,7 +86,7 @@ class Policy(nn.Module):
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         rows, mask = plain_rows(batch, self.device), batch.mask.to(self.device)
         tokens = batch.completion_ids.to(self.device)[mask]
-        states, features = self._states(rows, tokens, features=needs.values)
+        states, features = self._states(rows, tokens, features=needs.values and isinstance(self.critic, ValueHead))
         beside = self._beside(rows, tokens) if needs.statistics & DIVERGENCES.keys() else None
         found = token_statistics(states, tokens, _per_token(batch, self.device), needs.statistics, beside)
         if needs.values:

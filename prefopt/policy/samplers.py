@@ -8,9 +8,24 @@ from prefopt import recipe
 from prefopt.errors import PrefoptError, nearest
 from prefopt.plugins import load_object
 from prefopt.policy.sampler import TransformersSampler
-from prefopt.policy.vllm import VLLMSampler
+from prefopt.policy.vllm import START, VLLMSampler
 
 KNOWN = ("transformers", "vllm")
+
+
+def check_sampler(spec: recipe.Rollouts) -> None:
+    """Refuse what `make_sampler` would, as far as that can be known without a model.
+
+    Raises:
+        PrefoptError: an unknown name, or a server that is not named.
+    """
+    if spec.sampler not in KNOWN and ":" not in spec.sampler:
+        raise PrefoptError(
+            f"source.rollouts.sampler: unknown sampler {spec.sampler!r}.{nearest(spec.sampler, KNOWN)} Known: "
+            f"{', '.join(KNOWN)}; your own is named `file.py:Class`"
+        )
+    if spec.sampler == "vllm" and spec.server is None:
+        raise PrefoptError(f"source.rollouts.sampler is vllm, and source.rollouts.server is not given: {START}")
 
 
 def make_sampler(spec: recipe.Rollouts, accelerator: Accelerator) -> Any:
@@ -19,13 +34,9 @@ def make_sampler(spec: recipe.Rollouts, accelerator: Accelerator) -> Any:
     Raises:
         PrefoptError: an unknown name, or one whose package or server is absent.
     """
+    check_sampler(spec)
     if spec.sampler == "transformers":
         return TransformersSampler(spec.rows, accelerator.autocast)
     if spec.sampler == "vllm":
         return VLLMSampler(spec.server, accelerator)
-    if ":" in spec.sampler:
-        return load_object(spec.sampler)()
-    raise PrefoptError(
-        f"source.rollouts.sampler: unknown sampler {spec.sampler!r}.{nearest(spec.sampler, KNOWN)} Known: {', '.join(KNOWN)}; "
-        "your own is named `file.py:Class`"
-    )
+    return load_object(spec.sampler)()

@@ -13,7 +13,10 @@ from prefopt.policy.sampler import Drawn, end_tokens, padded
 from prefopt.recipe import Sampling
 from prefopt.types import Sampled
 
-START = 'start one with `vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\' --logprobs-mode processed_logprobs`'
+START = (
+    'start one with `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\' '
+    "--logprobs-mode processed_logprobs --max-logprobs -1`"
+)
 REQUESTS = 64
 """At a time."""
 
@@ -35,8 +38,7 @@ class VLLMSampler:
     """
 
     def __init__(self, server: str | None, accelerator: Accelerator):
-        if server is None:
-            raise PrefoptError(f"source.rollouts.sampler is vllm, and source.rollouts.server is not given: {START}")
+        assert server is not None
         self.client: Any = _connect(server)
         self.accelerator = accelerator
         if accelerator.is_main_process:

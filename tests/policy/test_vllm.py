@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from prefopt import PrefoptError
-from prefopt.policy import vllm
-from prefopt.recipe import Sampling
+from prefopt.policy import check_sampler, vllm
+from prefopt.recipe import Rollouts, Sampling
 
 
 class StandIn:
@@ -52,5 +52,12 @@ def test_refused_where_vllm_is_absent():
 
 
 def test_refused_without_a_server():
-    with pytest.raises(PrefoptError, match=r"source.rollouts.server is not given: start one with `vllm serve"):
-        vllm.VLLMSampler(None, Accelerator(cpu=True))
+    with pytest.raises(
+        PrefoptError, match=r"rollouts.server is not given: start one with `VLLM_SERVER_DEV_MODE=1 vllm serve"
+    ):
+        check_sampler(Rollouts(sampler="vllm"))
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(PrefoptError, match=r"unknown sampler 'vlm'. Did you mean 'vllm'"):
+        check_sampler(Rollouts(sampler="vlm"))

@@ -53,7 +53,7 @@ class A2C:
     @property
     def needs(self) -> Needs:
         """As `PPO`."""
-        return rollout_needs(self.kl, "token", values=True)
+        return rollout_needs(self.kl, "token", values=True, one_update=True)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages, returns and old values, [B, K, T] each."""

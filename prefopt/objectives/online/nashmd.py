@@ -29,7 +29,7 @@ class NashMD:
     """
 
     tau: float = 0.1
-    needs = Needs(preference=True, reference=True, rollouts=True, columns=("origin",))
+    needs = Needs(preference=True, reference=True, rollouts=True, columns=("origin",), one_update=True)
 
     targets = reference_sums
 

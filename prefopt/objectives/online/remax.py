@@ -49,7 +49,7 @@ class ReMax:
     @property
     def needs(self) -> Needs:
         """Scores and origins, one of them greedy; the reference and the policy before the update unless β is 0."""
-        return replace(rollout_needs(self.kl, "prompt", old=self.kl.used), columns=("origin",))
+        return replace(rollout_needs(self.kl, "prompt", old=self.kl.used, one_update=True), columns=("origin",))
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """The advantages, [B, K, T]; 0 for completions that are not the policy's."""

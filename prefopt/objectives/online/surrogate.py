@@ -11,7 +11,9 @@ from prefopt.objectives.online.kl import KL
 from prefopt.types import Batch, Needs, Outputs, Targets, Unit
 
 
-def rollout_needs(kl: KL, per: Unit, tis: float | None = None, old: bool = True, values: bool = False) -> Needs:
+def rollout_needs(
+    kl: KL, per: Unit, tis: float | None = None, old: bool = True, values: bool = False, one_update: bool = False
+) -> Needs:
     """What a policy-gradient method needs: scores of its own completions, and what its KL and its ratios are made of."""
     return Needs(
         scores=True,
@@ -21,6 +23,7 @@ def rollout_needs(kl: KL, per: Unit, tis: float | None = None, old: bool = True,
         values=values,
         columns=() if tis is None else ("sampler_logps",),
         statistics=kl.statistics,
+        one_update=one_update,
         per=per,
     )
 
