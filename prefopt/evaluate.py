@@ -17,6 +17,7 @@ from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, estimate
+from prefopt.feedback import ask
 from prefopt.functional import seed_for
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
@@ -196,7 +197,9 @@ class Evaluator:
         if self.gold is not None:
             ended = measured["ended"].bool().tolist()  # a feedback sees text, in which EOS is not to be seen
             rows = [{**row.example.columns, "ended": said} for row, said in zip(self.prompts, ended, strict=True)]
-            measured["gold"] = self.gold([row.example.prompt for row in self.prompts], texts, rows).scores.double()
+            prompts_shown = [row.example.prompt for row in self.prompts]
+            verdict = ask(self.gold, "evaluate.gold", prompts_shown, texts, rows, self.accelerator)
+            measured["gold"] = verdict.scores.double()
         measured = {name: value.cpu() for name, value in measured.items()}
         observations = {name: _observations(value, self.prompts) for name, value in measured.items()}
         numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}

@@ -6,20 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from prefopt.checkpoint import unused
 from prefopt.curriculum import Order, permutation
 from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
-from prefopt.feedback import shares_work
-from prefopt.feedback.call import restore, run_feedback, state_of
+from prefopt.feedback import ask, together
+from prefopt.feedback.call import restore, state_of
 from prefopt.feedback.shaping import Fitted
 from prefopt.functional import seed_for
 from prefopt.parallel import draw
@@ -141,7 +141,7 @@ class Rollouts:
         shown = _shown(self._write([self.rows[i] for i in chosen], players, "fit"))
         try:
             for feedback in unfitted:
-                feedback.fit(*shown)
+                together(feedback, self.accelerator, partial(feedback.fit, *shown))
         except PrefoptError as error:
             raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
 
@@ -209,24 +209,9 @@ class Rollouts:
         """What each feedback says; the texts are kept if one fails."""
         shown = _shown(writings)
         try:
-            return {what: self._asked(what, feedback, shown) for what, feedback in self.feedback.items()}
+            return {what: ask(feedback, what, *shown, self.accelerator) for what, feedback in self.feedback.items()}
         except PrefoptError as error:
             raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
-
-    def _asked(self, what: str, feedback: Feedback, shown: Sequence[Any]) -> Verdict:
-        """One verdict for all processes: of a feedback that shares its work, or of the main process's alone."""
-        if self.accelerator.num_processes == 1 or shares_work(feedback):
-            return run_feedback(feedback, what, *shown)
-        said: list[Verdict | str] = [""]
-        if self.accelerator.is_main_process:
-            try:
-                said = [run_feedback(feedback, what, *shown)]
-            except PrefoptError as error:  # all must stop, or the others wait for ever
-                said = [str(error)]
-        (answer,) = broadcast_object_list(said)
-        if isinstance(answer, str):
-            raise PrefoptError(answer)
-        return answer
 
     def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[str]]) -> str:
         """Where the texts are now."""

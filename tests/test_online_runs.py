@@ -19,13 +19,16 @@ from prefopt.plan import plan
 ONE_UPDATE = ("train.passes=1", "train.minibatch_size=null")
 
 FEEDBACK = '''
+import os
 import time
+from pathlib import Path
 
 calls = 0
 
 
 def vowels(prompts, completions, rows):
-    """Share of even words."""
+    """Share of even words; leaves the number of the process that asked."""
+    (Path(__file__).parent / f"asked-by-{os.environ.get('RANK', 0)}").touch()
     return [[sum(int(w[1:]) % 2 == 0 for w in text.split() if w[1:].isdigit()) / (len(text.split()) + 1) for text in row]
             for row in completions]
 
@@ -130,6 +133,7 @@ def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> No
         [*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert [f.name for f in tmp_path.glob("asked-by-*")] == ["asked-by-0"]  # a judge that is paid is asked once
     for a, b in zip(metrics(one), metrics(two), strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():

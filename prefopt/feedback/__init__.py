@@ -2,7 +2,7 @@
 
 from prefopt.feedback.call import run_feedback
 from prefopt.feedback.ensemble import Ensemble
-from prefopt.feedback.make import FEEDBACKS, SHAPES, check_feedback, make_feedback, reward_models, shares_work
+from prefopt.feedback.make import FEEDBACKS, SHAPES, ask, check_feedback, make_feedback, reward_models, together
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
 from prefopt.feedback.shaping import (
@@ -30,9 +30,10 @@ __all__ = [
     "Rule",
     "Shape",
     "Shaped",
+    "ask",
     "check_feedback",
     "make_feedback",
     "reward_models",
     "run_feedback",
-    "shares_work",
+    "together",
 ]

@@ -1,14 +1,15 @@
 """From the section of a recipe to a feedback."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
 from prefopt.errors import PrefoptError, nearest
-from prefopt.feedback.call import Loadable, Stateful
+from prefopt.feedback.call import Loadable, Stateful, run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
@@ -23,6 +24,9 @@ from prefopt.feedback.shaping import (
 )
 from prefopt.plugins import checked_fields, load_object
 from prefopt.policy import Scorer
+from prefopt.types import Feedback, Prompt, Verdict
+
+T = TypeVar("T")
 
 FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Ensemble)}
 """Every feedback by the name that recipes give it."""
@@ -77,9 +81,43 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
         )
 
 
-def shares_work(feedback: Any) -> bool:
-    """Whether all processes must call it together, as it deals its work to them."""
-    return any(isinstance(part, RewardModel) for part in _parts(feedback))
+def ask(
+    feedback: Feedback,
+    name: str,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[str]],
+    rows: Sequence[Mapping[str, Any]],
+    accelerator: Accelerator,
+) -> Verdict:
+    """`run_feedback` with one verdict for all processes, `together`.
+
+    Raises:
+        PrefoptError: on every process, whatever stopped the one that asked.
+    """
+    return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
+
+
+def together(feedback: Any, accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """What a call of this feedback comes to, the same on all processes.
+
+    A reward model deals its work to all of them, so all call it. Anything else is called by the main process alone: a judge is paid
+    once, and a verdict with chance in it is the same everywhere.
+
+    Raises:
+        PrefoptError: on every process, for the others would wait for ever.
+    """
+    if accelerator.num_processes == 1 or any(isinstance(part, RewardModel) for part in _parts(feedback)):
+        return call()
+    said: list[Any] = [None, ""]
+    if accelerator.is_main_process:
+        try:
+            said = [call(), ""]
+        except PrefoptError as error:
+            said = [None, str(error)]
+    answer, wrong = broadcast_object_list(said)
+    if wrong:
+        raise PrefoptError(wrong)
+    return answer
 
 
 def reward_models(feedback: Any) -> dict[str, Scorer]:
