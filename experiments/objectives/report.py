@@ -88,39 +88,51 @@ def main() -> None:
     ]
     lines += [f"| {row['objective']} | {' | '.join(cell(row, name) for name in columns)} |" for row in table]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
-    figure(table)
+    figure()
 
 
-def figure(table: list[dict]) -> None:
-    """Gold reward against KL, a point for each seed."""
+LOWEST = -0.4
+"""Of the axis; what lies below is named at its foot."""
+
+
+def figure() -> None:
+    """Gold reward against KL, a point for each seed; a name at the mean of each objective's."""
     with plt.rc_context({"font.size": 8, "svg.hashsalt": "prefopt", "svg.fonttype": "none"}):
-        drawing, axis = plt.subplots(figsize=(9, 6.5), layout="constrained")
-        seen = set()
+        drawing, axis = plt.subplots(figsize=(11, 7), layout="constrained")
+        named, below = [], []
         for name, runs in finished().items():
             objective = label(name)
             family = next((f for f, members in FAMILIES.items() if objective in members), "margin to the reference")
             points = [(run["after"]["kl"]["value"], run["after"]["gold"]["value"]) for run in runs]
             xs, ys = zip(*points, strict=True)
-            axis.scatter(xs, ys, s=14, color=COLOURS[family], label=None if family in seen else family, alpha=0.75)
-            seen.add(family)
+            axis.scatter(xs, ys, s=14, color=COLOURS[family], alpha=0.6)
+            x, y = statistics.fmean(xs), statistics.fmean(ys)
+            if y < LOWEST:
+                below.append(f"{objective} {y:.2f} (KL {x:.1f})")
+            else:
+                named.append((x, y, objective, COLOURS[family]))
+        for place, (x, y, objective, colour) in enumerate(sorted(named)):
+            height = (14, -20, 26, -32)[place % 4]  # neighbours get out of each other's way
             axis.annotate(
-                objective,
-                (statistics.fmean(xs), max(ys)),
-                (0, 4),
+                *(objective, (x, y), (0, height)),
                 textcoords="offset points",
                 ha="center",
-                fontsize=6.5,
-                color=COLOURS[family],
+                fontsize=7,
+                color=colour,
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4},
             )
+        for family, colour in COLOURS.items():
+            axis.scatter([], [], s=14, color=colour, label=family)
         start = [run["before"]["gold"]["value"] for runs in finished().values() for run in runs]
         axis.scatter([0], [statistics.fmean(start)], marker="s", color="black", s=20, label="the LM they start from")
+        axis.text(0.01, 0.01, f"below: {'; '.join(below)}", transform=axis.transAxes)
         axis.set_xscale("symlog", linthresh=0.5)
+        axis.set_ylim(LOWEST, None)
         axis.set_xlabel("KL to the start, nats a completion (own samples; log scale above 0.5)")
         axis.set_ylabel("held-out gold reward")
         axis.grid(alpha=0.2)
-        axis.legend(loc="lower right", frameon=False)
+        axis.legend(loc="upper left", frameon=False)
         drawing.savefig(HERE / "frontier.svg", metadata={"Date": None})
-        drawing.savefig(HERE / "frontier.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ class EXO:
     the KL of the other direction; this one seeks the mode. The loss is 0 at β(Δ_w − Δ_l) = logit(1 − ε), and without ε it would
     be infinite everywhere.
 
+    On the pocket world (experiments/objectives) its gain is not sure in every seed: the margin asked for, logit(1 − ε)/β = 69 nats,
+    lies past where the gold reward is highest.
+
     Source: Ji et al., arXiv 2402.00856, eq. 16 (EXO-pref); β here is β_π there. ε = 0.001 is what TRL says that the paper
     recommends; the official code (haozheji/exact-optimization, src/align_stage/loss.py) has log ε = −10 for the rejected and log 1
     for the chosen completion. β = 0.1 is theirs for IMDB (0.5 for HH).

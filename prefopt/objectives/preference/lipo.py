@@ -21,6 +21,8 @@ class LiPO:
     ψ are the scores and τ the ranks (1 is best) of the current policy's s, without gradient; log-probs are summed over tokens,
     [B, K]. Pairs of equal score and absent completions are left out.
 
+    On the pocket world (experiments/objectives) its gain is not sure in every seed: β = 0.05 hardly holds it near the reference.
+
     Source: Liu et al., arXiv 2402.01878v3, eq. 8 (LiPO-λ), with its gain 2^ψ − 1 and discount
     log(1 + τ); β = 0.05 is that of its experiments (§5). There ψ is from 0 to 1, a completion's mean chance to win against its
     list. Here scores are taken as they are: 2^ψ asks for numbers of order 1.

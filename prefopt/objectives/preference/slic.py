@@ -16,6 +16,9 @@ class SLiC:
     Log-probs are summed over tokens, in both terms, [B, 2], chosen first. The paper imitates a separate target y_ref; the chosen
     completion stands for it, as where SFT data are the preferred answers.
 
+    On the pocket world (experiments/objectives) it loses reward: without a reference, sums of log-probs are told apart by length, and
+    its texts grow.
+
     Source: Zhao et al., arXiv 2305.10425v1; the sums, δ = 1 and λ = 0.1 are those of HALOs (ContextualAI/HALOs,
     config/loss/slic.yaml). `Hinge` (RSO) is this hinge on log-ratios to a reference, and what TRL's DPO trainer calls `hinge`;
     that of its CPO trainer is this one with δ = 1 and λ = 0, if β = 1.
