@@ -43,7 +43,7 @@ class APODown:
     Log-probs are summed over the tokens of a completion, [B, 2], chosen first. With π = π_ref the loss is 1 and its gradient on
     Δ_w is 0: there only the rejected completion moves.
 
-    On the pocket world (experiments/objectives) it collapses to texts of one token: the pairs there are the model's own samples, and
+    On the pocket world (experiments/objectives) it collapses to texts of one token: the pairs are the model's own samples, and
     not worse than it.
 
     Source: D'Oosterlinck et al., arXiv 2408.06266v5, eq. 8; β = 0.1 is theirs (§5.2).

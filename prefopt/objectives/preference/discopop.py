@@ -21,7 +21,7 @@ class DiscoPOP:
     u/τ ≈ 1.44, and rises in between, so that a pair at the reference, where the loss is ½(1 + ln 2), is first pulled the
     wrong way.
 
-    On the pocket world (experiments/objectives) it loses reward for that reason: pairs start at the reference, all on the wrong side
+    On the pocket world (experiments/objectives) it loses reward for that reason: all pairs start on the wrong side
     of the maximum.
 
     Source: Lu et al., arXiv 2406.08414v3, eq. 5 (“log-ratio modulated loss”); β = 0.05 (appendix B.1) and τ = 0.05 (appendix E)

@@ -16,7 +16,7 @@ class SLiC:
     Log-probs are summed over tokens, in both terms, [B, 2], chosen first. The paper imitates a separate target y_ref; the chosen
     completion stands for it, as where SFT data are the preferred answers.
 
-    On the pocket world (experiments/objectives) it loses reward: without a reference, sums of log-probs are told apart by length, and
+    On the pocket world (experiments/objectives) it loses reward: without a reference, sums are told apart by length, and
     its texts grow.
 
     Source: Zhao et al., arXiv 2305.10425v1; the sums, δ = 1 and λ = 0.1 are those of HALOs (ContextualAI/HALOs,

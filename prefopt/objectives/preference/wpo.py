@@ -21,7 +21,7 @@ class WPO:
     a token that the policy draws itself, so that such tokens have ã near 0 however sure or unsure the policy is: “sampled
     alignment”. sg stops the gradient: w is of the current policy, but a constant.
 
-    On the pocket world (experiments/objectives) it gains nothing: β = 0.01 hardly holds it near the reference, and it goes past where
+    On the pocket world (experiments/objectives) it gains nothing: β = 0.01 hardly holds it, and it goes past where
     the gold reward is highest.
 
     Source: Zhou et al., arXiv 2406.11827v2, eq. 2, with the sampled alignment of its weights. The clamp at 1 is that of the
