@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
         return _dry_run(settings)
     _quiet_libraries()
     result = runs.run(settings, folder, options.resume, err)
+    runs.leave_processes()
     err.print()
     show_result(out, result, result.rows, settings.evaluate.confidence)
 

@@ -414,6 +414,12 @@ def make_accelerator(train: recipe.Train) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
 
 
+def leave_processes() -> None:
+    """Take leave of the other processes; a program that just ends may be aborted by their threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def saved_recipe(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
     """The recipe of a run folder, with overrides.
 

@@ -68,8 +68,8 @@ def _scores(model: BanditPolicy | Frozen | Mixture, contexts: Tensor) -> Tensor:
 class Numerals:
     """In place of a tokenizer: an action is written as its number."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of a completion."""
+    def decode(self, ids: Sequence[int], **_: bool) -> str:
+        """The text of a completion; there are no special tokens and no spaces to be kept."""
         return " ".join(map(str, ids))
 
 

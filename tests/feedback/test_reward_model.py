@@ -168,6 +168,7 @@ model = RewardModel(sys.argv[1], batch_size=2, dtype="float64", accelerator=Acce
 texts = [[" very good", "", " bad ."], [" warm", " cold but bright", " dull"]]
 scores = model(["the film was", "a room is"], texts, [{}, {}]).scores
 if model.accelerator.is_main_process: torch.save((scores, model.accelerator.num_processes), sys.argv[2])
+if model.accelerator.num_processes > 1: torch.distributed.destroy_process_group()
 """
 
 
