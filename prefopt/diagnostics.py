@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from prefopt.functional import kl_estimate
 from prefopt.types import ORIGINS, Batch, Needs, Outputs
 
 GRAM = 3
@@ -62,8 +63,9 @@ def beyond(metrics: Mapping[str, float], limits: Mapping[str, tuple[float | None
 
 def _divergence(logps: Tensor, reference: Tensor, tokens: Tensor, own: Tensor) -> dict[str, float]:
     """KL(π ‖ π_ref) of a completion: k1 and k3 (Schulman, "Approximating KL divergence", 2020), summed over tokens."""
-    ratio = (reference - logps).double().masked_fill(~tokens, 0)  # log π_ref − log π
-    return {"kl": _mean(-ratio.sum(-1), own), "kl_k3": _mean((ratio.expm1() - ratio).sum(-1), own)}
+    ratio = (logps - reference).double().masked_fill(~tokens, 0)
+    estimates = {"kl": kl_estimate(ratio, "k1"), "kl_k3": kl_estimate(ratio, "k3")}
+    return {name: _mean(of_tokens.sum(-1), own) for name, of_tokens in estimates.items()}
 
 
 def repetition(ids: Tensor, mask: Tensor) -> Tensor:

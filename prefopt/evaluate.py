@@ -18,7 +18,7 @@ from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, estimate
 from prefopt.feedback import ask
-from prefopt.functional import seed_for
+from prefopt.functional import kl_estimate, seed_for
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
@@ -229,8 +229,8 @@ class Evaluator:
         mine = forward(model, batch, Needs(), size, self.accelerator)
         other = forward(self.reference, batch, Needs(), size, self.accelerator)
         assert mine.logps is not None and other.logps is not None
-        ratio = (other.logps - mine.logps).double()  # log π_ref − log π, 0 outside the mask
-        return {"kl": -ratio.sum(-1), "kl_k3": (ratio.expm1() - ratio).sum(-1)}
+        ratio = (mine.logps - other.logps).double()  # 0 outside the mask
+        return {"kl": kl_estimate(ratio, "k1").sum(-1), "kl_k3": kl_estimate(ratio, "k3").sum(-1)}
 
     def _draw(self, model: Policy) -> Sampled:
         settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
