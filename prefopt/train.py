@@ -141,10 +141,9 @@ class Trainer:
         """All passes over one logical batch."""
         shared = [term for term in self.terms if term.source is None]
         targets, watched = self._targets(shared, batch, "shared", self.watch)
-        size = self.settings.minibatch_size or len(batch)
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
-            for rows in self._minibatches(len(batch), size, number):
+            for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
                 part = batch if rows is None else batch.rows(rows)
                 sliced = targets if rows is None else [target.select(rows) for target in targets]
                 collected.append((len(part), self._update(shared, part, sliced)))
@@ -158,9 +157,9 @@ class Trainer:
         ]
         return metrics
 
-    def _minibatches(self, rows: int, size: int, number: int) -> Iterator[Tensor | None]:
+    def _minibatches(self, rows: int, size: int | None, number: int) -> Iterator[Tensor | None]:
         """Row numbers of each minibatch, shuffled anew in every pass; None for the batch as it is."""
-        if size >= max(rows, self.settings.batch_size):
+        if size is None or size >= self.settings.batch_size:
             yield None
             return
         order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))

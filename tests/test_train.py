@@ -194,3 +194,11 @@ def test_batches_are_untouched() -> None:
     before = [batch.completion_ids.clone() for batch in batches]
     update("coupled", torch.float64, 3, batches)
     assert all(torch.equal(a, b.completion_ids) for a, b in zip(before, batches, strict=True))
+
+
+@pytest.mark.parametrize(("minibatch", "sizes"), [(None, [5]), (8, [5]), (4, [3, 2]), (2, [2, 1, 1, 1])])
+def test_a_batch_that_lost_prompts_makes_as_many_updates_as_a_full_one(minibatch, sizes) -> None:
+    """Five of eight: without minibatches it stays whole, and with them no update is dropped."""
+    trainer, _ = train("dpo", torch.float64, 7, seven_rows(), batch_size=8, minibatch_size=minibatch, steps=0)
+    found = [5 if rows is None else len(rows) for rows in trainer._minibatches(5, minibatch, 0)]
+    assert found == sizes
