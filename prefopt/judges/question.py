@@ -1,0 +1,69 @@
+"""What a judge asks and is told: the nouns between a mode of judging, what remembers, and what answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything that an answer depends on, beside who answers.
+
+    With `labels` it asks how likely the answer is to be each of them; without, it asks for a text.
+
+    Attributes:
+        turns: a conversation as (role, content); the last turn is the user's. A model without a chat template reads the
+            contents one after another, as they are.
+        start: how the answer begins; it is given, not asked for.
+        labels: what may follow.
+        max_tokens: of the longest text that may be written.
+        temperature: of what is written; 0 is greedy.
+        seed: of what is written.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    start: str = ""
+    labels: tuple[str, ...] = ()
+    max_tokens: int = 0
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, and what it cost.
+
+    Attributes:
+        logps: for each label, the natural log-likelihood that the answer starts with the whole of it, −inf for none. A label that
+            begins another ("1" and "10") contains it; the modes take them apart.
+        text: what was written, without `start`; None where log-likelihoods were asked for.
+        prompt_tokens: that were read; 0 where nobody counts.
+        completion_tokens: that were written.
+    """
+
+    logps: tuple[float, ...] | None = None
+    text: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Who answers: a local model, a server."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its answers depend on, beside the question: kind, model, dtype. A part of the cache's key, so without secrets."""
+        ...
+
+    def check(self) -> None:
+        """Refuse what cannot work, loading and calling nothing."""
+        ...
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """The number of a question and its answer, each as soon as it is there, in any order.
+
+        Raises:
+            PrefoptError: it cannot go on; what was yielded before is good.
+        """
+        ...
