@@ -233,6 +233,7 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
     if (Path(name) / "adapter_config.json").is_file():
         # An adapter that was trained before is part of this run's starting point, and so of its reference.
         base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
+        _ignore_renaming()
         merged: Any = PeftModel.from_pretrained(_from_folder(auto, base, spec, changes), name).merge_and_unload()
         merged.name_or_path = name  # what an adapter trained on top will name as its base
         return merged.requires_grad_(True)  # peft froze it
