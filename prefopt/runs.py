@@ -50,6 +50,7 @@ from prefopt.terms import Term
 from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
 from prefopt.types import Feedback, Needs, Source
+from prefopt.winrate import contest
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Run:
         if isinstance(self.model, Policy) and self.reference and self.plan.needs.statistics & DIVERGENCES.keys():
             self.model.beside(self.reference.policy)
         gold = self._feedback("evaluate.gold", settings.evaluate.gold)
+        judge, against = self._feedback("evaluate.judge", settings.evaluate.judge), settings.evaluate.against
         self.folder = self._folder(folder)
         self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
         if self.accelerator.is_main_process and not (self.folder / "recipe.yaml").exists():
@@ -148,7 +150,9 @@ class Run:
         self.warned: set[str] = set()
         seed = settings.seed_of("evaluation")
         self.evaluators = {
-            part: Evaluator(self.data[part], settings.evaluate, self.accelerator, start, gold, seed)
+            part: Evaluator(
+                self.data[part], settings.evaluate, self.accelerator, start, gold, seed, contest(judge, against, part)
+            )
             for part in ("validation", "test")
         }
 
