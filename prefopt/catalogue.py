@@ -149,7 +149,7 @@ def _cell(text: str) -> str:
 
 def pages(folder: Path) -> dict[Path, str]:
     """What each reference page below `folder` should hold."""
-    fields = {folder / "recipes.md": Recipe, folder / "label.md": LabelRecipe}
+    fields: dict[Path, type[Section]] = {folder / "recipes.md": Recipe, folder / "label.md": LabelRecipe}
     return {
         folder / "objectives.md": objectives_page(),
         **{
