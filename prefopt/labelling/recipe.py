@@ -10,7 +10,10 @@ from pydantic import ConfigDict, Field, model_validator
 from prefopt import recipe
 from prefopt.recipe import Data, Opinion, Policy, Samples, Section
 
-FREE = re.compile(r"(^|\.)(batch_size|threads|rows|server|timeout|retries|concurrency|budget|variables)(\.|$)")
+FREE = re.compile(
+    r"(variables|batch_size|threads|samples\.rows|samples\.server)(\.|$)"
+    r"|feedback\.(.*\.)?(budget|timeout|retries|concurrency|batch_size|cache)(\.|$)"
+)
 """Keys by which a labelling that goes on may differ from its beginning: they say what it may cost, not what it finds."""
 
 
@@ -71,4 +74,4 @@ def load_label_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LabelR
 def in_the_way(begun: LabelRecipe, now: LabelRecipe) -> list[str]:
     """The keys for which a labelling that has begun cannot go on by this recipe."""
     different = recipe.differences(begun.model_dump(mode="json"), now.model_dump(mode="json"))
-    return [key for key in different if not FREE.search(key)]
+    return [key for key in different if not FREE.match(key)]

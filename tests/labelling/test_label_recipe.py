@@ -57,23 +57,15 @@ def test_values_that_cannot_be(tmp_path, override, expected):
 
 
 def test_what_may_change_on_the_way(tmp_path):
-    file = write(tmp_path, LEAST.replace("lab:rule", "{name: Judge, backend: {model: m, budget: {calls: 5}}}"))
+    judge = "{name: Judge, rubric: r, server: {model: m, retries: 1}, budget: {calls: 5}}"
+    file = write(tmp_path, LEAST.replace("lab:rule", judge))
     begun = load_label_recipe(file)
-    free = [
-        "batch_size=3",
-        "threads=1",
-        "feedback.timeout=9",
-        "feedback.backend.budget.calls=50",
-        "feedback.backend.retries=2",
-    ]
+    free = ["batch_size=3", "threads=1", "feedback.timeout=9", "feedback.budget.calls=50", "feedback.server.retries=2"]
     assert in_the_way(begun, load_label_recipe(file, free)) == []
-    fixed = ["seed=1", "sharpness=2", "feedback.backend.model=n", "prompts=4"]
-    assert in_the_way(begun, load_label_recipe(file, fixed)) == [
-        "seed",
-        "prompts",
-        "feedback.backend.model",
-        "sharpness",
-    ]
+    assert in_the_way(begun, load_label_recipe(file, ["feedback.budget=null"])) == []
+    fixed = ["seed=1", "sharpness=2", "feedback.server.model=n", "feedback.rubric=s", "prompts=4", "source.limit=3"]
+    found = ["seed", "source.limit", "prompts", "feedback.rubric", "feedback.server.model", "sharpness"]
+    assert sorted(in_the_way(begun, load_label_recipe(file, fixed))) == sorted(found)
 
 
 def test_every_field_is_described():
