@@ -100,7 +100,7 @@ def report(made: DryRun) -> Iterator[str]:
     yield _steps(made)
     b = made.batching
     updates = f"{b.updates} optimiser step{'s' * (b.updates > 1)} of {b.minibatch}"
-    yield f"batch: {b.prompts} prompts × {b.completions} completions, {updates}; at most {b.step_tokens:,} tokens a batch"
+    yield f"batch: {b.prompts} prompts × {b.completions} completion{'s' * (b.completions > 1)}, {updates}; at most {b.step_tokens:,} tokens a batch"
     rows = min(b.micro, b.share)
     yield (
         f"each of {b.processes} process{'es' * (b.processes > 1)}: {b.share} prompts of an optimiser step, in "
@@ -134,6 +134,6 @@ def _downloads(downloads: Downloads) -> Iterator[str]:
     yield "would be downloaded (whether the hub has it, and how large it is, was not asked):"
     yield from (f"  model {name}" for name in downloads.models)
     yield from (f"  data set {name}" for name in downloads.data)
-    yield "not checked until it is there: " + " and ".join(
-        [*["configurations and vocabularies"] * bool(downloads.models), *["rows"] * bool(downloads.data)]
+    yield "not checked until it is there: " + ", ".join(
+        [*["configurations", "vocabularies"] * bool(downloads.models), *["rows"] * bool(downloads.data)]
     )

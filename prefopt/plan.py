@@ -112,6 +112,8 @@ def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) ->
     Raises:
         PrefoptError: the rows lack what is needed.
     """
+    if not rows and rows_awaited():  # by a dry run: there is nothing to refuse yet
+        return []
     if source.rollouts is not None and "dataset" not in source.players:
         found = prompts(rows)
         _check_columns(found, needs)
