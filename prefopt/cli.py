@@ -145,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", metavar="DIR", help="the run folder; must be new")
     made.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the unfinished run")
     made.add_argument(
-        "--dry-run", action="store_true", help="check, print the resolved recipe, its batches, memory and downloads; load no model, ask no network"
+        "--dry-run",
+        action="store_true",
+        help="check all that is on disk, print the resolved recipe, its batches, memory and downloads",
     )
     made.format_help = _with_fields(made.format_help)  # type: ignore[method-assign]
     made = verb(evaluate, "measure a policy on held-out data, with intervals")

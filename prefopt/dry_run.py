@@ -99,8 +99,9 @@ def report(made: DryRun) -> Iterator[str]:
     """The lines that people read."""
     yield _steps(made)
     b = made.batching
+    each = "1 completion" if b.completions == 1 else f"{b.completions} completions"
     updates = f"{b.updates} optimiser step{'s' * (b.updates > 1)} of {b.minibatch}"
-    yield f"batch: {b.prompts} prompts × {b.completions} completion{'s' * (b.completions > 1)}, {updates}; at most {b.step_tokens:,} tokens a batch"
+    yield f"batch: {b.prompts} prompts × {each}, {updates}; at most {b.step_tokens:,} tokens a batch"
     rows = min(b.micro, b.share)
     yield (
         f"each of {b.processes} process{'es' * (b.processes > 1)}: {b.share} prompts of an optimiser step, in "

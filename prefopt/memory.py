@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefopt import recipe
-from prefopt.downloads import is_awaited
 from prefopt.plan import Plan
 from prefopt.policy import find_model
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}
 """Numbers that an optimiser keeps for each weight that it trains."""
+
+WITH_MODELS = {"RewardModel", "Judge"}
+"""Feedbacks whose `model` is one that they load."""
 
 KEPT, KEPT_CHECKPOINTED = 34, 2
 """Bytes that a layer keeps of a token for the backward pass, for each unit of its width, in 16-bit arithmetic."""
@@ -60,16 +63,15 @@ class Part:
 
 
 def estimate_memory(plan: Plan, completions: int, tokens: int) -> list[Part]:
-    """What each process keeps, in the order of its making; sharding (FSDP, DeepSpeed) would divide the first three among processes.
+    """What each process keeps; sharding (FSDP, DeepSpeed) would divide weights, gradients and optimiser among processes.
 
     With P weights of which T are trained, each of w bytes: weights P·w, gradients T·w, optimiser states n·T·w (`STATES`), a bf16
-    copy of fp32 weights 2·P while autocast is on, P·w for each frozen model. With L layers of width d and a micro-batch of at most S
-    tokens, activations S·L·34·d bytes in 16 bit, twice that in 32, or S·(L·2·d + 34·d) with gradient checkpointing. Rollouts keep keys and
-    values of all tokens they draw at a time. Logits are never kept. The libraries' own memory and fragmentation, a GB or several,
-    are not counted.
+    copy of fp32 weights 2·P while autocast is on, P·w for each frozen model. With L layers of width d and a micro-batch of at
+    most S tokens, activations S·L·34·d bytes in 16 bit, twice that in 32, or S·(L·2·d + 34·d) with gradient checkpointing.
+    Rollouts keep keys and values of all tokens that they draw at a time. Logits are never kept. The libraries' own memory and
+    fragmentation, a GB or several, are not counted.
 
-    Source: activations: Korthikanti et al., arXiv 2205.05198, eq. 2 and sec. 5, without the attention matrix, which fused
-    attention does not keep.
+    Source: activations: Korthikanti et al., arXiv 2205.05198, without the attention matrix, which fused attention does not keep.
 
     Args:
         plan: of the run.
@@ -78,31 +80,21 @@ def estimate_memory(plan: Plan, completions: int, tokens: int) -> list[Part]:
     """
     settings = plan.recipe
     size = size_of(plan.model)
-    parts = [*_trained("policy", size, settings, settings.policy.adapter)]
-    parts += _frozen(plan)
+    parts = [*_trained("policy", size, settings, settings.policy.adapter), *_frozen(plan)]
     if size is None:
         return [*parts, Part("activations", None, "")]
-    rows = settings.train.micro_batch_size * completions
-    wide = 1 if _mixed(settings) or BYTES[settings.policy.dtype] == 2 else 2
-    kept = size.layers * KEPT
-    how = f"{rows:,} rows × {tokens:,} tokens × {size.layers:.0f} layers × {KEPT} × {size.width:.0f}"
-    if settings.policy.gradient_checkpointing:
-        kept = size.layers * KEPT_CHECKPOINTED + KEPT
-        how = f"{rows:,} rows × {tokens:,} tokens × ({size.layers:.0f} layers × {KEPT_CHECKPOINTED} + {KEPT}) × {size.width:.0f}"
-    activations = rows * tokens * kept * size.width * wide
-    parts.append(Part("activations", activations, f"at most {how} B{' × 2' if wide == 2 else ''}"))
+    parts.append(_activations(size, settings, settings.train.micro_batch_size * completions, tokens))
     if settings.source.rollouts is not None:
-        drawn = min(settings.source.rollouts.rows, settings.train.batch_size * settings.source.rollouts.completions)
-        each = BYTES["bfloat16"] if _mixed(settings) else BYTES[settings.policy.dtype]
-        cache = drawn * tokens * size.layers * size.kv_width * each
-        how = f"at most {drawn} rows × {tokens:,} tokens × {size.layers:.0f} layers × {size.kv_width:.0f} × {each} B"
-        parts.append(Part("keys and values", cache, f"{how}, while drawing"))
+        parts.append(_keys_and_values(size, settings, settings.source.rollouts, tokens))
     return parts
 
 
 def size_of(name: str) -> Size | None:
-    """From its configuration where that is on disk, or else, roughly, from a count in its name, as in pythia-2.8b; None if it has none."""
-    if is_awaited(name) or not _has_config(name):
+    """From its configuration where that is on disk, or else, roughly, from a count in its name, as in pythia-2.8b.
+
+    None where there is neither.
+    """
+    if not _has_config(name):
         return _size_by_name(name)
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
@@ -129,12 +121,15 @@ def size_of(name: str) -> Size | None:
 
 
 def _has_config(name: str) -> bool:
-    return not Path(name).is_dir() or any((Path(name) / f).is_file() for f in ("config.json", "adapter_config.json"))
+    """A folder of a model or an adapter, or a hub id that was downloaded before."""
+    if Path(name).is_dir():
+        return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def _size_by_name(name: str) -> Size | None:
     """Layers of 12·d² weights, d = 128·L: about what decoders from 1 to 70 billion weights have."""
-    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name.rpartition("/")[2].lower())
+    found = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name.rpartition("/")[2].lower())
     if not found:
         return None
     number, unit = found[0]
@@ -175,16 +170,39 @@ def _frozen(plan: Plan) -> Iterator[Part]:
             name = plan.model if spec.model is None else find_model(spec.model)
             yield _copy("reference", name, spec.dtype or settings.policy.dtype)
     for key, feedback in (("feedback", settings.feedback), ("cost", settings.cost), ("gold", settings.evaluate.gold)):
-        for names, dtype in _reward_models(() if feedback is None else (feedback,)):
-            yield _copy(f"{key}: reward model", find_model(names), dtype)
+        for names, dtype in _models(() if feedback is None else (feedback,)):
+            yield _copy(f"{key}: its model", find_model(names), dtype)
 
 
-def _reward_models(feedbacks: Sequence[recipe.Feedback]) -> Iterator[tuple[Sequence[str], str]]:
+def _activations(size: Size, settings: recipe.Recipe, rows: int, tokens: int) -> Part:
+    """Of one micro-batch, for its backward pass."""
+    half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
+    layers, kept = f"{size.layers:.0f} layers × {KEPT}", size.layers * KEPT
+    if settings.policy.gradient_checkpointing:
+        layers = f"({size.layers:.0f} layers × {KEPT_CHECKPOINTED} + {KEPT})"
+        kept = size.layers * KEPT_CHECKPOINTED + KEPT
+    formula = f"at most {rows:,} rows × {tokens:,} tokens × {layers} × {size.width:.0f} B{'' if half else ' × 2'}"
+    return Part("activations", rows * tokens * kept * size.width * (1 if half else 2), formula)
+
+
+def _keys_and_values(size: Size, settings: recipe.Recipe, rollouts: recipe.Rollouts, tokens: int) -> Part:
+    """Of the completions that are drawn together."""
+    rows = min(rollouts.rows, settings.train.batch_size * rollouts.completions)
+    each = BYTES["bfloat16" if _mixed(settings) else settings.policy.dtype]
+    formula = f"{rows} rows × {tokens:,} tokens × {size.layers:.0f} layers × {size.kv_width:.0f} × {each} B"
+    return Part(
+        "keys and values",
+        rows * tokens * size.layers * size.kv_width * each,
+        f"at most {formula}, while drawing",
+    )
+
+
+def _models(feedbacks: Sequence[recipe.Feedback]) -> Iterator[tuple[Sequence[str], str]]:
     for feedback in feedbacks:
-        if feedback.name == "RewardModel":
-            names = feedback.fields.get("model", ())
+        names = feedback.fields.get("model")
+        if feedback.name in WITH_MODELS and names:
             yield [names] if isinstance(names, str) else names, feedback.fields.get("dtype", "float32")
-        yield from _reward_models(feedback.members)
+        yield from _models(feedback.members)
 
 
 def _copy(what: str, name: str, dtype: str) -> Part:

@@ -24,6 +24,7 @@ OTHERS = {"ultrafeedback/sft": "HuggingFaceH4/ultrachat_200k", "tldr/sft": "trl-
 """Data sets of recipes that do not take their folder's."""
 
 RECIPES = sorted(file for folder in DATA_SETS for file in (FOLDER / folder).glob("*.yaml"))
+WORDS = ("the", "a", "film", "food", "view", "room", "is", "was", "seems", "very", "not", "good")
 CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {{ eos_token }}{% endfor %}"
 
 
@@ -41,7 +42,7 @@ def talk(*texts):
 
 def rows(name):
     """Rows of a data set in the columns that its card gives it."""
-    for number, word in enumerate("the a film food view room is was seems very not good".split()):
+    for number, word in enumerate(WORDS):
         ask, good, bad = f"{word} room ?", f"{word} view is good .", f"{word} food was bad ."
         chosen, rejected = talk(ask, good), talk(ask, bad)
         dialogue = f"\n\nHuman: {word} was ?\n\nAssistant: not .\n\nHuman: {ask}\n\nAssistant:"
@@ -107,7 +108,8 @@ def test_is_checked_without_a_network(file, no_network, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("file", RECIPES, ids=named)
 def test_says_what_it_is_of(file):
     head = file.read_text().partition("\n\n")[0]
-    assert "# Source: " in head and "arXiv" in head or "trlx" in head
+    assert "# Source: " in head
+    assert "arXiv" in head or "trlx" in head
 
 
 @pytest.fixture
@@ -129,7 +131,9 @@ def scorer_folder(tmp_path, chat_folder, tiny):
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        AutoModelForSequenceClassification.from_config(LlamaConfig(**tiny, num_labels=1)).save_pretrained(tmp_path / "rm")
+        AutoModelForSequenceClassification.from_config(LlamaConfig(**tiny, num_labels=1)).save_pretrained(
+            tmp_path / "rm"
+        )
     AutoTokenizer.from_pretrained(chat_folder).save_pretrained(tmp_path / "rm")
     return tmp_path / "rm"
 

@@ -9,8 +9,9 @@ ASSISTANT = "\n\nAssistant:"
 def pair(row: Mapping[str, str]) -> dict[str, str] | None:
     """Prompt and two answers: the prompt is all up to the last `Assistant:` of the chosen dialogue, included.
 
-    A pair whose rejected dialogue begins otherwise does not compare two answers to one prompt, and is left out, as is one without an
-    answer. (Cutting both at the common beginning of their characters would give the words that two answers share to the prompt.)
+    A pair whose rejected dialogue begins otherwise does not compare two answers to one prompt, and is left out, as is one
+    without an answer. (Cutting both at the common beginning of their characters would give the words that two answers share to
+    the prompt.)
 
     Source: the prompt is that of eric-mitchell/direct-preference-optimization, preference_datasets.py, which keeps those pairs.
     """
