@@ -157,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", metavar="DIR", help="the run folder; must be new")
     made.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the unfinished run")
     made.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the resolved recipe, load no model"
+        "--dry-run",
+        action="store_true",
+        help="check all that is on disk, print the resolved recipe, its batches, memory and downloads",
     )
     made.format_help = _with_fields(made.format_help, _run_fields)  # type: ignore[method-assign]
     made = verb(evaluate, "measure a policy on held-out data, with intervals")
@@ -256,12 +258,12 @@ def _target(options: argparse.Namespace) -> "Recipe":
 
 
 def _dry_run(settings: "Recipe") -> None:
-    from prefopt.plan import plan as make_plan
+    from prefopt.dry_run import dry_run, report
 
-    plan = make_plan(settings)
+    made = dry_run(settings)
     out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
-    rows = ", ".join(f"{len(part)} {name}" for name, part in plan.data._asdict().items())
-    out.print(f"# {plan.steps} steps on {plan.model}; rows: {rows}", markup=False, soft_wrap=True)
+    for line in report(made):
+        out.print(f"# {line}", markup=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

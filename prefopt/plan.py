@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from prefopt import recipe
 from prefopt.checks import BASIC, check_objective
 from prefopt.data import Example, Split, load_examples, prompts, split
+from prefopt.downloads import rows_awaited
 from prefopt.errors import PrefoptError
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
@@ -99,7 +100,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         shares = wanted(needs, settings.source, name)
     data = _splits(settings.source, shares, seed)
     rows = len(to_train_on(data.train, shares, settings.source))
-    if rows < settings.train.batch_size:
+    if rows < settings.train.batch_size and not rows_awaited():
         raise PrefoptError(
             f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
         )
@@ -112,6 +113,8 @@ def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) ->
     Raises:
         PrefoptError: the rows lack what is needed.
     """
+    if not rows and rows_awaited():  # by a dry run: there is nothing to refuse yet
+        return []
     if source.rollouts is not None and "dataset" not in source.players:
         found = prompts(rows)
         _check_columns(found, needs)
@@ -238,4 +241,5 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:
 
 
 def _examples(data: recipe.Data) -> list[Example]:
-    return load_examples(list(data.data), data.arguments, split=data.hub_split)[: data.limit]
+    rows = load_examples(list(data.data), data.arguments, split=data.hub_split, adapt=data.adapt)
+    return rows[: data.limit]

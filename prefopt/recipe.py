@@ -102,6 +102,10 @@ class Data(Section):
 
     data: Names = Field(description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id")
     arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the function")
+    adapt: str | None = Field(
+        None,
+        description="function, `file.py:function`, that makes a row of a known format of each row, or None to leave it out",
+    )
     hub_split: str | None = Field(None, description="split of a hub data set, or the value of a column `split`")
     limit: int | None = Field(None, gt=0, description="use only the first so many rows; null uses all")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefopt.data.formats import Example, parse, recognise
+from prefopt.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.errors import PrefoptError, nearest
 from prefopt.plugins import load_object
 
@@ -22,6 +23,7 @@ def load_examples(
     *,
     split: str | None = None,
     folder: Path | None = None,
+    adapt: str | None = None,
 ) -> list[Example]:
     """The examples of a data set.
 
@@ -31,6 +33,8 @@ def load_examples(
         arguments: keyword arguments of the function, or of `datasets.load_dataset`.
         split: of a hub data set, its split; of anything else, only the rows whose `split` column has this value.
         folder: where files are looked for before the working directory: the folder of the recipe that names them.
+        adapt: a function, `module.path:function` or `file.py:function`, that makes a row of a known format of each row, or None,
+            which leaves the row out.
 
     Raises:
         PrefoptError: nothing found, nothing in it, or a row that cannot be read; names file and line.
@@ -39,11 +43,12 @@ def load_examples(
     parts = [data] if isinstance(data, str | Path) else list(data)
     if not parts:
         raise PrefoptError("data is an empty list; name at least one file, function or data set")
+    change = None if adapt is None else _function(adapt, folder)
     examples: list[Example] = []
     for part in parts:
         for rows in _sources(str(part), arguments, split, folder):
-            examples += _parse_all(rows)
-    if not examples:
+            examples += _parse_all(rows if change is None else _adapted(rows, change, str(adapt)))
+    if not examples and not rows_awaited():
         raise PrefoptError(f"{data}: no rows")
     return examples
 
@@ -218,10 +223,30 @@ def _mapping(row: Any, where: str) -> Mapping[str, Any]:
 # Functions
 
 
-def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[Row]:
+def _function(path: str, folder: Path | None) -> Callable[..., Any]:
     function = load_object(path, folder)
     if not callable(function):
-        raise PrefoptError(f"{path} is {type(function).__name__}, not a function that yields rows")
+        raise PrefoptError(f"{path} is {type(function).__name__}, not a function")
+    return function
+
+
+def _adapted(rows: Iterator[Row], change: Callable[..., Any], name: str) -> Iterator[Row]:
+    """Each row as the function makes it; what it cannot read is refused with the row's place."""
+    for where, row in rows:
+        try:
+            changed = change(row)
+        except PrefoptError as error:
+            raise PrefoptError(f"{where}: {error}") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PrefoptError(
+                f"{where}: {name} cannot read this row ({type(error).__name__}: {error}); its columns are {sorted(row)}"
+            ) from error
+        if changed is not None:
+            yield where, _mapping(changed, where)
+
+
+def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[Row]:
+    function = _function(path, folder)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -238,6 +263,8 @@ def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Ro
 
     if "trust_remote_code" in arguments:
         raise PrefoptError(f"{name}: data sets that need remote code are not loaded; convert it to Parquet or JSONL")
+    if HUB_ID.fullmatch(name) and not _on_disk(name) and note_data(name):
+        return
     try:
         data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, **arguments)
     except Exception as error:  # offline, unknown id and wrong arguments come as a dozen unrelated classes
@@ -251,6 +278,13 @@ def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Ro
         raise PrefoptError(f"{name}: no split {split!r}; there are {sorted(data)}.{nearest(split, data)}")
     for number, row in enumerate(data[split], 1):
         yield f"{name}[{split}]:row {number}", row
+
+
+def _on_disk(name: str) -> bool:
+    """A saved data set, or one of the hub that was loaded before."""
+    import datasets
+
+    return Path(name).is_dir() or Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()
 
 
 def _unreachable(name: str, error: Exception) -> NoReturn:

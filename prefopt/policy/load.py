@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from prefopt import recipe
+from prefopt.downloads import HUB_ID, is_awaited, note_model
 from prefopt.errors import PrefoptError
 from prefopt.functional import seed_for
 from prefopt.policy.policy import CRITIC, Policy
@@ -51,9 +52,10 @@ def find_model(names: Sequence[str]) -> str:
         for place in (folder / "policy", folder):
             if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
                 return str(place.absolute())  # an adapter keeps the name of its base, which must hold from anywhere
-    hub = [n for n in names if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", n) and not Path(n).expanduser().exists()]
+    hub = [n for n in names if HUB_ID.fullmatch(n) and not Path(n).expanduser().exists()]
     if hub:
-        return next((name for name in hub if _cached(name)), None) or _on_hub(hub[0])
+        cached = next((name for name in hub if _cached(name)), None)
+        return cached or (hub[0] if note_model(hub[0]) else _on_hub(hub[0]))
     raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_ONE}")
 
 
@@ -66,6 +68,8 @@ def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
         PrefoptError: none can be had, or it is something else than a sequence classifier with one output.
     """
     name = find_model(names)
+    if is_awaited(name):
+        return name
     if (Path(name) / "adapter_config.json").is_file():
         task = LoraConfig.from_pretrained(name).task_type
         if task != "SEQ_CLS":

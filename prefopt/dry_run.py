@@ -1,0 +1,140 @@
+"""What a recipe would do, said before anything is downloaded or loaded."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefopt import recipe
+from prefopt.downloads import Downloads, noting_downloads
+from prefopt.memory import Part, estimate_memory
+from prefopt.plan import Plan, plan
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a logical batch is cut.
+
+    Attributes:
+        prompts: of a logical batch, over all processes.
+        completions: of each prompt, at most.
+        minibatch: prompts of an optimiser step, over all processes.
+        updates: optimiser steps on each logical batch.
+        processes: as `accelerate launch` says in WORLD_SIZE.
+        micro: prompts in one forward pass of a process.
+        tokens: of the longest prompt with one completion.
+    """
+
+    prompts: int
+    completions: int
+    minibatch: int
+    updates: int
+    processes: int
+    micro: int
+    tokens: int
+
+    @property
+    def share(self) -> int:
+        """Prompts of a minibatch that one process has, at most."""
+        return math.ceil(self.minibatch / self.processes)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a logical batch, at most; the prompt counts with each completion."""
+        return self.prompts * self.completions * self.tokens
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A recipe that was checked as far as it can be without a network.
+
+    Attributes:
+        plan: with the rows that are on disk.
+        batching: of its batches.
+        memory: of each process.
+        downloads: what is not on disk; its rows and configurations are not checked.
+    """
+
+    plan: Plan
+    batching: Batching
+    memory: list[Part]
+    downloads: Downloads
+
+
+def dry_run(settings: recipe.Recipe) -> DryRun:
+    """Check a recipe, asking nobody.
+
+    Raises:
+        PrefoptError: as `plan`, except for hub ids that are not on disk.
+    """
+    with noting_downloads() as downloads:
+        planned = plan(settings)
+        batching = batching_of(planned)
+        return DryRun(planned, batching, estimate_memory(planned, batching.completions, batching.tokens), downloads)
+
+
+def batching_of(planned: Plan) -> Batching:
+    """The sizes of a run's batches."""
+    train, source = planned.recipe.train, planned.recipe.source
+    minibatch = train.minibatch_size or train.batch_size
+    longest = source.max_completion_tokens
+    if source.rollouts is not None:
+        completions, longest = source.rollouts.completions, source.rollouts.sampling.max_tokens
+    else:
+        completions = planned.needs.completions or max((row.size for row in planned.data.train), default=1)
+    return Batching(
+        train.batch_size,
+        completions + len(source.players),
+        minibatch,
+        train.passes * train.batch_size // minibatch,
+        int(os.environ.get("WORLD_SIZE", 1)),
+        train.micro_batch_size,
+        source.max_prompt_tokens + longest,
+    )
+
+
+def report(made: DryRun) -> Iterator[str]:
+    """The lines that people read."""
+    yield _steps(made)
+    b = made.batching
+    each = "1 completion" if b.completions == 1 else f"{b.completions} completions"
+    updates = f"{b.updates} optimiser step{'s' * (b.updates > 1)} of {b.minibatch}"
+    yield f"batch: {b.prompts} prompts × {each}, {updates}; at most {b.step_tokens:,} tokens a batch"
+    rows = min(b.micro, b.share)
+    yield (
+        f"each of {b.processes} process{'es' * (b.processes > 1)}: {b.share} prompts of an optimiser step, in "
+        f"{math.ceil(b.share / b.micro)} × {rows} (at most {rows * b.completions * b.tokens:,} tokens a forward pass)"
+    )
+    yield "memory of each process, estimated:"
+    width = max(len(part.what) for part in made.memory)
+    for part in made.memory:
+        size = "      ?" if part.size is None else f"{part.size / GB:7.2f}"
+        yield f"  {part.what:<{width}} {size} GB  {part.formula}".rstrip()
+    known = sum(part.size or 0 for part in made.memory)
+    unknown = any(part.size is None for part in made.memory)
+    yield f"  {'at least' if unknown else 'in all':<{width}} {known / GB:7.2f} GB  and what the libraries take for themselves"
+    yield from _downloads(made.downloads)
+
+
+def _steps(made: DryRun) -> str:
+    """How long it is, and of what."""
+    train = made.plan.recipe.train
+    counts = ", ".join(f"{len(part)} {name}" for name, part in made.plan.data._asdict().items())
+    if not made.downloads.data:
+        return f"{made.plan.steps} steps on {made.plan.model}; rows: {counts}"
+    steps = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} × rows ÷ {train.batch_size} steps"
+    return f"{steps} on {made.plan.model}; rows: not known before they are there"
+
+
+def _downloads(downloads: Downloads) -> Iterator[str]:
+    if not downloads.models and not downloads.data:
+        yield "nothing to download"
+        return
+    yield "would be downloaded (whether the hub has it, and how large it is, was not asked):"
+    yield from (f"  model {name}" for name in downloads.models)
+    yield from (f"  data set {name}" for name in downloads.data)
+    yield "not checked until it is there: " + ", ".join(
+        [*["configurations", "vocabularies"] * bool(downloads.models), *["rows"] * bool(downloads.data)]
+    )

@@ -1,0 +1,225 @@
+"""How much memory a run takes on each process, estimated before anything is loaded."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from prefopt import recipe
+from prefopt.plan import Plan
+from prefopt.policy import find_model
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}
+"""Numbers that an optimiser keeps for each weight that it trains."""
+
+WITH_MODELS = {"RewardModel", "Judge"}
+"""Feedbacks whose `model` is one that they load."""
+
+KEPT, KEPT_CHECKPOINTED = 34, 2
+"""Bytes that a layer keeps of a token for the backward pass, for each unit of its width, in 16-bit arithmetic."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the estimate needs to know of a model.
+
+    Attributes:
+        parameters: P.
+        layers: L.
+        width: d, of its hidden states.
+        kv_width: numbers that a layer keeps of a token to attend to, keys and values together.
+        ends: Σ (inputs + outputs) over its linear layers, without the head: of what a LoRA adapter has r times as many.
+        source: where this is from.
+    """
+
+    parameters: float
+    layers: float
+    width: float
+    kv_width: float
+    ends: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the things that take memory.
+
+    Attributes:
+        what: its name.
+        size: bytes; None where the size of its model is not known.
+        formula: how it comes about, for people.
+    """
+
+    what: str
+    size: float | None
+    formula: str
+
+
+def estimate_memory(plan: Plan, completions: int, tokens: int) -> list[Part]:
+    """What each process keeps; sharding (FSDP, DeepSpeed) would divide weights, gradients and optimiser among processes.
+
+    With P weights of which T are trained, each of w bytes: weights P·w, gradients T·w, optimiser states n·T·w (`STATES`), a bf16
+    copy of fp32 weights 2·P while autocast is on, P·w for each frozen model. With L layers of width d and a micro-batch of at
+    most S tokens, activations S·L·34·d bytes in 16 bit, twice that in 32, or S·(L·2·d + 34·d) with gradient checkpointing.
+    Rollouts keep keys and values of all tokens that they draw at a time. Logits are never kept. The libraries' own memory and
+    fragmentation, a GB or several, are not counted.
+
+    Source: activations: Korthikanti et al., arXiv 2205.05198, without the attention matrix, which fused attention does not keep.
+
+    Args:
+        plan: of the run.
+        completions: of each prompt in a batch.
+        tokens: of the longest prompt with one completion.
+    """
+    settings = plan.recipe
+    size = size_of(plan.model)
+    parts = [*_trained("policy", size, settings, settings.policy.adapter), *_frozen(plan)]
+    if size is None:
+        return [*parts, Part("activations", None, "")]
+    parts.append(_activations(size, settings, settings.train.micro_batch_size * completions, tokens))
+    if settings.source.rollouts is not None:
+        parts.append(_keys_and_values(size, settings, settings.source.rollouts, tokens))
+    return parts
+
+
+def size_of(name: str) -> Size | None:
+    """From its configuration where that is on disk, or else, roughly, from a count in its name, as in pythia-2.8b.
+
+    None where there is neither.
+    """
+    if not _has_config(name):
+        return _size_by_name(name)
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        return size_of(find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)]))
+    config = AutoConfig.from_pretrained(name, local_files_only=True)
+    kinds = {"ForCausalLM": AutoModelForCausalLM, "ForSequenceClassification": AutoModelForSequenceClassification}
+    architecture = next(iter(config.architectures or ()), "")
+    kind = next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), AutoModel)
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = model.get_output_embeddings() if kind is AutoModelForCausalLM else None
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    return Size(
+        sum(p.numel() for p in model.parameters()),
+        text.num_hidden_layers,
+        text.hidden_size,
+        2 * heads * per_head,
+        sum(m.in_features + m.out_features for m in linears),
+        "by its configuration",
+    )
+
+
+def _has_config(name: str) -> bool:
+    """A folder of a model or an adapter, or a hub id that was downloaded before."""
+    if Path(name).is_dir():
+        return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _size_by_name(name: str) -> Size | None:
+    """Layers of 12·d² weights, d = 128·L: about what decoders from 1 to 70 billion weights have."""
+    found = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name.rpartition("/")[2].lower())
+    if not found:
+        return None
+    number, unit = found[0]
+    parameters = float(number) * {"b": 1e9, "m": 1e6}[unit]
+    layers = (parameters / (12 * 128**2)) ** (1 / 3)
+    width = 128 * layers
+    return Size(parameters, layers, width, 2 * width, 18 * width * layers, "by the name of the model, roughly")
+
+
+def _trained(what: str, size: Size | None, settings: recipe.Recipe, adapter: recipe.Adapter | None) -> Iterator[Part]:
+    if size is None:
+        yield Part(f"{what} with gradients and optimiser", None, "")
+        return
+    each, states = BYTES[settings.policy.dtype], STATES[settings.train.optimizer]
+    weights = size.parameters
+    trained, who = weights, f"{_count(weights)} × "
+    if adapter is not None:
+        trained = adapter.r * size.ends
+        who = f"{_count(trained)} of the adapter × "
+    yield Part(f"{what}: weights", weights * each, f"{_count(weights)} parameters ({size.source}) × {each} B")
+    yield Part(f"{what}: gradients", trained * each, f"{who}{each} B")
+    yield Part(f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer})")
+    if _mixed(settings):
+        yield Part(f"{what}: bf16 copy", weights * 2, f"{_count(weights)} × 2 B, by autocast")
+
+
+def _frozen(plan: Plan) -> Iterator[Part]:
+    """Critic, reference and reward models."""
+    settings, needs = plan.recipe, plan.needs
+    if needs.values and settings.policy.critic.model is not None:
+        yield from _trained("critic", size_of(find_model(settings.policy.critic.model)), settings, None)
+    referred = needs.reference or settings.evaluate.prompts or settings.source.rollouts is not None
+    spec = settings.reference
+    if referred and not needs.rewards:
+        if settings.policy.adapter is not None and spec.model is None and spec.every is None:
+            yield Part("reference", 0, "the policy without its adapter")
+        else:
+            name = plan.model if spec.model is None else find_model(spec.model)
+            yield _copy("reference", name, spec.dtype or settings.policy.dtype)
+    for key, feedback in (("feedback", settings.feedback), ("cost", settings.cost), ("gold", settings.evaluate.gold)):
+        for names, dtype in _models(() if feedback is None else (feedback,)):
+            yield _copy(f"{key}: its model", find_model(names), dtype)
+
+
+def _activations(size: Size, settings: recipe.Recipe, rows: int, tokens: int) -> Part:
+    """Of one micro-batch, for its backward pass."""
+    half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
+    layers, kept = f"{size.layers:.0f} layers × {KEPT}", size.layers * KEPT
+    if settings.policy.gradient_checkpointing:
+        layers = f"({size.layers:.0f} layers × {KEPT_CHECKPOINTED} + {KEPT})"
+        kept = size.layers * KEPT_CHECKPOINTED + KEPT
+    formula = f"at most {rows:,} rows × {tokens:,} tokens × {layers} × {size.width:.0f} B{'' if half else ' × 2'}"
+    return Part("activations", rows * tokens * kept * size.width * (1 if half else 2), formula)
+
+
+def _keys_and_values(size: Size, settings: recipe.Recipe, rollouts: recipe.Rollouts, tokens: int) -> Part:
+    """Of the completions that are drawn together."""
+    rows = min(rollouts.rows, settings.train.batch_size * rollouts.completions)
+    each = BYTES["bfloat16" if _mixed(settings) else settings.policy.dtype]
+    formula = f"{rows} rows × {tokens:,} tokens × {size.layers:.0f} layers × {size.kv_width:.0f} × {each} B"
+    return Part(
+        "keys and values",
+        rows * tokens * size.layers * size.kv_width * each,
+        f"at most {formula}, while drawing",
+    )
+
+
+def _models(feedbacks: Sequence[recipe.Feedback]) -> Iterator[tuple[Sequence[str], str]]:
+    for feedback in feedbacks:
+        names = feedback.fields.get("model")
+        if feedback.name in WITH_MODELS and names:
+            yield [names] if isinstance(names, str) else names, feedback.fields.get("dtype", "float32")
+        yield from _models(feedback.members)
+
+
+def _copy(what: str, name: str, dtype: str) -> Part:
+    size = size_of(name)
+    if size is None:
+        return Part(what, None, f"{name}: size not known before it is there")
+    return Part(what, size.parameters * BYTES[dtype], f"{_count(size.parameters)} ({size.source}) × {BYTES[dtype]} B")
+
+
+def _mixed(settings: recipe.Recipe) -> bool:
+    """Whether arithmetic is in bf16 on weights in fp32: where it is asked for, and where a device has it."""
+    return settings.train.precision != "fp32" and BYTES[settings.policy.dtype] > 2
+
+
+def _count(number: float) -> str:
+    """3.2e9 as 3.2 billion."""
+    for unit, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f}"

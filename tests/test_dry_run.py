@@ -1,0 +1,145 @@
+"""What a dry run says, against sums done by hand."""
+
+import pytest
+
+from prefopt import load_recipe
+from prefopt.dry_run import dry_run, report
+from prefopt.errors import PrefoptError
+from prefopt.memory import size_of
+from prefopt.policy import find_model, load_policy, load_tokenizer
+
+PAIRS = '{"prompt": "the film", "chosen": "was good", "rejected": "was bad"}\n'
+
+
+@pytest.fixture
+def make_recipe(tmp_path, lm_folder):
+    """A recipe on 40 pairs, with more lines and overrides."""
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(PAIRS.replace("film", f"film {'very ' * number}") for number in range(40))
+    )
+
+    def make(*overrides, objective="DPO"):
+        (tmp_path / "recipe.yaml").write_text(
+            f"policy: {{model: {lm_folder}}}\n"
+            "source: {data: pairs.jsonl, split: [1, 0, 0], max_prompt_tokens: 10, max_completion_tokens: 6}\n"
+            f"objective: {objective}\n"
+            "train: {epochs: 2, batch_size: 8, micro_batch_size: 3, precision: fp32}\n"
+        )
+        return load_recipe(tmp_path / "recipe.yaml", overrides)
+
+    return make
+
+
+def parts(settings):
+    return {part.what: part.size for part in dry_run(settings).memory}
+
+
+# 2 × 30 × 16 of the embedding and the head; a layer's q, o 16 × 16, k, v 8 × 16, three of 16 × 24 and two norms; a norm.
+WEIGHTS = 960 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 2 * 16) + 16
+# 2 of 16 + 16, 2 of 16 + 8 and 3 of 16 + 24 in each of 2 layers.
+ENDS = 2 * (2 * 32 + 2 * 24 + 3 * 40)
+
+
+def test_memory_by_hand(make_recipe):
+    assert parts(make_recipe()) == {
+        "policy: weights": WEIGHTS * 4,
+        "policy: gradients": WEIGHTS * 4,
+        "policy: optimiser": WEIGHTS * 4 * 2,
+        "reference": WEIGHTS * 4,
+        "activations": 3 * 2 * 16 * 2 * 34 * 16 * 2,  # rows × tokens × layers × 34 × width, twice in fp32
+    }
+    small = parts(make_recipe("policy.dtype=bfloat16", "train.optimizer=sgd", "policy.gradient_checkpointing=true"))
+    assert small["policy: weights"] == small["reference"] == WEIGHTS * 2 and small["policy: optimiser"] == 0
+    assert small["activations"] == 3 * 2 * 16 * (2 * 2 + 34) * 16
+    assert parts(make_recipe("train.precision=bf16"))["policy: bf16 copy"] == WEIGHTS * 2
+    assert "reference" not in parts(make_recipe("objective=SFT", "evaluate.prompts=0"))
+    assert parts(make_recipe("objective=SFT"))["reference"] == WEIGHTS * 4  # samples are measured against it
+
+
+def test_memory_of_an_adapter_is_that_of_the_adapter(make_recipe):
+    settings = make_recipe("policy.adapter.r=4")
+    model = load_policy(settings.policy, load_tokenizer(settings.policy), seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 4 * ENDS
+    found = parts(settings)
+    assert (found["policy: weights"], found["policy: gradients"]) == (WEIGHTS * 4, trained * 4)
+    assert found["reference"] == 0
+
+
+def test_memory_of_rollouts_and_a_critic(make_recipe, lm_folder):
+    online = (
+        "source.rollouts.completions=2",
+        "source.rollouts.sampling.max_tokens=5",
+        "feedback=prefopt.testbeds.pocket:gold",
+    )
+    found = parts(make_recipe(*online, f"policy.critic.model={lm_folder}", "reference.dtype=bfloat16", objective="PPO"))
+    assert found["keys and values"] == 8 * 2 * 15 * 2 * (2 * 8) * 4  # rows × tokens × layers × 2 of one head × bytes
+    assert found["critic: weights"] > 0 and found["reference"] == WEIGHTS * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("EleutherAI/pythia-2.8b", 2.8e9),
+        ("lab/eleuther-pythia2.8b-hh-sft", 2.8e9),
+        ("mistralai/Mistral-7B-v0.1", 7e9),
+        ("cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr", 1e9),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 135e6),
+    ],
+)
+def test_size_by_name(name, parameters):
+    size = size_of(name)
+    assert size is not None and size.parameters == parameters and "roughly" in size.source
+
+
+@pytest.mark.parametrize(
+    "name", ["openai-community/gpt2-large", "sentence-transformers/all-MiniLM-L6-v2", "lab/b2-4bit"]
+)
+def test_a_name_without_a_size_has_none(name):
+    assert size_of(name) is None
+
+
+def test_layers_of_a_name_are_about_those_of_the_model():
+    size = size_of("mistralai/Mistral-7B-v0.1")  # which has 32 of 4096
+    assert size is not None
+    assert size.layers == pytest.approx(32, rel=0.05) and size.width == pytest.approx(4096, rel=0.05)
+
+
+def test_batches_are_cut_as_the_trainer_cuts_them(make_recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    made = dry_run(make_recipe("train.minibatch_size=4", "train.passes=2"))
+    lines = list(report(made))
+    assert "10 steps on" in lines[0] and "rows: 40 train" in lines[0]
+    assert lines[1] == "batch: 8 prompts × 2 completions, 4 optimiser steps of 4; at most 256 tokens a batch"
+    assert lines[2] == (
+        "each of 3 processes: 2 prompts of an optimiser step, in 1 × 2 (at most 64 tokens a forward pass)"
+    )
+    assert lines[-1] == "nothing to download"
+
+
+def test_a_hub_id_would_be_downloaded_and_anything_else_is_refused(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = dry_run(make_recipe("policy.model=[gone, lab/x-1b]", "source.data=lab/pairs", "reference.model=lab/x-1b"))
+    assert (made.downloads.models, made.downloads.data) == (["lab/x-1b"], ["lab/pairs"])
+    assert "2 × rows ÷ 8 steps on lab/x-1b; rows: not known before they are there" in next(report(made))
+    for wrong, expected in [
+        ("policy.model=gone", "no model at gone"),
+        ("source.data=gone.jsonl", "no such file"),
+        ("source.data=lab/x/pairs", "neither a file nor a data set"),
+        ("source.adapt=gone.py:pair", "no file gone.py"),
+    ]:
+        with pytest.raises(PrefoptError, match=expected):
+            dry_run(make_recipe(wrong))
+    with pytest.raises(PrefoptError, match="asking the hub failed"):  # outside of a dry run it is asked, as ever
+        find_model(["lab/x-1b"])
+
+
+def test_what_needs_no_download_is_still_checked(make_recipe):
+    hub = "source.data=lab/pairs"
+    for wrong, expected in [
+        ("objective.bta=1", "has no field 'bta'"),
+        ("objective=PPO", "needs completions from the current policy"),
+        ("evaluate.gold=nowhere.py:gold", "no file nowhere.py"),
+    ]:
+        with pytest.raises(PrefoptError, match=expected):
+            dry_run(make_recipe(hub, wrong))
