@@ -24,7 +24,7 @@ from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
 from prefopt.sources import project
 from prefopt.track import plain
-from prefopt.types import Batch, Feedback, Model, Needs, Outputs, Sampled
+from prefopt.types import ORIGINS, Batch, Feedback, Model, Needs, Outputs, Sampled
 
 PAIR = Needs(completions=2, ordered=True)
 BEST = Needs(completions=1, ordered=True)
@@ -187,8 +187,11 @@ class Evaluator:
         settings = self.settings.sampling
         sampled = self._draw(model)
         prompts = tuple(tuple(row.prompt_ids) for row in self.prompts)
-        temperature = torch.full((len(prompts),), settings.temperature or 1.0)
-        batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
+        columns = {
+            "temperature": torch.full((len(prompts),), settings.temperature or 1.0),
+            "origin": torch.full(sampled.mask.shape[:2], ORIGINS.index("policy")),
+        }
+        batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns=columns)
         measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double()}
         last = batch.completion_ids.gather(-1, (batch.mask.sum(-1, keepdim=True) - 1).clamp(min=0)).squeeze(-1)
         measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model, settings.stop))).double()

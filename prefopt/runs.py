@@ -269,7 +269,13 @@ class Run:
         )
         if not isinstance(self.model, Policy) or not wanted:
             return None
+        if self._sharded:  # every process must take part in every forward pass, whatever is kept on its disk
+            spec = spec.model_copy(update={"cache": False})
         return make_reference(self.model, spec, self.settings.policy)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def _feedback(self, key: str, spec: recipe.Feedback | None) -> Shaped | None:
         return None if spec is None else make_feedback(spec, self.accelerator, key)
@@ -310,7 +316,7 @@ class Run:
             return Recorded(rows, size, seed, columns, source.players)
         assert isinstance(self.model, Policy)
         assert self.model.tokenizer is not None
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if self._sharded:
             raise PrefoptError(
                 "rollouts sample from whole weights; sharded ones (FSDP, DeepSpeed) are not supported yet"
             )
