@@ -113,6 +113,25 @@ def objectives(options: argparse.Namespace) -> None:
     out.print(Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim"))
 
 
+def cache(options: argparse.Namespace) -> None:
+    """`prefopt cache`."""
+    from prefopt import caches
+    from prefopt.progress import show_kept, size
+
+    look = caches.verified if options.action == "verify" else caches.kept
+    found = list(look(options.kind))
+    if not found:
+        return out.print("nothing is kept" + (f" of the kind {options.kind}" if options.kind else ""))
+    show_kept(out, found)
+    if options.action == "clear":
+        if not options.yes:
+            raise PrefoptError("this would delete what is listed above; add --yes to do it")
+        out.print(f"deleted {size(caches.clear(options.kind))}")
+    if damaged := sum(one.damaged for one in found):
+        out.print(f"{damaged} damaged: never served, computed again when wanted. `prefopt cache clear` is rid of them")
+        sys.exit(1)
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; key=value may also stand after them, which argparse does not foresee."""
     parser = _parser()
@@ -169,6 +188,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
     made = verb(objectives, "list the catalogue: name, paper, needs, defaults")
     made.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
+    made = verb(cache, "list, verify or clear what is kept on disk between runs ($PREFOPT_CACHE, or ~/.cache/prefopt)")
+    made.add_argument(
+        "action", nargs="?", choices=("list", "verify", "clear"), default="list", help="verify reads every checksum"
+    )
+    made.add_argument("kind", nargs="?", metavar="KIND", help="logps, embeddings or judges (default: all)")
+    made.add_argument("--yes", action="store_true", help="do delete")
     return parser
 
 

@@ -1,6 +1,7 @@
 """What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from prefopt.caches import Kept
     from prefopt.data.tokenise import Report
     from prefopt.estimates import Estimate
     from prefopt.runs import RunResult
@@ -168,3 +170,27 @@ def show_evaluation(
     for name, value in numbers.items():
         table.add_row(name, _number(value), "")
     console.print(table)
+
+
+def show_kept(console: Console, found: "Sequence[Kept]") -> None:
+    """What is kept on disk between runs."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, justify in (("kind", "left"), ("entries", "right"), ("size", "right"), ("last used", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("of", overflow="fold")
+    for one in found:
+        doubts = [f"{one.damaged} damaged"] * bool(one.damaged) + [f"{size(one.torn)} half-written"] * bool(one.torn)
+        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+        table.add_row(
+            one.kind, f"{one.entries:,}", size(one.bytes), used, ", ".join([*doubts, one.of or one.folder.name])
+        )
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes, in three digits or so."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prefopt import Batch, Needs
 from prefopt.errors import PrefoptError
-from prefopt.policy import Policy, Reference, TransformersSampler
-from prefopt.policy.noise import GOLDEN, gumbel, mix, row_keys
+from prefopt.policy import Policy, Reference, TransformersSampler, load_policy
+from prefopt.policy.noise import BLOCK, GOLDEN, inverse_cdf, mix, row_keys, uniform
 from prefopt.policy.sampler import Mixture, end_tokens, is_stateful
-from prefopt.recipe import Sampling
+from prefopt.recipe import Adapter, Sampling
+from prefopt.recipe import Policy as Spec
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13), (5, 6), (8,)]
 SEEDS = torch.tensor([11, 22, 33, 44, 55])
@@ -47,13 +48,57 @@ def test_hash_is_splitmix64():
     assert [x % 2**64 for x in mix(state).tolist()] == expected
 
 
-def test_noise_is_gumbel_and_independent():
-    noise = np.stack([gumbel(torch.arange(40), position, 500).numpy() for position in range(10)])  # [10, 40, 500]
-    assert stats.kstest(noise.ravel(), "gumbel_r").pvalue > 0.01
-    for axis in range(3):  # neighbours in position, seed and token
+def test_noise_is_splitmix64s_stream_from_the_rows_key():
+    """The same published numbers, their 52 upper bits as numbers in [0, 1)."""
+    found = [uniform(torch.tensor([1234567]), position).item() for position in range(2)]
+    assert found == [(x >> 12) / 2**52 for x in (6457827717110365317, 3203168211198807973)]
+
+
+def test_noise_is_uniform_and_independent():
+    noise = torch.stack([uniform(row_keys(torch.arange(40), 25), p).view(40, 25) for p in range(100)]).numpy()
+    assert stats.kstest(noise.ravel(), "uniform").pvalue > 0.01
+    assert noise.min() >= 0 and noise.max() < 1
+    for axis in range(3):  # neighbours in position, seed and completion
         a = np.moveaxis(noise, axis, 0)
         assert abs(np.corrcoef(a[1:].ravel(), a[:-1].ravel())[0, 1]) < 0.01
     assert len(np.unique(noise)) == noise.size
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
+def test_tokens_are_where_the_cumulated_softmax_passes_the_noise(vocabulary):
+    draw = torch.Generator().manual_seed(vocabulary)
+    scores = 3 * torch.randn(500, vocabulary, generator=draw)
+    scores[:, 1::2] = scores[:, 1::2].masked_fill(torch.rand(500, vocabulary // 2, generator=draw) < 0.5, -torch.inf)
+    at = torch.rand(500, generator=draw, dtype=torch.float64)
+    tokens, normaliser = inverse_cdf(scores, at)
+    cdf = np.cumsum(np.exp(scores.double().numpy()), -1)
+    for row, token in enumerate(tokens.tolist()):
+        low, high = (cdf[row, token - 1] if token else 0) / cdf[row, -1], cdf[row, token] / cdf[row, -1]
+        assert low - 1e-6 <= at[row] < high + 1e-6
+    torch.testing.assert_close(normaliser, scores.logsumexp(-1))
+
+
+def test_nothing_impossible_is_drawn_at_the_edges():
+    scores = torch.full((6, 3 * BLOCK), -torch.inf)
+    for row, tokens in enumerate([(0,), (3 * BLOCK - 1,), (5, BLOCK, 2 * BLOCK + 9)] * 2):
+        scores[row, list(tokens)] = 1.0
+    at = torch.tensor([0.0] * 3 + [1 - 2.0**-52] * 3, dtype=torch.float64)
+    assert inverse_cdf(scores, at)[0].tolist() == [0, 3 * BLOCK - 1, 5, 0, 3 * BLOCK - 1, 2 * BLOCK + 9]
+    broken = torch.full((2, BLOCK + 1), torch.nan)
+    assert (
+        inverse_cdf(broken, torch.tensor([0.0, 0.9], dtype=torch.float64))[0] <= BLOCK
+    ).all()  # some token, no crash
+
+
+def test_improbable_tokens_keep_their_share():
+    """2¹⁵ tokens of 2⁻²⁶ each: single precision, cumulated, would round them away."""
+    count, rows = 2**15, 4000
+    scores = torch.zeros(1, count + 1)
+    scores[0, 0] = np.log(2**26 - count)
+    at = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows * 2.0**-11 + (1 - 2.0**-11)
+    tokens, _ = inverse_cdf(scores.expand(rows, -1), at)
+    expected = 1 + ((at - (1 - 2.0**-11)) * 2**26).floor()
+    assert (tokens - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -248,5 +293,28 @@ def test_a_model_without_a_cache_of_keys_draws_by_generate(tokenizer, tiny):
         row = [5, 6, 7]
         for position, token in enumerate(text):
             logits = policy.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
-            assert (logits + gumbel(keys[k : k + 1], position, len(logits))[0]).argmax() == token
+            assert inverse_cdf(logits[None], uniform(keys[k : k + 1], position))[0] == token
             row.append(token)
+
+
+def test_an_adapter_is_switched_off_once_for_all_tokens(lm_folder, tokenizer, monkeypatch):
+    """A reference under LoRA draws what the model draws without an adapter; a mixture switches for each."""
+    spec = Spec(model=str(lm_folder), adapter=Adapter(r=2))
+    policy, plain = load_policy(spec, tokenizer, 0), load_policy(Spec(model=str(lm_folder)), tokenizer, 0)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_" in name:
+                weight.fill_(0.5)
+    switched, switch = [], type(policy.model).disable_adapter
+    monkeypatch.setattr(type(policy.model), "disable_adapter", lambda model: switched.append(1) or switch(model))
+    settings = Sampling(max_tokens=8)
+
+    def draw(model):
+        switched.clear()
+        return texts(TransformersSampler()(model, PROMPTS, 3, settings, SEEDS))
+
+    assert draw(Reference(policy)) == draw(plain) != draw(policy)
+    assert draw(Mixture(policy, Reference(policy), 1.0)) == draw(plain)
+    assert draw(Mixture(policy, Reference(policy), 0.0)) == draw(policy)
+    draw(Reference(policy))
+    assert len(switched) == 1
