@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """`prefopt run`."""
     from prefopt import runs
+    from prefopt.profile import profiling
+    from prefopt.progress import show_profile
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
@@ -52,10 +55,13 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return _dry_run(settings)
     _quiet_libraries()
-    result = runs.run(settings, folder, options.resume, err)
+    with profiling() if options.profile else nullcontext() as clock:
+        result = runs.run(settings, folder, options.resume, err)
     runs.leave_processes()
     err.print()
     show_result(out, result, result.rows, settings.evaluate.confidence)
+    if clock is not None:
+        show_profile(out, clock)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -166,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--dry-run", action="store_true", help="check everything, print the resolved recipe, load no model"
     )
+    made.add_argument("--profile", action="store_true", help="at the end, say where the time went")
     made.format_help = _with_fields(made.format_help)  # type: ignore[method-assign]
     made = verb(evaluate, "measure a policy on held-out data, with intervals")
     made.add_argument(

@@ -22,6 +22,7 @@ from prefopt.functional import kl_estimate, seed_for
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
+from prefopt.profile import timed
 from prefopt.sources import project
 from prefopt.track import plain
 from prefopt.types import ORIGINS, Batch, Feedback, Model, Needs, Outputs, Sampled
@@ -147,7 +148,8 @@ class Evaluator:
     def _outputs(self, model: Model, rows: Sequence[Tokenised], needs: Needs) -> tuple[Batch, Outputs]:
         """All rows at once; only [rows, K, T] numbers are kept."""
         batch = collate(rows)
-        return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
+        with timed("forward"):
+            return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
 
     def _scored_pairs(
         self, model: Model, pairs: Sequence[Tokenised]
@@ -229,7 +231,8 @@ class Evaluator:
         if self.reference is None or settings.temperature == 0 or settings.top_p < 1 or settings.top_k:
             return {}
         size = self.settings.batch_size
-        mine = forward(model, batch, Needs(), size, self.accelerator)
+        with timed("forward"):
+            mine = forward(model, batch, Needs(), size, self.accelerator)
         other = forward(self.reference, batch, Needs(), size, self.accelerator)
         assert mine.logps is not None and other.logps is not None
         ratio = (mine.logps - other.logps).double()  # 0 outside the mask

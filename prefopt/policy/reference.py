@@ -13,6 +13,7 @@ from prefopt.policy.cache import KeptLogps, recorded
 from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.load import check_vocabulary, load_policy
 from prefopt.policy.policy import Policy
+from prefopt.profile import timed
 from prefopt.types import Batch, Needs, Outputs
 
 
@@ -33,9 +34,10 @@ class Reference:
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
         """What it says, without gradient; of its distance to the policy it says nothing, the policy does, nor of values."""
         own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
-        if self.kept is None or own.statistics or not recorded(batch):
-            return self._live(batch, own)
-        return self.kept(batch, lambda missing: self._live(missing, own))
+        with timed("reference"):
+            if self.kept is None or own.statistics or not recorded(batch):
+                return self._live(batch, own)
+            return self.kept(batch, lambda missing: self._live(missing, own))
 
     def _live(self, batch: Batch, needs: Needs) -> Outputs:
         with torch.no_grad(), self.policy.without_adapter():

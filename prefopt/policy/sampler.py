@@ -21,6 +21,7 @@ from prefopt.errors import PrefoptError
 from prefopt.policy.noise import RowNoise, inverse_cdf, row_keys, uniform
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
+from prefopt.profile import counted
 from prefopt.recipe import Sampling
 from prefopt.types import Sampled
 
@@ -203,11 +204,13 @@ def _decoded(
     logps = torch.zeros(count, settings.max_tokens, dtype=logits.dtype, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     going = torch.ones(count, dtype=torch.bool, device=device)  # of the rows that are still held
+    computed = 0
     for position in range(settings.max_tokens):
         scores = logits if settings.temperature in (0, 1) else logits / settings.temperature
         chosen, said = chosen_tokens(scores, settings, keys, position)
         tokens[rows, position], logps[rows, position] = chosen, said
         lengths[rows] += going
+        computed += len(rows)
         going = going & ~torch.isin(chosen, stops)
         left = int(going.sum())
         if not left or position + 1 == settings.max_tokens:
@@ -217,6 +220,7 @@ def _decoded(
             reading.keep(held)
             rows, keys, chosen, going = rows[held], keys[held], chosen[held], going[held]
         logits = reading.step(chosen)
+    counted(lambda: (int(lengths.sum()), computed))
     written = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
     return [Drawn(ids[:length], said[:length]) for ids, said, length in written]
 
