@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from prefopt.errors import PrefoptError
-from prefopt.policy.noise import RowNoise, inverse_cdf, row_keys, uniform
+from prefopt.policy.noise import RowNoise, drawn, row_keys
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
 from prefopt.profile import counted
@@ -80,7 +80,7 @@ class TransformersSampler:
         policy = _policy_of(model)
         keys = row_keys(seeds, completions).view(len(prompt_ids), completions)
         order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))  # like lengths pad each other least
-        drawn: dict[tuple[int, int], Drawn] = {}
+        found: dict[tuple[int, int], Drawn] = {}
         was_training = policy.training
         policy.eval()
         ends = end_tokens(policy, settings.stop)
@@ -88,12 +88,12 @@ class TransformersSampler:
         try:
             with self.autocast(), voice(model):
                 for chunk, copies in _chunks(order, completions, self.rows):
-                    found = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
+                    part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                     places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
-                    drawn |= zip(places, found, strict=True)
+                    found |= zip(places, part, strict=True)
         finally:
             policy.train(was_training)
-        return padded([drawn[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
+        return padded([found[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
 
 
 def _policy_of(model: Speaker) -> Policy:
@@ -233,7 +233,7 @@ def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: in
     if settings.temperature == 0:
         chosen, normaliser = scores.argmax(-1), scores.logsumexp(-1)
     else:
-        chosen, normaliser = inverse_cdf(truncated, uniform(keys, position))
+        chosen, normaliser = drawn(truncated, keys, position)
         normaliser = normaliser if truncated is scores else scores.logsumexp(-1)
     return chosen, scores.gather(-1, chosen[:, None])[:, 0] - normaliser
 

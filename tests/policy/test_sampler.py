@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from prefopt import Batch, Needs
 from prefopt.errors import PrefoptError
 from prefopt.policy import Policy, Reference, TransformersSampler, load_policy
-from prefopt.policy.noise import BLOCK, GOLDEN, inverse_cdf, mix, row_keys, uniform
+from prefopt.policy.noise import BLOCK, GOLDEN, drawn, gumbel, mix, row_keys
 from prefopt.policy.sampler import Mixture, end_tokens, is_stateful
 from prefopt.recipe import Adapter, Sampling
 from prefopt.recipe import Policy as Spec
@@ -48,57 +48,55 @@ def test_hash_is_splitmix64():
     assert [x % 2**64 for x in mix(state).tolist()] == expected
 
 
-def test_noise_is_splitmix64s_stream_from_the_rows_key():
-    """The same published numbers, their 52 upper bits as numbers in [0, 1)."""
-    found = [uniform(torch.tensor([1234567]), position).item() for position in range(2)]
-    assert found == [(x >> 12) / 2**52 for x in (6457827717110365317, 3203168211198807973)]
-
-
-def test_noise_is_uniform_and_independent():
-    noise = torch.stack([uniform(row_keys(torch.arange(40), 25), p).view(40, 25) for p in range(100)]).numpy()
-    assert stats.kstest(noise.ravel(), "uniform").pvalue > 0.01
-    assert noise.min() >= 0 and noise.max() < 1
-    for axis in range(3):  # neighbours in position, seed and completion
+def test_noise_is_gumbel_and_independent():
+    numbers = torch.arange(-100, 400)
+    noise = np.stack([gumbel(torch.arange(40), position, numbers).numpy() for position in range(10)])  # [10, 40, 500]
+    assert stats.kstest(noise.ravel(), "gumbel_r").pvalue > 0.01
+    for axis in range(3):  # neighbours in position, key and token
         a = np.moveaxis(noise, axis, 0)
         assert abs(np.corrcoef(a[1:].ravel(), a[:-1].ravel())[0, 1]) < 0.01
     assert len(np.unique(noise)) == noise.size
 
 
-@pytest.mark.parametrize("vocabulary", [1, 7, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
-def test_tokens_are_where_the_cumulated_softmax_passes_the_noise(vocabulary):
+@pytest.mark.parametrize("vocabulary", [7, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
+def test_two_levels_of_noise_draw_from_the_softmax(vocabulary):
     draw = torch.Generator().manual_seed(vocabulary)
-    scores = 3 * torch.randn(500, vocabulary, generator=draw)
-    scores[:, 1::2] = scores[:, 1::2].masked_fill(torch.rand(500, vocabulary // 2, generator=draw) < 0.5, -torch.inf)
-    at = torch.rand(500, generator=draw, dtype=torch.float64)
-    tokens, normaliser = inverse_cdf(scores, at)
-    cdf = np.cumsum(np.exp(scores.double().numpy()), -1)
-    for row, token in enumerate(tokens.tolist()):
-        low, high = (cdf[row, token - 1] if token else 0) / cdf[row, -1], cdf[row, token] / cdf[row, -1]
-        assert low - 1e-6 <= at[row] < high + 1e-6
-    torch.testing.assert_close(normaliser, scores.logsumexp(-1))
-
-
-def test_nothing_impossible_is_drawn_at_the_edges():
-    scores = torch.full((6, 3 * BLOCK), -torch.inf)
-    for row, tokens in enumerate([(0,), (3 * BLOCK - 1,), (5, BLOCK, 2 * BLOCK + 9)] * 2):
-        scores[row, list(tokens)] = 1.0
-    at = torch.tensor([0.0] * 3 + [1 - 2.0**-52] * 3, dtype=torch.float64)
-    assert inverse_cdf(scores, at)[0].tolist() == [0, 3 * BLOCK - 1, 5, 0, 3 * BLOCK - 1, 2 * BLOCK + 9]
-    broken = torch.full((2, BLOCK + 1), torch.nan)
-    assert (
-        inverse_cdf(broken, torch.tensor([0.0, 0.9], dtype=torch.float64))[0] <= BLOCK
-    ).all()  # some token, no crash
+    scores = 2 * torch.randn(vocabulary, generator=draw)
+    scores[1::3] = -torch.inf
+    count = 10_000
+    tokens, normaliser = drawn(scores.expand(count, -1), row_keys(torch.arange(count), 1), 5)
+    torch.testing.assert_close(normaliser, scores.logsumexp(-1).expand(count))
+    expected = count * scores.double().softmax(-1).numpy()
+    found = np.bincount(tokens.numpy(), minlength=vocabulary)
+    assert found[scores.isinf().numpy()].sum() == 0
+    often = expected > 10
+    observed, awaited = np.append(found[often], found[~often].sum()), np.append(expected[often], expected[~often].sum())
+    assert stats.chisquare(observed[awaited > 0], awaited[awaited > 0]).pvalue > 0.01
 
 
 def test_improbable_tokens_keep_their_share():
-    """2¹⁵ tokens of 2⁻²⁶ each: single precision, cumulated, would round them away."""
-    count, rows = 2**15, 4000
+    """2¹⁵ tokens that share 2⁻⁷ between them: 2⁻²² each, which single precision would round away if it were cumulated."""
+    count, rows = 2**15, 2000
     scores = torch.zeros(1, count + 1)
-    scores[0, 0] = np.log(2**26 - count)
-    at = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows * 2.0**-11 + (1 - 2.0**-11)
-    tokens, _ = inverse_cdf(scores.expand(rows, -1), at)
-    expected = 1 + ((at - (1 - 2.0**-11)) * 2**26).floor()
-    assert (tokens - expected).abs().max() <= 1
+    scores[0, 0] = np.log(2**22 - count)
+    hits = sum(int((drawn(scores.expand(500, -1), torch.arange(500), p)[0] > 0).sum()) for p in range(rows // 500))
+    assert stats.binomtest(hits, rows, count / 2**22).pvalue > 0.01
+
+
+def test_broken_scores_draw_some_token():
+    tokens, _ = drawn(torch.full((2, BLOCK + 1), torch.nan), torch.arange(2), 0)
+    assert ((tokens >= 0) & (tokens <= BLOCK)).all()
+
+
+def test_two_models_with_the_same_noise_mostly_agree():
+    """By as much as Gumbel noise lets them: they differ with probability 2·TV / (1 + TV) at most, once for each level."""
+    draw = torch.Generator().manual_seed(0)
+    first = 3 * torch.randn(2000, 2 * BLOCK, generator=draw)
+    second = first + 0.1 * torch.randn(2000, 2 * BLOCK, generator=draw)
+    keys = row_keys(torch.arange(2000), 1)
+    differ = (drawn(first, keys, 0)[0] != drawn(second, keys, 0)[0]).double().mean()
+    distance = (first.softmax(-1) - second.softmax(-1)).abs().sum(-1) / 2
+    assert 0 < differ < 2 * (2 * distance / (1 + distance)).mean()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +291,7 @@ def test_a_model_without_a_cache_of_keys_draws_by_generate(tokenizer, tiny):
         row = [5, 6, 7]
         for position, token in enumerate(text):
             logits = policy.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
-            assert inverse_cdf(logits[None], uniform(keys[k : k + 1], position))[0] == token
+            assert drawn(logits[None], keys[k : k + 1], position)[0] == token
             row.append(token)
 
 
