@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """`prefopt run`."""
     from prefopt import runs
+    from prefopt.profile import profiling
+    from prefopt.progress import show_profile
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
@@ -53,10 +56,13 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return _dry_run(settings)
     _quiet_libraries()
-    result = runs.run(settings, folder, options.resume, err)
+    with profiling() if options.profile else nullcontext() as clock:
+        result = runs.run(settings, folder, options.resume, err)
     runs.leave_processes()
     err.print()
     show_result(out, result, result.rows, settings.evaluate.confidence)
+    if clock is not None:
+        show_profile(out, clock)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -125,6 +131,25 @@ def objectives(options: argparse.Namespace) -> None:
     out.print(Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim"))
 
 
+def cache(options: argparse.Namespace) -> None:
+    """`prefopt cache`."""
+    from prefopt import caches
+    from prefopt.progress import show_kept, size
+
+    look = caches.verified if options.action == "verify" else caches.kept
+    found = list(look(options.kind))
+    if not found:
+        return out.print("nothing is kept" + (f" of the kind {options.kind}" if options.kind else ""))
+    show_kept(out, found)
+    if options.action == "clear":
+        if not options.yes:
+            raise PrefoptError("this would delete what is listed above; add --yes to do it")
+        out.print(f"deleted {size(caches.clear(options.kind))}")
+    if damaged := sum(one.damaged for one in found):
+        out.print(f"{damaged} damaged: never served, computed again when wanted. `prefopt cache clear` is rid of them")
+        sys.exit(1)
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; key=value may also stand after them, which argparse does not foresee."""
     parser = _parser()
@@ -161,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check all that is on disk, print the resolved recipe, its batches, memory and downloads",
     )
+    made.add_argument("--profile", action="store_true", help="at the end, say where the time went")
     made.format_help = _with_fields(made.format_help, _run_fields)  # type: ignore[method-assign]
     made = verb(evaluate, "measure a policy on held-out data, with intervals")
     made.add_argument(
@@ -193,6 +219,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
     made = verb(objectives, "list the catalogue: name, paper, needs, defaults")
     made.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
+    made = verb(cache, "list, verify or clear what is kept on disk between runs ($PREFOPT_CACHE, or ~/.cache/prefopt)")
+    made.add_argument(
+        "action", nargs="?", choices=("list", "verify", "clear"), default="list", help="verify reads every checksum"
+    )
+    made.add_argument("kind", nargs="?", metavar="KIND", help="logps, embeddings or judges (default: all)")
+    made.add_argument("--yes", action="store_true", help="do delete")
     return parser
 
 

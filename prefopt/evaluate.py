@@ -22,9 +22,10 @@ from prefopt.functional import kl_estimate, seed_for
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
+from prefopt.profile import timed
 from prefopt.sources import project
 from prefopt.track import plain
-from prefopt.types import Batch, Feedback, Model, Needs, Outputs, Sampled
+from prefopt.types import ORIGINS, Batch, Feedback, Model, Needs, Outputs, Sampled
 from prefopt.winrate import Contest, Sample, key, rates, wins
 
 PAIR = Needs(completions=2, ordered=True)
@@ -152,7 +153,8 @@ class Evaluator:
     def _outputs(self, model: Model, rows: Sequence[Tokenised], needs: Needs) -> tuple[Batch, Outputs]:
         """All rows at once; only [rows, K, T] numbers are kept."""
         batch = collate(rows)
-        return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
+        with timed("forward"):
+            return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
 
     def _scored_pairs(
         self, model: Model, pairs: Sequence[Tokenised]
@@ -192,8 +194,11 @@ class Evaluator:
         settings = self.settings.sampling
         sampled = self._draw(model)
         prompts = tuple(tuple(row.prompt_ids) for row in self.prompts)
-        temperature = torch.full((len(prompts),), settings.temperature or 1.0)
-        batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
+        columns = {
+            "temperature": torch.full((len(prompts),), settings.temperature or 1.0),
+            "origin": torch.full(sampled.mask.shape[:2], ORIGINS.index("policy")),
+        }
+        batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns=columns)
         measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double(), "ended": self._ended(model, sampled)}
         measured |= self._divergence(model, batch)
         texts = decoded(model, batch)
@@ -268,7 +273,8 @@ class Evaluator:
         if self.reference is None or settings.temperature == 0 or settings.top_p < 1 or settings.top_k:
             return {}
         size = self.settings.batch_size
-        mine = forward(model, batch, Needs(), size, self.accelerator)
+        with timed("forward"):
+            mine = forward(model, batch, Needs(), size, self.accelerator)
         other = forward(self.reference, batch, Needs(), size, self.accelerator)
         assert mine.logps is not None and other.logps is not None
         ratio = (mine.logps - other.logps).double()  # 0 outside the mask

@@ -87,10 +87,15 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
 
 def fingerprint_weights(model: nn.Module) -> str:
     """A hash of every parameter's name, dtype and bytes."""
+    return fingerprint_tensors(dict(model.named_parameters()))
+
+
+def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The like for any tensors, by name."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
-        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 

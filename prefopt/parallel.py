@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import pad
 
+from prefopt.profile import timed
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler
 
 
@@ -129,7 +130,8 @@ def draw(
     """
     dealt = Deal([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
     rows = dealt.pieces[0].rows
-    drawn = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
+    with timed("sampling"):
+        drawn = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
 
     def whole(value: Tensor) -> Tensor:
         """Processes gather on their devices, and all to one width."""

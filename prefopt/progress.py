@@ -1,6 +1,7 @@
 """What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
@@ -9,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from prefopt.caches import Kept
     from prefopt.data.tokenise import Report
     from prefopt.estimates import Estimate
     from prefopt.labelling import LabelResult
+    from prefopt.profile import Clock, Section
     from prefopt.runs import RunResult
     from prefopt.train import Step
 
@@ -210,3 +213,52 @@ def show_labelled(console: Console, result: "LabelResult") -> None:
     console.print(f"{'spent':>9} {show_labelling(result.spent)}", highlight=False)
     console.print(f"\ndata      {result.data}", highlight=False, soft_wrap=True)
     console.print(f"train     prefopt run RECIPE source.data={result.data}", highlight=False, soft_wrap=True)
+
+
+def show_kept(console: Console, found: "Sequence[Kept]") -> None:
+    """What is kept on disk between runs."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, justify in (("kind", "left"), ("entries", "right"), ("size", "right"), ("last used", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("of", overflow="fold")
+    for one in found:
+        doubts = [f"{one.damaged} damaged"] * bool(one.damaged) + [f"{size(one.torn)} half-written"] * bool(one.torn)
+        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+        table.add_row(
+            one.kind, f"{one.entries:,}", size(one.bytes), used, ", ".join([*doubts, one.of or one.folder.name])
+        )
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes, in three digits or so."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def show_profile(console: Console, clock: "Clock") -> None:
+    """Where the time went, what went through models meanwhile, and how much of that was no padding."""
+    table = Table(title="where the time went", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in ("seconds", "share", "tokens/s", "useful"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for path, section in _nested(clock):
+        speed = f"{section.useful / section.seconds:,.0f}" if section.useful and section.seconds else ""
+        useful = f"{section.useful / section.computed:.0%}" if section.computed else ""
+        name, share = "  " * (len(path) - 1) + path[-1], section.seconds / max(clock.seconds, 1e-9)
+        table.add_row(name, f"{section.seconds:.2f}", f"{share:.0%}", speed, useful)
+    rest = clock.seconds - sum(section.seconds for path, section in clock.sections.items() if len(path) == 1)
+    table.add_row("the rest", f"{rest:.2f}", f"{rest / max(clock.seconds, 1e-9):.0%}", "", "")
+    table.add_row("all", f"{clock.seconds:.2f}", "", "", "", style="bold")
+    console.print(table)
+    console.print(Text("tokens/s: of what is no padding (useful).", style="dim"))
+
+
+def _nested(clock: "Clock") -> "Iterator[tuple[tuple[str, ...], Section]]":
+    """Sections, each followed by those in it, in the order in which they began."""
+    places = {path: number for number, path in enumerate(clock.sections)}
+    for path in sorted(places, key=lambda path: [places[path[: depth + 1]] for depth in range(len(path))]):
+        yield path, clock.sections[path]

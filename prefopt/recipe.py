@@ -89,6 +89,9 @@ class Reference(Section):
     mix: float = Field(
         0.6, gt=0, le=1, description="share of the policy in what a move makes of it; 1 copies the policy"
     )
+    cache: bool = Field(
+        True, description="keep what one that does not move says of recorded data, on disk, for further runs"
+    )
 
     @model_validator(mode="after")
     def _one_start(self) -> "Reference":

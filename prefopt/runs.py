@@ -43,6 +43,7 @@ from prefopt.policy import (
 )
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.policy.sampler import end_tokens
+from prefopt.profile import timed
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.rollouts import Rollouts
 from prefopt.sources import Recorded, projected
@@ -90,7 +91,9 @@ def run(
     Raises:
         PrefoptError: whatever a user can put right. What was done so far is kept.
     """
-    return Run(settings, folder, resume, console or Console(stderr=True)).finish()
+    with timed("loading"):
+        made = Run(settings, folder, resume, console or Console(stderr=True))
+    return made.finish()
 
 
 class Run:
@@ -189,7 +192,10 @@ class Run:
         if settings.evaluate.every and step.number % settings.evaluate.every == 0 and step.number < self.plan.steps:
             show_validation(self.console, step.number, self._evaluated("validation", step.number, tracker).estimates())
         if settings.train.checkpoint_every and step.number % settings.train.checkpoint_every == 0:
-            save_checkpoint(self.accelerator, self.folder / "checkpoints", step.number, settings.train.keep_checkpoints)
+            with timed("checkpoint"):
+                save_checkpoint(
+                    self.accelerator, self.folder / "checkpoints", step.number, settings.train.keep_checkpoints
+                )
 
     def _limited(self, step: Step) -> str:
         """Warns, once for each metric, of what has left its bounds; why to stop, if the recipe says so."""
@@ -210,7 +216,7 @@ class Run:
         file = self.folder / "evaluations" / f"{part}-step-{step:06d}.json"
         if keep and file.exists():
             return Evaluation.from_json(file.read_text())
-        with self.console.status(f"evaluating on {part} rows"):
+        with self.console.status(f"evaluating on {part} rows"), timed("evaluation"):
             evaluation = self.evaluators[part](self.accelerator.unwrap_model(self.trainer.model))
         measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
         tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
@@ -273,7 +279,13 @@ class Run:
         )
         if not isinstance(self.model, Policy) or not wanted:
             return None
+        if self._sharded:  # every process must take part in every forward pass, whatever is kept on its disk
+            spec = spec.model_copy(update={"cache": False})
         return make_reference(self.model, spec, self.settings.policy)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def _feedback(self, key: str, spec: recipe.Feedback | None) -> Shaped | None:
         return None if spec is None else make_feedback(spec, self.accelerator, key)
@@ -314,7 +326,7 @@ class Run:
             return Recorded(rows, size, seed, columns, source.players)
         assert isinstance(self.model, Policy)
         assert self.model.tokenizer is not None
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if self._sharded:
             raise PrefoptError(
                 "rollouts sample from whole weights; sharded ones (FSDP, DeepSpeed) are not supported yet"
             )

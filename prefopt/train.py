@@ -18,6 +18,7 @@ from prefopt.checkpoint import save_batch
 from prefopt.errors import PrefoptError
 from prefopt.functional import generator, seed_for
 from prefopt.parallel import deal, forward
+from prefopt.profile import timed
 from prefopt.terms import Term, counts, merged_needs, names, targets_of, total
 from prefopt.types import Adaptive, Batch, Model, Moving, Outputs, Source, Targets, Watch
 
@@ -100,7 +101,8 @@ class Trainer:
         batches = iter(self.source)
         while self.done < self.steps:
             start = time.perf_counter()
-            batch = next(batches).to(self.accelerator.device)
+            with timed("data"):
+                batch = next(batches).to(self.accelerator.device)
             metrics = self._learn(batch)
             self.done += 1
             if isinstance(self.reference, Moving):
@@ -179,7 +181,8 @@ class Trainer:
         if needs.old or watch is not None:
             also = frozenset() if watch is None else watch.needs.statistics
             asked = replace(needs, statistics=needs.statistics | also)
-            old = forward(self.model, batch, asked, size, self.accelerator)
+            with timed("forward"):
+                old = forward(self.model, batch, asked, size, self.accelerator)
         if self.reference is not None and (needs.reference or watch is not None):
             reference = forward(self.reference, batch, needs, size, self.accelerator)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
@@ -196,7 +199,8 @@ class Trainer:
         work: list[tuple[Sequence[Term], Batch, Sequence[Targets]]] = []
         for index, batches in self._own.items():
             own = [self.terms[index]]
-            extra = next(batches).to(self.accelerator.device)
+            with timed("data"):
+                extra = next(batches).to(self.accelerator.device)
             work.append((own, extra, self._targets(own, extra, f"term {index}")[0]))
         # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
         work += [(terms, batch, targets)] if terms else []
@@ -209,14 +213,16 @@ class Trainer:
             if len(group) == 1 and len(self.terms) > 1:  # where several share a batch, `total` tells them apart
                 found[f"loss/{label}"] = loss / group[0].weight if group[0].weight else math.nan
             metrics |= {f"{label}/{name}" if name in metrics else name: value for name, value in found.items()}
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+        with timed("optimiser"):
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
         metrics["grad_norm"] = float(norm) if norm is not None else math.nan
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             self._stop(batch, metrics)
         metrics["lr"] = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        with timed("optimiser"):
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
         return metrics
 
     def _backward(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], last: bool) -> Metrics:
@@ -230,7 +236,8 @@ class Trainer:
         for number, piece in enumerate(dealt.pieces):
             rows = batch.rows(piece.rows) if dealt.split else batch
             with self._synchronised(last and number == len(dealt.pieces) - 1):
-                outputs = self.model(rows, needs)
+                with timed("forward"):
+                    outputs = self.model(rows, needs)
                 if cached is None:
                     part = [target.select(piece.rows) for target in targets] if dealt.split else targets
                     loss, metrics = total(terms, rows, outputs, part, denominators)
@@ -238,7 +245,8 @@ class Trainer:
                 else:
                     loss = _surrogate(outputs, cached[0].rows(piece.rows))
                 # Processes average their gradients; the loss is a sum over all of them.
-                self.accelerator.backward(loss * (0.0 if piece.filler else self.accelerator.num_processes))
+                with timed("backward"):
+                    self.accelerator.backward(loss * (0.0 if piece.filler else self.accelerator.num_processes))
         by_row = cached[1] if cached else dealt.gather_each(found) if dealt.split else found[0]
         return {
             name: values.double().sum().item() if name.split("/")[0] == "loss" else values.double().nanmean().item()
@@ -249,7 +257,8 @@ class Trainer:
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], denominators: Sequence[int]
     ) -> tuple[Outputs, dict[str, Tensor]]:
         """The gradient of the loss of the whole minibatch with respect to every field of the outputs, and its metrics."""
-        outputs = forward(self.model, batch, merged_needs(terms), self.settings.micro_batch_size, self.accelerator)
+        with timed("forward"):
+            outputs = forward(self.model, batch, merged_needs(terms), self.settings.micro_batch_size, self.accelerator)
         leaves = {name: value.detach().requires_grad_() for name, value in _fields(outputs).items()}
         loss, metrics = total(terms, batch, _with_fields(outputs, leaves), targets, denominators)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

@@ -1,12 +1,20 @@
 """Tiny models for every test: random, made in a moment, each process its own."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from uuid import uuid4
+
+CACHE = tempfile.mkdtemp(prefix="prefopt-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "OMP_NUM_THREADS": "1",
+    "PREFOPT_CACHE": CACHE,
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
     "WANDB_MODE": "offline",
@@ -43,6 +51,12 @@ TINY = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+
+
+@pytest.fixture(autouse=True)
+def own_cache():
+    """Nothing that another test has computed."""
+    os.environ["PREFOPT_CACHE"] = f"{CACHE}/{uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from prefopt.feedback.shaping import (
 )
 from prefopt.plugins import checked_fields, load_object
 from prefopt.policy import Scorer
+from prefopt.profile import timed
 from prefopt.types import Feedback, Prompt, Verdict
 
 T = TypeVar("T")
@@ -95,7 +96,8 @@ def ask(
     Raises:
         PrefoptError: on every process, whatever stopped the one that asked.
     """
-    return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
+    with timed("feedback"):
+        return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
 
 
 def together(feedback: Any, accelerator: Accelerator, call: Callable[[], T]) -> T:

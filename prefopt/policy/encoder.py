@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
+from prefopt.caches import cache_folder
 from prefopt.data import Tokenised
 from prefopt.manifest import fingerprint_weights
 from prefopt.policy.load import load_backbone, load_tokenizer
@@ -102,24 +103,19 @@ def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = 
     Args:
         rows: any.
         encoder: reads each distinct prompt once.
-        folder: where embeddings are kept, by what the encoder is and what it read; `cache_folder()` unless given.
+        folder: where embeddings are kept, by what the encoder is and what it read; `cache_folder("embeddings")` unless given.
     """
     if not rows:
         return []
     read = encoder.ids(rows)
     distinct = sorted(set(read))
     places = {ids: place for place, ids in enumerate(distinct)}
-    found = _kept(distinct, encoder, cache_folder() if folder is None else folder)
+    found = _kept(distinct, encoder, cache_folder("embeddings") if folder is None else folder)
     columns = [{**row.columns, "embeddings": found[places[ids]]} for row, ids in zip(rows, read, strict=True)]
     return [
         dataclasses.replace(row, example=dataclasses.replace(row.example, columns=new))
         for row, new in zip(rows, columns, strict=True)
     ]
-
-
-def cache_folder() -> Path:
-    """`embeddings` below $PREFOPT_CACHE, or below ~/.cache/prefopt."""
-    return Path(os.environ.get("PREFOPT_CACHE") or "~/.cache/prefopt").expanduser() / "embeddings"
 
 
 def plain_text(prompt: Prompt) -> str:

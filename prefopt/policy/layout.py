@@ -25,6 +25,10 @@ class Rows:
     predicts: Tensor
     last: Tensor
 
+    def tokens(self) -> tuple[int, int]:
+        """Tokens, and the same with padding."""
+        return int(self.attention_mask.sum()), self.attention_mask.numel()
+
 
 def plain_rows(batch: Batch, device: torch.device) -> Rows:
     """One row `prompt | completion` for each completion that is present; never none.

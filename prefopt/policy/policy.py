@@ -15,6 +15,7 @@ from prefopt.errors import PrefoptError
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
 from prefopt.policy.layout import Rows, plain_rows
 from prefopt.policy.value import Critic, ValueHead
+from prefopt.profile import counted
 from prefopt.types import Batch, Needs, Outputs
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Policy(nn.Module):
         if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         rows, mask = plain_rows(batch, self.device), batch.mask.to(self.device)
+        counted(rows.tokens)
         tokens = batch.completion_ids.to(self.device)[mask]
         states, features = self._states(rows, tokens, features=needs.values and isinstance(self.critic, ValueHead))
         beside = self._beside(rows, tokens) if needs.statistics & DIVERGENCES.keys() else None

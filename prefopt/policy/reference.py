@@ -9,9 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.errors import PrefoptError
+from prefopt.policy.cache import KeptLogps, recorded
 from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.load import check_vocabulary, load_policy
 from prefopt.policy.policy import Policy
+from prefopt.profile import timed
 from prefopt.types import Batch, Needs, Outputs
 
 
@@ -20,15 +22,26 @@ class Reference:
     """A policy without its adapter, if it has one: weights that never change.
 
     Under LoRA this is the policy itself, at no cost in memory; otherwise a frozen copy or another model.
+
+    Attributes:
+        policy: the model.
+        kept: serves log-probs of recorded completions from disk; None computes all of them.
     """
 
     policy: Policy
+    kept: KeptLogps | None = None
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
         """What it says, without gradient; of its distance to the policy it says nothing, the policy does, nor of values."""
         own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
+        with timed("reference"):
+            if self.kept is None or own.statistics or not recorded(batch):
+                return self._live(batch, own)
+            return self.kept(batch, lambda missing: self._live(missing, own))
+
+    def _live(self, batch: Batch, needs: Needs) -> Outputs:
         with torch.no_grad(), self.policy.without_adapter():
-            return self.policy(batch, own)
+            return self.policy(batch, needs)
 
 
 @dataclass(frozen=True)
@@ -77,17 +90,23 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
         tokenizer = _shared(policy.tokenizer)
         model = load_policy(other, tokenizer, seed=0)
         check_vocabulary(model.causal, other, tokenizer, "the reference")
-        return Reference(_frozen(model).to(policy.device))
+        return _fixed(_frozen(model).to(policy.device), spec)
     if spec.every is not None:
         twin = Policy(_merged(policy, copied=True), policy.tokenizer)
         return Following(
             _frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin), spec.every, spec.mix
         )
     if policy.has_adapter:
-        return Reference(policy)
+        return _fixed(policy, spec)
     # The tokenizer is not copied, and the copy finds out for itself how its head works.
     twin = Policy(copy.deepcopy(policy.model), policy.tokenizer)
-    return Reference(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin))
+    return _fixed(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin), spec)
+
+
+def _fixed(policy: Policy, spec: recipe.Reference) -> Reference:
+    """A reference that does not move, with what it has said before, unless it says it in more digits than are kept."""
+    exact = next(policy.causal.parameters()).dtype == torch.float64
+    return Reference(policy, KeptLogps(policy) if spec.cache and not exact else None)
 
 
 def _merged(policy: Policy, copied: bool = False) -> Any:

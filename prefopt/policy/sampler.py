@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from prefopt.errors import PrefoptError
-from prefopt.policy.noise import RowNoise, gumbel, row_keys
+from prefopt.policy.noise import RowNoise, drawn, row_keys
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
+from prefopt.profile import counted
 from prefopt.recipe import Sampling
 from prefopt.types import Sampled
 
@@ -76,23 +77,32 @@ class TransformersSampler:
             Completions [B, K, T], T the longest of them; the token that ends one is part of it. Log-probs [B, K, T] at the
             temperature, before top-p and top-k.
         """
-        policy = model.policy if isinstance(model, Reference | Following | Mixture) else model
+        policy = _policy_of(model)
         keys = row_keys(seeds, completions).view(len(prompt_ids), completions)
         order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))  # like lengths pad each other least
-        drawn: dict[tuple[int, int], Drawn] = {}
+        found: dict[tuple[int, int], Drawn] = {}
         was_training = policy.training
         policy.eval()
         ends = end_tokens(policy, settings.stop)
         decode = _generated if is_stateful(policy) else _decoded
         try:
-            with self.autocast():
+            with self.autocast(), voice(model):
                 for chunk, copies in _chunks(order, completions, self.rows):
-                    found = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
+                    part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                     places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
-                    drawn |= zip(places, found, strict=True)
+                    found |= zip(places, part, strict=True)
         finally:
             policy.train(was_training)
-        return padded([drawn[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
+        return padded([found[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
+
+
+def _policy_of(model: Speaker) -> Policy:
+    return model if isinstance(model, Policy) else model.policy
+
+
+def voice(model: Speaker) -> AbstractContextManager:
+    """A context in which the model itself speaks: without the adapter, for a reference that is a policy without it."""
+    return model.policy.without_adapter() if isinstance(model, Reference | Following) else nullcontext()
 
 
 def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple[list[int], slice]]:
@@ -114,9 +124,8 @@ class Drawn:
 class _Reading:
     """A causal LM in the middle of N rows: it has read the prompts, and reads a token more of each row at every step."""
 
-    def __init__(self, model: Policy | Reference | Following):
-        self.policy = model if isinstance(model, Policy) else model.policy
-        self.context = nullcontext if isinstance(model, Policy) else self.policy.without_adapter
+    def __init__(self, policy: Policy):
+        self.policy = policy
         self.places = "position_ids" in inspect.signature(self.policy.causal.forward).parameters
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
@@ -143,15 +152,14 @@ class _Reading:
 
     def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
         more: dict[str, Any] = {"position_ids": positions} if self.places else {}
-        with self.context():
-            logits = self.policy.model(
-                input_ids=ids,
-                attention_mask=self.mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **more,
-            ).logits[:, -1]
+        logits = self.policy.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **more,
+        ).logits[:, -1]
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -159,28 +167,35 @@ class _Mixing:
     """Two models in the middle of the same rows, and the geometric mixture of what they say."""
 
     def __init__(self, mixture: Mixture):
-        self.parts = ((1 - mixture.share, _Reading(mixture.policy)), (mixture.share, _Reading(mixture.reference)))
+        speakers = ((1 - mixture.share, mixture.policy), (mixture.share, mixture.reference))
+        self.parts = [(share, speaker, _Reading(_policy_of(speaker))) for share, speaker in speakers]
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
-        return self._mixed([part.start(prompts, copies) for _, part in self.parts])
+        return self._mixed(lambda part: part.start(prompts, copies))
 
     def keep(self, rows: Tensor) -> None:
-        for _, part in self.parts:
+        for _, _, part in self.parts:
             part.keep(rows)
 
     def step(self, tokens: Tensor) -> Tensor:
-        return self._mixed([part.step(tokens) for _, part in self.parts])
+        return self._mixed(lambda part: part.step(tokens))
 
-    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
+    def _mixed(self, read: Callable[[_Reading], Tensor]) -> Tensor:
         # Not log-softmax of either: a share of 0 must not turn −∞ into NaN, and the normaliser cancels.
-        return torch.stack([share * said for (share, _), said in zip(self.parts, logits, strict=True) if share]).sum(0)
+        said = []
+        for share, speaker, part in self.parts:
+            with voice(speaker):  # in turns, because the two may be one model
+                logits = read(part)
+            if share:
+                said.append(share * logits)
+        return torch.stack(said).sum(0)
 
 
 def _decoded(
     model: Speaker, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
 ) -> list[Drawn]:
     """Completions of each prompt, one for each of its keys, [P, K]; prompt by prompt."""
-    reading = _Mixing(model) if isinstance(model, Mixture) else _Reading(model)
+    reading = _Mixing(model) if isinstance(model, Mixture) else _Reading(_policy_of(model))
     logits = reading.start(prompts, keys.shape[1])
     device, count = logits.device, keys.numel()
     rows, keys = torch.arange(count, device=device), keys.flatten().to(device)
@@ -189,12 +204,13 @@ def _decoded(
     logps = torch.zeros(count, settings.max_tokens, dtype=logits.dtype, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
     going = torch.ones(count, dtype=torch.bool, device=device)  # of the rows that are still held
+    computed = 0
     for position in range(settings.max_tokens):
-        scores = logits / (settings.temperature or 1.0)
-        chosen = chosen_tokens(scores, settings, keys, position)
-        tokens[rows, position] = chosen
-        logps[rows, position] = scores.gather(-1, chosen[:, None])[:, 0] - scores.logsumexp(-1)
+        scores = logits if settings.temperature in (0, 1) else logits / settings.temperature
+        chosen, said = chosen_tokens(scores, settings, keys, position)
+        tokens[rows, position], logps[rows, position] = chosen, said
         lengths[rows] += going
+        computed += len(rows)
         going = going & ~torch.isin(chosen, stops)
         left = int(going.sum())
         if not left or position + 1 == settings.max_tokens:
@@ -204,17 +220,22 @@ def _decoded(
             reading.keep(held)
             rows, keys, chosen, going = rows[held], keys[held], chosen[held], going[held]
         logits = reading.step(chosen)
+    counted(lambda: (int(lengths.sum()), computed))
     written = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
     return [Drawn(ids[:length], said[:length]) for ids, said, length in written]
 
 
-def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> Tensor:
-    """The next token of each row, [N], from its scores at the temperature, [N, V]."""
-    if settings.temperature == 0:
-        return scores.argmax(-1)
+def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-prob before truncation, [N] each, from scores at the temperature, [N, V]."""
+    truncated = scores
     for warper in _truncation(settings):
-        scores = warper(None, scores)  # neither looks at the tokens so far
-    return (scores + gumbel(keys, position, scores.shape[-1]).to(scores.dtype)).argmax(-1)
+        truncated = warper(None, truncated)  # neither looks at the tokens so far
+    if settings.temperature == 0:
+        chosen, normaliser = scores.argmax(-1), scores.logsumexp(-1)
+    else:
+        chosen, normaliser = drawn(truncated, keys, position)
+        normaliser = normaliser if truncated is scores else scores.logsumexp(-1)
+    return chosen, scores.gather(-1, chosen[:, None])[:, 0] - normaliser
 
 
 def _truncation(settings: Sampling) -> list[Any]:
@@ -229,7 +250,7 @@ def _generated(
     """The same by `model.generate`, which every architecture has."""
     if isinstance(model, Mixture):
         raise PrefoptError("a mixture of policy and reference cannot be sampled from models with state-space layers")
-    policy = model if isinstance(model, Policy) else model.policy
+    policy = _policy_of(model)
     copied = [prompt for prompt in prompts for _ in range(keys.shape[1])]
     longest = max(map(len, copied))
     ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in copied], device=policy.device)
@@ -243,7 +264,7 @@ def _generated(
     warmth = [TemperatureLogitsWarper(settings.temperature)] if settings.temperature not in (0, 1) else []
     noise = [*warmth, *_truncation(settings), RowNoise(keys.flatten(), longest)] if settings.temperature else []
     causal: Any = policy.causal
-    with _no_defaults(policy), nullcontext() if isinstance(model, Policy) else policy.without_adapter():
+    with _no_defaults(policy):
         output = causal.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(noise)
         )

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefopt.errors import PrefoptError
 from prefopt.policy.layout import Rows, plain_rows
 from prefopt.policy.policy import save_weights
+from prefopt.profile import counted
 from prefopt.types import Batch, Needs, Outputs
 
 
@@ -44,7 +45,9 @@ class Scorer(nn.Module):
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
             raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
-        scores = self._scores(plain_rows(batch, self.device))
+        rows = plain_rows(batch, self.device)
+        counted(rows.tokens)
+        scores = self._scores(rows)
         scores = scores if scores.dtype == torch.float64 else scores.float()
         present = batch.present.to(self.device)
         rewards = scores.new_zeros(present.shape).masked_scatter(present, scores)

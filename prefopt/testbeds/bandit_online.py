@@ -51,7 +51,7 @@ class TableSampler:
         """
         scores = _scores(model, contexts_of(prompt_ids)) / (settings.temperature or 1.0)
         scores = scores.repeat_interleave(completions, 0)
-        actions = chosen_tokens(scores, settings, row_keys(seeds, completions), 0)
+        actions, _ = chosen_tokens(scores, settings, row_keys(seeds, completions), 0)
         logps = scores.log_softmax(-1).gather(-1, actions[:, None])
         ids = actions.view(len(prompt_ids), completions, 1)
         return Sampled(ids, torch.ones_like(ids, dtype=torch.bool), logps.view(ids.shape))

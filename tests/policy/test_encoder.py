@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from prefopt import recipe
+from prefopt.caches import cache_folder
 from prefopt.data import Example, collate, tokenise
 from prefopt.errors import PrefoptError
 from prefopt.policy import load_tokenizer
-from prefopt.policy.encoder import Encoder, cache_folder, embedded, load_encoder, plain_text
+from prefopt.policy.encoder import Encoder, embedded, load_encoder, plain_text
 
 PROMPTS = ["the film was", "a room", "the film was", "the view is very good", "food"]
 
@@ -202,10 +203,10 @@ def test_an_empty_prompt_has_an_embedding(encoder):
 
 def test_the_folder_is_the_users_to_choose(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "embeddings"
+    assert cache_folder("embeddings") == tmp_path / "embeddings"
     monkeypatch.delenv("PREFOPT_CACHE")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(cache_folder()) == "/home/somebody/.cache/prefopt/embeddings"
+    assert str(cache_folder("embeddings")) == "/home/somebody/.cache/prefopt/embeddings"
 
 
 def test_a_model_that_is_not_there_is_refused(policy_spec):

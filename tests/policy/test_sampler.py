@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prefopt import Batch, Needs
 from prefopt.errors import PrefoptError
-from prefopt.policy import Policy, Reference, TransformersSampler
-from prefopt.policy.noise import GOLDEN, gumbel, mix, row_keys
+from prefopt.policy import Policy, Reference, TransformersSampler, load_policy
+from prefopt.policy.noise import BLOCK, GOLDEN, drawn, gumbel, mix, row_keys
 from prefopt.policy.sampler import Mixture, end_tokens, is_stateful
-from prefopt.recipe import Sampling
+from prefopt.recipe import Adapter, Sampling
+from prefopt.recipe import Policy as Spec
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13), (5, 6), (8,)]
 SEEDS = torch.tensor([11, 22, 33, 44, 55])
@@ -48,12 +49,54 @@ def test_hash_is_splitmix64():
 
 
 def test_noise_is_gumbel_and_independent():
-    noise = np.stack([gumbel(torch.arange(40), position, 500).numpy() for position in range(10)])  # [10, 40, 500]
+    numbers = torch.arange(-100, 400)
+    noise = np.stack([gumbel(torch.arange(40), position, numbers).numpy() for position in range(10)])  # [10, 40, 500]
     assert stats.kstest(noise.ravel(), "gumbel_r").pvalue > 0.01
-    for axis in range(3):  # neighbours in position, seed and token
+    for axis in range(3):  # neighbours in position, key and token
         a = np.moveaxis(noise, axis, 0)
         assert abs(np.corrcoef(a[1:].ravel(), a[:-1].ravel())[0, 1]) < 0.01
     assert len(np.unique(noise)) == noise.size
+
+
+@pytest.mark.parametrize("vocabulary", [7, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
+def test_two_levels_of_noise_draw_from_the_softmax(vocabulary):
+    draw = torch.Generator().manual_seed(vocabulary)
+    scores = 2 * torch.randn(vocabulary, generator=draw)
+    scores[1::3] = -torch.inf
+    count = 10_000
+    tokens, normaliser = drawn(scores.expand(count, -1), row_keys(torch.arange(count), 1), 5)
+    torch.testing.assert_close(normaliser, scores.logsumexp(-1).expand(count))
+    expected = count * scores.double().softmax(-1).numpy()
+    found = np.bincount(tokens.numpy(), minlength=vocabulary)
+    assert found[scores.isinf().numpy()].sum() == 0
+    often = expected > 10
+    observed, awaited = np.append(found[often], found[~often].sum()), np.append(expected[often], expected[~often].sum())
+    assert stats.chisquare(observed[awaited > 0], awaited[awaited > 0]).pvalue > 0.01
+
+
+def test_improbable_tokens_keep_their_share():
+    """2¹⁵ tokens that share 2⁻⁷ between them: 2⁻²² each, which single precision would round away if it were cumulated."""
+    count, rows = 2**15, 2000
+    scores = torch.zeros(1, count + 1)
+    scores[0, 0] = np.log(2**22 - count)
+    hits = sum(int((drawn(scores.expand(500, -1), torch.arange(500), p)[0] > 0).sum()) for p in range(rows // 500))
+    assert stats.binomtest(hits, rows, count / 2**22).pvalue > 0.01
+
+
+def test_broken_scores_draw_some_token():
+    tokens, _ = drawn(torch.full((2, BLOCK + 1), torch.nan), torch.arange(2), 0)
+    assert ((tokens >= 0) & (tokens <= BLOCK)).all()
+
+
+def test_two_models_with_the_same_noise_mostly_agree():
+    """By as much as Gumbel noise lets them: they differ with probability 2·TV / (1 + TV) at most, once for each level."""
+    draw = torch.Generator().manual_seed(0)
+    first = 3 * torch.randn(2000, 2 * BLOCK, generator=draw)
+    second = first + 0.1 * torch.randn(2000, 2 * BLOCK, generator=draw)
+    keys = row_keys(torch.arange(2000), 1)
+    differ = (drawn(first, keys, 0)[0] != drawn(second, keys, 0)[0]).double().mean()
+    distance = (first.softmax(-1) - second.softmax(-1)).abs().sum(-1) / 2
+    assert 0 < differ < 2 * (2 * distance / (1 + distance)).mean()
 
 
 @pytest.mark.parametrize(
@@ -248,5 +291,28 @@ def test_a_model_without_a_cache_of_keys_draws_by_generate(tokenizer, tiny):
         row = [5, 6, 7]
         for position, token in enumerate(text):
             logits = policy.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
-            assert (logits + gumbel(keys[k : k + 1], position, len(logits))[0]).argmax() == token
+            assert drawn(logits[None], keys[k : k + 1], position)[0] == token
             row.append(token)
+
+
+def test_an_adapter_is_switched_off_once_for_all_tokens(lm_folder, tokenizer, monkeypatch):
+    """A reference under LoRA draws what the model draws without an adapter; a mixture switches for each."""
+    spec = Spec(model=str(lm_folder), adapter=Adapter(r=2))
+    policy, plain = load_policy(spec, tokenizer, 0), load_policy(Spec(model=str(lm_folder)), tokenizer, 0)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_" in name:
+                weight.fill_(0.5)
+    switched, switch = [], type(policy.model).disable_adapter
+    monkeypatch.setattr(type(policy.model), "disable_adapter", lambda model: switched.append(1) or switch(model))
+    settings = Sampling(max_tokens=8)
+
+    def draw(model):
+        switched.clear()
+        return texts(TransformersSampler()(model, PROMPTS, 3, settings, SEEDS))
+
+    assert draw(Reference(policy)) == draw(plain) != draw(policy)
+    assert draw(Mixture(policy, Reference(policy), 1.0)) == draw(plain)
+    assert draw(Mixture(policy, Reference(policy), 0.0)) == draw(policy)
+    draw(Reference(policy))
+    assert len(switched) == 1
