@@ -29,8 +29,8 @@ class Judge:
     """Scores [B, K] and P(y_i beats y_j) [B, K, K] by a language model that is shown a rubric.
 
     Modes, with their formulas in docs/judges.md: `pairwise` (likelihoods of two labels, in both orders), `pointwise` (margin
-    between the best and the worst of several label words), `expected` (expected score under the likelihoods of 1 to 10, in [−1, 1]),
-    and `generative` (a verdict that is written, for servers without likelihoods).
+    between the best and the worst of several label words), `expected` (expected score under the likelihoods of 1 to 10, in
+    [−1, 1]), and `generative` (a verdict that is written, for servers without likelihoods).
 
     Completions that are empty, verdicts that are malformed and refusals are no verdict (NaN) and are counted in each prompt's
     note, with what the questions cost, rationales, the mass outside of the labels, and how a pairwise judge depends on the order.
@@ -131,9 +131,9 @@ class Judge:
         if self.mode == "generative":
             pair = self.text.compares
             return Generative(self.average, Pairwise.shows if pair else Pointwise.shows)
-        return {"pairwise": Pairwise(self.average), "pointwise": Pointwise(self.scale), "expected": Expected()}[
-            self.mode
-        ]
+        if self.mode == "pairwise":
+            return Pairwise(self.average)
+        return Pointwise(self.scale) if self.mode == "pointwise" else Expected()
 
     @cached_property
     def answering(self) -> Backend:

@@ -64,8 +64,10 @@ class Pairwise:
         tallies = tallied(said, completions)
         margins = _matrix(completions)
         for at, group in _by_place(said):
-            found = [likelihoods(reply, labels, tallies[at[0]]) for reply in group]
-            margins[at] = _mean([math.nan if p is None else margin(*p) for p in found])
+            found = [p for reply in group if (p := likelihoods(reply, labels, tallies[at[0]])) is not None]
+            known = [m for p in found if not math.isnan(m := margin(p[0], p[1]))]
+            tallies[at[0]].counts["unlikely"] += len(found) - len(known)
+            margins[at] = sum(known) / len(known) if known else math.nan
         for tally, own in zip(tallies, margins, strict=True):
             tally.more |= _bias(own.sigmoid(), {"margins": _listed(own)})
         return compared(_averaged(margins, self.average), [tally.note for tally in tallies])
@@ -158,12 +160,6 @@ def _filled(wins: Tensor) -> Tensor:
 
 def _by_place(said: Any) -> Any:
     return ((place, list(group)) for place, group in itertools.groupby(said, key=lambda reply: reply.case.place))
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Over samples of one question, those without a verdict left out."""
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _listed(values: Tensor) -> list[list[float | None]]:

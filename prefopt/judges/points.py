@@ -54,9 +54,9 @@ class Pointwise:
         tallies = tallied(said, completions)
         scores = table(completions)
         for (b, k), group in itertools.groupby(said, key=lambda reply: reply.case.place):
-            found = [likelihoods(reply, labels, tallies[b]) for reply in group]
-            known = [m for p in found if p is not None and not math.isnan(m := margin(p[0], p[-1]))]
-            tallies[b].counts["unlikely"] += len(found) - len(known) - sum(p is None for p in found)
+            found = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
+            known = [m for p in found if not math.isnan(m := margin(p[0], p[-1]))]
+            tallies[b].counts["unlikely"] += len(found) - len(known)
             scores[b, k] = sum(known) / len(known) if known else math.nan
         wins = (self.scale * (scores[:, :, None] - scores[:, None, :])).sigmoid()
         return Verdict(scores.float(), wins.nan_to_num(0.5).float(), [tally.note for tally in tallies])
@@ -96,9 +96,9 @@ class Expected:
         tallies = tallied(said, completions)
         weights = table(completions, len(labels))  # p(s), [B, K, S]
         for (b, k), group in itertools.groupby(said, key=lambda reply: reply.case.place):
-            found = [likelihoods(reply, labels, tallies[b]) for reply in group]
-            known = [torch.tensor(p, dtype=torch.float64) / sum(p) for p in found if p is not None and sum(p)]
-            tallies[b].counts["unlikely"] += sum(1 for p in found if p is not None and not sum(p))
+            found = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
+            known = [torch.tensor(p, dtype=torch.float64) / sum(p) for p in found if sum(p) > 0]
+            tallies[b].counts["unlikely"] += len(found) - len(known)
             if known:
                 weights[b, k] = torch.stack(known).mean(0)
         return expected(weights, numbers(labels, rubric.name), [tally.note for tally in tallies])
