@@ -51,12 +51,12 @@ def on_its_line(text: str, closer: str) -> tuple[str, int]:
 
     Args:
         text: any.
-        closer: what follows; a quotation mark in the text becomes another one, a longer mark gets a space inside, and other
-            single characters, a full stop perhaps, close nothing.
+        closer: what follows. Where it begins with a quotation mark, that becomes another one in the text; a longer mark gets a
+            space inside; and a single character, a full stop perhaps, closes nothing.
     """
     text = BREAKS.sub(" ", text)
-    if closer in QUOTES:
-        return text.replace(closer, QUOTES[closer]), text.count(closer)
+    if (quote := closer[:1]) in QUOTES:
+        return text.replace(quote, QUOTES[quote]), text.count(quote)
     if len(closer) < 2 or closer[1].isspace():
         return text, 0
     return broken(text, re.compile(re.escape(closer)))
