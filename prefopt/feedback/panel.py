@@ -21,8 +21,8 @@ class Panel:
 
     mean:       P = mean of P_m; scores are the mean of theirs, so they should be on one scale
     majority:   P = 1, ½ or 0, as more, as many or fewer of them prefer y_i (P_m > ½; a P_m of ½ is half a vote)
-    agreement:  P = Σ_m w_m P_m, with w_m ∝ max(0, 2 a_m − 1) and a_m the share of this call's pairs on which m and the others,
-                one by one, prefer the same: who agrees with nobody counts for nothing, and if that is everyone, all count alike
+    agreement:  P = Σ_m w_m P_m, with w_m ∝ a_m, the share of this call's pairs on which m and the others, one by one, prefer
+                the same: who agrees with nobody counts for nothing, and if that is everyone, all count alike
 
     With the latter two, scores are the mean over the others of P, so they need two completions of each prompt. A judge that gives
     scores alone prefers the larger. On a pair or a completion, those vote who have a verdict; it has none only where nobody has.
@@ -62,11 +62,11 @@ class Panel:
             for m, member in enumerate(self.members)
         ]
         wins = torch.stack([_wins(verdict) for verdict in said])  # [M, B, K, K], NaN where there is no verdict
-        votes = torch.where(wins.isnan(), wins, (wins - 0.5).sign() / 2 + 0.5)
+        votes = _votes(wins - 0.5)
         weights = _weights(votes) if self.combine == "agreement" else torch.full((len(said),), 1 / len(said)).double()
         combined = _weighted(votes if self.combine == "majority" else wins, weights)
         if self.combine == "majority":
-            combined = (combined - 0.5).sign() / 2 + 0.5
+            combined = _votes(combined - 0.5)
         scores = torch.stack([verdict.scores.double().cpu() for verdict in said])
         return Verdict(
             (scores.nanmean(0) if self.combine == "mean" else combined.nanmean(-1)).float(),
@@ -110,8 +110,13 @@ def _wins(verdict: Verdict) -> Tensor:
     """P [B, K, K] of a member, or what its scores prefer; NaN on the diagonal and where a completion has no verdict."""
     scores = verdict.scores.double().cpu()
     gap = scores[:, :, None] - scores[:, None, :]  # NaN where either is
-    wins = gap.sign() / 2 + 0.5 if verdict.preference is None else verdict.preference.double().cpu() + 0 * gap
+    wins = _votes(gap) if verdict.preference is None else verdict.preference.double().cpu() + 0 * gap
     return wins.masked_fill(torch.eye(wins.shape[-1], dtype=torch.bool), math.nan)
+
+
+def _votes(gap: Tensor) -> Tensor:
+    """1, ½ or 0 for a gap above, at or below 0; NaN stays NaN, of which torch's sign is 0."""
+    return torch.where(gap.isnan(), gap, gap.sign() / 2 + 0.5)
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
@@ -132,8 +137,7 @@ def _same(votes: Tensor) -> Tensor:
 
 def _weights(votes: Tensor) -> Tensor:
     """[M] weights that sum to 1."""
-    agreement = _same(votes).double().fill_diagonal_(math.nan).nanmean(1)
-    weights = (2 * agreement.nan_to_num(0) - 1).clamp(min=0)
+    weights = _same(votes).double().fill_diagonal_(math.nan).nanmean(1).nan_to_num(0)
     return weights / weights.sum() if weights.sum() else torch.full_like(weights, 1 / len(weights))
 
 
