@@ -72,7 +72,7 @@ class Reply:
         neutralised: marks in the texts that were broken up.
         prompt_tokens: read in all steps.
         completion_tokens: written in all steps.
-        calls: questions that it took.
+        calls: requests that it took.
     """
 
     case: Case
@@ -126,7 +126,7 @@ def replies(
             asked[i].neutralised,
             sum(step.prompt_tokens for step in steps[n]),
             sum(step.completion_tokens for step in steps[n]),
-            len(steps[n]),
+            sum(step.calls for step in steps[n]),
         )
         for n, (i, _) in enumerate(drawn)
     ]
@@ -166,7 +166,7 @@ class Tally:
         counts: empty completions, malformed verdicts, refusals, …
         outside: of each answer, the probability that it is none of the labels.
         rationales: that were written, with the completions they are about.
-        usage: questions and tokens; of what came from a cache, too.
+        usage: requests and tokens; of what came from a cache, too.
         more: what a mode adds.
     """
 

@@ -18,6 +18,7 @@ from prefopt.judges.pairs import Average, Pairwise
 from prefopt.judges.points import Expected, Pointwise
 from prefopt.judges.question import Answer, Backend, Question
 from prefopt.judges.rubric import Rubric, load_rubric
+from prefopt.plugins import checked_fields
 from prefopt.types import Prompt, Verdict
 
 Mode = Pairwise | Pointwise | Expected | Generative
@@ -54,8 +55,9 @@ class Judge:
         dtype: of the local model's weights.
         batch_size: questions that the local model reads together.
         remote_code: allow the local model's repository to run its own code.
-        cache: folder in which answers are kept, for all runs; None keeps none.
-        budget: what may be spent, by what: see `Memory`.
+        cache: folder in which answers are kept, for all runs. None is one below $PREFOPT_CACHE for a server's, and no folder at all
+            for a local model's, which cost nothing but time.
+        budget: what a run may spend: the fields of `Budget`, calls and tokens; None sets no limit.
         accelerator: knows the device; None finds it.
 
     Raises:
@@ -81,7 +83,7 @@ class Judge:
     batch_size: Count = 32
     remote_code: bool = False
     cache: str | None = None
-    budget: Any = None
+    budget: Mapping[str, int] | None = None
     accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,13 +114,13 @@ class Judge:
         """
         labels = self.how.labels(self.text, self._manner)
         self.text.check(self.how.shows, labels, self.thought)
-        self.answering.check()
+        self.asked.check()
 
     def load(self) -> None:
-        """Check, and load the local model."""
+        """Check, and load the local model where it will be asked: in the main process."""
         self.check()
-        if isinstance(self.answering, Local):
-            _ = self.answering.reading
+        if isinstance(self._source, Local) and (self.accelerator is None or self.accelerator.is_main_process):
+            _ = self._source.reading
 
     @cached_property
     def text(self) -> Rubric:
@@ -136,28 +138,30 @@ class Judge:
         return Pointwise(self.scale) if self.mode == "pointwise" else Expected()
 
     @cached_property
-    def answering(self) -> Backend:
-        """Who answers, without what remembers."""
+    def asked(self) -> Backend:
+        """Who answers: a backend, or a `Memory` before it where answers are kept or paid for."""
+        if self.cache is None and self.budget is None and self.server is None:
+            return self._source
+        from prefopt.judges.memory import Budget, Memory
+
+        folder = None if self.cache is None else Path(self.cache).expanduser()
+        return Memory(self._source, folder, _made(Budget, self.budget or {}, "budget"))
+
+    @cached_property
+    def _source(self) -> Backend:
         if self.backend is not None:
             return self.backend
         if self.server is not None:
-            return _server(self.server)
+            from prefopt.judges.server import Server
+
+            return _made(Server, self.server, "server")
         assert self.model is not None
         return Local(self.model, self.tokenizer, self.dtype, self.batch_size, self.remote_code, self.accelerator)
 
     def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Answers in the order of the questions."""
-        if self.cache is None and self.budget is None:
-            found = dict(self.answering.ask(questions))
-            return [found[i] for i in range(len(questions))]
-        return self._memory.answers(questions)
-
-    @cached_property
-    def _memory(self) -> Any:
-        from prefopt.judges.memory import Memory
-
-        folder = None if self.cache is None else Path(self.cache).expanduser()
-        return Memory(self.answering, folder, self.budget)
+        found = dict(self.asked.ask(questions))
+        return [found[i] for i in range(len(questions))]
 
     @property
     def _manner(self) -> Manner:
@@ -165,19 +169,19 @@ class Judge:
         return Manner(**{name: getattr(self, name) for name in names})
 
 
-def _server(fields: Mapping[str, Any]) -> Backend:
-    """A server by its fields.
+def _made(cls: Any, fields: Mapping[str, Any], name: str) -> Any:
+    """A dataclass by the fields that a recipe gives.
 
     Raises:
-        PrefoptError: one that it does not have, or that is missing.
+        PrefoptError: one that it does not have, that is missing, or of a wrong type.
     """
-    from prefopt.judges.server import Server
-
-    known = [f.name for f in dataclasses.fields(Server) if f.init]
-    for name in fields:
-        if name not in known:
-            raise PrefoptError(f"server has no field {name!r}.{nearest(name, known)} It has: {', '.join(known)}.")
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for field_name in fields:
+        if field_name not in known:
+            raise PrefoptError(
+                f"{name} has no field {field_name!r}.{nearest(field_name, known)} It has: {', '.join(known)}."
+            )
     try:
-        return Server(**fields)
+        return checked_fields(cls(**fields), name)
     except (TypeError, ValueError) as error:
-        raise PrefoptError(f"server cannot be made: {error}") from error
+        raise PrefoptError(f"{name} cannot be made: {error}") from error
