@@ -3,6 +3,7 @@
 from prefopt.feedback.call import run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.make import FEEDBACKS, SHAPES, ask, check_feedback, make_feedback, reward_models, together
+from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
 from prefopt.feedback.shaping import (
@@ -24,6 +25,7 @@ __all__ = [
     "LengthPenalty",
     "MissingEOS",
     "Normalise",
+    "Panel",
     "ReferenceNormalise",
     "RepetitionPenalty",
     "RewardModel",
