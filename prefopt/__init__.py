@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prefopt.checks import check_objective
     from prefopt.errors import PrefoptError
     from prefopt.functional import pair_metrics
+    from prefopt.labelling import LabelRecipe, LabelResult, label, load_label_recipe
     from prefopt.objectives import load_objective
     from prefopt.objectives.parts import log_ratios, reference_sums
     from prefopt.recipe import Recipe, load_recipe
@@ -38,6 +39,8 @@ __all__ = [
     "Adaptive",
     "Batch",
     "Feedback",
+    "LabelRecipe",
+    "LabelResult",
     "Loss",
     "Model",
     "Needs",
@@ -53,6 +56,8 @@ __all__ = [
     "Verdict",
     "check_objective",
     "evaluate_loss",
+    "label",
+    "load_label_recipe",
     "load_objective",
     "load_recipe",
     "log_ratios",
@@ -63,11 +68,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LabelRecipe": "labelling",
+    "LabelResult": "labelling",
     "PrefoptError": "errors",
     "Recipe": "recipe",
     "RunResult": "runs",
     "check_objective": "checks",
     "evaluate_loss": "terms",
+    "label": "labelling",
+    "load_label_recipe": "labelling",
     "load_objective": "objectives",
     "load_recipe": "recipe",
     "log_ratios": "objectives.parts",

@@ -1,6 +1,6 @@
-"""The reference pages that are made from code: the catalogue of objectives, and the fields of a recipe.
+"""The reference pages that are made from code: the catalogue of objectives, and the fields of recipes.
 
-`python -m prefopt.catalogue` writes docs/objectives.md, and docs/recipes.md below its marker.
+`python -m prefopt.catalogue` writes docs/objectives.md, and docs/recipes.md and docs/label.md below their markers.
 """
 
 import dataclasses
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from prefopt.curves import draw
 from prefopt.errors import PrefoptError
+from prefopt.labelling.recipe import LabelRecipe
 from prefopt.objectives import CATALOGUE, objective_class
-from prefopt.recipe import Recipe, describe
+from prefopt.recipe import Recipe, Section, describe
 from prefopt.types import Needs
 
 MARKER = "<!-- The rest is made by `python -m prefopt.catalogue`. -->\n"
-"""What stands above it in docs/recipes.md is written by hand."""
+"""What stands above it on a page of a recipe's fields is written by hand."""
 
 
 PICTURE = """![the loss of one pair and its derivative against the margin, for every pairwise objective](objectives.svg)
@@ -119,14 +120,14 @@ def _markdown(doc: str) -> Iterator[str]:
             yield paragraph.replace("<", "&lt;")
 
 
-def recipe_fields() -> str:
+def recipe_fields(kind: type[Section] = Recipe) -> str:
     """The fields of a recipe, a table for each section."""
     lines = ["## Every field", ""]
     lines.append(
         "In the order of a recipe. A section without *required* can be left out, and so can each of its fields."
     )
     section = None
-    for field in describe(Recipe):
+    for field in describe(kind):
         parent, _, name = field.key.rpartition(".")
         if field.kind.startswith("section") and not parent:
             lines += ["", f"### {name}", "", f"{field.description[0].upper()}{field.description[1:]}.", ""]
@@ -148,10 +149,13 @@ def _cell(text: str) -> str:
 
 def pages(folder: Path) -> dict[Path, str]:
     """What each reference page below `folder` should hold."""
-    recipes = folder / "recipes.md"
+    fields: dict[Path, type[Section]] = {folder / "recipes.md": Recipe, folder / "label.md": LabelRecipe}
     return {
         folder / "objectives.md": objectives_page(),
-        recipes: recipes.read_text().partition(MARKER)[0] + MARKER + "\n" + recipe_fields(),
+        **{
+            page: page.read_text().partition(MARKER)[0] + MARKER + "\n" + recipe_fields(kind)
+            for page, kind in fields.items()
+        },
     }
 
 

@@ -4,7 +4,7 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from prefopt.errors import PrefoptError
-from prefopt.progress import show_evaluation, show_result
+from prefopt.progress import show_evaluation, show_labelled, show_result
 
 if TYPE_CHECKING:
-    from prefopt.recipe import Recipe
+    from prefopt.recipe import Described, Recipe
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -85,6 +85,17 @@ def sample(options: argparse.Namespace) -> None:
             out.print(Padding(Text(f"→ {completion.strip()}"), (0, 0, 0, 2)))
 
 
+def label(options: argparse.Namespace) -> None:
+    """`prefopt label`."""
+    from prefopt import labelling, runs
+
+    settings = labelling.load_label_recipe(options.recipe, options.overrides)
+    _quiet_libraries()
+    result = labelling.label(settings, Path(options.out), err)
+    runs.leave_processes()
+    show_labelled(out, result)
+
+
 def check(options: argparse.Namespace) -> None:
     """`prefopt check`."""
     from prefopt.checks import check_objective
@@ -147,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--dry-run", action="store_true", help="check everything, print the resolved recipe, load no model"
     )
-    made.format_help = _with_fields(made.format_help)  # type: ignore[method-assign]
+    made.format_help = _with_fields(made.format_help, _run_fields)  # type: ignore[method-assign]
     made = verb(evaluate, "measure a policy on held-out data, with intervals")
     made.add_argument(
         "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"
@@ -164,6 +175,16 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", action="append", help="your own; may be given again (default: held-out prompts)")
     made.add_argument("--number", type=_positive, default=5, help="of held-out prompts (default: 5)")
     made.add_argument("--completions", type=_positive, default=1, help="of each prompt (default: 1)")
+    made = verb(label, "score or judge completions, write a preference data set")
+    made.add_argument("recipe", metavar="RECIPE", help="a YAML file (docs/label.md)")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="for example prompts=100 samples.completions=2")
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="the folder; the same command again goes on where it was interrupted",
+    )
+    made.format_help = _with_fields(made.format_help, _label_fields)  # type: ignore[method-assign]
     made = verb(check, "run the contract on an objective, yours or the catalogue's")
     made.add_argument("objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name")
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
@@ -178,18 +199,31 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _with_fields(usual: Callable[[], str]) -> Callable[[], str]:
+def _run_fields() -> "Iterator[Described]":
+    from prefopt.recipe import Recipe, describe
+
+    for field in describe(Recipe):
+        if not field.key.startswith(("source.validation.", "source.test.")):  # the same as those of source
+            yield field
+
+
+def _label_fields() -> "Iterator[Described]":
+    from prefopt.labelling import LabelRecipe
+    from prefopt.recipe import describe
+
+    return describe(LabelRecipe)
+
+
+def _with_fields(usual: Callable[[], str], fields: "Callable[[], Iterator[Described]]") -> Callable[[], str]:
     """Help that explains every field of a recipe; made only when it is asked for."""
 
     def format_help() -> str:
-        from prefopt.recipe import Described, Recipe, describe
+        from prefopt.recipe import Described
 
         base = Described("base", "text", "", "another recipe, relative to this one, that it refines")
         width = shutil.get_terminal_size().columns - 2
         lines = ["fields of a recipe, in its YAML or as key=value:"]
-        for field in (base, *describe(Recipe)):
-            if field.key.startswith(("source.validation.", "source.test.")):
-                continue  # the same as those of source
+        for field in (base, *fields()):
             choices = f": {field.kind}" if "|" in field.kind and field.kind != "true | false" else ""
             default = f"({field.default})".replace(" ", "\xa0") if field.default else ""
             text = f"{field.description}{choices} {default}"

@@ -58,6 +58,17 @@ def estimate(observed: Observations, confidence: float = 0.95, seed: int = 0) ->
     return _bootstrap((values, weights), lambda v, w, axis=-1: v.sum(axis) / w.sum(axis), confidence, seed)
 
 
+def common(one: Observations, other: Observations) -> tuple[Observations, Observations]:
+    """Both on the groups that both have."""
+    shared = set(one.groups) & set(other.groups)
+    return _only(one, shared), _only(other, shared)
+
+
+def _only(observed: Observations, groups: set[str]) -> Observations:
+    here = np.array([group in groups for group in observed.groups], dtype=bool)
+    return Observations(observed.values[here], observed.weights[here], [g for g in observed.groups if g in groups])
+
+
 def change(before: Observations, after: Observations, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """after − before on the same groups, paired: a prompt is resampled with both its observations.
 

@@ -16,7 +16,7 @@ from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
-from prefopt.estimates import Estimate, Observations, change, estimate
+from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
 from prefopt.functional import kl_estimate, seed_for
 from prefopt.parallel import draw, forward
@@ -25,6 +25,7 @@ from prefopt.policy.sampler import end_tokens
 from prefopt.sources import project
 from prefopt.track import plain
 from prefopt.types import Batch, Feedback, Model, Needs, Outputs, Sampled
+from prefopt.winrate import Contest, Sample, key, rates, wins
 
 PAIR = Needs(completions=2, ordered=True)
 BEST = Needs(completions=1, ordered=True)
@@ -74,13 +75,13 @@ class Evaluation:
         return cls(observed, numbers, **content)
 
     def change_since(self, before: "Evaluation") -> dict[str, Estimate]:
-        """Paired differences of the metrics that both have."""
-        shared = self.observations.keys() & before.observations.keys()
-        return {
-            name: change(before.observations[name], o, self.confidence, self.seed)
+        """Paired differences of the metrics that both have, over the prompts on which both have them: a verdict may be missing."""
+        paired = {
+            name: common(before.observations[name], o)
             for name, o in self.observations.items()
-            if name in shared
+            if name in before.observations
         }
+        return {name: change(*both, self.confidence, self.seed) for name, both in paired.items() if both[0].groups}
 
 
 class Evaluator:
@@ -97,6 +98,7 @@ class Evaluator:
         reference: for log-ratios and KL; without one these are not measured.
         gold: scores samples.
         seed: of sampling and resampling.
+        contest: compares samples with somebody else's.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Evaluator:
         reference: Model | None = None,
         gold: Feedback | None = None,
         seed: int = 0,
+        contest: Contest | None = None,
     ):
         self.rows = rows[: settings.rows]
         self.prompts = distinct_prompts(rows)[: settings.prompts]
@@ -114,8 +117,10 @@ class Evaluator:
         self.accelerator = accelerator
         self.reference = reference
         self.gold = gold
+        self.contest = contest
         self.seed = seed
         self._reference_logps: Tensor | None = None  # [pairs, 2]; a reference does not move, so once is enough
+        self._reference_samples: list[list[Sample]] = []
 
     @torch.no_grad()
     def __call__(self, model: Policy | Scorer) -> Evaluation:
@@ -189,11 +194,13 @@ class Evaluator:
         prompts = tuple(tuple(row.prompt_ids) for row in self.prompts)
         temperature = torch.full((len(prompts),), settings.temperature or 1.0)
         batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns={"temperature": temperature})
-        measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double()}
-        last = batch.completion_ids.gather(-1, (batch.mask.sum(-1, keepdim=True) - 1).clamp(min=0)).squeeze(-1)
-        measured["ended"] = torch.isin(last, torch.tensor(end_tokens(model, settings.stop))).double()
+        measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double(), "ended": self._ended(model, sampled)}
         measured |= self._divergence(model, batch)
         texts = decoded(model, batch)
+        told: list[list[dict[str, Any]]] = [[{} for _ in row] for row in texts]
+        if self.contest is not None:
+            won, told = self._compared(self.contest, model, texts, measured["ended"])
+            measured |= won
         if self.gold is not None:
             ended = measured["ended"].bool().tolist()  # a feedback sees text, in which EOS is not to be seen
             rows = [{**row.example.columns, "ended": said} for row, said in zip(self.prompts, ended, strict=True)]
@@ -205,16 +212,51 @@ class Evaluator:
         numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
         if "gold" in measured:
             numbers["gold_missing"] = measured["gold"].isnan().double().mean().item()
+        if "win_rate" in measured:
+            numbers["win_rate_missing"] = measured["win_rate"].isnan().double().mean().item()
         samples = [
             {
                 "prompt": row.example.prompt,
                 "completion": texts[b][k],
+                **told[b][k],
                 **{name: value[b, k].item() for name, value in measured.items()},
             }
             for b, row in enumerate(self.prompts)
             for k in range(self.settings.completions)
         ]
         return observations, numbers, samples
+
+    def _ended(self, model: Policy, sampled: Sampled) -> Tensor:
+        """[B, K]: 1 where a sample came to an end token."""
+        last = (sampled.mask.sum(-1, keepdim=True) - 1).clamp(min=0)
+        ends = torch.tensor(end_tokens(model, self.settings.sampling.stop))
+        return torch.isin(sampled.completion_ids.gather(-1, last).squeeze(-1), ends).double()
+
+    def _compared(
+        self, contest: Contest, model: Policy, texts: Sequence[Sequence[str]], ended: Tensor
+    ) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
+        """Who wins, [B, K], and the text that each sample met."""
+        mine = _paired(texts, ended)
+        if contest.others is not None:
+            theirs = [list(contest.others.get(key(row.example.prompt), ())) for row in self.prompts]
+        else:
+            theirs = self._of_reference(model)
+        won = wins(contest.judge, self.prompts, mine, theirs, self.accelerator)
+        met = [[other[k % len(other)].text if other else "" for k in range(won.shape[1])] for other in theirs]
+        longer = [
+            [len(o.text) - len(t) for o, t in zip(own, other, strict=True)]
+            for own, other in zip(mine, met, strict=True)
+        ]
+        return rates(won, torch.tensor(longer)), [[{"against": text} for text in row] for row in met]
+
+    def _of_reference(self, model: Policy) -> list[list[Sample]]:
+        """The reference's own samples; a reference does not move, so once is enough."""
+        if not self._reference_samples:
+            assert self.reference is not None
+            drawn = self._draw(self.reference, "reference")
+            batch = Batch(tuple(tuple(row.prompt_ids) for row in self.prompts), drawn.completion_ids, drawn.mask)
+            self._reference_samples = _paired(decoded(model, batch), self._ended(model, drawn))
+        return self._reference_samples
 
     def _divergence(self, model: Policy, batch: Batch) -> dict[str, Tensor]:
         """KL(π ‖ π_ref) estimated on the policy's own samples: k1 is unbiased, k3 is too and never negative.
@@ -232,11 +274,20 @@ class Evaluator:
         ratio = (mine.logps - other.logps).double()  # 0 outside the mask
         return {"kl": kl_estimate(ratio, "k1").sum(-1), "kl_k3": kl_estimate(ratio, "k3").sum(-1)}
 
-    def _draw(self, model: Policy) -> Sampled:
+    def _draw(self, model: Any, name: str = "evaluation") -> Sampled:
+        """Samples of the policy, or with noise of another name."""
         settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
-        seeds = torch.tensor([seed_for(self.seed, "evaluation", str(prompt)) for prompt in prompts])
+        seeds = torch.tensor([seed_for(self.seed, name, str(prompt)) for prompt in prompts])
         sampler = TransformersSampler(settings.batch_size * 4, self.accelerator.autocast)
         return draw(sampler, model, prompts, settings.completions, settings.sampling, seeds, self.accelerator)
+
+
+def _paired(texts: Sequence[Sequence[str]], ended: Tensor) -> list[list[Sample]]:
+    """B × K samples, each with whether it ended."""
+    return [
+        [Sample(*one) for one in zip(row, said, strict=True)]
+        for row, said in zip(texts, ended.bool().tolist(), strict=True)
+    ]
 
 
 def distinct(texts: Iterable[Iterable[str]], n: int) -> float:

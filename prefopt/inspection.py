@@ -18,6 +18,7 @@ from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer
 from prefopt.progress import show_data
 from prefopt.runs import make_accelerator, saved_recipe
 from prefopt.types import Batch
+from prefopt.winrate import contest
 
 
 def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
@@ -48,9 +49,12 @@ def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
     load = load_scorer if prepared.needs.rewards else load_policy
     model = load(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
     reference = make_reference(model, settings.reference, settings.policy) if isinstance(model, Policy) else None
-    spec = settings.evaluate.gold
-    gold = None if spec is None else make_feedback(spec, accelerator, "evaluate.gold")
-    evaluator = Evaluator(rows, settings.evaluate, accelerator, reference, gold, settings.seed_of("evaluation"))
+    gold, judge = (
+        None if spec is None else make_feedback(spec, accelerator, key)
+        for key, spec in (("evaluate.gold", settings.evaluate.gold), ("evaluate.judge", settings.evaluate.judge))
+    )
+    meeting, seed = contest(judge, settings.evaluate.against), settings.seed_of("evaluation")
+    evaluator = Evaluator(rows, settings.evaluate, accelerator, reference, gold, seed, meeting)
     with console.status("evaluating on test rows"):
         return evaluator(model)
 

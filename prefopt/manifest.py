@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from prefopt import recipe
-from prefopt.data import Tokenised
+from prefopt.data import Example, Tokenised
 
 PACKAGES = (
     "prefopt-research",
@@ -49,6 +49,22 @@ def manifest(
         others: further models that had a say, by what they were: the reference, reward models.
     """
     return {
+        **circumstances(settings, accelerator),
+        "model": {
+            "name": model_name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "fingerprint": fingerprint_weights(model),
+        },
+        "others": {name: fingerprint_weights(other) for name, other in (others or {}).items()},
+        "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
+        "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
+    }
+
+
+def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[str, Any]:
+    """When, by what command, with which code, on what: of anything that a recipe describes."""
+    return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -66,15 +82,6 @@ def manifest(
             "threads": torch.get_num_threads(),
             "precision": accelerator.mixed_precision,
         },
-        "model": {
-            "name": model_name,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "fingerprint": fingerprint_weights(model),
-        },
-        "others": {name: fingerprint_weights(other) for name, other in (others or {}).items()},
-        "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
-        "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
     }
 
 
@@ -92,6 +99,14 @@ def fingerprint_rows(rows: Sequence[Tokenised]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for row in rows:
         digest.update(repr((row.prompt_ids, row.completion_ids, row.scores, row.preference)).encode())
+    return digest.hexdigest()
+
+
+def fingerprint_examples(rows: Sequence[Example]) -> str:
+    """A hash of prompts, completions and judgements as text, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(repr((row.prompt, row.completions, row.scores, row.preference)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

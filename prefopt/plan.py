@@ -15,6 +15,7 @@ from prefopt.policy import check_sampler, find_model
 from prefopt.sources import EMBED, project
 from prefopt.terms import Term, merged_needs
 from prefopt.types import Needs, Objective
+from prefopt.winrate import stored
 
 EMBEDDINGS = "embeddings"
 """The column that `source.embeddings` adds."""
@@ -186,9 +187,11 @@ def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:
-    gold = settings.evaluate.gold
-    if gold is not None:
-        check_feedback(gold, "evaluate.gold", fixed=True)
+    for key, spec in (("evaluate.gold", settings.evaluate.gold), ("evaluate.judge", settings.evaluate.judge)):
+        if spec is not None:
+            check_feedback(spec, key, fixed=True)
+    if settings.evaluate.against is not None:
+        stored(settings.evaluate.against)
     for key, spec in (("feedback", settings.feedback), ("cost", settings.cost)):
         if spec is None:
             continue

@@ -1,7 +1,7 @@
 """What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,8 +11,11 @@ from rich.text import Text
 if TYPE_CHECKING:
     from prefopt.data.tokenise import Report
     from prefopt.estimates import Estimate
+    from prefopt.labelling import LabelResult
     from prefopt.runs import RunResult
     from prefopt.train import Step
+
+Item = TypeVar("Item")
 
 WIDE = 110
 """Columns from which results have the room to show every interval."""
@@ -52,14 +55,38 @@ def shown(steps: "Iterable[Step]", total: int, console: Console, done: int = 0) 
     Args:
         steps: a trainer.
         total: how many there will be.
-        console: where to show them; one that is no terminal gets about ten plain lines instead of a bar.
+        console: where to show them.
         done: steps that a resumed run has behind it.
     """
+    yield from followed(steps, total, console, "step", lambda step: (step.number, _numbers(step)), done)
+
+
+def followed(
+    items: Iterable[Item],
+    total: int,
+    console: Console,
+    word: str,
+    told: Callable[[Item], tuple[int, str]],
+    done: int = 0,
+) -> Iterator[Item]:
+    """The same items, shown as they pass, with the time left.
+
+    Args:
+        items: what is done, piece by piece.
+        total: how much there will be.
+        console: where to show it; one that is no terminal gets about ten plain lines instead of a bar.
+        word: what is counted.
+        told: how much is done with an item, and what is to be said then.
+        done: how much was done before.
+    """
     if not console.is_terminal:
-        for step in steps:
-            if step.number == total or step.number % max(1, total // 10) == 0:
-                console.print(f"step {step.number}/{total} · {_numbers(step)}", highlight=False, soft_wrap=True)
-            yield step
+        next_line = (done * 10 // total + 1) * total / 10
+        for item in items:
+            number, words = told(item)
+            if number == total or number >= next_line:
+                next_line = (number * 10 // total + 1) * total / 10
+                console.print(f"{word} {number}/{total} · {words}", highlight=False, soft_wrap=True)
+            yield item
         return
     columns = (
         BarColumn(bar_width=max(8, min(30, console.width - 70))),
@@ -69,10 +96,11 @@ def shown(steps: "Iterable[Step]", total: int, console: Console, done: int = 0) 
         TextColumn("left"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("train", total=total, completed=done, numbers="")
-        for step in steps:
-            progress.update(task, completed=step.number, numbers=_numbers(step))
-            yield step
+        task = progress.add_task(word, total=total, completed=done, numbers="")
+        for item in items:
+            number, words = told(item)
+            progress.update(task, completed=number, numbers=words)
+            yield item
 
 
 def show_validation(console: Console, step: int, estimates: "Mapping[str, Estimate]") -> None:
@@ -168,3 +196,17 @@ def show_evaluation(
     for name, value in numbers.items():
         table.add_row(name, _number(value), "")
     console.print(table)
+
+
+def show_labelling(spent: Mapping[str, float]) -> str:
+    """What has been used so far, in words."""
+    return " · ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in spent.items()) or "no cost"
+
+
+def show_labelled(console: Console, result: "LabelResult") -> None:
+    """What a labelling came to, and how to train on it."""
+    for name, count in result.counts.items():
+        console.print(f"{count:>9,} {name.replace('_', ' ')}", highlight=False)
+    console.print(f"{'spent':>9} {show_labelling(result.spent)}", highlight=False)
+    console.print(f"\ndata      {result.data}", highlight=False, soft_wrap=True)
+    console.print(f"train     prefopt run RECIPE source.data={result.data}", highlight=False, soft_wrap=True)

@@ -21,14 +21,18 @@ FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
 """Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
 beside the recipe first."""
 
-WHOLE = {"objective", "feedback", "cost", "evaluate.gold"}
+WHOLE = {"objective", "feedback", "cost", "evaluate.gold", "evaluate.judge"}
 """Keys that a recipe takes from its base or replaces whole: the fields of one class mean nothing to another."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and strict about its keys."""
+    """A part of a recipe, or a whole one: frozen, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_yaml(self) -> str:
+        """It in full, as it can be loaded again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _listed(value: Any) -> Any:
@@ -124,11 +128,19 @@ class Sampling(Section):
     stop: Names = Field((), description="texts that end a completion, beside EOS; each must be a single token")
 
 
-class Rollouts(Section):
+class Samples(Section):
+    """Completions that a policy writes, and what draws them."""
+
+    completions: int = Field(4, gt=0, description="samples of each prompt")
+    sampling: Sampling = Field(Sampling(), description="how they are drawn")
+    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
+    rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
+
+
+class Rollouts(Samples):
     """The policy writes the completions of the batches itself; the data bring prompts, `feedback` brings scores."""
 
-    completions: int = Field(4, gt=0, description="samples of each prompt in a batch")
-    sampling: Sampling = Field(Sampling(), description="how they are drawn")
     order: Literal["shuffled", "length", "reward", "self-paced"] = Field(
         "shuffled",
         description="of the prompts: easiest first by length or by their present reward, or ever harder ones",
@@ -137,9 +149,6 @@ class Rollouts(Section):
         False, description="replace prompts that cannot be used or whose completions all have one score (DAPO)"
     )
     mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the player `mixture` writes")
-    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
-    server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
-    rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
 
 
 PLAYERS = {
@@ -235,6 +244,10 @@ class Feedback(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+Opinion = typing.Annotated[Feedback, BeforeValidator(_term)]
+"""A feedback, which may be given by its name alone."""
+
+
 class Term(BaseModel):
     """An objective and its hyperparameters; keys other than these are its fields."""
 
@@ -311,12 +324,27 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    gold: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+    gold: Opinion | None = Field(
         None,
         description="feedback that scores samples, and rollouts to be watched: the reward that counts; nothing learns from it",
     )
+    judge: Opinion | None = Field(
+        None, description="feedback that says whether samples beat the reference's on the same prompts: the win rate"
+    )
+    against: str | None = Field(
+        None,
+        description="finished run folder whose test samples `judge` compares with; null is the reference's own samples",
+    )
     batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> "Evaluate":
+        if self.against is not None and self.judge is None:
+            raise ValueError("against names whom to compare with; say who judges, in evaluate.judge, or leave it out")
+        if self.judge is not None and not self.prompts:
+            raise ValueError("judge compares samples, and evaluate.prompts is 0: nothing is sampled")
+        return self
 
 
 class Wandb(Section):
@@ -363,10 +391,10 @@ class Recipe(Section):
     policy: Policy = Field(description="the model that is trained")
     reference: Reference = Field(Reference(), description="what it is held near to")
     source: Source = Field(description="where the batches come from")
-    feedback: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+    feedback: Opinion | None = Field(
         None, description="what scores the policy's own completions: {name: RewardModel, model: runs/reward}"
     )
-    cost: typing.Annotated[Feedback | None, BeforeValidator(_term)] = Field(
+    cost: Opinion | None = Field(
         None, description="a second feedback, of what is to be kept low, for constrained objectives"
     )
     objective: typing.Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
@@ -381,15 +409,24 @@ class Recipe(Section):
         given = getattr(self.seeds, what)
         return self.seed if given is None else given
 
-    def to_yaml(self) -> str:
-        """The recipe in full, as it can be loaded again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+Kind = typing.TypeVar("Kind", bound=Section)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, what it inherits, and the overrides.
+    """Read the recipe of a run; `load` says how.
+
+    Raises:
+        PrefoptError: what `load` refuses.
+    """
+    return load(Recipe, path, overrides)
+
+
+def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """Read a recipe of any kind, what it inherits, and the overrides.
 
     Args:
+        kind: what it is a recipe of: `Recipe` is a run; it has a field `name`.
         path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` and feedbacks
             are replaced whole.
         overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
@@ -404,14 +441,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(tree, override)
     try:
-        return Recipe.model_validate(_interpolate(tree))
+        return kind.model_validate(_interpolate(tree))
     except ValidationError as error:
-        raise PrefoptError(explain(error, str(file))) from None
+        raise PrefoptError(explain(error, str(file), kind)) from None
 
 
-def explain(error: ValidationError, where: str) -> str:
+def differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """The dotted keys in which two recipes, as `model_dump` gives them, differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if one == other else [key]
+
+
+def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe) -> str:
     """A pydantic error, a line for each key that is wrong: where, what, and what to write instead."""
-    known = {field.key: field for field in describe(Recipe)}
+    known = {field.key: field for field in describe(kind)}
     lines = list(dict.fromkeys(_line(item, known) for item in error.errors()))
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
@@ -536,8 +581,8 @@ def _named(tree: dict[str, Any]) -> dict[str, Any]:
     named = tree | {key: _term(tree[key]) for key in ("objective", "feedback", "cost") if key in tree}
     if isinstance(named.get("objective"), list):
         named["objective"] = [_term(term) for term in named["objective"]]
-    if isinstance(measured := named.get("evaluate"), dict) and "gold" in measured:
-        named["evaluate"] = measured | {"gold": _term(measured["gold"])}
+    if isinstance(measured := named.get("evaluate"), dict):
+        named["evaluate"] = measured | {key: _term(measured[key]) for key in ("gold", "judge") if key in measured}
     return named
 
 

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +23,7 @@ from prefopt.errors import PrefoptError, nearest
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
+from prefopt.files import write_whole
 from prefopt.functional import seed_for
 from prefopt.manifest import manifest
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
@@ -50,6 +50,7 @@ from prefopt.terms import Term
 from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
 from prefopt.types import Feedback, Needs, Source
+from prefopt.winrate import contest
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,11 @@ class Run:
         if isinstance(self.model, Policy) and self.reference and self.plan.needs.statistics & DIVERGENCES.keys():
             self.model.beside(self.reference.policy)
         gold = self._feedback("evaluate.gold", settings.evaluate.gold)
+        judge, against = self._feedback("evaluate.judge", settings.evaluate.judge), settings.evaluate.against
         self.folder = self._folder(folder)
         self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
         if self.accelerator.is_main_process and not (self.folder / "recipe.yaml").exists():
-            _write(self.folder / "recipe.yaml", settings.to_yaml())  # from here on it can be resumed
+            write_whole(self.folder / "recipe.yaml", settings.to_yaml())  # from here on it can be resumed
         self.source = self._source(rows, columns, gold)
         self.trainer = Trainer(
             self.model,
@@ -148,7 +150,9 @@ class Run:
         self.warned: set[str] = set()
         seed = settings.seed_of("evaluation")
         self.evaluators = {
-            part: Evaluator(self.data[part], settings.evaluate, self.accelerator, start, gold, seed)
+            part: Evaluator(
+                self.data[part], settings.evaluate, self.accelerator, start, gold, seed, contest(judge, against, part)
+            )
             for part in ("validation", "test")
         }
 
@@ -211,7 +215,7 @@ class Run:
         measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
         tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
         if keep and self.accelerator.is_main_process:
-            _write(file, evaluation.to_json())
+            write_whole(file, evaluation.to_json())
         return evaluation
 
     def _conclude(self, before: Evaluation, after: Evaluation, stopped: str = "") -> RunResult:
@@ -235,7 +239,7 @@ class Run:
                 "after": _records(result.after) | plain(after.numbers),
                 "change": _records(result.change),
             }
-            _write(self.folder / "summary.json", json.dumps(summary, indent=2))
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=2))
         self.accelerator.wait_for_everyone()
         return result
 
@@ -370,7 +374,7 @@ class Run:
             return
         others = self._others()
         content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data, others)
-        _write(self.folder / "manifest.json", json.dumps(content, indent=2))
+        write_whole(self.folder / "manifest.json", json.dumps(content, indent=2))
 
     def _others(self) -> dict[str, torch.nn.Module]:
         """The models beside the trained one: a reference of its own, and reward models."""
@@ -403,10 +407,17 @@ class Run:
         return Tracker(places)
 
 
-def make_accelerator(train: recipe.Train) -> Accelerator:
+class Precise(Protocol):
+    """A section that says in which arithmetic models compute."""
+
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+
+def make_accelerator(settings: Precise) -> Accelerator:
     """Devices, processes and precision, from the environment and the recipe."""
-    bf16 = train.precision == "bf16" or (
-        train.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
     # MPS has no float64, in which sampling noise and metrics are made.
@@ -446,12 +457,6 @@ def unfinished(settings: recipe.Recipe) -> Path:
     return max(open_ones, key=lambda f: f.stat().st_mtime)
 
 
-def _differences(a: Any, b: Any, key: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in dict.fromkeys([*a, *b]) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))]
-    return [] if a == b else [key]
-
-
 def _refuse_folder(folder: Path, resumed: recipe.Recipe | None) -> None:
     """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end."""
     if resumed is None:
@@ -462,7 +467,7 @@ def _refuse_folder(folder: Path, resumed: recipe.Recipe | None) -> None:
         return
     if (folder / "summary.json").exists():
         raise PrefoptError(f"{folder} is finished: its results are in summary.json")
-    if different := _differences(saved_recipe(folder).model_dump(mode="json"), resumed.model_dump(mode="json")):
+    if different := recipe.differences(saved_recipe(folder).model_dump(mode="json"), resumed.model_dump(mode="json")):
         raise PrefoptError(f"{folder} was run with another recipe; it differs in {', '.join(different)}")
 
 
@@ -476,10 +481,3 @@ def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 def _records(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: plain(asdict(e)) for name, e in estimates.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    staging = path.with_name(f".{path.name}.writing")
-    staging.write_text(text)
-    os.replace(staging, path)

@@ -7,6 +7,7 @@ import pytest
 
 from prefopt.catalogue import MARKER, default_needs, entries, entry, needs_in_words, pages
 from prefopt.errors import PrefoptError
+from prefopt.labelling import LabelRecipe
 from prefopt.objectives import CATALOGUE
 from prefopt.recipe import Recipe, describe
 from prefopt.types import Needs
@@ -14,17 +15,20 @@ from prefopt.types import Needs
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["objectives.md", "recipes.md"])
+@pytest.mark.parametrize("page", ["label.md", "objectives.md", "recipes.md"])
 def test_page_is_up_to_date(page):
     made = pages(DOCS)[DOCS / page]
     assert (DOCS / page).read_text() == made, "out of date: python -m prefopt.catalogue"
 
 
-def test_recipes_page_has_every_field_and_keeps_what_is_written_by_hand():
-    text = pages(DOCS)[DOCS / "recipes.md"]
-    written, made = text.split(MARKER)
-    assert "base: other.yaml" in written
-    for field in describe(Recipe):
+@pytest.mark.parametrize(
+    ("page", "kind", "words"),
+    [("recipes.md", Recipe, "base: other.yaml"), ("label.md", LabelRecipe, "the same command goes on")],
+)
+def test_page_has_every_field_and_keeps_what_is_written_by_hand(page, kind, words):
+    written, made = pages(DOCS)[DOCS / page].split(MARKER)
+    assert words in written
+    for field in describe(kind):
         assert f"| `{field.key}` |" in made or f"### {field.key}\n" in made, field.key
 
 

@@ -47,6 +47,7 @@ def logged(tmp_path_factory) -> dict[str, list[dict[str, float]]]:
     found = {}
     for name, objective in RUNS.items():
         overrides = [f"objective={objective}", f"evaluate.gold={home}/gold.py:words", "evaluate.every=1"]
+        overrides += [f"evaluate.judge={home}/gold.py:words"]
         if name == "reward":  # gaps between scores, and rows enough for three kinds of them
             overrides += [
                 f"source.data={home}/rated.jsonl",

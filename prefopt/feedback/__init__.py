@@ -2,7 +2,16 @@
 
 from prefopt.feedback.call import run_feedback
 from prefopt.feedback.ensemble import Ensemble
-from prefopt.feedback.make import FEEDBACKS, SHAPES, ask, check_feedback, make_feedback, reward_models, together
+from prefopt.feedback.make import (
+    FEEDBACKS,
+    SHAPES,
+    ask,
+    check_feedback,
+    make_feedback,
+    reward_models,
+    spent_by,
+    together,
+)
 from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
@@ -37,5 +46,6 @@ __all__ = [
     "make_feedback",
     "reward_models",
     "run_feedback",
+    "spent_by",
     "together",
 ]

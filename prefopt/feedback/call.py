@@ -39,6 +39,16 @@ class Loadable(Protocol):
         ...
 
 
+@runtime_checkable
+class Spending(Protocol):
+    """What costs something: a judge."""
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """What it has used so far, by name: calls, tokens, money."""
+        ...
+
+
 def state_of(part: Any) -> dict[str, Any]:
     """The running numbers of a feedback or a part of one; {} where it has none."""
     return part.state_dict() if isinstance(part, Stateful) else {}

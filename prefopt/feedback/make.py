@@ -1,6 +1,7 @@
 """From the section of a recipe to a feedback."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
 from prefopt.errors import PrefoptError, nearest
-from prefopt.feedback.call import Loadable, Stateful, run_feedback
+from prefopt.feedback.call import Loadable, Spending, Stateful, run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
@@ -78,7 +79,7 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
     moving = [type(part).__name__ for part in _parts(made) if _moves(part)]
     if fixed and moving:
         raise PrefoptError(
-            f"{where}: {moving[0]} has numbers that move with what it sees, so scores before and after training could not be "
+            f"{where}: {moving[0]} has numbers that move with what it sees, so earlier and later scores could not be "
             "compared; leave it out, or use ReferenceNormalise with gain and bias"
         )
 
@@ -126,6 +127,15 @@ def reward_models(feedback: Any) -> dict[str, Scorer]:
     """The reward models in a feedback, by the names of their checkpoints: a manifest keeps their fingerprints."""
     found = [part for part in _parts(feedback) if isinstance(part, RewardModel)]
     return {str(part.model): part.scorer for part in found}
+
+
+def spent_by(feedback: Any) -> dict[str, float]:
+    """What a feedback and all its parts have used so far, by name: calls, tokens, money."""
+    total: Counter[str] = Counter()
+    for part in _parts(feedback):
+        if isinstance(part, Spending):
+            total.update(part.spent)
+    return dict(total)
 
 
 def _made(spec: recipe.Feedback, where: str, accelerator: Accelerator | None) -> Shaped:

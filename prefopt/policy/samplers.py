@@ -13,7 +13,7 @@ from prefopt.policy.vllm import START, VLLMSampler
 KNOWN = ("transformers", "vllm")
 
 
-def check_sampler(spec: recipe.Rollouts) -> None:
+def check_sampler(spec: recipe.Samples, where: str = "source.rollouts") -> None:
     """Refuse what `make_sampler` would, as far as that can be known without a model.
 
     Raises:
@@ -21,20 +21,20 @@ def check_sampler(spec: recipe.Rollouts) -> None:
     """
     if spec.sampler not in KNOWN and ":" not in spec.sampler:
         raise PrefoptError(
-            f"source.rollouts.sampler: unknown sampler {spec.sampler!r}.{nearest(spec.sampler, KNOWN)} Known: "
+            f"{where}.sampler: unknown sampler {spec.sampler!r}.{nearest(spec.sampler, KNOWN)} Known: "
             f"{', '.join(KNOWN)}; your own is named `file.py:Class`"
         )
     if spec.sampler == "vllm" and spec.server is None:
-        raise PrefoptError(f"source.rollouts.sampler is vllm, and source.rollouts.server is not given: {START}")
+        raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {START}")
 
 
-def make_sampler(spec: recipe.Rollouts, accelerator: Accelerator) -> Any:
-    """The `Sampler` that `source.rollouts.sampler` names; a user's own class is made without arguments.
+def make_sampler(spec: recipe.Samples, accelerator: Accelerator, where: str = "source.rollouts") -> Any:
+    """The `Sampler` that a recipe names; a user's own class is made without arguments.
 
     Raises:
         PrefoptError: an unknown name, or one whose package or server is absent.
     """
-    check_sampler(spec)
+    check_sampler(spec, where)
     if spec.sampler == "transformers":
         return TransformersSampler(spec.rows, accelerator.autocast)
     if spec.sampler == "vllm":

@@ -1,0 +1,124 @@
+"""The files of a labelling, to which lines are only ever added: a killed one has lost nothing that was on disk."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import PrefoptError
+from prefopt.labelling.rows import Row, judged
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What was labelled, what could not be, and what it cost.
+
+    A row is in exactly one of the first two files, whole, so its number there says that it is done.
+
+    Attributes:
+        folder: where they are.
+    """
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """Rows with verdicts enough to learn from."""
+        return self.folder / "data.jsonl"
+
+    @property
+    def missing(self) -> Path:
+        """Rows without."""
+        return self.folder / "missing.jsonl"
+
+    @property
+    def calls(self) -> Path:
+        """What each call of the feedback spent."""
+        return self.folder / "calls.jsonl"
+
+    def repair(self) -> int:
+        """Take lines out that were torn by the kill; how many there were."""
+        return sum(_mended(file) for file in (self.data, self.missing, self.calls))
+
+    def done(self) -> set[int]:
+        """The numbers of the rows that were labelled, or could not be."""
+        return {row["provenance"]["row"] for file in (self.data, self.missing) for row in _lines(file)}
+
+    def spend(self, prompts: int, spent: Mapping[str, float]) -> None:
+        """Note what a call cost; before its rows, for the money is gone even if they are lost."""
+        _append(self.calls, [{"prompts": prompts, "spent": dict(spent)}])
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Put these rows on disk; on return they are there."""
+        _append(self.data, [row for row in rows if judged(row)])
+        _append(self.missing, [row for row in rows if not judged(row)])
+
+    def spent(self) -> dict[str, float]:
+        """What all calls cost, the interrupted ones included."""
+        total: Counter[str] = Counter()
+        for call in _lines(self.calls):
+            total.update(call["spent"])
+        return dict(total)
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of everything that a reader of the data should know."""
+        counts = dict.fromkeys(
+            ("prompts", "prompts_missing", "completions", "completions_missing", "not_ended", "tied"), 0
+        )
+        for row in _lines(self.data):
+            known = [score for score in row["scores"] if score is not None]
+            counts["prompts"] += 1
+            counts["completions"] += len(known)
+            counts["completions_missing"] += len(row["scores"]) - len(known)
+            counts["not_ended"] += sum(not ended for ended in row.get("ended", ()))
+            counts["tied"] += len(known) > 1 and len(set(known)) == 1
+        for row in _lines(self.missing):
+            counts["prompts_missing"] += 1
+            counts["completions_missing"] += len(row["scores"])
+        return counts
+
+
+def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    with file.open("ab") as out:
+        out.write(b"".join(map(_line, rows)))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a character, which only an escape can hold
+        return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+def _mended(file: Path) -> bool:
+    """Cuts a file after its last whole line; whether there was something to cut."""
+    if not file.exists():
+        return False
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return False
+    with file.open("r+b") as out:
+        out.truncate(whole)
+        os.fsync(out.fileno())
+    return True
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise PrefoptError(
+                    f"{file}:{number}: not a line that a labelling wrote ({error}); restore the file"
+                ) from None

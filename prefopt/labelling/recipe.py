@@ -1,0 +1,74 @@
+"""The recipe of a labelling: which completions, whose opinion of them. It shares its sections with the recipe of a run."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from prefopt import recipe
+from prefopt.recipe import Data, Opinion, Policy, Samples, Section
+
+FREE = re.compile(r"(^|\.)(batch_size|threads|rows|server|timeout|retries|concurrency|budget|variables)(\.|$)")
+"""Keys by which a labelling that goes on may differ from its beginning: they say what it may cost, not what it finds."""
+
+
+class LabelRecipe(Section):
+    """A labelling."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    name: str = Field("label", pattern=r"^[^/\\]+$", description="a file's default is its folder and name")
+    variables: dict[str, str] = Field(
+        default_factory=dict, description="used elsewhere as ${name}; ${env:NAME} reads the environment"
+    )
+    seed: int = Field(0, ge=0, description="of the completions that are sampled")
+    source: Data = Field(description="where prompts come from, and completions, where no policy writes them")
+    prompts: int | None = Field(
+        None,
+        gt=0,
+        description="label the first so many: distinct prompts that a policy completes, else rows; null is all",
+    )
+    policy: Policy | None = Field(
+        None,
+        description="what writes completions; null takes the data's own, whose present scores are then kept as `given`",
+    )
+    samples: Samples | None = Field(None, description="how the policy writes; null is these defaults")
+    max_prompt_tokens: int = Field(
+        512, gt=0, description="longer prompts lose their beginning when the policy reads them"
+    )
+    feedback: Opinion = Field(description="whose opinion it is: {name: RewardModel, model: runs/reward}")
+    sharpness: float | None = Field(
+        None,
+        gt=0,
+        description="of a feedback that only scores, soft labels are σ(sharpness · (score − other score)); null is none",
+    )
+    batch_size: int = Field(16, gt=0, description="prompts that are labelled, and written to disk, at a time")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of models; auto is bf16 on devices that have it"
+    )
+    threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+
+    @model_validator(mode="after")
+    def _who_writes(self) -> "LabelRecipe":
+        if self.policy is None and self.samples is not None:
+            raise ValueError("samples says how a policy writes; name it in `policy`, or leave samples out")
+        if self.policy is not None and self.policy.adapter is not None:
+            raise ValueError("policy.adapter trains an adapter, and nothing is trained here: leave it out")
+        return self
+
+
+def load_label_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LabelRecipe:
+    """Read the recipe of a labelling; `prefopt.recipe.load` says how.
+
+    Raises:
+        PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
+    """
+    return recipe.load(LabelRecipe, path, overrides)
+
+
+def in_the_way(begun: LabelRecipe, now: LabelRecipe) -> list[str]:
+    """The keys for which a labelling that has begun cannot go on by this recipe."""
+    different = recipe.differences(begun.model_dump(mode="json"), now.model_dump(mode="json"))
+    return [key for key in different if not FREE.search(key)]

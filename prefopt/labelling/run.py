@@ -1,0 +1,255 @@
+"""One labelling: from a recipe to a folder with a data set. Killed at any time, the same command goes on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from prefopt.data import load_examples
+from prefopt.errors import PrefoptError
+from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
+from prefopt.files import write_whole
+from prefopt.labelling.completions import Completions, Given, Written, to_label
+from prefopt.labelling.ledger import Ledger
+from prefopt.labelling.recipe import LabelRecipe, in_the_way, load_label_recipe
+from prefopt.labelling.rows import written_out
+from prefopt.manifest import circumstances, fingerprint_examples, fingerprint_weights
+from prefopt.policy import check_sampler, find_model
+from prefopt.progress import followed, show_labelling
+from prefopt.recipe import Samples
+from prefopt.runs import make_accelerator
+from prefopt.track import silence_telemetry
+
+MADE_OF = ("plugins", "completions", "feedback", "data")
+"""What of the manifest must be the same when a labelling goes on."""
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What a labelling came to.
+
+    Attributes:
+        folder: data.jsonl, missing.jsonl, calls.jsonl, recipe.yaml, manifest.json.
+        counts: prompts and completions with a verdict and without, ties, completions that did not end.
+        spent: what the feedback used, by name, in this and in interrupted sessions.
+    """
+
+    folder: Path
+    counts: Mapping[str, int]
+    spent: Mapping[str, float]
+
+    @property
+    def data(self) -> Path:
+        """The rows, ready as `source.data`."""
+        return self.folder / "data.jsonl"
+
+
+def label(settings: LabelRecipe, folder: str | Path, console: Console | None = None) -> LabelResult:
+    """Ask a feedback for its opinion of completions, and write it down as a data set.
+
+    Args:
+        settings: what to label, and whose opinion to ask.
+        folder: new, or of the same recipe: then it goes on where it was interrupted, or says what it came to.
+        console: where a person follows it.
+
+    Raises:
+        PrefoptError: whatever a user can put right. What was labelled so far is kept.
+    """
+    return Labelling(settings, Path(folder), console or Console(stderr=True)).finish()
+
+
+class Labelling:
+    """The pieces of a labelling, put together; `finish` does it.
+
+    Everything that can be is checked before a model is loaded. Every process draws and hears the verdicts; the main one writes.
+
+    Args:
+        settings: what to label, and whose opinion to ask.
+        folder: new, or of the same recipe.
+        console: where a person follows it.
+    """
+
+    def __init__(self, settings: LabelRecipe, folder: Path, console: Console):
+        silence_telemetry()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.settings, self.folder, self.ledger = settings, folder, Ledger(folder)
+        self.accelerator = make_accelerator(settings)
+        self.console = console if self.accelerator.is_main_process else Console(quiet=True)
+        self.lock = FileLock(folder / ".lock", timeout=0)
+        _refuse_folder(folder, settings)
+        check_feedback(settings.feedback, fixed=True)
+        if settings.policy is not None:
+            find_model(settings.policy.model)
+            check_sampler(settings.samples or Samples(), "samples")
+        source = settings.source
+        examples = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
+        self.rows = to_label(examples, settings)
+
+    def finish(self) -> LabelResult:
+        """Label what is not labelled yet."""
+        if "finished" in _manifest(self.folder):
+            return self._result()
+        done = self._open()
+        try:
+            completions = self._completions()
+            feedback = make_feedback(self.settings.feedback, self.accelerator)
+            made = self._begin(completions, feedback)
+            for _ in self._followed(self._label(done, completions, feedback), len(done)):
+                pass
+            result = self._result()
+            if self.accelerator.is_main_process:
+                ending = {"counts": result.counts, "spent": result.spent, "finished": True}
+                write_whole(self.folder / "manifest.json", json.dumps(made | ending, indent=2))
+            self.accelerator.wait_for_everyone()
+            return result
+        finally:
+            self.lock.release()
+
+    def _open(self) -> set[int]:
+        """The folder, for us alone; the rows that are done.
+
+        Raises:
+            PrefoptError: on every process, whatever is the matter with it.
+        """
+        opened: list[Any] = [set(), ""]
+        if self.accelerator.is_main_process:
+            try:
+                opened[0] = self._opened()
+            except PrefoptError as error:
+                opened[1] = str(error)
+        done, wrong = broadcast_object_list(opened)
+        if wrong:
+            raise PrefoptError(wrong)
+        return done
+
+    def _opened(self) -> set[int]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise PrefoptError(
+                f"{self.folder}: another process is labelling here; wait for it, or stop it first"
+            ) from None
+        if not (self.folder / "recipe.yaml").exists():
+            write_whole(self.folder / "recipe.yaml", self.settings.to_yaml())
+        torn = self.ledger.repair()
+        done = self.ledger.done()
+        if done:
+            cut = f"; {torn} line that was being written is done again" if torn else ""
+            self.console.print(f"goes on after {len(done)} of {len(self.rows)} prompts{cut}", highlight=False)
+        return done
+
+    def _completions(self) -> Completions:
+        if self.settings.policy is None:
+            return Given(self.rows)
+        with self.console.status("loading the policy"):
+            return Written(self.rows, self.settings, self.accelerator)
+
+    def _begin(self, completions: Completions, feedback: Any) -> dict[str, Any]:
+        """The manifest; that of the beginning, where there was one.
+
+        Raises:
+            PrefoptError: this is made of something else.
+        """
+        made: dict[str, Any] = {
+            **circumstances(self.settings, self.accelerator),
+            "seed": self.settings.seed,
+            "completions": dict(completions.source),
+            "feedback": {name: fingerprint_weights(model) for name, model in reward_models(feedback).items()},
+            "data": {"rows": len(self.rows), "fingerprint": fingerprint_examples(self.rows)},
+        }
+        begun = _manifest(self.folder)
+        self.accelerator.wait_for_everyone()
+        if different := [part for part in MADE_OF if begun and begun[part] != made[part]]:
+            raise PrefoptError(
+                f"{self.folder} was begun with other {' and '.join(different)} (manifest.json): rows of two kinds do not go into "
+                "one data set; bring back what it was begun with, or name another folder"
+            )
+        if not begun and self.accelerator.is_main_process:
+            write_whole(self.folder / "manifest.json", json.dumps(made, indent=2))
+        return begun or made
+
+    def _label(self, done: set[int], completions: Completions, feedback: Any) -> Iterator[int]:
+        """Label batch after batch; how many prompts are done after each."""
+        finished = len(done)
+        stamp = {**completions.source, "feedback": self.settings.feedback.name, "labelling": self._digest()}
+        for numbers in self._batches(done):
+            examples = completions(numbers)
+            verdict = self._asked(examples, feedback)
+            stamps = [{"row": n, "where": e.where, **stamp} for n, e in zip(numbers, examples, strict=True)]
+            if self.accelerator.is_main_process:
+                self.ledger.add(written_out(examples, verdict, self.settings.sharpness, stamps))
+            finished += len(numbers)
+            yield finished
+
+    def _batches(self, done: set[int]) -> Iterator[Sequence[int]]:
+        """Numbers of rows that are to be labelled, together those with as many completions."""
+        sizes = sorted((row.size, n) for n, row in enumerate(self.rows) if n not in done)
+        for _, alike in groupby(sizes, key=lambda pair: pair[0]):
+            numbers = [n for _, n in alike]
+            for start in range(0, len(numbers), self.settings.batch_size):
+                yield numbers[start : start + self.settings.batch_size]
+
+    def _asked(self, examples: Sequence[Any], feedback: Any) -> Any:
+        """The verdict; what it cost is on disk whatever comes of it."""
+        before = spent_by(feedback)
+        try:
+            shown = (
+                [e.prompt for e in examples],
+                [list(e.completions) for e in examples],
+                [e.columns for e in examples],
+            )
+            return ask(feedback, "feedback", *shown, self.accelerator)
+        except PrefoptError as error:
+            raise PrefoptError(
+                f"{error} What was labelled is kept in {self.folder}/; the same command goes on."
+            ) from error
+        finally:
+            spent = {name: value - before.get(name, 0) for name, value in spent_by(feedback).items()}
+            if self.accelerator.is_main_process and any(spent.values()):
+                self.ledger.spend(len(examples), spent)
+
+    def _followed(self, batches: Iterator[int], done: int) -> Iterator[int]:
+        """The same, with progress and running cost shown."""
+
+        def told(finished: int) -> tuple[int, str]:
+            return finished, show_labelling(self.ledger.spent())
+
+        return followed(batches, len(self.rows), self.console, "prompt", told, done)
+
+    def _digest(self) -> str:
+        """Tells labellings apart in data that are put together later."""
+        text = (self.folder / "recipe.yaml").read_text(encoding="utf-8")
+        return f"{self.settings.name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+    def _result(self) -> LabelResult:
+        return LabelResult(self.folder, self.ledger.counts(), self.ledger.spent())
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What is there of it."""
+    file = folder / "manifest.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _refuse_folder(folder: Path, settings: LabelRecipe) -> None:
+    """A folder is new, or one that the same recipe has begun."""
+    if folder.is_file() or folder.suffix == ".jsonl":
+        raise PrefoptError(f"{folder}: name a folder; the rows will be its data.jsonl")
+    if not folder.is_dir() or all(file.name.startswith(".") for file in folder.iterdir()):
+        return
+    if not (folder / "recipe.yaml").is_file():
+        raise PrefoptError(f"{folder} is there already, and is no labelling: name another, for nothing is overwritten")
+    if different := in_the_way(load_label_recipe(folder / "recipe.yaml"), settings):
+        raise PrefoptError(
+            f"{folder} was begun with another recipe; it differs in {', '.join(different)}: name another folder"
+        )
