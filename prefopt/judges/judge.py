@@ -18,6 +18,7 @@ from prefopt.judges.pairs import Average, Pairwise
 from prefopt.judges.points import Expected, Pointwise
 from prefopt.judges.question import Answer, Backend, Question
 from prefopt.judges.rubric import Rubric, load_rubric
+from prefopt.judges.trust import Bounds, check_report
 from prefopt.plugins import checked_fields
 from prefopt.types import Prompt, Verdict
 
@@ -58,6 +59,8 @@ class Judge:
         cache: folder in which answers are kept, for all runs. None is one below $PREFOPT_CACHE for a server's, and no folder at all
             for a local model's, which cost nothing but time.
         budget: what a run may spend: the fields of `Budget`, calls and tokens; None sets no limit.
+        report: of this very judge, as `prefopt evaluate` wrote it; without one that keeps `require`, nothing is asked.
+        require: bounds of the report's estimates, `{auc: [0.7, null]}`, which whole intervals must keep.
         accelerator: knows the device; None finds it.
 
     Raises:
@@ -84,12 +87,16 @@ class Judge:
     remote_code: bool = False
     cache: str | None = None
     budget: Mapping[str, int] | None = None
+    report: str | None = None
+    require: Mapping[str, Bounds] = field(default_factory=dict)
     accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "server", "backend") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of model, server and backend, not {' and '.join(given) or 'none'}")
+        if self.require and self.report is None:
+            raise ValueError("require sets bounds on a report of the judge: name the file in report")
         if self.samples != 1 and not (self.temperature and (self.thought or self.mode == "generative")):
             raise ValueError(
                 "several samples of an answer are all the same unless something is written (mode: generative, or thought: true) "
@@ -115,12 +122,26 @@ class Judge:
         labels = self.how.labels(self.text, self._manner)
         self.text.check(self.how.shows, labels, self.thought)
         self.asked.check()
+        if self.report is not None:
+            check_report(self.report, self.identity, self.require)
 
     def load(self) -> None:
         """Check, and load the local model where it will be asked: in the main process."""
         self.check()
         if isinstance(self._source, Local) and (self.accelerator is None or self.accelerator.is_main_process):
             _ = self._source.reading
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that its verdicts depend on, but for the seed of what is written."""
+        return {
+            "rubric": self.text.fingerprint,
+            "mode": self.mode,
+            "average": self.average,
+            "scale": self.scale,
+            "manner": {name: value for name, value in dataclasses.asdict(self._manner).items() if name != "seed"},
+            "answers": dict(self.asked.identity),
+        }
 
     @cached_property
     def text(self) -> Rubric:

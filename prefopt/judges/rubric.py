@@ -1,5 +1,6 @@
 """Rubrics: what a judge is asked, as a text file with sections, and its worked examples, as data beside it."""
 
+import hashlib
 import json
 import re
 import string
@@ -105,6 +106,17 @@ class Rubric:
     labels: tuple[str, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
     principles: tuple[str, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that a judge is shown, whatever the file is called."""
+        shown = (
+            sorted(self.sections.items()),
+            self.labels,
+            [sorted(e.items()) for e in self.examples],
+            self.principles,
+        )
+        return hashlib.sha256(repr(shown).encode()).hexdigest()
 
     @property
     def compares(self) -> bool:

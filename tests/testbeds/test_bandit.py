@@ -216,7 +216,10 @@ def test_policy_says_what_the_table_says(make_batch):
     }
     for name, numbers in expected.items():
         torch.testing.assert_close(outputs.statistics[name], numbers[contexts][:, None, None].expand(-1, 2, 1))
-    assert [name for name, _ in policy.named_parameters()] == ["scores.logits", "critic.value"]  # nothing of the reference
+    assert [name for name, _ in policy.named_parameters()] == [
+        "scores.logits",
+        "critic.value",
+    ]  # nothing of the reference
 
 
 def test_temperature_divides_the_logits_of_both(make_batch):
