@@ -72,7 +72,7 @@ def mismatched(batch: Batch) -> Batch:
     )
 
 
-PLAYERS: Mapping[str, Callable[[Batch], Batch]] = {"mismatched": mismatched}
+ADDED: Mapping[str, Callable[[Batch], Batch]] = {"mismatched": mismatched}
 
 
 def players(source: recipe.Source, policy: Policy, reference: Reference | Following | None) -> list[Player]:

@@ -10,7 +10,7 @@ from prefopt.data.collate import collate
 from prefopt.data.formats import FORMATS, Matrix
 from prefopt.data.tokenise import Tokenised
 from prefopt.errors import PrefoptError
-from prefopt.players import PLAYERS
+from prefopt.players import ADDED
 from prefopt.types import Batch, Needs
 
 TIED = "completions dropped: tied with another one"
@@ -267,7 +267,7 @@ class Recorded:
         self.rows = rows
         self.batch_size = batch_size
         self.columns = tuple(columns)
-        self.players = [PLAYERS[name] for name in players]
+        self.players = [ADDED[name] for name in players]
         self.order = Shuffled(len(rows), seed)
 
     def __len__(self) -> int:

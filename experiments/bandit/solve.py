@@ -21,7 +21,6 @@ from prefopt.objectives.preference.reward_aware_rpo import RewardAwareRPO
 from prefopt.objectives.preference.softdpo import SoftDPO
 from prefopt.objectives.preference.sppo import SPPO
 from prefopt.testbeds.bandit import (
-    Bandit,
     Weighted,
     best_of_n,
     bradley_terry,
@@ -33,6 +32,7 @@ from prefopt.testbeds.bandit import (
     population,
     regression_optimum,
     solve,
+    tabular,
     total_variation,
     worst_gap,
 )
@@ -180,10 +180,10 @@ def shown(policy: Tensor) -> str:
 
 def collapse(objective: Objective, updates: int = 3000) -> Tensor:
     """Plain gradient descent on the total order, [N, 3]: number of updates, π(1) and Δ_1 − Δ_2."""
-    policy, batch = Bandit(UNIFORM), population(ORDER)
+    policy, batch = tabular(UNIFORM), population(ORDER)
     settings = {"optimizer": "sgd", "schedule": "constant", "lr": 0.3, "passes": 10}
     path = []
-    for step in make_trainer(policy, objective, batch, Bandit(UNIFORM).frozen(), updates // 10, **settings):
+    for step in make_trainer(policy, objective, batch, tabular(UNIFORM).frozen(), updates // 10, **settings):
         found = policy.probabilities[0]
         path.append([10 * step.number, found[0].item(), (found[0] / found[1]).log().item()])
     return torch.tensor(path)

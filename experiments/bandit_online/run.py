@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prefopt.estimates import over_seeds
 from prefopt.objectives import A2C, DPO, GRPO, PPO, REINFORCE, RLOO, DrGRPO, LagrangianPPO, NashMD, SoftDPO
-from prefopt.testbeds.bandit import Bandit, bradley_terry, divergence, frontier, optimum, total_variation
+from prefopt.testbeds.bandit import bradley_terry, divergence, frontier, optimum, tabular, total_variation
 from prefopt.testbeds.bandit_online import Duel, Payoff, make_players, make_rollouts, online_trainer
 from prefopt.types import Feedback, Objective
 
@@ -82,7 +82,7 @@ class Problem:
 
 def solve(problem: Problem, seed: int) -> Tensor:
     """What the trainer finds from samples, [A]."""
-    policy = Bandit(problem.reference[None])
+    policy = tabular(problem.reference[None])
     reference = policy.frozen()
     players = make_players(policy, reference, problem.completions, problem.others, problem.share)
     needs = problem.objective.needs

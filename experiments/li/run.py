@@ -14,7 +14,7 @@ from prefopt import evaluate_loss
 from prefopt.estimates import over_seeds
 from prefopt.functional import generator
 from prefopt.objectives import DPO, RLOO, BradleyTerry
-from prefopt.testbeds.bandit import Bandit, BanditPolicy, contexts_of, make_trainer
+from prefopt.testbeds.bandit import Bandit, contexts_of, make_trainer, tabular
 from prefopt.testbeds.bandit_online import Payoff, make_players, make_rollouts, online_trainer
 from prefopt.types import Batch, Needs, Outputs
 
@@ -38,20 +38,25 @@ def features(states: Tensor, swapped: bool = False) -> Tensor:
     return torch.stack([number * first, second / number], -1)
 
 
-class LinearPolicy(BanditPolicy):
-    """π(a|s) ∝ exp(w·φ(s, a)); uniform at the start.
+class Linear(nn.Module):
+    """Logits w·φ(s, a), of a policy that is uniform at the start.
 
     Args:
         features: [C, A, 2].
     """
 
     def __init__(self, features: Tensor):
-        super().__init__(len(features))
+        super().__init__()
         self.features = features
         self.weights = nn.Parameter(torch.zeros(features.shape[-1], dtype=torch.float64))
 
-    def scores(self, contexts: Tensor) -> Tensor:
+    def forward(self, contexts: Tensor) -> Tensor:
         return self.features[contexts] @ self.weights
+
+
+def linear(features: Tensor) -> Bandit:
+    """A policy with these features, [C, A, 2]."""
+    return Bandit(Linear(features), len(features))
 
 
 class LinearScorer(nn.Module):
@@ -94,23 +99,23 @@ def reward_model(states: Tensor, batch: Batch) -> Tensor:
 
 def direct(states: Tensor, batch: Batch, swapped: bool) -> Tensor:
     """DPO's weights, [2]."""
-    policy = LinearPolicy(features(states, swapped))
+    policy = linear(features(states, swapped))
     reference = policy.frozen()
     for _ in make_trainer(policy, DPO(BETA), batch, reference, lr=1.0, passes=1000, betas=(0.9, 0.99)):
         pass
-    return policy.weights.detach()
+    return policy.scores.weights.detach()
 
 
 def through_rewards(states: Tensor, reward: Tensor, swapped: bool, seed: int) -> Tensor:
     """RLOO's weights, [2], on samples in these states, 20 states a batch, that the reward model scores."""
-    policy, objective = LinearPolicy(features(states, swapped)), RLOO(beta=BETA)
-    reference = Bandit(torch.full((len(states), ACTIONS), 1 / ACTIONS)).frozen()
+    policy, objective = linear(features(states, swapped)), RLOO(beta=BETA)
+    reference = tabular(torch.full((len(states), ACTIONS), 1 / ACTIONS)).frozen()
     feedback = Payoff(features(states) @ reward)
     players = make_players(policy, reference, 8, {})
     source = make_rollouts(players, feedback, objective.needs, range(len(states)), PAIRS, seed)
     for _ in online_trainer(policy, objective, source, reference, 300, seed, lr=0.3):
         pass
-    return policy.weights.detach()
+    return policy.scores.weights.detach()
 
 
 def gap(weights: Tensor, swapped: bool) -> float:
@@ -150,7 +155,7 @@ def published(seed: int, swapped: bool) -> dict[str, float]:
     batch = preferences(states[:PAIRS], draw)
     reward = reward_model(states[:PAIRS], batch)
     start = torch.rand(2, 2, generator=draw, dtype=torch.float64)
-    policy = LinearPolicy(features(states[:PAIRS], swapped))
+    policy = linear(features(states[:PAIRS], swapped))
     said = policy.frozen()(batch, DPO.needs)  # uniform: its weights are 0
 
     def direct_loss() -> Tensor:
@@ -161,28 +166,28 @@ def published(seed: int, swapped: bool) -> dict[str, float]:
         found[f"DPO, {steps} steps"] = gap(adagrad_norm(policy, direct_loss, start[0], steps), swapped)
     found["DPO, the project's trainer"] = gap(direct(states[:PAIRS], batch, swapped), swapped)
     for number in (PAIRS, *(PAIRS + extra for extra in EXTRA)):
-        policy = LinearPolicy(features(states[:number], swapped))
+        policy = linear(features(states[:number], swapped))
         rewards = features(states[:number]) @ reward
         loss = partial(regularised_loss, policy, rewards)
         found[f"policy gradient, {number} states"] = gap(adagrad_norm(policy, loss, start[1], 1000), swapped)
     return found
 
 
-def regularised_loss(policy: LinearPolicy, rewards: Tensor) -> Tensor:
+def regularised_loss(policy: Bandit, rewards: Tensor) -> Tensor:
     """−E r + β·KL(π‖uniform), the mean over all states, exact."""
     logps = policy.scores(torch.arange(len(rewards))).log_softmax(-1)
     return (logps.exp() * (BETA * (logps + math.log(ACTIONS)) - rewards)).sum(-1).mean()
 
 
-def adagrad_norm(policy: LinearPolicy, loss: Callable[[], Tensor], start: Tensor, steps: int) -> Tensor:
+def adagrad_norm(policy: Bandit, loss: Callable[[], Tensor], start: Tensor, steps: int) -> Tensor:
     """Weights after gradient steps of length 1/√(Σ of all squared norms so far), [2]: the official optimiser."""
-    policy.weights.data = start.clone()
+    policy.scores.weights.data = start.clone()
     total = 0.0
     for _ in range(steps):
-        (gradient,) = torch.autograd.grad(loss(), policy.weights)
+        (gradient,) = torch.autograd.grad(loss(), policy.scores.weights)
         total += gradient.square().sum().item()
-        policy.weights.data -= gradient / math.sqrt(total)
-    return policy.weights.detach().clone()
+        policy.scores.weights.data -= gradient / math.sqrt(total)
+    return policy.scores.weights.detach().clone()
 
 
 def best_gap(swapped: bool) -> float:

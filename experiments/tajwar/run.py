@@ -19,7 +19,7 @@ from prefopt.estimates import over_seeds
 from prefopt.objectives import DPO, IPO, PPO, RLOO, SFT
 from prefopt.players import Player
 from prefopt.rollouts import Rollouts
-from prefopt.testbeds.bandit import Bandit, best_of_n, divergence, make_trainer
+from prefopt.testbeds.bandit import best_of_n, divergence, make_trainer, tabular
 from prefopt.testbeds.bandit_online import SAMPLING, Payoff, make_rollouts, online_trainer
 from prefopt.types import Batch, Needs, Objective
 
@@ -142,7 +142,7 @@ ARMS = (
 
 def curve(arm: Arm, rewards: Tensor, rate: float, seed: int) -> Tensor:
     """Expected reward and KL(π‖π_ref) before the first batch and after each, [2, N + 1]; both are exact."""
-    policy = Bandit(REFERENCE[None])
+    policy = tabular(REFERENCE[None])
     reference = policy.frozen()
     settings: dict[str, Any] = {"lr": rate, "passes": arm.passes, "schedule": "constant", "betas": (0.9, 0.999)}
     player = Player("policy", policy if arm.on_policy else reference.policy, SAMPLES, True, SAMPLING)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
@@ -25,7 +26,7 @@ from transformers import (
 from prefopt import recipe
 from prefopt.errors import PrefoptError
 from prefopt.functional import seed_for
-from prefopt.policy.policy import Policy
+from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.scorer import Scorer
 from prefopt.policy.value import Critic, ValueHead
 
@@ -104,16 +105,42 @@ def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
 def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
     """What tells values beside a policy: a head on its own states, or a model that the recipe names, with a new head.
 
+    A policy that was saved with a critic of the same kind and size brings it: a run that starts from it goes on with both.
+
     Raises:
-        PrefoptError: the model cannot be loaded, or does not share the policy's vocabulary.
+        PrefoptError: the model cannot be loaded, reads in both directions, or does not share the policy's vocabulary.
     """
+    critic = _new_critic(spec, policy, policy_spec)
+    saved = Path(find_model(policy_spec.model)) / CRITIC
+    state = load_file(saved) if saved.is_file() else {}
+    if {n: v.shape for n, v in state.items()} == {n: v.shape for n, v in critic.state_dict().items()}:
+        critic.load_state_dict(state)
+    return critic
+
+
+def _new_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
     if spec.model is None:
         return ValueHead(policy.causal.config.get_text_config().hidden_size, policy.causal.dtype)
     assert policy.tokenizer is not None
     own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None})
     backbone = _scorers_backbone(own) if _is_scorers_adapter(find_model(spec.model)) else load_backbone(own, head=False)
+    if not _reads_forwards(backbone):
+        raise PrefoptError(
+            f"the critic {find_model(spec.model)} reads in both directions, so its value of a token would have seen what follows: "
+            "name a decoder in policy.critic.model, or leave it out for a head on the policy's own states"
+        )
     check_vocabulary(backbone, own, policy.tokenizer, "the critic")
     return Critic(backbone).to(policy.device)
+
+
+@torch.no_grad()
+def _reads_forwards(backbone: PreTrainedModel) -> bool:
+    """Whether what it says of a token does not depend on the next one."""
+    model: Any = backbone
+    training = model.training
+    first, second = model.eval()(input_ids=torch.tensor([[1, 2], [1, 3]], device=model.device)).last_hidden_state[:, 0]
+    model.train(training)
+    return bool(torch.allclose(first.float(), second.float(), rtol=1e-2, atol=1e-3))
 
 
 def _is_scorers_adapter(name: str) -> bool:
@@ -206,6 +233,7 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
     if (Path(name) / "adapter_config.json").is_file():
         # An adapter that was trained before is part of this run's starting point, and so of its reference.
         base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
+        _ignore_renaming()
         merged: Any = PeftModel.from_pretrained(_from_folder(auto, base, spec, changes), name).merge_and_unload()
         merged.name_or_path = name  # what an adapter trained on top will name as its base
         return merged.requires_grad_(True)  # peft froze it

@@ -19,6 +19,9 @@ from prefopt.types import Batch, Needs, Outputs
 
 log = logging.getLogger(__name__)
 
+CRITIC = "critic.safetensors"
+"""Where a critic is saved, beside the weights of its policy."""
+
 
 class Policy(nn.Module):
     """A causal language model, with or without a PEFT adapter.
@@ -174,11 +177,11 @@ class Policy(nn.Module):
     def save(self, folder: Path) -> None:
         """Weights (safetensors; the adapter alone where there is one) and tokenizer, in the Hugging Face format.
 
-        A critic stands beside them, in critic.safetensors.
+        A critic stands beside them, and is taken up again by a run that starts from there.
         """
         save_weights(self.model, folder)
         if self.critic is not None:
-            save_file(self.critic.state_dict(), folder / "critic.safetensors")
+            save_file(self.critic.state_dict(), folder / CRITIC)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

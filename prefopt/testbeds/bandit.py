@@ -25,23 +25,21 @@ from prefopt.train import Trainer
 from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
 
 
-class BanditPolicy(nn.Module):
-    """What a bandit's policies have in common: logits of A actions in C contexts, and a value for each context. A `Model`.
+class Bandit(nn.Module):
+    """A policy over A actions in C contexts, with a value for each context. A `Model`; `tabular` makes the usual one.
 
     Args:
+        scores: contexts, [B] int64, to logits [B, A].
         contexts: C. Values start at 0.
     """
 
-    def __init__(self, contexts: int):
+    def __init__(self, scores: nn.Module, contexts: int):
         super().__init__()
+        self.scores = scores
         # The trainer gives what is called `critic` a learning rate of its own.
         self.critic = nn.ParameterDict({"value": torch.zeros(contexts, dtype=torch.float64)})
         # In a tuple, so that it does not become a part of this module, as in `Policy`.
         self._reference: tuple[Frozen, ...] = ()
-
-    def scores(self, contexts: Tensor) -> Tensor:
-        """[B, A] logits in these contexts, [B] int64."""
-        raise NotImplementedError
 
     @property
     def probabilities(self) -> Tensor:
@@ -80,7 +78,7 @@ class BanditPolicy(nn.Module):
         placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
         return Outputs(batch.mask, placed.pop("logps"), placed.pop("values", None), statistics=placed)
 
-    def _beside(self) -> "BanditPolicy":
+    def _beside(self) -> "Bandit":
         if not self._reference:
             raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
         return self._reference[0].policy
@@ -94,20 +92,21 @@ def _cases(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return cases[:, 0].long(), cases[:, 1:], case
 
 
-class Bandit(BanditPolicy):
-    """A policy that is a table: one logit for each context and action, in float64.
-
-    Args:
-        probabilities: [C, A], where it starts; zeros stay zeros.
-    """
+class Table(nn.Module):
+    """One logit for each context and action, in float64: the log of these probabilities [C, A]; zeros stay zeros."""
 
     def __init__(self, probabilities: Tensor):
-        super().__init__(len(probabilities))
+        super().__init__()
         self.logits = nn.Parameter(probabilities.double().log())
 
-    def scores(self, contexts: Tensor) -> Tensor:
+    def forward(self, contexts: Tensor) -> Tensor:
         """[B, A] logits in these contexts, [B] int64."""
         return self.logits[contexts]
+
+
+def tabular(probabilities: Tensor) -> Bandit:
+    """A policy that is a table and starts at these probabilities, [C, A]."""
+    return Bandit(Table(probabilities), len(probabilities))
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Frozen:
     As `prefopt.policy.Reference` it says nothing of its distance to the policy, nor of values.
     """
 
-    policy: BanditPolicy
+    policy: Bandit
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
         """What it says, without gradient."""
@@ -337,7 +336,7 @@ def solve(objective: Objective, batch: Batch, reference: Tensor, start: Tensor |
         reference: [C, A].
         start: [C, A], where the policy is at first; None is at the reference.
     """
-    policy = Bandit(reference if start is None else start)
-    for _ in make_trainer(policy, objective, batch, Bandit(reference).frozen()):
+    policy = tabular(reference if start is None else start)
+    for _ in make_trainer(policy, objective, batch, tabular(reference).frozen()):
         pass
     return policy.probabilities

@@ -21,7 +21,7 @@ from prefopt.policy.sampler import Mixture, chosen_tokens
 from prefopt.rollouts import Rollouts
 from prefopt.sources import Ties
 from prefopt.terms import Term
-from prefopt.testbeds.bandit import BanditPolicy, Frozen, contexts_of
+from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.train import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict
 
@@ -57,7 +57,7 @@ class TableSampler:
         return Sampled(ids, torch.ones_like(ids, dtype=torch.bool), logps.view(ids.shape))
 
 
-def _scores(model: BanditPolicy | Frozen | Mixture, contexts: Tensor) -> Tensor:
+def _scores(model: Bandit | Frozen | Mixture, contexts: Tensor) -> Tensor:
     """[B, A] logits."""
     if isinstance(model, Mixture):
         parts: Sequence[tuple[float, Any]] = ((1 - model.share, model.policy), (model.share, model.reference))
@@ -162,7 +162,7 @@ def make_rollouts(
 
 
 def make_players(
-    policy: BanditPolicy, reference: Frozen, completions: int, others: Mapping[str, int], share: float = 0.5
+    policy: Bandit, reference: Frozen, completions: int, others: Mapping[str, int], share: float = 0.5
 ) -> list[Player]:
     """The policy, and further players with their numbers of completions.
 
@@ -183,7 +183,7 @@ def make_players(
 
 
 def online_trainer(
-    policy: BanditPolicy,
+    policy: Bandit,
     objective: Objective,
     source: Rollouts,
     reference: Frozen,

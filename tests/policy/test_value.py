@@ -1,6 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from prefopt import Needs, PrefoptError, recipe
 from prefopt.policy import Policy, Reference, load_policy
@@ -85,6 +86,28 @@ def test_a_critic_of_the_recipe(lm_folder, tokenizer, make_batch, tmp_path):
     policy.save(tmp_path)
     assert load_file(tmp_path / "critic.safetensors").keys() == policy.critic.state_dict().keys()
     assert isinstance(load_critic(recipe.Critic(), policy, spec), ValueHead)
+
+
+def test_a_policy_brings_its_critic(lm_folder, tokenizer, tmp_path):
+    spec = recipe.Policy(model=str(lm_folder))
+    policy = load_policy(spec, tokenizer, seed=0)
+    policy.critic = load_critic(spec.critic, policy, spec)
+    torch.nn.init.normal_(policy.critic.linear.weight)
+    policy.save(tmp_path)
+    again = load_critic(spec.critic, policy, recipe.Policy(model=str(tmp_path)))
+    torch.testing.assert_close(again.linear.weight, policy.critic.linear.weight)
+    other = load_critic(recipe.Critic(model=str(lm_folder)), policy, recipe.Policy(model=str(tmp_path)))
+    assert (other.head.linear.weight == 0).all()  # of another kind: a new one
+
+
+def test_a_critic_that_sees_what_follows_is_refused(lm_folder, tokenizer, tmp_path):
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    spec = recipe.Policy(model=str(lm_folder), critic={"model": str(tmp_path)})
+    with pytest.raises(PrefoptError, match="reads in both directions"):
+        load_critic(spec.critic, load_policy(spec, tokenizer, seed=0), spec)
 
 
 def test_a_critic_must_read_the_same_tokens(make_llama, lm_folder, tmp_path, tokenizer):

@@ -15,7 +15,6 @@ from prefopt.objectives.preference.dpo import DPO
 from prefopt.objectives.preference.ipo import IPO
 from prefopt.plugins import load_object
 from prefopt.testbeds.bandit import (
-    Bandit,
     best_of_n,
     best_of_n_divergence,
     best_value,
@@ -26,6 +25,7 @@ from prefopt.testbeds.bandit import (
     optimum,
     population,
     regression_optimum,
+    tabular,
     total_variation,
     value,
     worst_gap,
@@ -66,11 +66,11 @@ def test_trainer_finds_the_closed_form(name):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_closed_form_is_stationary(name):
     problem = PROBLEMS[name]
-    policy = Bandit(problem.expected)
+    policy = tabular(problem.expected)
     outputs = policy(problem.batch, problem.objective.needs)
-    reference = Bandit(problem.reference)(problem.batch, problem.objective.needs).detach()
+    reference = tabular(problem.reference)(problem.batch, problem.objective.needs).detach()
     evaluate_loss(problem.objective, problem.batch, outputs, reference).backward()
-    assert policy.logits.grad.abs().max() < 1e-10 * max(1, outputs.logps.abs().max().item())
+    assert policy.scores.logits.grad.abs().max() < 1e-10 * max(1, outputs.logps.abs().max().item())
 
 
 def test_closed_forms_have_the_published_numbers():
@@ -136,9 +136,9 @@ def test_dpo_collapses_where_ipo_stays(strength):
     """However long it has gone on, DPO's margin grows, while IPO's has its value: (1/τ)·(5/6 − 1/2)."""
 
     def margins(objective):
-        policy, batch = Bandit(UNIFORM), population(ORDER)
+        policy, batch = tabular(UNIFORM), population(ORDER)
         settings = {"schedule": "constant", "betas": (0.5, 0.5), "lr": 0.1, "passes": 50}
-        trainer = make_trainer(policy, objective, batch, Bandit(UNIFORM).frozen(), 3, **settings)
+        trainer = make_trainer(policy, objective, batch, tabular(UNIFORM).frozen(), 3, **settings)
         return [(-policy.probabilities[0].log().diff()[0].item(), policy.probabilities[0, 0].item()) for _ in trainer]
 
     (early, _), (middle, _), (late, first) = margins(DPO(strength))
@@ -155,7 +155,7 @@ def test_dpo_has_solutions_outside_the_support(beta):
     reference, astray = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.0, 0.9]], dtype=torch.float64)
     first_beats_second = torch.tensor([[[0.5, 1, 0], [0, 0.5, 0], [0, 0, 0.5]]], dtype=torch.float64)
     batch = population(first_beats_second)
-    outputs = [Bandit(policy[None])(batch, DPO.needs) for policy in (astray, reference)]
+    outputs = [tabular(policy[None])(batch, DPO.needs) for policy in (astray, reference)]
     assert evaluate_loss(DPO(beta), batch, *outputs).item() == 0
     sure = torch.tensor([1e3, 0.0, 2e3], dtype=torch.float64)  # what sure labels make of a reward; the third is unseen
     assert optimum(reference, sure, beta).tolist() == [1, 0, 0]
@@ -200,8 +200,8 @@ def test_population_has_every_label_at_its_probability():
 
 def test_policy_says_what_the_table_says(make_batch):
     table, other = random_policy(0), random_policy(1)
-    policy = Bandit(table)
-    policy.beside(Bandit(other).frozen())
+    policy = tabular(table)
+    policy.beside(tabular(other).frozen())
     batch = population(bradley_terry(table.log()))
     names = frozenset({"entropy", "log_sum_squares", "kl_policy_ref", "kl_ref_policy"})
     outputs = policy(batch, Needs(statistics=names))
@@ -216,13 +216,13 @@ def test_policy_says_what_the_table_says(make_batch):
     }
     for name, numbers in expected.items():
         torch.testing.assert_close(outputs.statistics[name], numbers[contexts][:, None, None].expand(-1, 2, 1))
-    assert [name for name, _ in policy.named_parameters()] == ["logits", "critic.value"]  # nothing of the reference
+    assert [name for name, _ in policy.named_parameters()] == ["scores.logits", "critic.value"]  # nothing of the reference
 
 
 def test_temperature_divides_the_logits_of_both(make_batch):
     table, other = random_policy(0), random_policy(1)
-    policy = Bandit(table)
-    policy.beside(Bandit(other).frozen())
+    policy = tabular(table)
+    policy.beside(tabular(other).frozen())
     batch = population(bradley_terry(table.log()))
     batch = replace(batch, columns=batch.columns | {"temperature": torch.full((len(batch),), 0.5)})
     outputs = policy(batch, Needs(statistics=frozenset({"kl_policy_ref"})))
@@ -235,7 +235,7 @@ def test_temperature_divides_the_logits_of_both(make_batch):
 def test_a_reference_says_nothing_of_values_or_its_distance():
     batch = population(ORDER)
     needs = Needs(values=True, statistics=frozenset({"kl_policy_ref", "entropy"}))
-    outputs = Bandit(UNIFORM).frozen()(batch, needs)
+    outputs = tabular(UNIFORM).frozen()(batch, needs)
     assert outputs.values is None and outputs.statistics.keys() == {"entropy"}
     assert not outputs.logps.requires_grad
 
@@ -244,7 +244,7 @@ def test_absent_completions_are_0():
     batch = population(ORDER)
     mask = batch.mask.clone()
     mask[0, 1] = False
-    outputs = Bandit(UNIFORM)(type(batch)(batch.prompt_ids, batch.completion_ids, mask), Needs(statistics={"entropy"}))
+    outputs = tabular(UNIFORM)(type(batch)(batch.prompt_ids, batch.completion_ids, mask), Needs(statistics={"entropy"}))
     assert (outputs.logps[~mask] == 0).all() and (outputs.statistics["entropy"][~mask] == 0).all()
     assert (outputs.logps[mask] != 0).all()
 
@@ -259,9 +259,9 @@ def test_absent_completions_are_0():
 )
 def test_refuses_what_it_cannot_say(needs, message):
     with pytest.raises(PrefoptError, match=message):
-        Bandit(UNIFORM)(population(ORDER), needs)
+        tabular(UNIFORM)(population(ORDER), needs)
 
 
 def test_refuses_completions_of_several_tokens(make_batch):
     with pytest.raises(PrefoptError, match="one token"):
-        Bandit(UNIFORM)(make_batch(), Needs())
+        tabular(UNIFORM)(make_batch(), Needs())

@@ -10,7 +10,7 @@ from prefopt import Batch, Needs, Outputs, evaluate_loss, recipe
 from prefopt.objectives import A2C, GRPO, RLOO
 from prefopt.plugins import load_object
 from prefopt.policy.sampler import Mixture
-from prefopt.testbeds.bandit import Bandit, total_variation
+from prefopt.testbeds.bandit import tabular, total_variation
 from prefopt.testbeds.bandit_online import (
     Duel,
     Payoff,
@@ -60,18 +60,18 @@ def frequencies(sampled):
 
 
 def rollouts(policy, feedback, needs=None, completions=8, others=(), **settings):
-    players = make_players(policy, Bandit(OTHER).frozen(), completions, dict.fromkeys(others, 2))
+    players = make_players(policy, tabular(OTHER).frozen(), completions, dict.fromkeys(others, 2))
     return make_rollouts(players, feedback, needs or Needs(), **settings)
 
 
 @pytest.mark.parametrize(
     ("model", "temperature", "expected"),
     [
-        (Bandit(TABLE), 1.0, TABLE),
-        (Bandit(TABLE).frozen(), 1.0, TABLE),
-        (Bandit(TABLE), 0.5, (2 * TABLE.log()).softmax(-1)),
-        (Mixture(Bandit(TABLE), Bandit(OTHER).frozen(), 0.25), 1.0, (TABLE**0.75 * OTHER**0.25)),
-        (Mixture(Bandit(TABLE), Bandit(OTHER).frozen(), 0.0), 1.0, TABLE),
+        (tabular(TABLE), 1.0, TABLE),
+        (tabular(TABLE).frozen(), 1.0, TABLE),
+        (tabular(TABLE), 0.5, (2 * TABLE.log()).softmax(-1)),
+        (Mixture(tabular(TABLE), tabular(OTHER).frozen(), 0.25), 1.0, (TABLE**0.75 * OTHER**0.25)),
+        (Mixture(tabular(TABLE), tabular(OTHER).frozen(), 0.0), 1.0, TABLE),
     ],
 )
 def test_samples_are_of_the_table_and_know_their_log_probs(model, temperature, expected):
@@ -84,18 +84,18 @@ def test_samples_are_of_the_table_and_know_their_log_probs(model, temperature, e
 
 
 def test_greedy_and_truncated_samples():
-    assert drawn(Bandit(TABLE), 5, temperature=0.0).completion_ids[..., 0].tolist() == [[3] * 5, [0] * 5]
-    assert set(drawn(Bandit(TABLE), 500, top_k=2).completion_ids[0, :, 0].tolist()) == {2, 3}
+    assert drawn(tabular(TABLE), 5, temperature=0.0).completion_ids[..., 0].tolist() == [[3] * 5, [0] * 5]
+    assert set(drawn(tabular(TABLE), 500, top_k=2).completion_ids[0, :, 0].tolist()) == {2, 3}
 
 
 def test_noise_belongs_to_the_row():
-    both, alone = drawn(Bandit(TABLE), 50), drawn(Bandit(TABLE), 30, seeds=(2,), contexts=(1,))
+    both, alone = drawn(tabular(TABLE), 50), drawn(tabular(TABLE), 30, seeds=(2,), contexts=(1,))
     assert torch.equal(both.completion_ids[1, :30], alone.completion_ids[0])
-    assert not torch.equal(both.completion_ids, drawn(Bandit(TABLE), 50, seeds=(3, 4)).completion_ids)
+    assert not torch.equal(both.completion_ids, drawn(tabular(TABLE), 50, seeds=(3, 4)).completion_ids)
 
 
 def test_the_real_source_scores_what_was_drawn():
-    policy = Bandit(TABLE)
+    policy = tabular(TABLE)
     feedback = {"scores": Payoff(REWARDS), "cost": Payoff(-REWARDS)}
     batch = next(iter(rollouts(policy, feedback, contexts=(0, 1), others=("mixture", "reference", "greedy"))))
     contexts = torch.tensor([prompt[0] for prompt in batch.prompt_ids])
@@ -111,14 +111,14 @@ def test_the_real_source_scores_what_was_drawn():
 
 def test_a_duel_compares_what_was_drawn():
     table = torch.rand(2, 4, 4)
-    batch = next(iter(rollouts(Bandit(TABLE), Duel(table), Needs(preference=True), contexts=(1,))))
+    batch = next(iter(rollouts(tabular(TABLE), Duel(table), Needs(preference=True), contexts=(1,))))
     actions = batch.completion_ids[0, :, 0]
     torch.testing.assert_close(batch.preference[0], table[1][actions][:, actions])
 
 
 def test_critic_learns_what_each_context_is_worth():
     """With the policy held still, a value is the mean reward of its context; and the critic has its own learning rate."""
-    policy = Bandit(TABLE)
+    policy = tabular(TABLE)
     objective = A2C(beta=0.0)
     source = rollouts(policy, Payoff(REWARDS), objective.needs, completions=128, contexts=(0, 1))
     for _ in online_trainer(policy, objective, source, policy.frozen(), 150, lr=0.0, critic_lr=0.1):
@@ -130,7 +130,7 @@ def test_critic_learns_what_each_context_is_worth():
 
 def test_a_run_is_a_function_of_its_seed():
     def found(seed):
-        policy, objective = Bandit(TABLE), RLOO(beta=0.5)
+        policy, objective = tabular(TABLE), RLOO(beta=0.5)
         source = rollouts(policy, Payoff(REWARDS), objective.needs, contexts=(0, 1), seed=seed)
         for _ in online_trainer(policy, objective, source, policy.frozen(), 5, seed):
             pass

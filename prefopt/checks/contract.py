@@ -1,240 +1,20 @@
-"""The contract of an objective, which `prefopt check` runs on anybody's.
-
-Small checks in a fixed order; each failure says what was expected, what came, and the likely cause. A class may declare an
-exception with its reason: `contract_exceptions = {"prefers chosen": "the reason"}`.
-"""
+"""The checks of the contract, each a small one; what is found wrong says what was expected, what came, and the likely cause."""
 
 import dataclasses
-import sys
-import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from prefopt.errors import PrefoptError, nearest
-from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Adaptive, Batch, Loss, Needs, Objective, Outputs, Targets
+from prefopt.checks.case import Case, same, sign_of
+from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Adaptive, Batch, Loss, Outputs, Targets
 
 FIELDS = ("logps", "values", "rewards")
 
 
-class ContractError(PrefoptError):
-    """An objective breaks the contract."""
-
-    def __init__(self, objective: Any, check: str, expected: str, got: str, cause: str):
-        super().__init__(
-            f"{_name(objective)} breaks the contract at “{check}”: expected {expected}; got {got}. Likely cause: {cause}"
-        )
-        self.check = check
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """An objective with everything it asked for, and nothing else, in float64."""
-
-    objective: Objective
-    batch: Batch
-    policy: Outputs
-    old: Outputs | None
-    reference: Outputs | None
-
-    def targets(self, seed: int = 0) -> Targets:
-        """The same draws for the same seed."""
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return self.objective.targets(self.batch, self.old, self.reference)
-
-    def loss(self, targets: Targets | None = None) -> Loss:
-        """The loss of the whole batch; the targets are its own unless given."""
-        return self.objective.loss(self.batch, self.policy, self.targets() if targets is None else targets)
-
-    def draws(self) -> bool:
-        """Whether `targets` contain random draws, which belong to places in the batch and not to what is there."""
-        first, second = self.targets(0).rows, self.targets(1).rows
-        return any(not _same(value, second[name]) for name, value in first.items())
-
-    def transformed(self, batch: Callable[[Batch], Batch], outputs: Callable[[Outputs], Outputs]) -> "Case":
-        """The same objective on other inputs."""
-        old, reference = (None if o is None else outputs(o) for o in (self.old, self.reference))
-        return Case(self.objective, batch(self.batch), outputs(self.policy), old, reference)
-
-    def single(self) -> "Case":
-        """The same numbers in float32."""
-
-        def cast(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {key: cast(item) for key, item in value.items()}
-            return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        def of(record: Any) -> Any:
-            return dataclasses.replace(
-                record, **{f.name: cast(getattr(record, f.name)) for f in dataclasses.fields(record)}
-            )
-
-        return self.transformed(of, of)
-
-
-BASIC = ("runs", "shapes")
-"""The checks that a run makes of a user's objective before anything is loaded; `prefopt check` makes them all."""
-
-
-def check_objective(
-    objective: Objective | type[Objective], seed: int = 0, only: Collection[str] | None = None
-) -> list[str]:
-    """Run the contract.
-
-    Args:
-        objective: an objective, or its class, which must then be constructible with defaults.
-        seed: of the random batch it is run on.
-        only: names of checks; None is all.
-
-    Returns:
-        The names of the checks that passed, in order.
-
-    Raises:
-        ContractError: the first check that failed.
-    """
-    if isinstance(objective, type):
-        try:
-            objective = objective()
-        except Exception as error:
-            raise ContractError(
-                objective,
-                "constructs",
-                "an objective from its defaults",
-                f"{type(error).__name__}: {error}",
-                "a field without a default",
-            ) from error
-    _check_form(objective)
-    excused = _exceptions(objective)
-    case = make_case(objective, seed)
-    passed = ["form"]
-    for name, check in CHECKS.items():
-        if name in excused or (only is not None and name not in only):
-            continue
-        for expected, got, cause in _run(objective, name, check, case):
-            raise ContractError(objective, name, expected, got, cause)
-        passed.append(name)
-    return passed
-
-
-def make_case(
-    objective: Objective, seed: int = 0, prompts: int = 4, tokens: int = 5, needs: Needs | None = None
-) -> Case:
-    """A random case with completions of different lengths, and absent ones where the objective allows any number.
-
-    `needs` says what to supply, if not what the objective declares.
-    """
-    needs, draw = needs or objective.needs, torch.Generator().manual_seed(seed)
-    completions = needs.completions or 4
-    shape = (prompts, completions, tokens)
-    lengths = torch.randint(1, tokens + 1, shape[:2], generator=draw)
-    lengths[0, 0] = tokens
-    if needs.completions is None:
-        lengths[-1, 2:] = 0
-    mask = torch.arange(tokens) < lengths[..., None]
-    batch = Batch(
-        prompt_ids=tuple((1, 2, 3)[: 1 + row % 3] for row in range(prompts)),
-        completion_ids=torch.randint(4, 100, shape, generator=draw) * mask,
-        mask=mask,
-        scores=_scores(needs, shape, draw) if needs.scores else None,
-        preference=_preference(needs, shape, draw) if needs.preference else None,
-        columns={name: _column(name, shape, draw, needs) for name in needs.columns},
-    )
-
-    def outputs(offset: float) -> Outputs:
-        noise = torch.rand(shape, generator=draw, dtype=torch.float64)
-        statistics = {
-            name: _sign(name) * torch.rand(shape, generator=draw, dtype=torch.float64) * mask
-            for name in sorted(needs.statistics)
-        }
-        return Outputs(
-            mask=mask,
-            logps=None if needs.rewards else -(offset + noise) * mask,
-            values=torch.randn(shape, generator=draw, dtype=torch.float64) * mask if needs.values else None,
-            rewards=torch.randn(shape[:2], generator=draw, dtype=torch.float64) if needs.rewards else None,
-            statistics=statistics,
-        )
-
-    return Case(
-        objective, batch, outputs(0.5), outputs(0.5) if needs.old else None, outputs(0.5) if needs.reference else None
-    )
-
-
-def _check_form(objective: Any) -> None:
-    parameters = vars(type(objective)).get("__dataclass_params__")
-    if parameters is None or not parameters.frozen:
-        raise ContractError(
-            objective,
-            "form",
-            "a frozen dataclass",
-            type(objective).__name__,
-            "@dataclass(frozen=True) is missing above the class",
-        )
-    if not isinstance(getattr(objective, "needs", None), Needs):
-        raise ContractError(
-            objective,
-            "form",
-            "`needs`, a prefopt.Needs",
-            repr(getattr(objective, "needs", None)),
-            "it was not declared",
-        )
-    for method in ("targets", "loss"):
-        if not callable(getattr(objective, method, None)):
-            raise ContractError(objective, "form", f"a method `{method}`", "none", "see prefopt.Objective")
-
-
-def _exceptions(objective: Any) -> Mapping[str, str]:
-    excused = getattr(objective, "contract_exceptions", {})
-    for name, reason in excused.items():
-        if name not in CHECKS:
-            raise ContractError(
-                objective,
-                "form",
-                f"contract_exceptions to name checks: {', '.join(CHECKS)}",
-                repr(name),
-                f"a misspelling.{nearest(name, CHECKS)}",
-            )
-        if not (isinstance(reason, str) and reason.strip()):
-            raise ContractError(
-                objective, "form", f"a reason for the exception {name!r}", repr(reason), "none was given"
-            )
-    return excused
-
-
 Finding = tuple[str, str, str]
-
-
-def _run(objective: Objective, name: str, check: Callable[[Case], Iterator[Finding]], case: Case) -> Iterator[Finding]:
-    try:
-        yield from check(case)
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
-        yield "no exception", said + _where(objective, error), _undeclared(objective)
-
-
-def _where(objective: Objective, error: Exception) -> str:
-    """The line of the objective's own file that an exception passed through last."""
-    own = sys.modules[type(objective).__module__].__dict__.get("__file__")
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
-    return f" at {Path(lines[-1].filename).name}:{lines[-1].lineno}, `{lines[-1].line}`" if lines else ""
-
-
-def _undeclared(objective: Objective) -> str:
-    """Why an objective fails: something it would run with but has not declared, if there is such a thing."""
-    for name in ("reference", "scores", "preference", "old", "values", "rewards"):
-        if getattr(objective.needs, name):
-            continue
-        more: Any = {name: True}
-        try:
-            make_case(objective, needs=dataclasses.replace(objective.needs, **more)).single().loss()
-        except Exception:  # not this one
-            continue
-        return f"it reads what its `needs` do not declare: it runs with Needs({name}=True)"
-    return "the objective asks for more than its `needs` declare, or for another shape"
 
 
 def _runs(case: Case) -> Iterator[Finding]:
@@ -274,7 +54,7 @@ def _shapes(case: Case) -> Iterator[Finding]:
 
 
 def _deterministic(case: Case) -> Iterator[Finding]:
-    if not _same(case.loss().total, case.loss().total):
+    if not same(case.loss().total, case.loss().total):
         yield "the same total twice", "different ones", "randomness in `loss`; draws belong in `targets`"
 
 
@@ -287,7 +67,7 @@ def _pure(case: Case) -> Iterator[Finding]:
     before |= {f"targets.{name}": value.clone() for name, value in rows.items() if isinstance(value, Tensor)}
     case.loss(targets)
     for name, value in inputs.items():
-        if not _same(before[name], value):
+        if not same(before[name], value):
             yield "inputs left as they were", f"{name} changed", "an in-place operation (+=, masked_fill_, …)"
     if repr(case.objective) != fields:
         yield (
@@ -317,7 +97,7 @@ def _padding(case: Case) -> Iterator[Finding]:
         shape = case.batch.mask.shape
         targets = dataclasses.replace(own, rows={n: wider(v) if v.shape == shape else v for n, v in own.rows.items()})
     expected, got = case.loss(own).total, wide.loss(targets).total
-    if not _same(expected, got):
+    if not same(expected, got):
         yield (
             "the same total with three more padding tokens",
             _difference(expected, got),
@@ -353,7 +133,7 @@ def _absent(case: Case) -> Iterator[Finding]:
 
     expected, other = case.loss().total, case.transformed(lambda b: dataclasses.replace(b, **changes), outputs)
     got = other.loss().total
-    if not _same(expected, got):
+    if not same(expected, got):
         yield (
             "the same total whatever an absent completion's score, reward or columns",
             _difference(expected, got),
@@ -366,7 +146,7 @@ def _reordering(case: Case) -> Iterator[Finding]:
     own, moved = case.targets(), case.transformed(lambda b: b.rows(order), lambda o: o.rows(order))
     expected = case.loss(own).total[order]
     got = moved.loss(own.select(order) if case.draws() else None).total
-    if not _same(expected, got):
+    if not same(expected, got):
         yield (
             "totals that move with their prompts",
             _difference(expected, got),
@@ -380,7 +160,7 @@ def _row_slices(case: Case) -> Iterator[Finding]:
     expected, targets = case.loss().total, case.targets()
     for rows in (torch.tensor([0]), torch.tensor([2, 1, 3])):
         got = case.objective.loss(case.batch.rows(rows), case.policy.rows(rows), targets.select(rows)).total
-        if not _same(expected[rows], got):
+        if not same(expected[rows], got):
             yield (
                 "the same totals when rows are taken apart",
                 _difference(expected[rows], got),
@@ -509,7 +289,7 @@ def _uses_reference(case: Case) -> Iterator[Finding]:
     if case.objective.needs.rollouts:  # whose KL may be the exact one alone, which the policy tells
         exact = {n: v + noise for n, v in case.policy.statistics.items() if "ref" in n.split("_")}
         other = _with(other, exact)
-    if _same(case.loss().total, other.loss().total):
+    if same(case.loss().total, other.loss().total):
         yield (
             "another total with another reference",
             "the same one",
@@ -539,7 +319,7 @@ def _starts_at_the_reference(case: Case) -> Iterator[Finding]:
         traced, leaves = _leaves(same)
         return _gradients(traced.loss().total.sum(), leaves)["logps"].sum((1, 2))
 
-    if not _same(total(1.0), total(0.5)):
+    if not same(total(1.0), total(0.5)):
         yield (
             f"one {'gradient' if online else 'total'} for every policy that is its own reference, since all log-ratios are 0",
             _difference(total(1.0), total(0.5)),
@@ -558,7 +338,7 @@ def _extremes(case: Case) -> Iterator[Finding]:
             rows = scale[: value[..., 0].numel() if value.ndim == 3 else value.numel()]
             shift = 1e4 * rows.view(value.shape[:2])
             if name in case.policy.statistics:
-                shift = shift.abs() * _sign(name)
+                shift = shift.abs() * sign_of(name)
             moved[name] = value + (shift if value.ndim == 2 else shift[..., None] * case.batch.mask / 5)
         for name, value in moved.items():
             traced, leaves = _leaves(_with(case, {name: value}))
@@ -580,7 +360,11 @@ def _adapts(case: Case) -> Iterator[Finding]:
     metrics |= dict(case.targets().metrics) | {"loss": 0.0}
     once, twice = case.objective.adapted(metrics), case.objective.adapted(metrics)
     if type(once) is not type(case.objective):
-        yield f"a {_name(case.objective)} from `adapted`", type(once).__name__, "return dataclasses.replace(self, …)"
+        yield (
+            f"a {type(case.objective).__name__} from `adapted`",
+            type(once).__name__,
+            "return dataclasses.replace(self, …)",
+        )
     elif once != twice:
         yield "the same result from the same metrics", f"{once} and {twice}", "randomness, or state outside the fields"
 
@@ -639,11 +423,6 @@ def _with(case: Case, fields: Mapping[str, Tensor]) -> Case:
     return dataclasses.replace(case, policy=dataclasses.replace(case.policy, statistics=statistics, **changed))
 
 
-def _sign(statistic: str) -> int:
-    """Of the values that a statistic can have."""
-    return -1 if statistic == "log_sum_squares" else 1
-
-
 def _leaves(case: Case) -> tuple[Case, dict[str, Tensor]]:
     leaves = {name: value.detach().clone().requires_grad_() for name, value in _fields(case.policy).items()}
     return _with(case, leaves), leaves
@@ -663,44 +442,6 @@ def _tensors(case: Case) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{owner}.{field.name}{key}", item) for key, item in items if isinstance(item, Tensor))
 
 
-def _scores(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
-    if shape[1] == 1 or ("origin" in needs.columns and not needs.rollouts):  # labels, of both kinds
-        return torch.tensor([0.5, -0.5], dtype=torch.float64).repeat(shape[0])[: shape[0], None].repeat(1, shape[1])
-    scores = torch.rand(shape[:2], generator=draw, dtype=torch.float64)
-    return scores.sort(dim=1, descending=True).values if needs.ordered else scores
-
-
-def _preference(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
-    strength = torch.randn(shape[:2], generator=draw, dtype=torch.float64)
-    if needs.ordered:
-        strength = strength.sort(dim=1, descending=True).values
-    return (strength[:, :, None] - strength[:, None, :]).sigmoid()
-
-
-def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator, needs: Needs) -> Tensor:
-    if name == "embeddings":
-        return torch.randn(shape[0], 8, generator=draw, dtype=torch.float64)
-    if name == "sampler_logps":
-        return -torch.rand(shape, generator=draw, dtype=torch.float64)
-    if name == "origin":
-        return torch.tensor([ORIGINS.index(origin) for origin in _origins(needs, shape[1])]).expand(shape[:2])
-    if name == "trained":  # the last completion of several is a player's
-        return (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
-    return torch.rand(shape[:2] if name in COMPLETION_COLUMNS else shape[:1], generator=draw, dtype=torch.float64)
-
-
-def _origins(needs: Needs, completions: int) -> list[str]:
-    """Of each completion: the last of several are players', and there is one of each that the catalogue asks for."""
-    if not needs.rollouts:
-        return ["dataset"] * max(completions - 1, 1) + ["mismatched"] * (completions > 1)
-    players = ["mixture", "greedy"] if completions > 2 else ["dataset"] * (completions > 1)
-    return ["policy"] * (completions - len(players)) + players
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
-
-
 def _difference(a: Tensor, b: Tensor) -> str:
     if a.shape != b.shape:
         return f"shapes {list(a.shape)} and {list(b.shape)}"
@@ -709,7 +450,3 @@ def _difference(a: Tensor, b: Tensor) -> str:
 
 def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _name(objective: Any) -> str:
-    return objective.__name__ if isinstance(objective, type) else type(objective).__name__
