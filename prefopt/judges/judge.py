@@ -17,7 +17,8 @@ from prefopt.judges.local import Local
 from prefopt.judges.pairs import Average, Pairwise
 from prefopt.judges.points import Expected, Pointwise
 from prefopt.judges.question import Answer, Backend, Question
-from prefopt.judges.rubric import Rubric, load_rubric
+from prefopt.judges.rubric import Rubric
+from prefopt.judges.rubric_file import load_rubric
 from prefopt.judges.trust import Bounds, check_report
 from prefopt.plugins import checked_fields
 from prefopt.types import Prompt, Verdict

@@ -57,7 +57,9 @@ class Reading:
     def read(self, question: Question) -> Ids:
         """A question as token ids, with the beginning of its answer."""
         return tuple(
-            self.tokenizer(self.text(question), add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+            self.tokenizer(self.text(question), add_special_tokens=question.plain or not self.tokenizer.chat_template)[
+                "input_ids"
+            ]
         )
 
     def text(self, question: Question) -> str:
@@ -70,7 +72,7 @@ class Reading:
         """
         start = broken(question.start, self._control)[0]
         turns = [{"role": role, "content": broken(content, self._control)[0]} for role, content in question.turns]
-        if not self.tokenizer.chat_template:
+        if not self.tokenizer.chat_template or question.plain:
             return "\n".join([*(turn["content"] for turn in turns), *filter(None, [start])])
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -1,78 +1,21 @@
 """Rubrics: what a judge is asked, as a text file with sections, and its worked examples, as data beside it."""
 
 import hashlib
-import json
-import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import as_file, files
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import PrefoptError, nearest
 from prefopt.functional import seed_for
-from prefopt.judges.texts import broken, conversation, fence, on_its_line, shown, whole
+from prefopt.judges.template import Template, parsed
+from prefopt.judges.texts import broken, conversation, shown, whole
 from prefopt.types import Prompt
-
-SECTIONS = ("system", "question", "thought", "rationale", "answer", "labels", "example", "principles")
-"""What a rubric may hold; docs/judges.md says what each is for."""
 
 TEXTS = ("prompt", "completion", "completion_a", "completion_b")
 """Placeholders for other people's text; `row.NAME`, a column of the row, is another."""
 
-PLACEHOLDERS = {
-    "system": (*TEXTS, "examples", "principle"),
-    "question": (*TEXTS, "examples", "principle"),
-    "thought": ("principle",),
-    "rationale": ("rationale",),
-    "answer": (),
-    "example": (*TEXTS, "principle", "verdict", "rationale"),
-}
-
 Turns = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Template:
-    """A section's text: lines of (literal, name of the placeholder after it or None).
-
-    A placeholder for other people's text that is alone on its line stands in a fence that the text cannot close. Any other
-    keeps the text on its line, and free of what follows it there.
-    """
-
-    lines: tuple[tuple[tuple[str, str | None], ...], ...] = ()
-
-    @property
-    def names(self) -> set[str]:
-        """The placeholders in it."""
-        return {name for line in self.lines for _, name in line if name}
-
-    def fill(self, values: Mapping[str, str], own: Mapping[str, str]) -> tuple[str, int]:
-        """The text with every placeholder filled, and how many marks had to be broken up in it.
-
-        Args:
-            values: other people's texts.
-            own: the rubric's and the judge's own words, which stand as they are.
-        """
-        clean = {name: broken(whole(values[name])) for name in sorted(self.names - own.keys())}
-        count = sum(found for _, found in clean.values())
-        bar = fence([text for text, _ in clean.values()])
-        lines = []
-        for line in self.lines:
-            alone = _alone(line)
-            if alone in clean:
-                lines += [bar, clean[alone][0], bar]
-                continue
-            filled = ""
-            for i, (literal, name) in enumerate(line):
-                text = own.get(name, "") if name else ""
-                if name in clean:
-                    text, found = on_its_line(clean[name][0], _closer(line[i + 1 :]))
-                    count += found
-                filled += literal + text
-            lines.append(filled)
-        return "\n".join(lines), count
 
 
 @dataclass(frozen=True)
@@ -99,18 +42,21 @@ class Rubric:
         examples: worked ones, in the file of the same name that ends in .jsonl: the placeholders of the question, `verdict`, and
             `rationale` for a chain of thought.
         principles: of which each prompt gets one as `{principle}`.
+        plain: the model goes on with the question as a text, whatever chat template it has.
     """
 
     name: str
     sections: Mapping[str, Template]
     labels: tuple[str, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
-    principles: tuple[str, ...] = field(default=())
+    principles: tuple[str, ...] = ()
+    plain: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Of all that a judge is shown, whatever the file is called."""
         shown = (
+            self.plain,
             sorted(self.sections.items()),
             self.labels,
             [sorted(e.items()) for e in self.examples],
@@ -184,14 +130,14 @@ class Rubric:
         if "example" not in self.sections:
             turns += self._shown(labels, thought, seed)
         text, count = self._question(values, own, thought)
-        return Asked((*turns, ("user", text)), neutralised + count)
+        return Asked((*turns, ("text" if self.plain else "user", text)), neutralised + count)
 
     def start(self, rationale: str | None = None) -> str:
         """How the answer begins: the rationale, where there is one, and [answer]."""
         answer = self._plain("answer")
         if rationale is None:
             return answer
-        template = self.sections.get("rationale", _template(["{rationale}"]))
+        template = self.sections.get("rationale", parsed(["{rationale}"]))
         return template.fill({}, {"rationale": broken(whole(rationale))[0]})[0] + "\n" + answer
 
     @property
@@ -254,209 +200,6 @@ class Rubric:
     @property
     def _examples_name(self) -> str:
         return str(Path(self.name).with_suffix(".jsonl"))
-
-
-def load_rubric(name: str) -> Rubric:
-    """The rubric in a file, with the examples beside it.
-
-    Args:
-        name: a file; the name of one that comes with prefopt (`pairwise`, `expected`, …); or `package:file`, in a package.
-
-    Raises:
-        PrefoptError: there is none, or it is malformed; says which line.
-    """
-    file = Path(name).expanduser()
-    if file.is_file():
-        return _read(file)
-    package, _, resource = name.rpartition(":")
-    place = files(package or "prefopt.judges.rubrics") if _is_package(package) else None
-    if place is None or not (found := place / (resource if package else f"{name}.txt")).is_file():
-        known = sorted(
-            path.name.removesuffix(".txt")
-            for path in files("prefopt.judges.rubrics").iterdir()
-            if path.name.endswith(".txt")
-        )
-        raise PrefoptError(
-            f"no rubric {name}: it is no file, and none of prefopt's own ({', '.join(known)}).{nearest(name, known)}"
-        )
-    with as_file(found) as path:
-        return _read(path)
-
-
-def parse_rubric(text: str, name: str, examples: Sequence[Mapping[str, Any]] = ()) -> Rubric:
-    """The rubric that a text is.
-
-    Raises:
-        PrefoptError: it is malformed; says which line.
-    """
-    bodies = _sections(text, name)
-    if "question" not in bodies:
-        raise PrefoptError(f"{name}: a rubric needs a section [question]")
-    templates = {
-        section: _checked(lines, section, name, first)
-        for section, (first, lines) in bodies.items()
-        if section not in ("labels", "principles")
-    }
-    used = {n for section in ("system", "question") if section in templates for n in templates[section].names}
-    for one, other in (("examples", "example"), ("principle", "principles")):
-        if (one in used or any(one in t.names for t in templates.values())) != (other in bodies):
-            raise PrefoptError(
-                f"{name}: the section [{other}] and the placeholder {{{one}}} go together; one of them is missing"
-            )
-    labels = tuple(
-        _label(line, f"{name}:{first + i}")
-        for first, lines in [bodies.get("labels", (0, []))]
-        for i, line in enumerate(lines)
-        if line.strip()
-    )
-    if len({label.strip() for label in labels}) < len(labels):
-        raise PrefoptError(f"{name}:{bodies['labels'][0]}: two labels are the same")
-    principles = tuple(line.strip() for line in bodies.get("principles", (0, []))[1] if line.strip())
-    return Rubric(name, templates, labels, _complete(tuple(examples), templates, name), principles)
-
-
-def _read(file: Path) -> Rubric:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PrefoptError(f"{file} is not UTF-8: {error}") from error
-    beside = file.with_suffix(".jsonl")
-    return parse_rubric(text, str(file), list(_examples(beside)) if beside.is_file() else ())
-
-
-def _examples(file: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            raise PrefoptError(f"{file}:{number}: an empty line; every line is an example")
-        try:
-            example = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PrefoptError(f"{file}:{number}: not JSON: {error}") from error
-        if not isinstance(example, dict):
-            raise PrefoptError(f"{file}:{number}: an example is an object, not a {type(example).__name__}")
-        yield example
-
-
-def _complete(
-    examples: tuple[Mapping[str, Any], ...], templates: Mapping[str, Template], name: str
-) -> tuple[Mapping[str, Any], ...]:
-    """The examples, each of which has all that is shown of it."""
-    template = templates.get("example", templates["question"])
-    needed = {n.removeprefix("row.") for n in template.names} - {"examples", "principle"} | {"verdict"}
-    for number, example in enumerate(examples, 1):
-        if missing := sorted(needed - example.keys()):
-            raise PrefoptError(
-                f"{Path(name).with_suffix('.jsonl')}:{number}: the example has no {missing[0]!r}.{nearest(missing[0], example)}"
-            )
-    return examples
-
-
-def _sections(text: str, name: str) -> dict[str, tuple[int, list[str]]]:
-    """For each section, the number of its first line and its lines, without empty ones at both ends."""
-    found: dict[str, tuple[int, list[str]]] = {}
-    current: list[str] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.fullmatch(r"\[([\w ]+)\]\s*", line)
-        if header:
-            section = header[1]
-            if section not in SECTIONS:
-                raise PrefoptError(
-                    f"{name}:{number}: unknown section [{section}].{nearest(section, SECTIONS)} Known: {', '.join(SECTIONS)}. "
-                    "A line of text that looks like one begins with a backslash."
-                )
-            if section in found:
-                raise PrefoptError(f"{name}:{number}: [{section}] is there twice")
-            current = []
-            found[section] = (number + 1, current)
-        elif current is not None:
-            current.append(line.removeprefix("\\") if line.startswith("\\[") else line)
-        elif line.strip() and not line.startswith("#"):
-            raise PrefoptError(f"{name}:{number}: text before the first section; a comment begins with #")
-    return {
-        section: _trimmed(first, lines, f"{name}:{first - 1}: [{section}]") for section, (first, lines) in found.items()
-    }
-
-
-def _trimmed(first: int, lines: list[str], where: str) -> tuple[int, list[str]]:
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise PrefoptError(f"{where} is empty; leave it out or fill it")
-    empty = next(i for i, line in enumerate(lines) if line.strip())
-    return first + empty, lines[empty:]
-
-
-def _checked(lines: Sequence[str], section: str, name: str, first: int) -> Template:
-    """A section's template, whose placeholders are all known."""
-    try:
-        template = _template(lines)
-    except ValueError as error:
-        number = next(i for i, line in enumerate(lines) if not _is_template(line))
-        raise PrefoptError(f"{name}:{first + number}: {error}; a brace that is meant as one is written twice") from None
-    for number, line in enumerate(template.lines):
-        for _, placeholder in line:
-            if placeholder is None or placeholder in PLACEHOLDERS[section]:
-                continue
-            if placeholder.startswith("row.") and "prompt" in PLACEHOLDERS[section]:
-                continue
-            known = PLACEHOLDERS[section]
-            raise PrefoptError(
-                f"{name}:{first + number}: unknown placeholder {{{placeholder}}} in [{section}].{nearest(placeholder, known)} "
-                f"Known there: {', '.join(known) or 'none'}{', row.COLUMN' if 'prompt' in known else ''}"
-            )
-    return template
-
-
-def _template(lines: Sequence[str]) -> Template:
-    parsed = []
-    for line in lines:
-        parts = []
-        for literal, name, spec, conversion in string.Formatter().parse(line):
-            if spec or conversion:
-                raise ValueError(f"{{{name}}} takes no format")
-            parts.append((literal, name))
-        parsed.append(tuple(parts))
-    return Template(tuple(parsed))
-
-
-def _is_template(line: str) -> bool:
-    try:
-        _template([line])
-    except ValueError:
-        return False
-    return True
-
-
-def _is_package(name: str) -> bool:
-    try:
-        files(name or "prefopt.judges.rubrics")
-    except (ImportError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _label(line: str, where: str) -> str:
-    """A label: the line, or what its quotation marks hold, spaces included."""
-    if not line.startswith('"'):
-        return line.strip()
-    try:
-        label = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PrefoptError(f"{where}: a label in quotation marks is a JSON string: {error}") from error
-    if not str(label).strip():
-        raise PrefoptError(f"{where}: a label of nothing but space")
-    return str(label)
-
-
-def _alone(line: Sequence[tuple[str, str | None]]) -> str | None:
-    """The placeholder that is all there is on the line."""
-    names = [name for _, name in line if name]
-    return names[0] if len(names) == 1 and not "".join(literal for literal, _ in line).strip() else None
-
-
-def _closer(rest: Sequence[tuple[str, str | None]]) -> str:
-    """What follows a placeholder on its line, up to the next one."""
-    return next((literal.strip() for literal, _ in rest if literal.strip()), "")
 
 
 def _values(example: Mapping[str, Any]) -> dict[str, str]:
