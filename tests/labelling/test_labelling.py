@@ -316,7 +316,7 @@ def test_killed_again_and_again_it_labels_everything_once(recipe_file, tmp_path)
     slow = [f"feedback={tmp_path}/rules.py:slow", "batch_size=2"]
     whole = labelled(recipe_file, tmp_path / "whole", *slow)
     folder, kills = tmp_path / "killed", 0
-    for wait in (0.3, 0.5, 0.05, 0.25, 0.4, 0.15):
+    for wait in (0.3, 0.05, 0.5, 0.15):
         process = subprocess.Popen(
             command(recipe_file, folder, *slow), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -329,7 +329,7 @@ def test_killed_again_and_again_it_labels_everything_once(recipe_file, tmp_path)
                 break
             time.sleep(0.01)
         kills += process.wait() == -signal.SIGKILL
-    assert kills >= 4
+    assert kills >= 3
     again = labelled(recipe_file, folder, *slow)
 
     def known(result, name):
