@@ -59,86 +59,96 @@ class Compared:
     groups: Sequence[str]
 
 
-def auc(scores: Floats, good: NDArray[np.bool_]) -> float:
-    """P(a good one has a higher score than a bad one), ties ½; NaN where either is missing. Mann & Whitney (1947)."""
-    n, m = int(good.sum()), int((~good).sum())
-    if not n or not m:
-        return float("nan")
-    return float((stats.rankdata(scores)[good].sum() - n * (n + 1) / 2) / (n * m))
+def auc(scores: Floats, good: NDArray[np.bool_], counts: Floats | None = None) -> Floats:
+    """P(a good one has a higher score than a bad one), ties ½; NaN where either is missing. Mann & Whitney (1947).
+
+    Args:
+        scores: [N].
+        good: [N].
+        counts: [S, N], how often each is there, in each of S samples; None is once.
+
+    Returns:
+        [S], or [1].
+    """
+    counts = np.ones((1, len(scores))) if counts is None else counts
+    wins = (np.sign(scores[good][:, None] - scores[~good][None, :]) + 1) / 2
+    ones, others = counts[:, good], counts[:, ~good]
+    total = ones.sum(1) * others.sum(1)
+    return np.divide(((ones @ wins) * others).sum(1), total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
-def discrimination(rated: Rated) -> float:
+def discrimination(rated: Rated, counts: Floats) -> Floats:
     """AUC of the scores for texts whose mean rating is above the middle against those below it; those at it are left out."""
-    means = rated.means
-    kept = means != rated.middle
-    return auc(rated.scores[kept], means[kept] > rated.middle)
+    kept = rated.means != rated.middle
+    return auc(rated.scores[kept], rated.means[kept] > rated.middle, counts[:, kept])
 
 
-def rank_correlation(one: Floats, other: Floats) -> float:
-    """Spearman's ρ; NaN where either does not vary."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    return float(stats.spearmanr(one, other).statistic)
+def rank_correlation(one: Floats, other: Floats, counts: Floats) -> Floats:
+    """Spearman's ρ in each sample, [S]; NaN where either does not vary."""
+    found = np.full(len(counts), np.nan)
+    for s, times in enumerate(counts.astype(int)):
+        a, b = stats.rankdata(np.repeat(one, times)), stats.rankdata(np.repeat(other, times))
+        if np.ptp(a) and np.ptp(b):
+            found[s] = np.corrcoef(a, b)[0, 1]
+    return found
 
 
-def against_the_rest(rated: Rated, scores: Callable[[Rated, int], Floats]) -> float:
-    """Leave one rater out: the AUC of some scores for the sign of the others' mean rating, averaged over who is left out.
+def against_the_rest(rated: Rated, counts: Floats, raters: bool) -> Floats:
+    """Leave one rater out: AUC for the sign of the others' mean rating, averaged over who is left out; in each sample, [S].
 
     The rater that is left out is a place in the list of each text's ratings. The truth is the same for judge and raters, the mean
     of all but that rater; so the two can be compared, and neither is measured against itself.
 
     Args:
         rated: the texts.
-        scores: [N] of those texts, of whoever is measured, when this rater is left out.
+        counts: [S, N], how often each is there.
+        raters: of the rating that is left out; otherwise of the judge's scores.
     """
-    found, weights = [], []
-    for place in range(rated.ratings.shape[1]):
-        rows = np.flatnonzero(~np.isnan(rated.ratings[:, place]) & ((~np.isnan(rated.ratings)).sum(1) > 1))
-        part = rated.take(rows)
-        rest = np.nanmean(np.delete(part.ratings, place, 1), 1) if len(rows) else np.array([])
-        kept = rest != part.middle
-        value = auc(scores(part, place)[kept], rest[kept] > part.middle)
-        if kept.sum() >= FEW and not np.isnan(value):
-            found.append(value)
-            weights.append(len(rows))
-    return float(np.average(found, weights=weights)) if found else float("nan")
+    sums, weights = np.zeros(len(counts)), np.zeros(len(counts))
+    several = (~np.isnan(rated.ratings)).sum(1) > 1
+    for place, own in enumerate(rated.ratings.T):
+        rows = np.flatnonzero(several & ~np.isnan(own))
+        if len(rows) < FEW:
+            continue
+        rest = np.nanmean(np.delete(rated.ratings[rows], place, 1), 1)
+        rows, rest = rows[rest != rated.middle], rest[rest != rated.middle]
+        values = auc((own if raters else rated.scores)[rows], rest > rated.middle, counts[:, rows])
+        known = ~np.isnan(values)
+        weight = counts[:, rows].sum(1) * known
+        sums += np.where(known, values, 0) * weight
+        weights += weight
+    return np.divide(sums, weights, out=np.full(len(counts), np.nan), where=weights > 0)
 
 
 def of_singles(rated: Rated, confidence: float = 0.95, seed: int = 0) -> dict[str, Estimate]:
-    """What there is to say of scores of single texts, with percentile bootstrap intervals over texts."""
+    """What there is to say of scores of single texts, with percentile bootstrap intervals over texts; {} for fewer than two."""
     rated = rated.take(np.flatnonzero(~np.isnan(rated.scores)))
-    measures: dict[str, Callable[[Rated], float]] = {
-        "auc": discrimination,
-        "rank_correlation": lambda r: rank_correlation(r.scores, r.means),
-        "auc_left_out_judge": lambda r: against_the_rest(r, lambda part, _: part.scores),
-        "auc_left_out_raters": lambda r: against_the_rest(r, lambda part, place: part.ratings[:, place]),
-        "length_correlation": lambda r: rank_correlation(r.scores, r.lengths),
-        "length_correlation_raters": lambda r: rank_correlation(r.means, r.lengths),
+    if len(rated.scores) < 2:
+        return {}
+    measures: dict[str, Callable[[Floats], Floats]] = {
+        "auc": lambda counts: discrimination(rated, counts),
+        "rank_correlation": lambda counts: rank_correlation(rated.scores, rated.means, counts),
+        "auc_left_out_judge": lambda counts: against_the_rest(rated, counts, raters=False),
+        "auc_left_out_raters": lambda counts: against_the_rest(rated, counts, raters=True),
+        "length_correlation": lambda counts: rank_correlation(rated.scores, rated.lengths, counts),
+        "length_correlation_raters": lambda counts: rank_correlation(rated.means, rated.lengths, counts),
     }
-    return resampled(measures, rated, confidence, seed)
+    return resampled(measures, len(rated.scores), confidence, seed)
 
 
 def resampled(
-    measures: dict[str, Callable[[Rated], float]], rated: Rated, confidence: float, seed: int
+    measures: dict[str, Callable[[Floats], Floats]], texts: int, confidence: float, seed: int
 ) -> dict[str, Estimate]:
-    """Each measure of the texts, with the interval of the same resamples of texts for all."""
-    draw, n = np.random.default_rng(seed), len(rated.scores)
-    values = {name: measure(rated) for name, measure in measures.items()}
-    again = np.array(
-        [
-            [m(part) for m in measures.values()]
-            for part in (rated.take(draw.integers(n, size=n)) for _ in range(RESAMPLES))
-        ]
-        if n > 1
-        else [[np.nan] * len(measures)]
-    )
-    tails = 50 * (1 - confidence)
-    found = {}
-    for i, (name, value) in enumerate(values.items()):
-        known = again[~np.isnan(again[:, i]), i]
-        low, high = np.percentile(known, [tails, 100 - tails]) if len(known) > 1 else (np.nan, np.nan)
-        found[name] = Estimate(value, float(low), float(high), n)
-    return {name: e for name, e in found.items() if not np.isnan(e.value)}
+    """Each measure, with the interval of the same resamples of texts for all; those that cannot be measured are left out."""
+    counts = np.random.default_rng(seed).multinomial(texts, [1 / texts] * texts, size=RESAMPLES).astype(float)
+    tails, found = 50 * (1 - confidence), {}
+    for name, measure in measures.items():
+        value = float(measure(np.ones((1, texts)))[0])
+        again = measure(counts)
+        low, high = np.nanpercentile(again, [tails, 100 - tails]) if not np.isnan(again).all() else (np.nan, np.nan)
+        if not np.isnan(value):
+            found[name] = Estimate(value, float(low), float(high), texts)
+    return found
 
 
 def right(judged: Floats, humans: Floats) -> Floats:

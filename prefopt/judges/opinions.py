@@ -112,9 +112,9 @@ def measured(
     first = rounds[0]
     estimates: dict[str, Estimate] = {}
     numbers = _counted(first, rows)
-    if all(row.ratings is not None for row in rows):
-        estimates |= of_singles(_rated(rows, first, middle), confidence, seed)
     pairs = [(n, i, j) for n, row in enumerate(rows) for i, j in itertools.combinations(range(len(row.texts)), 2)]
+    if not pairs and all(row.ratings is not None for row in rows):
+        estimates |= of_singles(_rated(rows, first, middle), confidence, seed)
     if pairs:
         compared = _compared(rows, first, pairs)
         estimates |= _of_pairs(compared, rows, first, pairs, confidence, seed)
@@ -211,7 +211,8 @@ def _consistency(
         missing = np.isnan(said).any(0)
     else:
         scores = np.array([np.concatenate(r.scores) for r in rounds])
-        same, where = np.ptp(scores, 0) <= 0.01 * np.nanmax(np.ptp(scores, 1)), groups
+        spread = np.nanmax(scores) - np.nanmin(scores)
+        same, where = np.ptp(scores, 0) <= 0.01 * spread, groups
         missing = np.isnan(scores).any(0)
     found = _mean(np.where(missing, np.nan, same.astype(float)), where, confidence, seed)
     return found or Estimate(float("nan"), float("nan"), float("nan"), 0)
