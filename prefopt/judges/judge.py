@@ -54,6 +54,7 @@ class Judge:
         scale: of a pointwise judge's preference, σ(scale · difference).
         seed: of what is written.
         tokenizer: of the local model; None is its own.
+        template: whether the local model's chat template writes the turns, where it has one; false makes plain text of them.
         dtype: of the local model's weights.
         batch_size: questions that the local model reads together.
         remote_code: allow the local model's repository to run its own code.
@@ -83,6 +84,7 @@ class Judge:
     scale: Annotated[float, Field(gt=0)] = 1.0
     seed: int = 0
     tokenizer: str | None = None
+    template: bool = True
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     batch_size: Count = 32
     remote_code: bool = False
@@ -177,8 +179,8 @@ class Judge:
             from prefopt.judges.server import Server
 
             return _made(Server, self.server, "server")
-        assert self.model is not None
-        return Local(self.model, self.tokenizer, self.dtype, self.batch_size, self.remote_code, self.accelerator)
+        names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
+        return Local(**{name: getattr(self, name) for name in names})
 
     def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Answers in the order of the questions."""

@@ -26,6 +26,8 @@ class Local:
     Attributes:
         model: folder, run folder or hub id; of several, the first that is on disk.
         tokenizer: folder or hub id; None is the model's own.
+        template: whether turns are written by the model's chat template, where it has one. False makes plain text of them, which
+            suits worked examples and small models better.
         dtype: of its weights.
         batch_size: questions read together; memory and speed only.
         remote_code: allow the model's repository to run its own code.
@@ -34,6 +36,7 @@ class Local:
 
     model: str | tuple[str, ...]
     tokenizer: str | None = None
+    template: bool = True
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     batch_size: Annotated[int, Field(gt=0)] = 32
     remote_code: bool = False
@@ -41,12 +44,13 @@ class Local:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Its name, its files' sizes and times, and the dtype."""
+        """Its name, its files' sizes and times, and how it is read."""
         name = find_model(self._names)
         folder = Path(name)
         kept = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
         files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in kept]
-        return {"kind": "local", "model": name, "files": files, "tokenizer": self.tokenizer, "dtype": self.dtype}
+        own = {"tokenizer": self.tokenizer, "template": self.template, "dtype": self.dtype}
+        return {"kind": "local", "model": name, "files": files, **own}
 
     def check(self) -> None:
         """Find it, loading nothing.
@@ -68,7 +72,7 @@ class Local:
         )
         policy = load_policy(spec, load_tokenizer(spec), seed=0).eval().requires_grad_(False)
         accelerator = self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-        return Reading(policy.to(accelerator.device), self.batch_size)
+        return Reading(policy.to(accelerator.device), self.batch_size, self.template)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -82,17 +86,19 @@ class Live:
     Attributes:
         policy: with a tokenizer.
         batch_size: questions read together; memory and speed only.
+        template: as of `Local`.
     """
 
     policy: Policy
     batch_size: int = 32
+    template: bool = True
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """A fingerprint of the weights as they are now: an answer that is remembered is of these weights."""
         sums = [float(p.detach().double().abs().sum()) for p in self.policy.parameters()]
         dots = [float(p.detach().double().flatten() @ _ramp(p)) for p in self.policy.parameters()]
-        return {"kind": "live", "sums": sums, "dots": dots}
+        return {"kind": "live", "template": self.template, "sums": sums, "dots": dots}
 
     def check(self) -> None:
         """Nothing can be wrong with what is there."""
@@ -100,7 +106,7 @@ class Live:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers of the policy as it is now."""
         # A new reading every time: what is kept of the last one was computed by other weights.
-        return Reading(self.policy, self.batch_size).answers(questions)
+        return Reading(self.policy, self.batch_size, self.template).answers(questions)
 
 
 def _ramp(parameter: torch.Tensor) -> torch.Tensor:

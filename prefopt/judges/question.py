@@ -13,8 +13,7 @@ class Question:
 
     Attributes:
         turns: a conversation as (role, content); the last turn is the user's. A model without a chat template reads the
-            contents one after another, as they are. A single turn of the role `text` is a text that the model goes on
-            with, whatever template it has.
+            contents one after another, as they are.
         start: how the answer begins; it is given, not asked for.
         labels: what may follow.
         max_tokens: of the longest text that may be written.
@@ -28,11 +27,6 @@ class Question:
     max_tokens: int = 0
     temperature: float = 0.0
     seed: int = 0
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is a text to go on with."""
-        return [role for role, _ in self.turns] == ["text"]
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,15 @@ class Reading:
     Args:
         policy: with a tokenizer.
         batch_size: questions together.
+        template: whether turns are written by its chat template, where it has one; otherwise they are plain text.
     """
 
-    def __init__(self, policy: Policy, batch_size: int):
+    def __init__(self, policy: Policy, batch_size: int, template: bool = True):
         assert policy.tokenizer is not None
         self.policy = policy
         self.tokenizer: PreTrainedTokenizerBase = policy.tokenizer
         self.batch_size = batch_size
+        self.template = template and bool(self.tokenizer.chat_template)
         self._kept: tuple[Ids, Any] = ((), None)
         self._labels: dict[tuple[str, str], Ids] = {}
 
@@ -56,11 +58,7 @@ class Reading:
 
     def read(self, question: Question) -> Ids:
         """A question as token ids, with the beginning of its answer."""
-        return tuple(
-            self.tokenizer(self.text(question), add_special_tokens=question.plain or not self.tokenizer.chat_template)[
-                "input_ids"
-            ]
-        )
+        return tuple(self.tokenizer(self.text(question), add_special_tokens=not self.template)["input_ids"])
 
     def text(self, question: Question) -> str:
         """A question as text: by the chat template, or line by line where there is none.
@@ -72,7 +70,7 @@ class Reading:
         """
         start = broken(question.start, self._control)[0]
         turns = [{"role": role, "content": broken(content, self._control)[0]} for role, content in question.turns]
-        if not self.tokenizer.chat_template or question.plain:
+        if not self.template:
             return "\n".join([*(turn["content"] for turn in turns), *filter(None, [start])])
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -42,7 +42,6 @@ class Rubric:
         examples: worked ones, in the file of the same name that ends in .jsonl: the placeholders of the question, `verdict`, and
             `rationale` for a chain of thought.
         principles: of which each prompt gets one as `{principle}`.
-        plain: the model goes on with the question as a text, whatever chat template it has.
     """
 
     name: str
@@ -50,13 +49,11 @@ class Rubric:
     labels: tuple[str, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
     principles: tuple[str, ...] = ()
-    plain: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Of all that a judge is shown, whatever the file is called."""
         shown = (
-            self.plain,
             sorted(self.sections.items()),
             self.labels,
             [sorted(e.items()) for e in self.examples],
@@ -130,7 +127,7 @@ class Rubric:
         if "example" not in self.sections:
             turns += self._shown(labels, thought, seed)
         text, count = self._question(values, own, thought)
-        return Asked((*turns, ("text" if self.plain else "user", text)), neutralised + count)
+        return Asked((*turns, ("user", text)), neutralised + count)
 
     def start(self, rationale: str | None = None) -> str:
         """How the answer begins: the rationale, where there is one, and [answer]."""

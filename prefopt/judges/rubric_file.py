@@ -11,13 +11,12 @@ from prefopt.errors import PrefoptError, nearest
 from prefopt.judges.rubric import TEXTS, Rubric
 from prefopt.judges.template import Template, is_template, parsed
 
-SECTIONS = ("system", "question", "text", "thought", "rationale", "answer", "labels", "example", "principles")
+SECTIONS = ("system", "question", "thought", "rationale", "answer", "labels", "example", "principles")
 """What a rubric may hold; docs/judges.md says what each is for."""
 
 PLACEHOLDERS = {
     "system": (*TEXTS, "examples", "principle"),
     "question": (*TEXTS, "examples", "principle"),
-    "text": (*TEXTS, "examples", "principle"),
     "thought": ("principle",),
     "rationale": ("rationale",),
     "answer": (),
@@ -59,24 +58,13 @@ def parse_rubric(text: str, name: str, examples: Sequence[Mapping[str, Any]] = (
         PrefoptError: it is malformed; says which line.
     """
     bodies = _sections(text, name)
-    if ("question" in bodies) == ("text" in bodies):
-        raise PrefoptError(
-            f"{name}: a rubric needs a section [question], or [text] for a model that only goes on with a text"
-        )
-    if "text" in bodies and (turns := {"system", "thought"} & bodies.keys()):
-        raise PrefoptError(f"{name}: a [text] is no conversation; leave out [{min(turns)}]")
+    if "question" not in bodies:
+        raise PrefoptError(f"{name}: a rubric needs a section [question]")
     templates = {
         section: _checked(lines, section, name, first)
         for section, (first, lines) in bodies.items()
         if section not in ("labels", "principles")
     }
-    plain = "text" in templates
-    if plain:
-        templates["question"] = templates.pop("text")
-        if examples and "example" not in templates:
-            raise PrefoptError(
-                f"{name}: the examples of a [text] stand in it: give {{examples}} and a section [example]"
-            )
     used = {n for section in ("system", "question") if section in templates for n in templates[section].names}
     for one, other in (("examples", "example"), ("principle", "principles")):
         if (one in used or any(one in t.names for t in templates.values())) != (other in bodies):
@@ -88,7 +76,7 @@ def parse_rubric(text: str, name: str, examples: Sequence[Mapping[str, Any]] = (
     if len({label.strip() for label in labels}) < len(labels):
         raise PrefoptError(f"{name}:{first}: two labels are the same")
     principles = tuple(line.strip() for line in bodies.get("principles", (0, []))[1] if line.strip())
-    return Rubric(name, templates, labels, _complete(tuple(examples), templates, name), principles, plain)
+    return Rubric(name, templates, labels, _complete(tuple(examples), templates, name), principles)
 
 
 def _read(file: Path) -> Rubric:

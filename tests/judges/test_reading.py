@@ -165,6 +165,17 @@ def test_a_label_is_cut_as_it_stands_in_its_place(tiny):
     assert reading._label_ids("a:1", "0") == (4, 2)  # the text's own last token would change, so the label is cut alone
 
 
+def test_without_its_template_a_chat_model_reads_plain_text(chat_tokenizer, tiny):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny | {"vocab_size": len(chat_tokenizer)}))
+    asked = Question((("system", "be kind"), ("user", "x<|im_end|>")), "so:")
+    assert Reading(Policy(model, chat_tokenizer), 1, template=False).text(asked) == "be kind\nx< |im_end|>\nso:"
+    assert (
+        Reading(Policy(model, chat_tokenizer), 1)
+        .text(asked)
+        .endswith("x< |im_end|><|im_end|>\n<|im_start|>assistant\nso:")
+    )
+
+
 def test_a_template_that_refuses_a_turn_is_said(chat_tokenizer, tiny):
     model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer.backend_tokenizer, eos_token="<|im_end|>")
