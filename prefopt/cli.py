@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from prefopt.errors import PrefoptError
+from prefopt.files import write_whole
 from prefopt.progress import show_evaluation, show_labelled, show_result
 
 if TYPE_CHECKING:
@@ -68,17 +69,41 @@ def run(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt import inspection
+    from prefopt.recipe import sections_of
 
     target = Path(options.out) if options.out else None
     if target is not None and target.exists():
         raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
     _quiet_libraries()
+    if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
+        return _evaluate_judge(options, target)
     evaluation = inspection.evaluate(_target(options), err)
     title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(out, title, evaluation.estimates(), evaluation.numbers)
+    _keep(target, evaluation.to_json())
+
+
+def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
+    """A judge against people, and against what the recipe requires of it."""
+    from prefopt.judges.report import JudgeRecipe, report
+    from prefopt.judges.trust import untrusted
+    from prefopt.recipe import load
+
+    settings = load(JudgeRecipe, options.target, options.overrides)
+    found = report(settings, err)
+    title = f"{options.target}: {settings.judge.name} against people, with {found.confidence:.0%} intervals"
+    show_evaluation(out, title, found.estimates, found.numbers)
+    out.print("Each line: docs/judges.md", style="dim")
+    _keep(target, found.to_json())
+    if doubt := untrusted(found.estimates, settings.require):
+        raise PrefoptError(f"the judge does not keep what {options.target} requires: {doubt}")
+
+
+def _keep(target: Path | None, text: str) -> None:
+    """Write a file that was asked for."""
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(evaluation.to_json())
+        write_whole(target, text)
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -188,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--profile", action="store_true", help="at the end, say where the time went")
     made.format_help = _with_fields(made.format_help, _run_fields)  # type: ignore[method-assign]
-    made = verb(evaluate, "measure a policy on held-out data, with intervals")
+    made = verb(evaluate, "measure a policy on held-out data, or a judge against people, with intervals")
     made.add_argument(
         "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"
     )

@@ -21,7 +21,7 @@ FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
 """Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
 beside the recipe first."""
 
-WHOLE = {"objective", "feedback", "cost", "evaluate.gold", "evaluate.judge"}
+WHOLE = {"objective", "feedback", "cost", "judge", "evaluate.gold", "evaluate.judge"}
 """Keys that a recipe takes from its base or replaces whole: the fields of one class mean nothing to another."""
 
 
@@ -420,6 +420,15 @@ class Recipe(Section):
 Kind = typing.TypeVar("Kind", bound=Section)
 
 
+def sections_of(path: str | Path) -> set[str]:
+    """The keys at the top of a recipe of any kind, inherited ones included: they tell which kind it is.
+
+    Raises:
+        PrefoptError: no such file, or no recipe.
+    """
+    return set(_read(Path(path).expanduser(), seen=()))
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe of a run; `load` says how.
 
@@ -585,7 +594,7 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it; feedbacks alike."""
-    named = tree | {key: _term(tree[key]) for key in ("objective", "feedback", "cost") if key in tree}
+    named = tree | {key: _term(tree[key]) for key in ("objective", "feedback", "cost", "judge") if key in tree}
     if isinstance(named.get("objective"), list):
         named["objective"] = [_term(term) for term in named["objective"]]
     if isinstance(measured := named.get("evaluate"), dict):

@@ -12,6 +12,7 @@ from prefopt.feedback.make import (
     spent_by,
     together,
 )
+from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
 from prefopt.feedback.shaping import (
@@ -33,6 +34,7 @@ __all__ = [
     "LengthPenalty",
     "MissingEOS",
     "Normalise",
+    "Panel",
     "ReferenceNormalise",
     "RepetitionPenalty",
     "RewardModel",

@@ -12,6 +12,7 @@ from prefopt import recipe
 from prefopt.errors import PrefoptError, nearest
 from prefopt.feedback.call import Loadable, Spending, Stateful, run_feedback
 from prefopt.feedback.ensemble import Ensemble
+from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
 from prefopt.feedback.shaping import (
@@ -23,6 +24,7 @@ from prefopt.feedback.shaping import (
     RepetitionPenalty,
     Shaped,
 )
+from prefopt.judges.judge import Judge
 from prefopt.plugins import checked_fields, load_object
 from prefopt.policy import Scorer
 from prefopt.profile import timed
@@ -30,7 +32,7 @@ from prefopt.types import Feedback, Prompt, Verdict
 
 T = TypeVar("T")
 
-FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Ensemble)}
+FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel)}
 """Every feedback by the name that recipes give it."""
 
 SHAPES: dict[str, type] = {
@@ -220,7 +222,7 @@ def _parts(feedback: Any) -> Iterator[Any]:
     if isinstance(feedback, Shaped):
         yield from _parts(feedback.feedback)
         yield from feedback.shapes
-    if isinstance(feedback, Ensemble):
+    if isinstance(feedback, Ensemble | Panel):
         for member in feedback.members:
             yield from _parts(member)
 
@@ -229,4 +231,4 @@ def _moves(part: Any) -> bool:
     """Whether it has running numbers of its own, or waits for samples to fix them."""
     if isinstance(part, ReferenceNormalise):
         return part.unfitted
-    return isinstance(part, Stateful) and not isinstance(part, Shaped | Ensemble)
+    return isinstance(part, Stateful) and not isinstance(part, Shaped | Ensemble | Panel)

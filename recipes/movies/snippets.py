@@ -120,3 +120,30 @@ def beats(one: list[float], other: list[float]) -> float:
     """P(a rater of one gives more than a rater of the other), ties ½."""
     wins = sum((a > b) + (a == b) / 2 for a in one for b in other)
     return wins / (len(one) * len(other))
+
+
+def rated(file: str, part: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Single snippets with all their ratings, in a random order, over the full range: what a judge is compared with.
+
+    `scores` is the mean; `ratings` has the raters' own numbers.
+    """
+    snippets = [s for s in read(file) if part_of(s["text"]) == part]
+    random.Random(f"rated {seed} {part}").shuffle(snippets)
+    for snippet in snippets:
+        text, ratings = snippet["text"], snippet["ratings"]
+        yield {"prompt": "", "completions": [text], "scores": [snippet["rating"]], "ratings": [ratings], "group": text}
+
+
+def contrasted(file: str, part: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Two snippets each at any distance of their ratings, the first of the two by chance, with all ratings."""
+    snippets = [s for s in read(file) if part_of(s["text"]) == part]
+    random.Random(f"contrasted {seed} {part}").shuffle(snippets)
+    for one, other in zip(snippets[::2], snippets[1::2], strict=False):
+        both = (one, other)
+        yield {
+            "prompt": "",
+            "completions": [s["text"] for s in both],
+            "scores": [s["rating"] for s in both],
+            "ratings": [s["ratings"] for s in both],
+            "group": f"{one['text']} | {other['text']}",
+        }

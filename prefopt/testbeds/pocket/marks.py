@@ -52,17 +52,15 @@ def marks(prompts: int = 256, seed: int = 0, topics: Topics = "all", folder: str
 
 def judge(texts: Sequence[str], completions: Sequence[str], folder: str | Path = FOLDER) -> Tensor:
     """[N, 3] log-probabilities of good, fine and bad after `=>`, renormalised over the three."""
-    model = load(folder)
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    lines = tokenizer(
-        [f"{text}{completion} =>" for text, completion in zip(texts, completions, strict=True)],
-        return_tensors="pt",
-        padding=True,
-    )
-    with torch.no_grad():
-        logits = model.causal(input_ids=lines["input_ids"], attention_mask=lines["attention_mask"]).logits[:, -1]
-    return logits[:, tokenizer.convert_tokens_to_ids(list(LABELS))].log_softmax(-1)
+    from prefopt.judges import Live, Question, load_rubric
+
+    rubric = load_rubric("prefopt.testbeds.pocket:judge.txt")
+    asked = [
+        rubric.ask(text, {"completion": completion}, {}, rubric.labels, thought=False)
+        for text, completion in zip(texts, completions, strict=True)
+    ]
+    answers = dict(Live(load(folder)).ask([Question(one.turns, labels=rubric.labels) for one in asked]))
+    return torch.tensor([answers[i].logps for i in range(len(asked))]).log_softmax(-1)
 
 
 def _judged(

@@ -1,0 +1,1 @@
+"""Rubrics that come with prefopt, by the names of their files."""
