@@ -11,7 +11,9 @@ import yaml
 from rich.console import Console
 
 from prefopt import load_label_recipe, load_recipe, run
+from prefopt.judges.report import JudgeRecipe
 from prefopt.objectives import CATALOGUE
+from prefopt.recipe import load, sections_of
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
@@ -34,7 +36,10 @@ OTHERWISE_NAMED = {"onlinedpo", "trdpo"}
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_loads(file, monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
-    (load_label_recipe if file.stem == "label" else load_recipe)(file)
+    if "judge" in sections_of(file):
+        load(JudgeRecipe, file)
+    else:
+        (load_label_recipe if file.stem == "label" else load_recipe)(file)
 
 
 def test_every_objective_has_a_recipe():

@@ -14,11 +14,13 @@ from prefopt.errors import PrefoptError, nearest
 from prefopt.judges.asking import Manner
 from prefopt.judges.generative import Generative
 from prefopt.judges.local import Local
+from prefopt.judges.memory import Budget, Memory
 from prefopt.judges.pairs import Average, Pairwise
 from prefopt.judges.points import Expected, Pointwise
 from prefopt.judges.question import Answer, Backend, Question
 from prefopt.judges.rubric import Rubric
 from prefopt.judges.rubric_file import load_rubric
+from prefopt.judges.server import Server
 from prefopt.judges.trust import Bounds, check_report
 from prefopt.plugins import checked_fields
 from prefopt.types import Prompt, Verdict
@@ -135,6 +137,11 @@ class Judge:
             _ = self._source.reading
 
     @property
+    def spent(self) -> Mapping[str, float]:
+        """What its answers have cost so far, where that is counted: by a `Memory`."""
+        return dataclasses.asdict(self.asked.spent) if isinstance(self.asked, Memory) else {}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that its verdicts depend on, but for the seed of what is written."""
         return {
@@ -166,8 +173,6 @@ class Judge:
         """Who answers: a backend, or a `Memory` before it where answers are kept or paid for."""
         if self.cache is None and self.budget is None and self.server is None:
             return self._source
-        from prefopt.judges.memory import Budget, Memory
-
         folder = None if self.cache is None else Path(self.cache).expanduser()
         return Memory(self._source, folder, _made(Budget, self.budget or {}, "budget"))
 
@@ -176,8 +181,6 @@ class Judge:
         if self.backend is not None:
             return self.backend
         if self.server is not None:
-            from prefopt.judges.server import Server
-
             return _made(Server, self.server, "server")
         names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
         return Local(**{name: getattr(self, name) for name in names})
