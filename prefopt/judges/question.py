@@ -39,12 +39,14 @@ class Answer:
         text: what was written, without `start`; None where log-likelihoods were asked for.
         prompt_tokens: that were read; 0 where nobody counts.
         completion_tokens: that were written.
+        calls: requests that it took.
     """
 
     logps: tuple[float, ...] | None = None
     text: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    calls: int = 1
 
 
 @runtime_checkable
