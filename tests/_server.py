@@ -1,4 +1,4 @@
-"""A small server on the loopback that follows OpenAI's published schema, fails when it is told to, and remembers what it was asked."""
+"""A small server on the loopback that follows OpenAI's published schema, fails when told to, and remembers what it was asked."""
 
 import json
 import math
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     loopback: Loopback
 
-    def do_POST(self):  # noqa: N802: http.server's name
+    def do_POST(self):
         us = self.loopback
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with us.lock:
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         given = body["messages"][-1]["content"] if chat else body["prompt"]
         listed = self.loopback.next_tokens(given)
         wanted = body.get("top_logprobs") if chat else body.get("logprobs")
-        text = max(listed, key=listed.get) if body["max_tokens"] == 1 else f"said: {given}"
+        text = max(listed, key=listed.get) if body.get("max_tokens") == 1 else f"said: {given}"
         choice = {"index": 0, "finish_reason": "length", "logprobs": self._lists(listed, wanted, chat)}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         usage = {"prompt_tokens": len(given.split()), "completion_tokens": 1, "total_tokens": len(given.split()) + 1}

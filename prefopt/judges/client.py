@@ -25,7 +25,7 @@ class TooLongError(Exception):
 
 
 class Client:
-    """One server's HTTP interface. Safe to use from several threads.
+    """One server's HTTP interface, a context. Safe to use from several threads.
 
     The `openai` client tries again after 408, 409, 429, 5xx, time-outs and broken connections: after ½, 1, 2, … 8 seconds, each
     less up to a quarter by chance, or after what `Retry-After` says.
@@ -52,6 +52,12 @@ class Client:
                 event_hooks={"request": [self._sending], "response": [self._received]}
             ),
         )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def chat(self, **body: Any) -> ChatCompletion:
         """One request to /chat/completions.

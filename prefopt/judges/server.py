@@ -108,16 +108,20 @@ class Server:
             PrefoptError: the server refuses, gives no log-likelihoods, or fails again and again.
         """
         self.check()
-        left = iter(enumerate(questions))
-        if not self.seen["answered"] and (first := next(left, None)):
-            yield first[0], self._answer(first[1])
+        with Client(self.base_url, self.key_env, self.timeout, self.retries, self.seen) as client:
+            left = iter(enumerate(questions))
+            if not self.seen["answered"] and (first := next(left, None)):
+                yield first[0], self._answer(first[1], client)
+            yield from self._together(left, client)
+
+    def _together(self, left: Iterator[tuple[int, Question]], client: Client) -> Iterator[tuple[int, Answer]]:
         failure: BaseException | None = None
         flying: dict[Future[Answer], int] = {}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
             while True:
                 while failure is None and len(flying) < self.concurrency and (one := next(left, None)):
-                    flying[pool.submit(self._answer, one[1])] = one[0]
+                    flying[pool.submit(self._answer, one[1], client)] = one[0]
                 if not flying:
                     break
                 for done in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -130,8 +134,8 @@ class Server:
         if failure is not None:
             raise failure
 
-    def _answer(self, question: Question) -> Answer:
-        bill = Bill()
+    def _answer(self, question: Question, client: Client) -> Answer:
+        bill = Bill(client)
         try:
             answer = self._likelihoods(question, bill) if question.labels else self._text(question, bill)
         except TooLongError as error:
@@ -139,7 +143,9 @@ class Server:
             log.warning("a question is too long for %s, and has no answer: %s", self.base_url, error)
             answer = Answer()
         self._count("answered")
-        return replace(answer, **vars(bill))
+        return replace(
+            answer, calls=bill.calls, prompt_tokens=bill.prompt_tokens, completion_tokens=bill.completion_tokens
+        )
 
     def _text(self, question: Question, bill: "Bill") -> Answer:
         sampled = {"seed": question.seed} if question.temperature else {}
@@ -214,14 +220,14 @@ class Server:
     def _request(self, question: Question, bill: "Bill", **settings: Any) -> Reply:
         body = {"model": self.model, **settings}
         if self.endpoint == "completions":
-            reply: Reply = self._client.complete(
+            reply: Reply = bill.client.complete(
                 prompt=prompts.text(question, self._tokenizer), **self._with_extra(body)
             )
         else:
             goes_on = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
             more = goes_on if question.start and self._continues else {}
             turns = prompts.messages(question, ask=not self._continues)
-            reply = self._client.chat(messages=turns, **self._with_extra(body | more))
+            reply = bill.client.chat(messages=turns, **self._with_extra(body | more))
         bill.add(reply)
         return reply
 
@@ -253,10 +259,6 @@ class Server:
         return threading.Lock()
 
     @cached_property
-    def _client(self) -> Client:
-        return Client(self.base_url, self.key_env, self.timeout, self.retries, self.seen)
-
-    @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
         if self.template is None:
             return None
@@ -268,8 +270,9 @@ class Server:
 
 @dataclass
 class Bill:
-    """What the requests for one answer cost."""
+    """Requests for one answer, by whom and at what cost."""
 
+    client: Client
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -94,7 +94,6 @@ def test_completions_get_one_text(loopback):
 
 
 def test_completions_by_a_chat_template(loopback, tokenizer, tmp_path):
-    tokenizer.chat_template = None
     copy = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
     copy.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<answer>"
     copy.save_pretrained(tmp_path)
@@ -105,21 +104,12 @@ def test_completions_by_a_chat_template(loopback, tokenizer, tmp_path):
 
 
 def test_extra_fields_are_sent_and_taken_away(loopback):
-    extra = {
-        "top_p": 0.5,
-        "max_tokens": None,
-        "max_completion_tokens": 7,
-        "chat_template_kwargs": {"enable_thinking": False},
-    }
-    loopback.faults = [(200, {"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "A"}}]})]
+    extra = {"top_p": 0.5, "max_tokens": None, "max_completion_tokens": 7, "chat_template_kwargs": {"thinking": False}}
     server = Server("m", loopback.url, extra=extra)
-    bodies = []
-    client = server._client
-    chat = client.chat
-    object.__setattr__(client, "chat", lambda **body: bodies.append(body) or chat(**body))
     told(server, question(max_tokens=9))
-    assert "max_tokens" not in bodies[0]
-    assert bodies[0]["extra_body"] == {k: v for k, v in extra.items() if v is not None}
+    body = loopback.asked[0][1]
+    assert "max_tokens" not in body
+    assert {name: body[name] for name in extra if name in body} == {k: v for k, v in extra.items() if v is not None}
     assert server.identity["extra"] == extra
 
 
@@ -155,7 +145,6 @@ def test_labels_have_the_likelihood_of_their_token(loopback, endpoint):
 
 
 def test_a_label_of_two_tokens_takes_two_requests(loopback):
-    loopback.table = {"": {"1": 0.5, "2": 0.3}, "Score: 1": {"0": 0.25, "!": 0.75}}
     loopback.table = {"": {" 1": 0.5, " 2": 0.3}, "Score: 1": {"0": 0.25, "!": 0.75}}
     for server in (Server("m", loopback.url, endpoint="completions"), Server("m", loopback.url, starts="continue")):
         (said,) = told(server, question(start="Score:", labels=(" 1", " 2", " 10")))
