@@ -185,7 +185,7 @@ class Server:
     def _listed(self, question: Question, bill: "Bill") -> dict[str, float] | None:
         """The likeliest first tokens; None where there is no first token.
 
-        At temperature 1, for some servers list what is left after dividing by it. llama.cpp lists nothing where the end of the answer
+        At temperature 1, for some servers list what is left after dividing by it. llama.cpp lists nothing where the answer's end
         is drawn as its first token: it is then drawn again, twice at most, at a temperature that makes that less likely.
         """
         asked: dict[str, Any] = {"logprobs": True, "top_logprobs": self.top}
