@@ -131,7 +131,7 @@ def _result(folder: Path) -> Result:
     content = yaml.safe_load(file.read_text()) if file.exists() else {}
     named = re.fullmatch(r"(.+)-seed(\d+)(?:-\d+)?", folder.name)
     arm = named[1] if named else content.get("name", folder.name)
-    seed = content.get("seed", named[2] if named else 0)
+    seed: Any = content.get("seed", named[2] if named else 0)
     return Result(arm, int(seed), folder)
 
 

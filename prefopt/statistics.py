@@ -83,8 +83,7 @@ def half_widths(values: np.ndarray, confidence: float) -> np.ndarray:
 def paired_p(differences: Sequence[float]) -> float:
     """Two-sided p of the paired t-test; 1 of fewer than two seeds.
 
-    It is 1 also where all differences are equal. scipy has 0 there, for t is infinite; but runs that differ by the same number on every
-    seed did not vary, and then nothing is known of the spread.
+    It is 1 also where all differences are equal, for then nothing is known of the spread: those runs did not vary. (scipy has 0.)
     """
     mean = student(differences)
     if mean.seeds < 2 or rigid(mean):
