@@ -110,6 +110,7 @@ def compare(
     confidence: float = 0.95,
     paired: bool = True,
     confounds: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Compare finished runs.
 
@@ -124,6 +125,7 @@ def compare(
         confidence: of every interval; simultaneous ones hold together with it.
         paired: compare seed by seed.
         confounds: known differences that were not meant, for the report.
+        notes: further sentences that a reader has to know; they come first.
 
     Raises:
         PrefoptError: no runs, one arm only, an unknown baseline or metric.
@@ -156,7 +158,7 @@ def compare(
         {arm: mean_costs([run for run in found if run.arm == arm]) for arm in arms},
         wins.matrix(found, arms, confidence),
         tuple(confounds),
-        tuple(verdict.notes(tables[0], found)),
+        (*notes, *verdict.notes(tables[0], found)),
     )
 
 

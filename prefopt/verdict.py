@@ -58,7 +58,8 @@ def _flag(row: "Row") -> str:
 
 def _interval(row: "Row") -> str:
     assert row.difference is not None
-    return f"{row.difference.mean.value:+.3g} [{row.difference.low:.3g}, {row.difference.high:.3g}]"
+    text = f"{row.difference.mean.value:+.3g} [{row.difference.low:.3g}, {row.difference.high:.3g}]"
+    return text.replace("-", "−")
 
 
 def _rest(rows: "Sequence[Row]") -> str:

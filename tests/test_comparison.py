@@ -24,11 +24,8 @@ def test_a_clear_difference_is_said_with_its_simultaneous_interval(tmp_path):
     low, high = stats.ttest_rel([1.0, 1.12, 1.21, 1.09], BASE).confidence_interval(0.975)
     assert (b.difference.low, b.difference.high) == pytest.approx((low, high))
     assert (b.claim, c.claim) == ("better", "undecided")
-    assert (
-        f"higher with b (+1 [{low:.3g}, {high:.3g}])" in found.verdict
-        or f"higher with b (+1.01 [{low:.3g}" in found.verdict
-    )
-    assert f"seeds too few to say for c (+0.05 [{c.difference.low:.3g}" in found.verdict
+    assert f"higher with b (+1.01 [{low:.3g}, {high:.3g}])" in found.verdict
+    assert f"seeds too few to say for c (+0.05 [−{-c.difference.low:.3g}, " in found.verdict
     assert f"about {c.difference.needed} seeds would be needed" in found.verdict
 
 

@@ -105,12 +105,12 @@ def _frontier(comparison: Comparison, axis: Any, metric: str) -> bool:
             if not points:
                 continue
             x, y = np.array(points).T
-            axis.plot(np.sqrt(x), y, look.line, color=look.colour, linewidth=0.9, alpha=0.45)
+            axis.plot(np.sqrt(x), y, look.line, color=look.colour, linewidth=0.9, alpha=0.65)
             axis.plot(np.sqrt(x[-1]), y[-1], look.marker, color=look.colour, markersize=5.5, label=label, alpha=0.9)
             drawn, label = True, None
     if drawn:
         top = axis.get_xlim()[1] ** 2
-        ticks = [tick for tick in (0, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000) if tick <= top]
+        ticks = [tick for tick in (0, 0.1, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 5000) if tick <= top]
         ticks = [t for t in ticks if t == 0 or math.sqrt(t / top) > 0.06]
         axis.set_xticks(np.sqrt(ticks), [f"{tick:g}" for tick in ticks])
         axis.set_xlim(left=-0.02 * math.sqrt(top))
@@ -161,7 +161,7 @@ def _length(comparison: Comparison, axis: Any) -> bool:
         points = np.array([[s["length"], s["gold"]] for of_run in samples for s in of_run])
         fifths = np.array_split(points[np.argsort(points[:, 0], kind="stable")], min(5, len(points)))
         line = np.array([fifth.mean(axis=0) for fifth in fifths])
-        axis.plot(*line.T, look.line, color=look.colour, linewidth=0.9, alpha=0.6)
+        axis.plot(*line.T, look.line, color=look.colour, linewidth=1, alpha=0.75)
         axis.plot(*np.array(means).T, look.marker, color=look.colour, markersize=5.5, label=arm, alpha=0.9)
         drawn = True
     axis.set_xlabel("length, tokens")

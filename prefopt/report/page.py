@@ -93,10 +93,10 @@ def samples(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def differing(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Fields of the recipes that are not the same in all arms, with the value of each arm."""
+    """Fields of the recipes that are not the same in all arms, with the value of each arm; one that a recipe lacks is null."""
     flat = {arm: dict(_flat(recipe)) for arm, recipe in _recipes(comparison)}
     keys = list(dict.fromkeys(key for found in flat.values() for key in found if key.partition(".")[0] not in SELF))
-    values = [(key, [flat.get(arm, {}).get(key, "–") for arm in comparison.arms]) for key in keys]
+    values = [(key, [flat.get(arm, {}).get(key, "null") for arm in comparison.arms]) for key in keys]
     return [(key, of_arms) for key, of_arms in values if len(set(of_arms)) > 1]
 
 

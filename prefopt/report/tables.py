@@ -18,13 +18,17 @@ HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r
 
 
 def number(value: float, signed: bool = False) -> str:
-    """Three figures, without an exponent where that is as short."""
+    """Three figures, without an exponent where that is as short; the minus is a minus."""
     if not math.isfinite(value):
         return "–"
+    return _plain(value, "+" if signed else "").replace("-", "−")
+
+
+def _plain(value: float, sign: str) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:{'+' if signed else ''}.2e}"
+        return f"{value:{sign}.2e}"
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:{'+' if signed else ''}.{min(places, 4)}f}"
+    return f"{value:{sign}.{min(places, 4)}f}"
 
 
 def interval(low: float, high: float) -> str:
@@ -69,13 +73,13 @@ def caption(comparison: Comparison) -> str:
     """What the columns are."""
     how = "paired by seed" if comparison.paired else "Welch's"
     return (
-        f"{named(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to {comparison.baseline} ({how}), "
-        f"with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over {len(comparison.arms) - 1} comparisons; r: "
-        "correlation of the two arms over seeds."
+        f"{named(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to {comparison.baseline} "
+        f"({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over "
+        f"{len(comparison.arms) - 1} comparisons; r: correlation of the two arms over seeds."
     )
 
 
-LATEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+LATEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
 
