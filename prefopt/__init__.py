@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt import objectives
     from prefopt.checks import check_objective
+    from prefopt.comparison import Comparison, compare
     from prefopt.errors import PrefoptError
     from prefopt.functional import pair_metrics
     from prefopt.labelling import LabelRecipe, LabelResult, label, load_label_recipe
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adaptive",
     "Batch",
+    "Comparison",
     "Feedback",
     "LabelRecipe",
     "LabelResult",
@@ -55,6 +57,7 @@ __all__ = [
     "Targets",
     "Verdict",
     "check_objective",
+    "compare",
     "evaluate_loss",
     "label",
     "load_label_recipe",
@@ -70,10 +73,12 @@ __all__ = [
 _HOMES = {
     "LabelRecipe": "labelling",
     "LabelResult": "labelling",
+    "Comparison": "comparison",
     "PrefoptError": "errors",
     "Recipe": "recipe",
     "RunResult": "runs",
     "check_objective": "checks",
+    "compare": "comparison",
     "evaluate_loss": "terms",
     "label": "labelling",
     "load_label_recipe": "labelling",

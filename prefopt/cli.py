@@ -128,6 +128,18 @@ def label(options: argparse.Namespace) -> None:
     show_labelled(out, result)
 
 
+def report(options: argparse.Namespace) -> None:
+    """`prefopt report`."""
+    from prefopt.comparison import compare
+    from prefopt.report import show, write_report
+
+    found = compare(options.folders, baseline=options.baseline, metric=options.metric)
+    page = write_report(found, Path(options.out or (options.folders[0] if len(options.folders) == 1 else "report")))
+    show(out, found)
+    out.print(f"\nreport  {page}", markup=False, soft_wrap=True)
+    out.print("        table.md · table.tex · results.csv, beside it", markup=False)
+
+
 def check(options: argparse.Namespace) -> None:
     """`prefopt check`."""
     from prefopt.checks import check_objective
@@ -239,6 +251,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the folder; the same command again goes on where it was interrupted",
     )
     made.format_help = _with_fields(made.format_help, _label_fields)  # type: ignore[method-assign]
+    made = verb(report, "compare finished runs: report.html, table.md, table.tex, results.csv")
+    made.add_argument("folders", nargs="+", metavar="DIR", help="run folders, studies, or folders of run folders")
+    made.add_argument("--out", metavar="FOLDER", help="where the files go (default: DIR where it is one, else report/)")
+    made.add_argument("--baseline", metavar="NAME", help="the arm that others are compared with (default: the first)")
+    made.add_argument(
+        "--metric", metavar="NAME", help="the one that decides, such as gold or gold_at_kl (default: gold)"
+    )
     made = verb(check, "run the contract on an objective, yours or the catalogue's")
     made.add_argument("objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name")
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")

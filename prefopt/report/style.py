@@ -1,0 +1,69 @@
+"""How arms look: colours that the colour-blind can tell apart, each with a marker and a line of its own; SVG for light and dark."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+INK = "#010203"
+"""Stands for the colour of the text around a figure, light or dark; no other colour of a figure is this one."""
+
+COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe & Ito's, but for yellow, which is lost on white."""
+MARKERS = "osD^vPX*<>h"
+LINES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of an arm, in every figure."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def looks(arms: Sequence[str]) -> dict[str, Look]:
+    """The baseline, which is first, in the colour of the text."""
+    return {
+        arm: Look(COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)], LINES[n % len(LINES)])
+        for n, arm in enumerate(arms)
+    }
+
+
+def rc(name: str) -> dict[Any, Any]:
+    """matplotlib's settings for a figure of this name."""
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    return dict.fromkeys(ink, INK) | {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "axes.titlesize": 9,
+        "axes.formatter.use_mathtext": False,
+        "axes.unicode_minus": True,
+        "text.parse_math": False,  # a name of an arm is no formula
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+    }
+
+
+def svg(figure: Any, name: str, label: str) -> str:
+    """The figure as an element of a page: it scales, takes the page's font and ink, and shares no id with another."""
+    from markupsafe import escape
+
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font: ([\w. ]*?[\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", text)
+    text = text.replace(INK, "currentColor")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

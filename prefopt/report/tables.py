@@ -1,0 +1,134 @@
+"""A comparison as tables: cells, Markdown, LaTeX, CSV, and a terminal's."""
+
+import csv
+import io
+import math
+from dataclasses import fields
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from prefopt.comparison import Comparison, Row, Table
+from prefopt.costs import Costs, costs
+from prefopt.statistics import Mean
+from prefopt.verdict import named
+
+HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
+
+
+def number(value: float, signed: bool = False) -> str:
+    """Three figures, without an exponent where that is as short; the minus is a minus."""
+    if not math.isfinite(value):
+        return "–"
+    return _plain(value, "+" if signed else "").replace("-", "−")
+
+
+def _plain(value: float, sign: str) -> str:
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:{sign}.2e}"
+    places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:{sign}.{min(places, 4)}f}"
+
+
+def interval(low: float, high: float) -> str:
+    """[low, high]; a dash where there is none."""
+    return f"[{number(low)}, {number(high)}]" if math.isfinite(low + high) else "–"
+
+
+def spread(mean: Mean, signed: bool = False) -> str:
+    """Mean and its interval."""
+    return (
+        f"{number(mean.value, signed)} {interval(mean.low, mean.high)}"
+        if mean.seeds > 1
+        else number(mean.value, signed)
+    )
+
+
+def cells(row: Row) -> list[str]:
+    """Under `HEADINGS`."""
+    lost = sum(not math.isfinite(value) for value in row.values.values())
+    seeds = f"{len(row.values) - lost} of {len(row.values)}" if lost else str(len(row.values))
+    d = row.difference
+    if d is None:
+        return [row.arm, seeds, spread(row.mean), "baseline", "", "", "", ""]
+    where = f" at KL {number(row.kl)}" if row.kl is not None and math.isfinite(row.kl) else ""
+    verdict = row.claim + where
+    if row.claim == "undecided":
+        verdict = f"too few seeds{where}" + (f": {d.needed} needed" if d.needed else "")
+    numbers = [spread(d.mean, signed=True), interval(d.low, d.high), number(d.holm), number(d.correlation)]
+    return [row.arm, seeds, spread(row.mean), *numbers, verdict]
+
+
+def markdown(comparison: Comparison) -> str:
+    """table.md: the verdict and the primary table."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    lines += [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in comparison.primary.rows
+    ]
+    return f"{comparison.verdict}\n\n{caption(comparison)}\n\n" + "\n".join(lines) + "\n"
+
+
+def caption(comparison: Comparison) -> str:
+    """What the columns are."""
+    how = "paired by seed" if comparison.paired else "Welch's"
+    return (
+        f"{named(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to {comparison.baseline} "
+        f"({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over "
+        f"{len(comparison.arms) - 1} comparisons; r: correlation of the two arms over seeds."
+    )
+
+
+LATEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
+
+
+def latex(comparison: Comparison) -> str:
+    """table.tex: a tabular for booktabs."""
+
+    def line(texts: list[str]) -> str:
+        return " & ".join("".join(LATEX.get(c, c) for c in text) for text in texts) + r" \\"
+
+    rows = [line(cells(row)) for row in comparison.primary.rows]
+    head = rf"% {caption(comparison)}" + "\n" + rf"\begin{{tabular}}{{{'l' * len(HEADINGS)}}}"
+    return "\n".join(
+        [head, r"\toprule", line(list(HEADINGS)), r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
+    )
+
+
+def to_csv(comparison: Comparison) -> str:
+    """results.csv: a line for each run, in full precision; what depends on the machine's speed is the last column."""
+    tables = [comparison.primary, *comparison.others]
+    metrics = sorted({name for run in comparison.runs for name in run.after})
+    derived = [table.metric for table in tables if table.metric not in metrics]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["arm", "seed", "state", *metrics, *derived, *(field.name for field in fields(Costs))])
+    for run in comparison.runs:
+        spent = costs(run)
+        row = [run.after.get(name, math.nan) for name in metrics]
+        row += [_of(table, run.arm, run.seed) for name in derived for table in tables if table.metric == name]
+        row += [getattr(spent, field.name) for field in fields(Costs)]
+        writer.writerow([run.arm, run.seed, run.state, *("" if math.isnan(value) else repr(value) for value in row)])
+    return file.getvalue()
+
+
+def _of(table: Table, arm: str, seed: int) -> float:
+    return next(row.values.get(seed, math.nan) for row in table.rows if row.arm == arm)
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """The primary table and the verdict, in a terminal."""
+    table = RichTable(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=named(comparison.metric), title_justify="left"
+    )
+    for heading in HEADINGS:
+        table.add_column(heading)
+    for row in comparison.primary.rows:
+        style = {"better": "green", "worse": "red"}.get(row.claim, "")
+        table.add_row(*(Text(cell) for cell in cells(row)), style=style)
+    console.print(table)
+    console.print(Text(f"\n{comparison.verdict}", style="bold"))
+    for note in (*comparison.notes, *comparison.confounds):
+        console.print(Text(f"note: {note}", style="yellow"))
