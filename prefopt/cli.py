@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
             folder = runs.unfinished(settings)
     if options.dry_run:
         return _dry_run(settings)
-    _quiet_libraries()
+    quiet_libraries()
     result = runs.run(settings, folder, options.resume, err)
     runs.leave_processes()
     err.print()
@@ -65,7 +65,7 @@ def evaluate(options: argparse.Namespace) -> None:
     target = Path(options.out) if options.out else None
     if target is not None and target.exists():
         raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
-    _quiet_libraries()
+    quiet_libraries()
     evaluation = inspection.evaluate(_target(options), err)
     title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(out, title, evaluation.estimates(), evaluation.numbers)
@@ -78,7 +78,7 @@ def sample(options: argparse.Namespace) -> None:
     """`prefopt sample`."""
     from prefopt import inspection
 
-    _quiet_libraries()
+    quiet_libraries()
     for prompt, completions in inspection.sample(_target(options), options.prompt, options.number, options.completions):
         out.print(Text(prompt, style="bold"))
         for completion in completions:
@@ -235,7 +235,7 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Warnings of libraries and ours as lines for people, their progress bars off."""
     import logging
 

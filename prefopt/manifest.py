@@ -48,6 +48,7 @@ def manifest(
         data: tokenised rows, by part.
         others: further models that had a say, by what they were: the reference, reward models.
     """
+    critic = dict(model.named_children()).get("critic")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -70,7 +71,8 @@ def manifest(
             "name": model_name,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "fingerprint": fingerprint_weights(model),
+            "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike
+            **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
         "others": {name: fingerprint_weights(other) for name, other in (others or {}).items()},
         "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
@@ -78,10 +80,12 @@ def manifest(
     }
 
 
-def fingerprint_weights(model: nn.Module) -> str:
-    """A hash of every parameter's name, dtype and bytes."""
+def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
+    """A hash of every parameter's name, dtype and bytes, but those whose names begin like that."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
+        if but is not None and name.startswith(but):
+            continue
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
         digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Recipes: what a run is, in a YAML file that is checked before anything is loaded."""
 
+import copy
 import glob
 import os
 import re
@@ -17,7 +18,7 @@ from prefopt.errors import PrefoptError, nearest
 BUILT_IN = {"pocket": str(Path(__file__).parent / "testbeds" / "pocket" / "lm")}
 """Variables that every recipe has: the folder of the pocket language model."""
 
-FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
+FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".yaml", ".yml"}
 """Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
 beside the recipe first."""
 
@@ -26,9 +27,13 @@ WHOLE = {"objective", "feedback", "cost", "evaluate.gold"}
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and strict about its keys."""
+    """A part of a recipe, or a whole one: frozen, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_yaml(self) -> str:
+        """It in full, as it can be loaded again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _listed(value: Any) -> Any:
@@ -304,6 +309,9 @@ class Train(Section):
 class Evaluate(Section):
     """What is measured on held-out data; at the start, at the end, and in between."""
 
+    part: Literal["test", "validation"] = Field(
+        "test", description="of the data, that start and end are measured on; validation is for choosing settings"
+    )
     every: int | None = Field(
         None, gt=0, description="steps between evaluations on validation rows; null is start and end"
     )
@@ -324,6 +332,7 @@ class Wandb(Section):
 
     project: str = Field("prefopt", description="project at W&B")
     entity: str | None = Field(None, description="user or team; null is the login's own")
+    name: str | None = Field(None, description="of the run at W&B; null is the run folder's")
     group: str | None = Field(None, description="runs that belong together")
     tags: Names = Field((), description="labels of the run")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto is online where a login is present")
@@ -381,15 +390,24 @@ class Recipe(Section):
         given = getattr(self.seeds, what)
         return self.seed if given is None else given
 
-    def to_yaml(self) -> str:
-        """The recipe in full, as it can be loaded again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+Kind = typing.TypeVar("Kind", bound=Section)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, what it inherits, and the overrides.
+    """Read the recipe of a run; `load` says how.
+
+    Raises:
+        PrefoptError: what `load` refuses.
+    """
+    return load(Recipe, path, overrides)
+
+
+def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """Read a recipe of any kind, what it inherits, and the overrides.
 
     Args:
+        kind: what it is a recipe of: `Recipe` is a run; it has a field `name`.
         path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` and feedbacks
             are replaced whole.
         overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
@@ -397,21 +415,61 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
     """
+    return checked(kind, interpolated(read(path, overrides)), str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load` checks: a file, what it inherits and the overrides, as one tree whose ${variables} are still there.
+
+    Raises:
+        PrefoptError: no such file, no YAML, an override that is none.
+    """
     file = Path(path).expanduser()
     tree = _read(file, seen=())
     parent = file.resolve().parent.name
     tree.setdefault("name", f"{parent}-{file.stem}" if parent else file.stem)
     for override in overrides:
         _set(tree, override)
+    return tree
+
+
+def refined(tree: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tree with more on top: dotted keys as overrides put them, all others as a recipe refines its base.
+
+    Raises:
+        PrefoptError: a dotted key leads through something that has no keys; begins with `where`.
+    """
+    plain = {key: value for key, value in fields.items() if "." not in key}
+    merged = copy.deepcopy(_merge(tree, _named(plain)))
+    for key, value in fields.items():
+        if "." in key:
+            _put(merged, key, value, f"{where}: `{key}`")
+    return merged
+
+
+def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
+    """The tree as a recipe of that kind.
+
+    Raises:
+        PrefoptError: an unknown key (with the nearest known one), a value that cannot be.
+    """
     try:
-        return Recipe.model_validate(_interpolate(tree))
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise PrefoptError(explain(error, str(file))) from None
+        raise PrefoptError(explain(error, where, kind)) from None
 
 
-def explain(error: ValidationError, where: str) -> str:
+def differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """The dotted keys in which two recipes, as `model_dump` gives them, differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if one == other else [key]
+
+
+def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe) -> str:
     """A pydantic error, a line for each key that is wrong: where, what, and what to write instead."""
-    known = {field.key: field for field in describe(Recipe)}
+    known = {field.key: field for field in describe(kind)}
     lines = list(dict.fromkeys(_line(item, known) for item in error.errors()))
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
@@ -569,9 +627,14 @@ def _merge(base: Mapping[str, Any], child: Mapping[str, Any], prefix: str = "") 
 def _set(tree: dict[str, Any], override: str) -> None:
     """Put an override's value where its dotted key says."""
     key, equals, text = override.partition("=")
-    *path, last = key.strip().split(".")
-    if not equals or not all((*path, last)):
+    if not equals or not all(key.strip().split(".")):
         raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
+    _put(tree, key.strip(), _absolute(_parse(text, repr(override)), Path.cwd()), repr(override))
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Put a value where a dotted key says; messages begin with what was `said`."""
+    *path, last = key.split(".")
     if path and path[0] == "objective" and isinstance(tree.get("objective"), str):
         tree["objective"] = {"name": tree["objective"]}  # the short form, of an objective with its defaults
     if path and path[0] == "objective" and (*path[1:], last)[0].isdigit() and isinstance(tree.get("objective"), dict):
@@ -581,20 +644,20 @@ def _set(tree: dict[str, Any], override: str) -> None:
         where = ".".join(path[: depth + 1])
         if isinstance(node, dict):
             node[part] = {} if node.get(part) is None else node[part]
-        node = node[_place(node, part, override, ".".join(path[:depth]))]
+        node = node[_place(node, part, said, ".".join(path[:depth]))]
         if not isinstance(node, dict | list):
-            raise PrefoptError(f"{override!r}: `{where}` is {node!r}, which has no keys")
-    node[_place(node, last, override, ".".join(path))] = _absolute(_parse(text, repr(override)), Path.cwd())
+            raise PrefoptError(f"{said}: `{where}` is {node!r}, which has no keys")
+    node[_place(node, last, said, ".".join(path))] = value
 
 
-def _place(node: Any, part: str, override: str, where: str) -> Any:
+def _place(node: Any, part: str, said: str, where: str) -> Any:
     """The key or the number of an item that `part` stands for in `node`."""
     if isinstance(node, dict):
         return part
     if not part.isdigit():
-        raise PrefoptError(f"{override!r}: `{where}` is a list; say which item, as in {where}.0.{part}")
+        raise PrefoptError(f"{said}: `{where}` is a list; say which item, as in {where}.0.{part}")
     if int(part) >= len(node):
-        raise PrefoptError(f"{override!r}: `{where}` has {len(node)} items, numbered from 0")
+        raise PrefoptError(f"{said}: `{where}` has {len(node)} items, numbered from 0")
     return int(part)
 
 
@@ -628,10 +691,14 @@ def _parse(text: str, where: str) -> Any:
         raise PrefoptError(f"{where} is not YAML: {error}") from None
 
 
-def _interpolate(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with every ${name} replaced."""
+def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
+    """The tree with every ${name} replaced, by its own variables and by `more`.
+
+    Raises:
+        PrefoptError: a variable that there is not, or that is made of itself.
+    """
     given = tree.get("variables")
-    variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {})
+    variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}) | dict(more)
 
     def value_of(name: str, through: tuple[str, ...]) -> str:
         if name.startswith("env:"):

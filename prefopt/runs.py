@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +16,7 @@ from rich.markup import escape
 
 from prefopt import recipe
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
+from prefopt.costs import Costs, Work, flops, labels_per_prompt
 from prefopt.curriculum import ORDERS
 from prefopt.data import Example, Tokenised, preview, tokenise
 from prefopt.diagnostics import RolloutDiagnostics, beyond
@@ -24,8 +24,9 @@ from prefopt.errors import PrefoptError, nearest
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
+from prefopt.files import write_whole
 from prefopt.functional import seed_for
-from prefopt.manifest import manifest
+from prefopt.manifest import fingerprint_weights, manifest
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
 from prefopt.players import players
 from prefopt.policy import (
@@ -45,6 +46,7 @@ from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.policy.sampler import end_tokens
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.rollouts import Rollouts
+from prefopt.sharing import shared, stamp
 from prefopt.sources import Recorded, projected
 from prefopt.terms import Term
 from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
@@ -118,6 +120,7 @@ class Run:
         self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self._parts().items()}
         terms = self._terms(tokenizer)
         rows, columns = self._prepared(self.data["train"], self.plan.wanted, settings.source)
+        self.rows = len(rows)
         if rows:
             show_example(self.console, preview(rows[0], tokenizer))
         self.model: Policy | Scorer = self._model(tokenizer)
@@ -130,7 +133,7 @@ class Run:
         self.folder = self._folder(folder)
         self.console.print(f"\nrun folder {self.folder}/", highlight=False, soft_wrap=True)
         if self.accelerator.is_main_process and not (self.folder / "recipe.yaml").exists():
-            _write(self.folder / "recipe.yaml", settings.to_yaml())  # from here on it can be resumed
+            write_whole(self.folder / "recipe.yaml", settings.to_yaml())  # from here on it can be resumed
         self.source = self._source(rows, columns, gold)
         self.trainer = Trainer(
             self.model,
@@ -157,14 +160,15 @@ class Run:
         self._write_manifest()
         restored = self._restore()
         tracker = self._tracker()
+        part = self.settings.evaluate.part
         try:
-            before = self._evaluated("test", 0, tracker, keep=True)
+            before = self._evaluated(part, 0, tracker, keep=True)
             stopped = ""
             for step in shown(self.trainer, self.plan.steps, self.console, done=restored):
                 self._after(step, tracker)
                 if stopped := self._limited(step):
                     break
-            after = self._evaluated("test", self.trainer.done, tracker, keep=True)
+            after = self._evaluated(part, self.trainer.done, tracker, keep=True)
             result = self._conclude(before, after, stopped)
         except BaseException:
             tracker.finish({"finished": False})
@@ -207,12 +211,47 @@ class Run:
         if keep and file.exists():
             return Evaluation.from_json(file.read_text())
         with self.console.status(f"evaluating on {part} rows"):
-            evaluation = self.evaluators[part](self.accelerator.unwrap_model(self.trainer.model))
+            evaluation = self._first(part) if step == 0 else self.evaluators[part](self._bare())
         measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
         tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
         if keep and self.accelerator.is_main_process:
-            _write(file, evaluation.to_json())
+            write_whole(file, evaluation.to_json())
         return evaluation
+
+    def _bare(self) -> Policy | Scorer:
+        model: Policy | Scorer = self.accelerator.unwrap_model(self.trainer.model)
+        return model
+
+    def _first(self, part: str) -> Evaluation:
+        """Of the model before training, which the runs of a study share where they start from the same."""
+        model, settings, rows = self._bare(), self.settings, self.data[part]
+        others = {k: fingerprint_weights(m) for k, m in self._others().items() if k.split(":")[0] != "scores"}
+        read = settings.model_dump_json(include={"policy": True, "reference": True, "evaluate": True})
+        arithmetic = (settings.train.precision, torch.get_num_threads(), self.accelerator.num_processes)
+        # The critic has no say in what is measured.
+        key = (part, type(model), fingerprint_weights(model.model), *sorted(others.items()), read, arithmetic)
+        seed = settings.seed_of("evaluation")
+        return shared("evaluations", (*key, seed, *map(id, rows)), lambda: self.evaluators[part](model), rows)
+
+    def _costs(self) -> Costs:
+        rollouts = self.source if isinstance(self.source, Rollouts) else None
+        model, train = self._bare(), self.settings.train
+        others = self._others()
+        reference = 0 if self.reference is None else _parameters(self.reference.policy)
+        work = Work(
+            parameters=_parameters(model),
+            trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            trained=self.trainer.tokens,
+            passes=train.passes,
+            sampled=rollouts.tokens if rollouts else 0,
+            old=self.plan.needs.old or rollouts is not None,
+            repeated=self.plan.needs.whole_batch and train.batch_size > train.micro_batch_size,
+            reference=reference if self.plan.needs.reference or rollouts is not None else 0,
+            scorers=sum(_parameters(m) for name, m in others.items() if name != "reference"),
+        )
+        seen = min(self.trainer.done * train.batch_size, self.rows)
+        labels = rollouts.judged if rollouts else seen * labels_per_prompt(self.settings)
+        return Costs(labels, work.sampled, work.trained, flops(work), self.trainer.seconds)
 
     def _conclude(self, before: Evaluation, after: Evaluation, stopped: str = "") -> RunResult:
         numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}
@@ -222,20 +261,21 @@ class Run:
             after.estimates(),
             after.change_since(before),
             numbers,
-            len(self.evaluators["test"].rows),
+            len(self.evaluators[self.settings.evaluate.part].rows),
             isinstance(self.model, Policy),
         )
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.trainer.model).save(self.folder / "policy")
+            self._bare().save(self.folder / "policy")
             summary = {
                 "steps": self.trainer.done,
                 **({"stopped": stopped} if stopped else {}),
-                "evaluated_on": {"split": "test", "rows": result.rows},
+                "evaluated_on": {"split": self.settings.evaluate.part, "rows": result.rows},
+                "costs": asdict(self._costs()),
                 "before": _records(result.before) | plain(before.numbers),
                 "after": _records(result.after) | plain(after.numbers),
                 "change": _records(result.change),
             }
-            _write(self.folder / "summary.json", json.dumps(summary, indent=2))
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=2))
         self.accelerator.wait_for_everyone()
         return result
 
@@ -248,7 +288,10 @@ class Run:
 
     def _tokenised(self, rows: Sequence[Example], tokenizer: Any, name: str) -> Sequence[Tokenised]:
         source = self.settings.source
-        tokenised, report = tokenise(rows, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
+        name_of = self.settings.policy.tokenizer or self.plan.model
+        longest = (source.max_prompt_tokens, source.max_completion_tokens)
+        key = (stamp(name_of), *longest, *map(id, rows))
+        tokenised, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest), rows)
         show_data(self.console, name, report)
         return tokenised
 
@@ -370,7 +413,7 @@ class Run:
             return
         others = self._others()
         content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data, others)
-        _write(self.folder / "manifest.json", json.dumps(content, indent=2))
+        write_whole(self.folder / "manifest.json", json.dumps(content, indent=2))
 
     def _others(self) -> dict[str, torch.nn.Module]:
         """The models beside the trained one: a reference of its own, and reward models."""
@@ -398,8 +441,8 @@ class Run:
             return Tracker([])
         places: list[Jsonl | WandbRun] = [Jsonl(self.folder / "metrics.jsonl")]
         if self.settings.track.wandb is not None:
-            config = self.settings.model_dump(mode="json")
-            places.append(WandbRun(self.settings.track.wandb, self.folder, self.folder.name, config))
+            config, wandb = self.settings.model_dump(mode="json"), self.settings.track.wandb
+            places.append(WandbRun(wandb, self.folder, wandb.name or self.folder.name, config))
         return Tracker(places)
 
 
@@ -412,6 +455,10 @@ def make_accelerator(train: recipe.Train) -> Accelerator:
     # MPS has no float64, in which sampling noise and metrics are made.
     cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def leave_processes() -> None:
@@ -446,12 +493,6 @@ def unfinished(settings: recipe.Recipe) -> Path:
     return max(open_ones, key=lambda f: f.stat().st_mtime)
 
 
-def _differences(a: Any, b: Any, key: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in dict.fromkeys([*a, *b]) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))]
-    return [] if a == b else [key]
-
-
 def _refuse_folder(folder: Path, resumed: recipe.Recipe | None) -> None:
     """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end."""
     if resumed is None:
@@ -462,7 +503,7 @@ def _refuse_folder(folder: Path, resumed: recipe.Recipe | None) -> None:
         return
     if (folder / "summary.json").exists():
         raise PrefoptError(f"{folder} is finished: its results are in summary.json")
-    if different := _differences(saved_recipe(folder).model_dump(mode="json"), resumed.model_dump(mode="json")):
+    if different := recipe.differences(saved_recipe(folder).model_dump(mode="json"), resumed.model_dump(mode="json")):
         raise PrefoptError(f"{folder} was run with another recipe; it differs in {', '.join(different)}")
 
 
@@ -476,10 +517,3 @@ def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 def _records(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: plain(asdict(e)) for name, e in estimates.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    staging = path.with_name(f".{path.name}.writing")
-    staging.write_text(text)
-    os.replace(staging, path)
