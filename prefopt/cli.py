@@ -58,6 +58,26 @@ def run(options: argparse.Namespace) -> None:
     show_result(out, result, result.rows, settings.evaluate.confidence)
 
 
+def study(options: argparse.Namespace) -> None:
+    """`prefopt study`."""
+    from prefopt.sharing import sharing
+    from prefopt.study import load_study, run_study
+    from prefopt.study.jobs import Jobs
+    from prefopt.study.run import check, place_of
+
+    settings = load_study(options.study, options.overrides)
+    quiet_libraries()
+    if not options.dry_run:
+        run_study(settings, options.out, options.jobs, out)
+        return
+    from prefopt.study.show import show_plan
+
+    planned = Jobs(settings, place_of(settings, options.out))
+    with sharing():
+        check(planned)
+        show_plan(planned, options.jobs, out, timed=not options.untimed)
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt import inspection
@@ -148,6 +168,17 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check everything, print the resolved recipe, load no model"
     )
     made.format_help = _with_fields(made.format_help)  # type: ignore[method-assign]
+    made = verb(study, "arms × seeds, resumable, then the report: the same command again does what is missing")
+    made.add_argument("study", metavar="STUDY", help="a YAML file (docs/studies.md)")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="for example seeds=5 common.train.steps=40")
+    made.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    made.add_argument("--out", metavar="DIR", help="the study's folder (default: runs/NAME)")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print runs, differences between arms and the time needed",
+    )
+    made.add_argument("--untimed", action="store_true", help="with --dry-run: load no model to estimate the time")
     made = verb(evaluate, "measure a policy on held-out data, with intervals")
     made.add_argument(
         "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"

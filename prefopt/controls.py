@@ -90,7 +90,7 @@ class Facts:
     @property
     def trained(self) -> bool:
         """Whether there was a step at all; an arm without one is a start that others are measured against."""
-        return self.costs["tokens_trained"] > 0
+        return self.costs["trained_tokens"] > 0
 
 
 def confounds(
@@ -111,11 +111,14 @@ def confounds(
         return []
     base = baseline if any(f.arm == baseline for f in facts) else facts[0].arm
     of_base = {f.seed: f for f in facts if f.arm == base}
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, None]] = {f.arm: {} for f in facts if f.arm != base}
     for one in facts:
         if one.arm != base and one.seed in of_base:
             for sentence in _between(one, of_base[one.seed], varies):
-                found.setdefault(one.arm, {})[sentence] = None
+                found[one.arm][sentence] = None
+    for arm in found:
+        for sentence in _budgets([f for f in facts if f.arm == arm and f.seed in of_base], of_base):
+            found[arm][sentence] = None
     return [f"{arm}: {s}" for arm, sentences in found.items() for s in sentences] + list(_among(facts))
 
 
@@ -123,8 +126,8 @@ def _between(one: Facts, base: Facts, varies: Sequence[str]) -> Iterator[str]:
     untrained = next((f.arm for f in (one, base) if not f.trained), None)
     ignored = (*IMMATERIAL, *varies, *(OF_TRAINING if untrained else ()))
     for key, here, there in recipe_differences(one.recipe, base.recipe):
-        if not _within(key, ignored):
-            yield f"{key} is {_said(here)}, and {_said(there)} in {base.arm}"
+        if not within(key, ignored):
+            yield f"{key} is {said(here)}, and {said(there)} in {base.arm}"
     if one.manifest["model"]["fingerprint"] != base.manifest["model"]["fingerprint"]:
         yield f"it starts from other weights than {base.arm}"
     if one.asked != base.asked:
@@ -142,11 +145,20 @@ def _in_training(one: Facts, base: Facts) -> Iterator[str]:
     odd = [step for step in shared if one.batches[step] != base.batches[step]]
     if odd:
         yield f"its batches are not those of {base.arm}, from step {odd[0]} on"
-    for name in ("labels", "tokens_trained"):
-        mine, theirs = one.costs[name], base.costs[name]
+
+
+def _budgets(facts: Sequence[Facts], of_base: Mapping[int, Facts]) -> Iterator[str]:
+    """What an arm spent beside the baseline, over the seeds that both have."""
+    pairs = [(one, of_base[one.seed]) for one in facts]
+    if not pairs or not all(one.trained and base.trained for one, base in pairs):
+        return
+    for name in ("labels", "trained_tokens"):
+        mine, theirs = (sum(f.costs[name] for f in side) for side in zip(*pairs, strict=True))
         if abs(mine - theirs) > CLOSE * max(mine, theirs):
-            share = f"{mine / theirs:.2f} times {base.arm}'s" if theirs else f"{mine:,.0f}, and 0 in {base.arm}"
-            yield f"its budget differs: {name.replace('_', ' ')} are {share}"
+            share = (
+                f"{mine / theirs:.2f} times {pairs[0][1].arm}'s" if theirs else f"some, and none in {pairs[0][1].arm}"
+            )
+            yield f"its budget differs: {'labels' if name == 'labels' else 'tokens trained on'} are {share}"
 
 
 def _among(facts: Sequence[Facts]) -> Iterator[str]:
@@ -180,13 +192,17 @@ def recipe_differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[st
         yield key, one, other
 
 
-def _within(key: str, sections: Sequence[str]) -> bool:
+def within(key: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or of a section that is."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """A value of a recipe, short."""
     if isinstance(value, Mapping):
-        return str(value.get("name", "given"))
+        return str(value.get("name", "given" if value else "none"))
+    if isinstance(value, list) and len(value) == 1:
+        return said(value[0])
     text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else f"…{text[-59:]}"
 

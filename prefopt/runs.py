@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefopt import recipe
+from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
-from prefopt.costs import Costs, Work, flops, labels_per_prompt
 from prefopt.curriculum import ORDERS
 from prefopt.data import Example, Tokenised, preview, tokenise
 from prefopt.diagnostics import RolloutDiagnostics, beyond
@@ -233,7 +233,7 @@ class Run:
         seed = settings.seed_of("evaluation")
         return shared("evaluations", (*key, seed, *map(id, rows)), lambda: self.evaluators[part](model), rows)
 
-    def _costs(self) -> Costs:
+    def _costs(self) -> Spent:
         rollouts = self.source if isinstance(self.source, Rollouts) else None
         model, train = self._bare(), self.settings.train
         others = self._others()
@@ -251,7 +251,7 @@ class Run:
         )
         seen = min(self.trainer.done * train.batch_size, self.rows)
         labels = rollouts.judged if rollouts else seen * labels_per_prompt(self.settings)
-        return Costs(labels, work.sampled, work.trained, flops(work), self.trainer.seconds)
+        return Spent(labels, work.sampled, work.trained, flops(work), round(self.trainer.seconds, 3))
 
     def _conclude(self, before: Evaluation, after: Evaluation, stopped: str = "") -> RunResult:
         numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}

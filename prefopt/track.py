@@ -5,9 +5,10 @@ import logging
 import math
 import netrc
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -83,6 +84,26 @@ class WandbRun:
                 self.run.log(plain(metrics), step=step)
             except Exception as error:
                 self._give_up(error)
+
+    def attach(self, tables: Mapping[str, Sequence[Mapping[str, Any]]], files: Sequence[Path]) -> None:
+        """Send tables, a mapping for each row, and files as one artifact that is named after the run."""
+        if self.run is None:
+            return
+        try:
+            import wandb
+
+            for name, rows in tables.items():
+                columns = list(dict.fromkeys(column for row in rows for column in row))
+                data = [[row.get(column) for column in columns] for row in rows]
+                self.run.log({name: wandb.Table(columns=columns, data=data)})
+            artifact = wandb.Artifact(
+                re.sub(r"[^\w.-]", "-", f"{self.settings.group or self.name}-report"), type="report"
+            )
+            for file in files:
+                artifact.add_file(str(file))
+            self.run.log_artifact(artifact)
+        except Exception as error:
+            self._give_up(error)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary and close."""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from prefopt import recipe
-from prefopt.costs import labels_per_prompt
+from prefopt.accounting import labels_per_prompt
 from prefopt.errors import PrefoptError
 from prefopt.recipe import Recipe, Wandb
 from prefopt.study.spec import CHANCES, Study, Varied

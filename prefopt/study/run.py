@@ -19,6 +19,7 @@ from prefopt.study.execute import Executor, Outcome, Workers, failed, one_by_one
 from prefopt.study.jobs import Job, Jobs, declare
 from prefopt.study.report import Result, write_report
 from prefopt.study.spec import Study
+from prefopt.study.tracked import log_comparison
 from prefopt.study.tuning import chosen, trials, tune, tuned_arms
 
 
@@ -48,9 +49,18 @@ def run_study(
         check(planned)
         with _only_one(planned.folder), _executor(jobs) as execute:
             _write_study(planned)
+            begun = time.time()
             results = _all_runs(planned, execute, console)
         write_report(study, planned.folder, results, console)
+        if any(_changed(result, begun) for result in results):
+            log_comparison(planned, results)
     return results
+
+
+def _changed(result: Result, since: float) -> bool:
+    """Whether a run came to its end, good or bad, since that time."""
+    ends = (result.folder / "summary.json", result.folder / "error.txt")
+    return any(file.exists() and file.stat().st_mtime >= since for file in ends)
 
 
 def place_of(study: Study, folder: str | Path | None) -> Path:
@@ -82,7 +92,7 @@ def check(planned: Jobs) -> None:
                 "folder of its own (--out), or name the changed arm anew"
             )
     for job in (*stages, *tried, *arms):
-        if not job.done and job.seed in (planned.study.seeds[0], *_first_trial(planned)) and not _waits(job):
+        if not job.done and job.seed in (planned.study.seeds[0], *_first_trial(planned)) and not waits(job):
             with _named(job):
                 plan(job.recipe)
 
@@ -91,7 +101,7 @@ def _first_trial(planned: Jobs) -> Sequence[int]:
     return planned.study.tune.seeds[:1] if planned.study.tune else ()
 
 
-def _waits(job: Job) -> bool:
+def waits(job: Job) -> bool:
     """Whether it reads from a stage that is not made yet, so that it can be checked only then."""
     return any(not (stage / "summary.json").exists() for stage in job.after)
 
@@ -156,32 +166,27 @@ class Progress:
         self.ended += 1
         head = f"[{self.ended}/{self.total}] {outcome.job}"
         if outcome.error is not None:
-            where = outcome.job.folder / "error.txt"
-            self.console.print(f"{head} failed: {outcome.error} ({where})", style="red", highlight=False, markup=False)
+            said = f"{head} failed: {outcome.error}\n  {outcome.job.folder / 'error.txt'}"
+            self.console.print(said, style="red", highlight=False, markup=False, soft_wrap=True)
             return
         spent = time.monotonic() - self.started
         left = spent / (self.ended - self.begun) * (self.total - self.ended)
-        value = _value(outcome.job, self.metric)
-        said = (
-            f"{head} · {self.metric} {value} · about {_time(left)} left" if left else f"{head} · {self.metric} {value}"
-        )
-        self.console.print(said, highlight=False, markup=False)
+        said = [head, *_value(outcome.job, self.metric), *([f"about {in_words(left)} left"] if left else [])]
+        self.console.print(" · ".join(said), highlight=False, markup=False)
 
 
-def _value(job: Job, metric: str) -> str:
+def _value(job: Job, metric: str) -> list[str]:
+    """The metric at the end of a run, in words; nothing where the run has none, as a reward model has no gold."""
     after = json.loads((job.folder / "summary.json").read_text())["after"].get(metric)
     value = after["value"] if isinstance(after, dict) else after
-    return "not measured" if value is None else f"{value:.3f}"
+    return [] if value is None else [f"{metric} {value:.3f}"]
 
 
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+def in_words(seconds: float) -> str:
+    """A time, roughly."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

@@ -6,21 +6,21 @@ from prefopt import recipe
 
 
 @dataclass(frozen=True)
-class Costs:
+class Spent:
     """What training cost; evaluation is not counted, for it is the same for all arms of a study.
 
     Attributes:
         labels: judgements that were learnt from. A recorded row counts once however often it is gone through: one pair
             compared, one list ranked, one completion approved. Of rollouts, each completion that the feedback scored counts.
-        tokens_sampled: that models wrote to be learnt from.
-        tokens_trained: of prompts and completions, in every pass; each prompt once for all its completions.
+        sampled_tokens: that models wrote to be learnt from.
+        trained_tokens: of prompts and completions, in every pass; each prompt once for all its completions.
         flops: an estimate, by `flops`.
         seconds: from asking for a batch to the end of its updates, summed over steps.
     """
 
     labels: int
-    tokens_sampled: int
-    tokens_trained: int
+    sampled_tokens: int
+    trained_tokens: int
     flops: float
     seconds: float
 
@@ -66,7 +66,7 @@ def flops(work: Work) -> float:
 
 
 def labels_per_prompt(settings: recipe.Recipe) -> int:
-    """Judgements that a new prompt of a batch brings: see `Costs.labels`."""
+    """Judgements that a new prompt of a batch brings: see `Spent.labels`."""
     rollouts = settings.source.rollouts
     if rollouts is None:
         return 1
