@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         err.print(f"[bold red]error[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("interrupted; what was done is kept (--resume goes on from the last checkpoint)")
+        how = "the same command goes on" if options.verb is study else "--resume goes on from the last checkpoint"
+        err.print(f"interrupted; what was done is kept ({how})")
         sys.exit(130)
 
 

@@ -93,8 +93,8 @@ class WandbRun:
             import wandb
 
             for name, rows in tables.items():
-                columns = list(dict.fromkeys(column for row in rows for column in row))
-                data = [[row.get(column) for column in columns] for row in rows]
+                columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
+                data = [[row.get(str(column)) for column in columns] for row in rows]
                 self.run.log({name: wandb.Table(columns=columns, data=data)})
             artifact = wandb.Artifact(
                 re.sub(r"[^\w.-]", "-", f"{self.settings.group or self.name}-report"), type="report"

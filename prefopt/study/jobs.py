@@ -182,7 +182,7 @@ def _texts(tree: Any) -> list[str]:
     return [tree] if isinstance(tree, str) else []
 
 
-def declare(study: Study, folder: Path) -> Sequence[str]:
+def changed_declarations(study: Study, folder: Path) -> Sequence[str]:
     """What a study in this folder has declared before and may not change now; empty where nothing was."""
     file = folder / "study.yaml"
     if not file.exists():

@@ -16,7 +16,7 @@ from prefopt.errors import PrefoptError
 from prefopt.files import write_whole
 from prefopt.sharing import sharing
 from prefopt.study.execute import Executor, Outcome, Workers, failed, one_by_one
-from prefopt.study.jobs import Job, Jobs, declare
+from prefopt.study.jobs import Job, Jobs, changed_declarations
 from prefopt.study.report import Result, write_report
 from prefopt.study.spec import Study
 from prefopt.study.tracked import log_comparison
@@ -52,7 +52,7 @@ def run_study(
             begun = time.time()
             results = _all_runs(planned, execute, console)
         write_report(study, planned.folder, results, console)
-        if any(_changed(result, begun) for result in results):
+        if not (planned.folder / "wandb").exists() or any(_changed(result, begun) for result in results):
             log_comparison(planned, results)
     return results
 
@@ -76,7 +76,7 @@ def check(planned: Jobs) -> None:
     """
     from prefopt.plan import plan
 
-    if changed := declare(planned.study, planned.folder):
+    if changed := changed_declarations(planned.study, planned.folder):
         raise PrefoptError(
             f"{planned.folder} holds a study that declared another {changed[0]}, and results have been seen since: give the new "
             "study a folder of its own (--out)"
@@ -171,8 +171,8 @@ class Progress:
             return
         spent = time.monotonic() - self.started
         left = spent / (self.ended - self.begun) * (self.total - self.ended)
-        said = [head, *_value(outcome.job, self.metric), *([f"about {in_words(left)} left"] if left else [])]
-        self.console.print(" · ".join(said), highlight=False, markup=False)
+        parts = [head, *_value(outcome.job, self.metric), *([f"about {in_words(left)} left"] if left else [])]
+        self.console.print(" · ".join(parts), highlight=False, markup=False)
 
 
 def _value(job: Job, metric: str) -> list[str]:
