@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt import objectives
     from prefopt.checks import check_objective
+    from prefopt.comparison import Comparison, compare
     from prefopt.errors import PrefoptError
     from prefopt.functional import pair_metrics
     from prefopt.objectives import load_objective
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adaptive",
     "Batch",
+    "Comparison",
     "Feedback",
     "Loss",
     "Model",
@@ -52,6 +54,7 @@ __all__ = [
     "Targets",
     "Verdict",
     "check_objective",
+    "compare",
     "evaluate_loss",
     "load_objective",
     "load_recipe",
@@ -63,10 +66,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
     "PrefoptError": "errors",
     "Recipe": "recipe",
     "RunResult": "runs",
     "check_objective": "checks",
+    "compare": "comparison",
     "evaluate_loss": "terms",
     "load_objective": "objectives",
     "load_recipe": "recipe",

@@ -1,0 +1,241 @@
+"""Arms against a baseline, over seeds: tables with intervals, and a verdict that says no more than they do."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prefopt import verdict, wins
+from prefopt.costs import Costs, mean_costs
+from prefopt.errors import PrefoptError, nearest
+from prefopt.finished import Finished, Result, find_results, read_runs
+from prefopt.statistics import Difference, Mean, at_kl, bootstrap_t, differences, interquartile_mean, rigid, student
+
+__all__ = ["Claim", "Comparison", "Result", "Row", "Table", "compare"]
+
+AT_KL = "_at_kl"
+"""Ending of the name of a metric that is read where two runs have the same KL."""
+
+Claim = Literal["baseline", "better", "worse", "undecided", "same", "one seed", "no spread", "failures"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm and one metric.
+
+    Attributes:
+        arm: its name.
+        values: of each seed; NaN where the run has no number.
+        mean: over the seeds that have one.
+        difference: to the baseline; None for the baseline itself.
+        claim: what may be said of the difference. `failures`: the interval excludes 0 in favour of the side that lost seeds.
+        kl: at which the two were compared, of a metric at matched KL; NaN where no run's path crosses one.
+        interquartile: descriptive, NaN below 8 seeds.
+        bootstrap: bootstrap-t interval, descriptive, NaN below 8 seeds.
+    """
+
+    arm: str
+    values: Mapping[int, float]
+    mean: Mean
+    difference: Difference | None
+    claim: Claim
+    kl: float | None
+    interquartile: float
+    bootstrap: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All arms and one metric, the baseline first."""
+
+    metric: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report draws.
+
+    Attributes:
+        question: what was asked.
+        verdict: the answer in a sentence or two, worded from the simultaneous intervals of the primary metric.
+        metric: the primary one.
+        better: which end of it is the good one.
+        baseline: the arm that the others are compared with.
+        confidence: of all intervals.
+        paired: compared seed by seed.
+        primary: the family: all arms × the primary metric.
+        others: exploratory, each its own family; the primary metric's other reading comes first.
+        runs: every run, also those that failed.
+        costs: means over an arm's runs.
+        wins: for arm and other, how often the arm's sample has the higher gold score, prompt by prompt; over seeds.
+        confounds: what differs between arms beside what was meant to.
+        notes: what a reader has to know: failures, stops, seeds that did not vary.
+    """
+
+    question: str
+    verdict: str
+    metric: str
+    better: Literal["higher", "lower"]
+    baseline: str
+    confidence: float
+    paired: bool
+    primary: Table
+    others: tuple[Table, ...]
+    runs: tuple[Finished, ...]
+    costs: Mapping[str, Costs]
+    wins: Mapping[tuple[str, str], Mean]
+    confounds: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Their names, the baseline first."""
+        return tuple(row.arm for row in self.primary.rows)
+
+    def of(self, arm: str) -> tuple[Finished, ...]:
+        """The runs of an arm."""
+        return tuple(run for run in self.runs if run.arm == arm)
+
+
+def compare(
+    runs: Sequence[Result | str | Path],
+    *,
+    question: str = "",
+    baseline: str | None = None,
+    metric: str | None = None,
+    better: Literal["higher", "lower"] = "higher",
+    measure: Sequence[str] = (),
+    confidence: float = 0.95,
+    paired: bool = True,
+    confounds: Sequence[str] = (),
+) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        runs: run folders, studies or folders of run folders; or records that say which is of which arm and seed.
+        question: stands above the report.
+        baseline: an arm; by default the first.
+        metric: the primary one: a held-out metric as trained (`gold`), or where two runs have moved equally far (`gold_at_kl`). By
+            default gold where a run has it, else accuracy.
+        better: which end of it is the good one.
+        measure: further metrics; by default all.
+        confidence: of every interval; simultaneous ones hold together with it.
+        paired: compare seed by seed.
+        confounds: known differences that were not meant, for the report.
+
+    Raises:
+        PrefoptError: no runs, one arm only, an unknown baseline or metric.
+    """
+    results = [run if isinstance(run, Result) else None for run in runs]
+    given = [r for r in results if r is not None]
+    found = read_runs(given + find_results([r for r in runs if not isinstance(r, Result)]))
+    arms = _arms(found, baseline)
+    known = list(dict.fromkeys(name for run in found for name in run.after))
+    metric = metric or ("gold" if "gold" in known else "accuracy")
+    if metric.removesuffix(AT_KL) not in known:
+        raise PrefoptError(
+            f"no run has measured {metric!r}.{nearest(metric, known)} They have: {', '.join(known) or 'nothing'}"
+        )
+    named = [name for name in measure or known if name != metric]
+    extra = [name for name in (f"{metric}{AT_KL}", metric.removesuffix(AT_KL)) if name != metric and _has_paths(found)]
+    names = list(dict.fromkeys([*(extra if not metric.endswith(AT_KL) else extra[-1:]), *named]))
+    tables = [_table(found, arms, name, better, confidence, paired) for name in [metric, *names]]
+    return Comparison(
+        question,
+        verdict.sentence(tables[0], found, better, confidence),
+        metric,
+        better,
+        arms[0],
+        confidence,
+        paired,
+        tables[0],
+        tuple(tables[1:]),
+        tuple(sorted(found, key=lambda run: (arms.index(run.arm), run.seed))),
+        {arm: mean_costs([run for run in found if run.arm == arm]) for arm in arms},
+        wins.matrix(found, arms, confidence),
+        tuple(confounds),
+        tuple(verdict.notes(tables[0], found)),
+    )
+
+
+def _arms(runs: Sequence[Finished], baseline: str | None) -> list[str]:
+    """In the order given, but the baseline first."""
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    if len(arms) < 2:
+        raise PrefoptError(f"a comparison needs two arms; these runs are all of {', '.join(arms) or 'none'}")
+    first = baseline or arms[0]
+    if first not in arms:
+        raise PrefoptError(f"baseline {first!r} is no arm.{nearest(first, arms)} Arms: {', '.join(arms)}")
+    return [first, *(arm for arm in arms if arm != first)]
+
+
+def _has_paths(runs: Sequence[Finished]) -> bool:
+    """Whether runs were measured on their way, so that there is a frontier and not two ends."""
+    return any(len(run.measured("kl")[0]) > 2 for run in runs)
+
+
+def _table(
+    runs: Sequence[Finished], arms: Sequence[str], metric: str, better: str, confidence: float, paired: bool
+) -> Table:
+    seeds = sorted({run.seed for run in runs})
+    by_arm = {arm: {run.seed: run for run in runs if run.arm == arm} for arm in arms}
+    matched = [_matched(by_arm[arm], by_arm[arms[0]]) if metric.endswith(AT_KL) else None for arm in arms]
+    name = metric.removesuffix(AT_KL)
+
+    def numbers(arm: str, kl: float | None) -> dict[int, float]:
+        return {seed: _value(by_arm[arm].get(seed), name, kl) for seed in seeds}
+
+    values = [numbers(arm, kl) for arm, kl in zip(arms, matched, strict=True)]
+    bases = [numbers(arms[0], kl) for kl in matched]
+    pairs = [(_known(arm), _known(base)) for arm, base in zip(values[1:], bases[1:], strict=True)]
+    found = [None, *differences(pairs, confidence, paired)]
+    rows = []
+    for arm, of_arm, base, difference, kl in zip(arms, values, bases, found, matched, strict=True):
+        numbers_of = list(_known(of_arm).values())
+        mean, descriptions = (
+            student(numbers_of, confidence),
+            (interquartile_mean(numbers_of), bootstrap_t(numbers_of, confidence)),
+        )
+        claim = "baseline" if difference is None else claimed(difference, of_arm, base, better)
+        rows.append(Row(arm, of_arm, mean, difference, claim, kl, *descriptions))
+    return Table(metric, tuple(rows))
+
+
+def _value(run: Finished | None, name: str, kl: float | None) -> float:
+    """Of a run, at its end or where it first reaches a KL; NaN where it has none, and on the way of a run without a result."""
+    if run is None or not run.after:
+        return math.nan
+    return run.after.get(name, math.nan) if kl is None else at_kl(run.path(name), kl)
+
+
+def _matched(one: Mapping[int, Finished], other: Mapping[int, Finished]) -> float:
+    """The largest KL that every run of both arms has reached, whatever they scored there; NaN where one never moved."""
+    paths = [run.measured("kl")[1] for run in (*one.values(), *other.values()) if run.after]
+    reached = min((max(kl, default=math.nan) for kl in paths), default=math.nan)
+    return reached if reached > 0 else math.nan
+
+
+def _known(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def claimed(difference: Difference, arm: Mapping[int, float], baseline: Mapping[int, float], better: str) -> Claim:
+    """What may be said, from the simultaneous interval; lost seeds count against the arm that lost them, and only there.
+
+    On the seeds that both finished, an arm may look good because its bad ones are missing. So a difference in favour of an arm that
+    lost a seed is never claimed; one against it is. A seed that both lost counts against neither.
+    """
+    value, lost = difference.mean.value, _known(baseline).keys() - _known(arm).keys()
+    others_lost = _known(arm).keys() - _known(baseline).keys()
+    if difference.mean.seeds < 2:
+        return "one seed"
+    if rigid(difference.mean):
+        return "same" if value == 0 else "no spread"
+    if not (difference.low > 0 or difference.high < 0):
+        return "undecided"
+    ahead = (value > 0) == (better == "higher")
+    if (ahead and lost) or (not ahead and others_lost):
+        return "failures"
+    return "better" if ahead else "worse"

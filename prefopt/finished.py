@@ -1,0 +1,169 @@
+"""Run folders as comparisons read them: what was found, how the run ended, and what it cost."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from prefopt.errors import PrefoptError
+from prefopt.evaluate import Evaluation
+
+State = Literal["finished", "stopped", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where one run of a comparison is.
+
+    Attributes:
+        arm: what it is a run of.
+        seed: which of its runs.
+        folder: a run folder, or one with only an error.txt.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over, however it ended.
+
+    Attributes:
+        arm: what it is a run of.
+        seed: which of its runs.
+        folder: where it is.
+        state: finished; stopped by `train.limits`, which has numbers; failed, with an error; or unfinished.
+        trouble: why it stopped or failed, in a line.
+        recipe: resolved; empty where the run failed before it was written.
+        manifest: versions, fingerprints, device, seeds.
+        before: held-out numbers at step 0.
+        after: held-out numbers at the end.
+        history: lines of metrics.jsonl, in order.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    state: State
+    trouble: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """The last one on test rows, prompt by prompt; None where there is none."""
+        files = sorted((self.folder / "evaluations").glob("test-step-*.json"))
+        return Evaluation.from_json(files[-1].read_text()) if files and self.after else None
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric of training."""
+        known = [(int(line["step"]), line[name]) for line in self.history if line.get(name) is not None]
+        return [step for step, _ in known], [value for _, value in known]
+
+    def measured(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a held-out metric: of test rows at both ends, of validation rows in between."""
+        known = [
+            (int(line["step"]), line[key])
+            for line in self.history
+            for key in (f"test/{name}", f"validation/{name}")
+            if line.get(key) is not None
+        ]
+        return [step for step, _ in known], [value for _, value in known]
+
+    def path(self, name: str) -> list[tuple[float, float]]:
+        """(KL, value) at every evaluation, in the order of the steps."""
+        kl, value = (dict(zip(*self.measured(what), strict=True)) for what in ("kl", name))
+        return [(kl[step], value[step]) for step in kl if step in value]
+
+
+def read_runs(results: Sequence[Result]) -> list[Finished]:
+    """Every run, also those that came to nothing."""
+    return [_read(result) for result in results]
+
+
+def find_results(folders: Sequence[str | Path]) -> list[Result]:
+    """The runs in these folders: run folders, studies (arms/ARM/seed-N), or folders of run folders.
+
+    A run folder outside of a study is of the arm that its name says before `-seedN`, else of its recipe's name.
+
+    Raises:
+        PrefoptError: a folder is not there or holds no run; two runs are of one arm and seed.
+    """
+    found: list[Result] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise PrefoptError(f"{folder} is no folder; give run folders, studies, or folders of run folders")
+        below = sorted(folder.glob("arms/*/seed-*")) or ([folder] if _is_run(folder) else sorted(folder.iterdir()))
+        runs = [_result(path) for path in below if path.is_dir() and _is_run(path)]
+        if not runs:
+            raise PrefoptError(f"there is no run in {folder}: none with a recipe.yaml or an error.txt")
+        found += runs
+    seen: dict[tuple[str, int], Path] = {}
+    for result in found:
+        if other := seen.get((result.arm, result.seed)):
+            raise PrefoptError(
+                f"{other} and {result.folder} are both seed {result.seed} of {result.arm}; a run counts once. Give one of them"
+            )
+        seen[result.arm, result.seed] = result.folder
+    arms = list(dict.fromkeys(result.arm for result in found))  # in the order given: the first is the baseline
+    return sorted(found, key=lambda r: (arms.index(r.arm), r.seed))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").exists() or (folder / "error.txt").exists()
+
+
+def _result(folder: Path) -> Result:
+    if folder.parent.parent.name == "arms" and (match := re.fullmatch(r"seed-(\d+)", folder.name)):
+        return Result(folder.parent.name, int(match[1]), folder)
+    file = folder / "recipe.yaml"
+    content = yaml.safe_load(file.read_text()) if file.exists() else {}
+    named = re.fullmatch(r"(.+)-seed(\d+)(?:-\d+)?", folder.name)
+    arm = named[1] if named else content.get("name", folder.name)
+    seed: Any = content.get("seed", named[2] if named else 0)
+    return Result(arm, int(seed), folder)
+
+
+def _read(result: Result) -> Finished:
+    folder = result.folder
+    error, summary = folder / "error.txt", folder / "summary.json"
+    recipe = yaml.safe_load(file.read_text()) if (file := folder / "recipe.yaml").exists() else {}
+    manifest = json.loads(file.read_text()) if (file := folder / "manifest.json").exists() else {}
+    history = list(_lines(folder / "metrics.jsonl"))
+    state: State
+    content: dict[str, Any] = {}
+    if summary.exists():
+        content = json.loads(summary.read_text())
+        trouble = content.get("stopped", "")
+        state = "stopped" if trouble else "finished"
+    elif error.exists():
+        state, trouble = "failed", (error.read_text().strip().splitlines() or ["no message"])[-1]
+    else:
+        state, trouble = "unfinished", f"no summary.json in {folder}"
+    before, after = (_values(content.get(when, {})) for when in ("before", "after"))
+    return Finished(result.arm, result.seed, folder, state, trouble, recipe, manifest, before, after, history)
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # a killed run's last line
+
+
+def _values(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Estimates and plain numbers alike as numbers; what is not finite is NaN."""
+    numbers = {name: entry["value"] if isinstance(entry, dict) else entry for name, entry in summary.items()}
+    return {name: math.nan if value is None else float(value) for name, value in numbers.items()}

@@ -1,0 +1,82 @@
+"""Run folders as `prefopt run` leaves them, without the run: numbers that a test knows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from prefopt.estimates import Observations
+from prefopt.evaluate import Evaluation
+
+RECIPE = {
+    "name": "tiny",
+    "source": {"rollouts": None},
+    "objective": [{"name": "DPO", "beta": 0.1}],
+    "train": {"batch_size": 4, "lr": 0.001},
+}
+
+
+def finished_run(folder: Path, seed: int, gold: float, kl: float = 4.0, steps: int = 4, **changes) -> Path:
+    """A run whose gold reward goes from 0 along √KL to `gold`, with three prompts and evaluations half way."""
+    (folder / "evaluations").mkdir(parents=True)
+    recipe = RECIPE | {"seed": seed} | changes.pop("recipe", {})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "manifest.json").write_text(json.dumps(manifest(seed)))
+    lines = [{"step": 0, "test/gold": 0.0, "test/kl": 0.0}]
+    lines += [
+        {"step": n, "loss": 0.69 - n / 100, "tokens": 100, "seconds": 0.5, **_rewards(n)} for n in range(1, steps + 1)
+    ]
+    lines.insert(3, {"step": 2, "validation/gold": gold / 2, "validation/kl": kl / 4})
+    lines.append({"step": steps, "test/gold": gold, "test/kl": kl})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = changes.pop("samples", [f"so {text} it was" for text in ("bright", "dull", "<b>bold</b>")])
+    scores = gold + np.array([-0.1, 0.0, 0.1])
+    evaluation = Evaluation(
+        {"gold": Observations(scores, np.ones(3), ["a", "b", "c"])},
+        samples=[
+            {"prompt": f"the film {i}", "completion": text, "gold": float(score), "length": 3.0 + i, "kl": kl}
+            for i, (text, score) in enumerate(zip(samples, scores, strict=True))
+        ],
+    )
+    (folder / "evaluations" / f"test-step-{steps:06d}.json").write_text(evaluation.to_json())
+    after = {"gold": estimate(gold), "kl": estimate(kl), "length": estimate(4.0), "distinct_1": 0.5}
+    summary = {"steps": steps, "before": {"gold": estimate(0.0)}, "after": after} | changes
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def failed_run(folder: Path, message: str = "ValueError: the loss is nan") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "error.txt").write_text(f"Traceback (most recent call last):\n  …\n{message}\n")
+    return folder
+
+
+def study(folder: Path, arms: dict[str, list[float | None]], kl: float = 4.0) -> Path:
+    """arms/ARM/seed-N; a None is a run that failed."""
+    for arm, golds in arms.items():
+        for seed, gold in enumerate(golds):
+            path = folder / "arms" / arm / f"seed-{seed}"
+            if gold is None:
+                failed_run(path)
+            else:
+                finished_run(path, seed, gold, kl)
+    return folder
+
+
+def manifest(seed: int) -> dict:
+    return {
+        "versions": {"python": "3.11", "torch": "2"},
+        "device": {"type": "cpu", "name": "x86_64", "threads": 1},
+        "model": {"name": "lm", "parameters": 10, "trainable": 10, "fingerprint": "f00d"},
+        "data": {"train": {"rows": 12, "fingerprint": "d0d0"}},
+        "seeds": dict.fromkeys(("data", "init", "order", "sampling", "evaluation"), seed),
+    }
+
+
+def estimate(value: float) -> dict:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "prompts": 3}
+
+
+def _rewards(step: int) -> dict[str, float]:
+    return {"rewards/chosen": step / 10, "rewards/rejected": -step / 10, "rewards/margin": step / 5}

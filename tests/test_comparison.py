@@ -1,0 +1,182 @@
+"""Comparisons of runs: what is claimed, what is refused, and that a lost seed never flatters."""
+
+import json
+import math
+
+import pytest
+from _folders import failed_run, finished_run, study
+from scipy import stats
+
+import prefopt
+from prefopt import PrefoptError
+from prefopt.comparison import Result, compare
+from prefopt.costs import costs
+from prefopt.finished import find_results, read_runs
+
+BASE = [0.0, 0.1, 0.2, 0.1]
+
+
+def test_a_clear_difference_is_said_with_its_simultaneous_interval(tmp_path):
+    found = compare(
+        [study(tmp_path, {"a": BASE, "b": [1.0, 1.12, 1.21, 1.09], "c": [0.3, -0.2, 0.4, 0.1]})], baseline="a"
+    )
+    b, c = found.primary.rows[1:]
+    low, high = stats.ttest_rel([1.0, 1.12, 1.21, 1.09], BASE).confidence_interval(0.975)
+    assert (b.difference.low, b.difference.high) == pytest.approx((low, high))
+    assert (b.claim, c.claim) == ("better", "undecided")
+    assert (
+        f"higher with b (+1 [{low:.3g}, {high:.3g}])" in found.verdict
+        or f"higher with b (+1.01 [{low:.3g}" in found.verdict
+    )
+    assert f"seeds too few to say for c (+0.05 [{c.difference.low:.3g}" in found.verdict
+    assert f"about {c.difference.needed} seeds would be needed" in found.verdict
+
+
+def test_better_may_be_lower(tmp_path):
+    arms = {"a": BASE, "b": [1.0, 1.12, 1.21, 1.09]}
+    found = compare([study(tmp_path, arms)], baseline="a", better="lower")
+    assert found.primary.rows[1].claim == "worse"
+    assert "higher with b" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("arms", "claim"),
+    [
+        ({"a": BASE, "b": [1.0, 1.12, 1.21, None]}, "failures"),  # good on those that are left: no claim
+        ({"a": BASE, "b": [-1.0, -0.92, -0.79, None]}, "worse"),  # bad even so
+        ({"a": [0.0, 0.1, 0.2, None], "b": [1.0, 1.12, 1.21, 1.1]}, "better"),  # the baseline's failures are its own
+        ({"a": [0.0, 0.1, 0.2, None], "b": [-1.0, -0.92, -0.79, -0.9]}, "failures"),
+        ({"a": [0.0, 0.1, 0.2, None], "b": [1.0, 1.12, 1.21, None]}, "better"),  # lost by both
+        ({"a": [0.0, 0.1, 0.2, 0.0, None], "b": [1.0, 1.12, 1.21, None, 1.0]}, "failures"),
+        ({"a": BASE, "b": [None, None, None, 1.0]}, "one seed"),
+        ({"a": BASE, "b": [None] * 4}, "one seed"),
+        ({"a": BASE, "b": BASE}, "same"),
+        ({"a": BASE, "b": [x + 0.5 for x in BASE]}, "no spread"),
+    ],
+)
+def test_what_may_be_claimed(tmp_path, arms, claim):
+    found = compare([study(tmp_path, arms)], baseline="a")
+    assert found.primary.rows[1].claim == claim
+    assert sum("failed" in note for note in found.notes) == sum(
+        gold is None for golds in arms.values() for gold in golds
+    )
+    assert set(found.primary.rows[1].values) == set(range(len(arms["b"])))  # a failed seed keeps its place
+
+
+def test_a_collapsed_seed_counts(tmp_path):
+    """Stopped by its limits at −10: its number stands, and takes the claim away."""
+    folder = study(tmp_path, {"a": [*BASE, 0.1], "b": [1.0, 1.12, 1.21, 1.09]})
+    finished_run(folder / "arms/b/seed-4", 4, -10.0, stopped="step 3: rollouts/kl is 40, above 20")
+    found = compare([folder], baseline="a")
+    assert found.primary.rows[1].difference.seeds == (0, 1, 2, 3, 4)
+    assert found.primary.rows[1].claim == "undecided"
+    assert any("b, seed 4 was stopped early (step 3" in note for note in found.notes)
+
+
+def test_an_arm_that_fails_does_not_narrow_the_family(tmp_path):
+    arms = {"a": BASE, "b": [0.3, 0.5, 0.4, 0.45]}
+    two = compare([study(tmp_path / "two", arms | {"c": [None] * 4})], baseline="a")
+    one = compare([study(tmp_path / "one", arms)], baseline="a")
+    assert two.primary.rows[1].difference.low < one.primary.rows[1].difference.low
+
+
+def test_matched_kl_is_the_furthest_that_all_runs_of_both_have_been(tmp_path):
+    """Gold is √KL · g / √KL_end. The least mover ends at 1 nat; the others are read there, at half way to √4."""
+    for seed, gold in enumerate(BASE):
+        finished_run(tmp_path / "arms/a" / f"seed-{seed}", seed, gold, kl=4.0)
+        finished_run(tmp_path / "arms/b" / f"seed-{seed}", seed, 2 * gold + 1, kl=1.0 if seed == 2 else 4.0)
+    found = compare([tmp_path], baseline="a", metric="gold_at_kl")
+    row = found.primary.rows[1]
+    assert row.kl == 1.0
+    assert row.values == pytest.approx({0: 0.5, 1: 0.6, 2: 1.4, 3: 0.6})
+    assert row.difference.values == pytest.approx((0.5, 0.55, 1.3, 0.55))
+    assert found.others[0].metric == "gold"  # as trained, beside it
+    assert "gold at matched KL" in found.verdict
+    assert compare([tmp_path]).others[0].metric == "gold_at_kl"
+
+
+def test_an_arm_that_never_moved_has_no_matched_kl(tmp_path):
+    for seed, gold in enumerate(BASE):
+        finished_run(tmp_path / "arms/a" / f"seed-{seed}", seed, gold)
+        finished_run(tmp_path / "arms/b" / f"seed-{seed}", seed, gold, kl=0.0)
+    row = compare([tmp_path], baseline="a", metric="gold_at_kl").primary.rows[1]
+    assert math.isnan(row.kl)
+    assert row.claim == "one seed"
+
+
+def test_wins_are_counted_prompt_by_prompt(tmp_path):
+    """b's scores are .05 above a's on every prompt, and c's .1: shifted by one place of three, which ties on two."""
+    found = compare([study(tmp_path, {"a": [0.0, 0.0], "b": [0.05, 0.05], "c": [0.0, 0.3]})])
+    assert found.wins["b", "a"].value == 1
+    assert found.wins["a", "b"].value == 0
+    assert found.wins["c", "a"].value == (0.5 + 1) / 2
+
+
+def test_descriptions_from_eight_seeds_on(tmp_path):
+    golds = [0.0, 0.3, 0.1, 0.5, 0.2, 0.9, 0.4, 0.6]
+    row = compare([study(tmp_path, {"a": golds, "b": [1 + g * g for g in golds]})]).primary.rows[0]
+    assert row.interquartile == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)
+    assert row.bootstrap[0] < row.mean.value < row.bootstrap[1]
+
+
+def test_seeds_that_did_not_vary_are_noted(tmp_path):
+    folder = study(tmp_path, {"a": BASE, "b": [1.0, 1.12, 1.21, 1.09]})
+    for file in folder.glob("arms/*/*/manifest.json"):
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"seeds": content["seeds"] | {"init": 0, "evaluation": 0}}))
+    (note,) = compare([folder]).notes
+    assert (
+        note
+        == "The same in all runs: the seed of init and evaluation; intervals are over data, order and sampling alone"
+    )
+
+
+def test_runs_are_found_however_they_lie(tmp_path):
+    loose = finished_run(tmp_path / "loose" / "hinge-seed3", 3, 0.5)
+    assert find_results([loose]) == [Result("hinge", 3, loose)]
+    assert find_results([tmp_path / "loose"]) == [Result("hinge", 3, loose)]
+    named = finished_run(tmp_path / "somewhere", 1, 0.5)
+    assert find_results([named]) == [Result("tiny", 1, named)]
+    with pytest.raises(PrefoptError, match="are both seed 3 of hinge"):
+        find_results([loose, finished_run(tmp_path / "more" / "hinge-seed3", 3, 0.5)])
+    with pytest.raises(PrefoptError, match="there is no run in"):
+        find_results([failed_run(tmp_path / "x" / "y").parent.parent / "more" / "hinge-seed3" / "evaluations"])
+    with pytest.raises(PrefoptError, match="no folder"):
+        find_results([tmp_path / "nowhere"])
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    folder = study(tmp_path, {"a": [0.0], "bee": [1.0]})
+    with pytest.raises(PrefoptError, match="needs two arms"):
+        compare([folder / "arms/a/seed-0"])
+    with pytest.raises(PrefoptError, match=r"'be' is no arm\. Did you mean 'bee'"):
+        compare([folder], baseline="be")
+    with pytest.raises(PrefoptError, match="no run has measured 'golt'"):
+        compare([folder], metric="golt")
+    assert "fewer than two in common" in compare([folder]).verdict
+
+
+def test_the_public_name_is_the_function(tmp_path):
+    folder = study(tmp_path, {"a": BASE, "b": BASE})
+    assert prefopt.compare([folder]).arms == ("a", "b")
+
+
+def test_costs_by_hand(tmp_path):
+    """4 steps × 4 pairs of 12 rows; 400 tokens; 10 parameters × (6 to train + 2 for DPO's reference) × 400."""
+    folders = [finished_run(tmp_path / "a", 0, 0.5), tmp_path / "b"]
+    rollouts = {"source": {"rollouts": {"completions": 2}}, "objective": [{"name": "GRPO"}]}
+    finished_run(folders[1], 1, 0.5, recipe=rollouts)
+    file = folders[1] / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"loss"', '"rollouts/length": 7.0, "loss"'))
+    recorded, online = map(costs, read_runs([Result("x", n, folder) for n, folder in enumerate(folders)]))
+    assert (recorded.labels, recorded.trained_tokens, recorded.sampled_tokens) == (12, 400, 0)
+    assert (recorded.flops, recorded.seconds) == (10 * 8 * 400, 2.0)
+    assert (online.labels, online.sampled_tokens) == (4 * 4 * 2, 4 * 4 * 2 * 7)
+
+
+def test_an_unfinished_run_is_shown_as_such(tmp_path):
+    folder = study(tmp_path, {"a": BASE, "b": [1.0, 1.12, 1.21, 1.09]})
+    (folder / "arms/b/seed-1/summary.json").unlink()
+    found = compare([folder])
+    assert found.of("b")[1].state == "unfinished"
+    assert found.primary.rows[1].claim == "failures"
