@@ -12,6 +12,7 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.checkpoint import unused
+from prefopt.comparison import AT_KL
 from prefopt.errors import PrefoptError
 from prefopt.files import write_whole
 from prefopt.sharing import sharing
@@ -151,7 +152,7 @@ class Progress:
     """
 
     def __init__(self, planned: Jobs, console: Console):
-        self.console, self.metric = console, planned.study.metric
+        self.console, self.metric = console, planned.study.metric.removesuffix(AT_KL)
         every = [job for stage in planned.stages() for job in stage]
         if planned.study.tune:
             every += [job for runs in trials(planned).values() for trial in runs for job in trial]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.comparison import AT_KL
 from prefopt.study.jobs import Jobs
 from prefopt.study.report import Result
 from prefopt.track import WandbRun, silence_telemetry
@@ -23,7 +24,7 @@ def log_comparison(planned: Jobs, results: Sequence[Result]) -> None:
     run = WandbRun(named, planned.folder, "comparison", planned.study.model_dump(mode="json"))
     tables = {
         "comparison": [_row(result) for result in results],
-        "frontier": list(_frontier(results, planned.study.metric)),
+        "frontier": list(_frontier(results, planned.study.metric.removesuffix(AT_KL))),
     }
     run.attach(tables, [file for name in FILES if (file := planned.folder / name).exists()])
     run.finish({"runs": len(results), "failed": sum(not _summary(r.folder) for r in results), "finished": True})

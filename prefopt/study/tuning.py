@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from prefopt.comparison import AT_KL
 from prefopt.errors import PrefoptError
 from prefopt.files import write_whole
 from prefopt.functional import seed_for
@@ -124,7 +125,7 @@ def _sought(study: Study) -> tuple[str, int]:
     """The metric that chooses, and its sign."""
     assert study.tune is not None
     select = study.tune.select or ("max" if study.better == "higher" else "min")
-    return study.tune.metric or study.metric, 1 if select == "max" else -1
+    return study.tune.metric or study.metric.removesuffix(AT_KL), 1 if select == "max" else -1
 
 
 def _measured(job: Job, metric: str) -> float:

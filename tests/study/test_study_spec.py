@@ -108,7 +108,7 @@ def test_a_held_budget_decides_the_steps(recipe: Path, tmp_path: Path) -> None:
     file = study_file(tmp_path, text)
     steps = {job.name: job.recipe.train.steps for job in jobs(load_study(file), tmp_path).arms()}
     assert steps == {"D": 12, "R": 6, "S": 0}  # 8 pairs a batch; 8 prompts × 2 judged completions
-    with pytest.raises(PrefoptError, match="arm D: a batch takes 8 labels, of which hold.labels = 99 is no multiple"):
+    with pytest.raises(PrefoptError, match=r"arm D: a batch takes 8 labels, of which hold\.labels = 99"):
         jobs(load_study(file, ["hold.labels=99"]), tmp_path).arms()
     with pytest.raises(PrefoptError, match="tokens cannot be held equal: completions are as long as"):
         load_study(file, ["hold={tokens: 5}"])
