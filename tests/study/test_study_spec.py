@@ -11,6 +11,7 @@ from prefopt.study import Study, load_study
 from prefopt.study.jobs import Jobs
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
@@ -171,3 +172,9 @@ def test_docs_explain_every_field() -> None:
     for field in describe(Study):
         if not field.key.startswith("wandb."):
             assert f"`{field.key}`" in text, field.key
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*/study.yaml")), ids=lambda file: file.parent.name)
+def test_studies_that_come_along_resolve(file: Path, tmp_path: Path) -> None:
+    planned = jobs(load_study(file), tmp_path)
+    assert len(planned.arms()) == len(planned.study.seeds) * len(planned.study.all_arms()) and planned.stages()
