@@ -434,16 +434,22 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def refined(tree: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The tree with more on top: dotted keys as overrides put them, all others as a recipe refines its base.
+    """The tree with more on top, in order: dotted keys as overrides put them, all others as a recipe refines its base.
+
+    An objective or feedback without a name changes the fields of the one that is there.
 
     Raises:
         PrefoptError: a dotted key leads through something that has no keys; begins with `where`.
     """
-    plain = {key: value for key, value in fields.items() if "." not in key}
-    merged = copy.deepcopy(_merge(tree, _named(plain)))
-    for key, value in fields.items():
-        if "." in key:
+    merged = copy.deepcopy(dict(tree))
+    for key, value in copy.deepcopy(dict(fields)).items():
+        if key in WHOLE and isinstance(value, Mapping) and "name" not in value:
+            for name, one in value.items():
+                _put(merged, f"{key}.{name}", one, f"{where}: `{key}.{name}`")
+        elif "." in key:
             _put(merged, key, value, f"{where}: `{key}`")
+        else:
+            merged = _merge(merged, _named({key: value}))
     return merged
 
 

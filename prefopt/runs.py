@@ -49,7 +49,7 @@ from prefopt.rollouts import Rollouts
 from prefopt.sharing import shared, stamp
 from prefopt.sources import Recorded, projected
 from prefopt.terms import Term
-from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
+from prefopt.track import Jsonl, Tracker, WandbRun, has_line, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
 from prefopt.types import Feedback, Needs, Source
 
@@ -209,13 +209,16 @@ class Run:
         """Measure on a part of the data; a kept evaluation that is on disk is not made again."""
         file = self.folder / "evaluations" / f"{part}-step-{step:06d}.json"
         if keep and file.exists():
-            return Evaluation.from_json(file.read_text())
-        with self.console.status(f"evaluating on {part} rows"):
-            evaluation = self._first(part) if step == 0 else self.evaluators[part](self._bare())
-        measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
-        tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
-        if keep and self.accelerator.is_main_process:
-            write_whole(file, evaluation.to_json())
+            evaluation = Evaluation.from_json(file.read_text())
+        else:
+            with self.console.status(f"evaluating on {part} rows"):
+                evaluation = self._first(part) if step == 0 else self.evaluators[part](self._bare())
+            if keep and self.accelerator.is_main_process:
+                write_whole(file, evaluation.to_json())
+        # A kill may have come between the file and the line, and a resume takes away lines that come after its checkpoint.
+        if not (keep and has_line(self.folder / "metrics.jsonl", step, f"{part}/")):
+            measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
+            tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
         return evaluation
 
     def _bare(self) -> Policy | Scorer:

@@ -214,6 +214,12 @@ def rewind(path: Path, step: int) -> None:
         staging.replace(path)
 
 
+def has_line(path: Path, step: int, prefix: str) -> bool:
+    """Whether a metrics file has a line of this step with a metric whose name begins like that."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return any(_step(line) == step and any(name.startswith(prefix) for name in json.loads(line)) for line in lines)
+
+
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])

@@ -1,6 +1,7 @@
 """Runs of a study, one after another or in several processes. None takes the others down."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -48,6 +49,8 @@ def attempt(job: Job) -> Outcome:
 
     An unfinished run goes on from its last checkpoint, or else begins again in the same folder.
     """
+    from accelerate.state import AcceleratorState
+
     from prefopt.runs import run
 
     try:
@@ -59,6 +62,9 @@ def attempt(job: Job) -> Outcome:
         return Outcome(job)
     except Exception as error:
         return failed(job, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", traceback.format_exc())
+    finally:
+        AcceleratorState._reset_state()  # the next run may want another precision, which accelerate fixes for a process
+        gc.collect()  # models and optimisers hold each other
 
 
 def failed(job: Job, why: str, details: str) -> Outcome:

@@ -33,3 +33,4 @@ def write_report(study: Study, folder: Path, results: Sequence[Result], console:
         console.print(line, highlight=False, markup=False)
     for line in comparison.confounds:
         console.print(f"confound: {line}", style="yellow", highlight=False, markup=False)
+    console.print(f"\nresults   {folder}/", highlight=False, soft_wrap=True)

@@ -48,6 +48,13 @@ arms:
     assert found[2].folder == tmp_path / "out" / "arms" / "DPO" / "seed-5" and found[2].recipe.seed == 5
 
 
+def test_overrides_come_last_however_they_are_written(recipe: Path, tmp_path: Path) -> None:
+    text = "recipe: recipe.yaml\nseeds: 1\ncommon: {train.steps: 3}\narms: {A: {objective.beta: 0.3}, B: {objective: IPO}}\n"
+    changes = ["common.train.steps=9", "arms.A.objective.beta=0.5"]
+    arm = jobs(load_study(study_file(tmp_path, text), changes), tmp_path).arms()[0].recipe
+    assert (arm.train.steps, arm.objective[0].name, arm.objective[0].fields) == (9, "DPO", {"beta": 0.5})
+
+
 def test_grids_make_an_arm_of_each_combination(recipe: Path, tmp_path: Path) -> None:
     text = """
 recipe: recipe.yaml
