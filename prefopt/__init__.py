@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prefopt.objectives.parts import log_ratios, reference_sums
     from prefopt.recipe import Recipe, load_recipe
     from prefopt.runs import RunResult, run
+    from prefopt.study import Study, load_study, run_study
     from prefopt.terms import evaluate_loss
     from prefopt.types import (
         Adaptive,
@@ -54,6 +55,7 @@ __all__ = [
     "Sampled",
     "Sampler",
     "Source",
+    "Study",
     "Targets",
     "Verdict",
     "check_objective",
@@ -63,11 +65,13 @@ __all__ = [
     "load_label_recipe",
     "load_objective",
     "load_recipe",
+    "load_study",
     "log_ratios",
     "objectives",
     "pair_metrics",
     "reference_sums",
     "run",
+    "run_study",
 ]
 
 _HOMES = {
@@ -77,6 +81,7 @@ _HOMES = {
     "PrefoptError": "errors",
     "Recipe": "recipe",
     "RunResult": "runs",
+    "Study": "study",
     "check_objective": "checks",
     "compare": "comparison",
     "evaluate_loss": "terms",
@@ -84,10 +89,12 @@ _HOMES = {
     "load_label_recipe": "labelling",
     "load_objective": "objectives",
     "load_recipe": "recipe",
+    "load_study": "study",
     "log_ratios": "objectives.parts",
     "pair_metrics": "functional",
     "reference_sums": "objectives.parts",
     "run": "runs",
+    "run_study": "study",
 }
 """Where the public names live; those of `types` are not listed."""
 

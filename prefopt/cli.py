@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         err.print(f"[bold red]error[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        on = "the same command goes on" if options.verb is label else "--resume goes on from the last checkpoint"
+        on = (
+            "the same command goes on"
+            if options.verb in (label, study)
+            else "--resume goes on from the last checkpoint"
+        )
         err.print(f"interrupted; what was done is kept ({on})")
         sys.exit(130)
 
@@ -56,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
             folder = runs.unfinished(settings)
     if options.dry_run:
         return _dry_run(settings)
-    _quiet_libraries()
+    quiet_libraries()
     with profiling() if options.profile else nullcontext() as clock:
         result = runs.run(settings, folder, options.resume, err)
     runs.leave_processes()
@@ -64,6 +68,26 @@ def run(options: argparse.Namespace) -> None:
     show_result(out, result, result.rows, settings.evaluate.confidence)
     if clock is not None:
         show_profile(out, clock)
+
+
+def study(options: argparse.Namespace) -> None:
+    """`prefopt study`."""
+    from prefopt.sharing import sharing
+    from prefopt.study import load_study, run_study
+    from prefopt.study.jobs import Jobs
+    from prefopt.study.run import check, place_of
+
+    settings = load_study(options.study, options.overrides)
+    quiet_libraries()
+    if not options.dry_run:
+        run_study(settings, options.out, options.jobs, out)
+        return
+    from prefopt.study.show import show_plan
+
+    planned = Jobs(settings, place_of(settings, options.out))
+    with sharing():
+        check(planned)
+        show_plan(planned, options.jobs, out, timed=not options.untimed)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -74,7 +98,7 @@ def evaluate(options: argparse.Namespace) -> None:
     target = Path(options.out) if options.out else None
     if target is not None and target.exists():
         raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
-    _quiet_libraries()
+    quiet_libraries()
     if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
         return _evaluate_judge(options, target)
     evaluation = inspection.evaluate(_target(options), err)
@@ -110,7 +134,7 @@ def sample(options: argparse.Namespace) -> None:
     """`prefopt sample`."""
     from prefopt import inspection
 
-    _quiet_libraries()
+    quiet_libraries()
     for prompt, completions in inspection.sample(_target(options), options.prompt, options.number, options.completions):
         out.print(Text(prompt, style="bold"))
         for completion in completions:
@@ -122,7 +146,7 @@ def label(options: argparse.Namespace) -> None:
     from prefopt import labelling, runs
 
     settings = labelling.load_label_recipe(options.recipe, options.overrides)
-    _quiet_libraries()
+    quiet_libraries()
     result = labelling.label(settings, Path(options.out), err)
     runs.leave_processes()
     show_labelled(out, result)
@@ -225,6 +249,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--profile", action="store_true", help="at the end, say where the time went")
     made.format_help = _with_fields(made.format_help, _run_fields)  # type: ignore[method-assign]
+    made = verb(study, "arms × seeds, resumable, then the report: the same command again does what is missing")
+    made.add_argument("study", metavar="STUDY", help="a YAML file (docs/studies.md)")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="for example seeds=5 common.train.steps=40")
+    made.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    made.add_argument("--out", metavar="DIR", help="the study's folder (default: runs/NAME)")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print runs, differences between arms and the time needed",
+    )
+    made.add_argument("--untimed", action="store_true", help="with --dry-run: load no model to estimate the time")
     made = verb(evaluate, "measure a policy on held-out data, or a judge against people, with intervals")
     made.add_argument(
         "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"
@@ -348,7 +383,7 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Warnings of libraries and ours as lines for people, their progress bars off."""
     import logging
 

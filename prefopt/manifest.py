@@ -48,13 +48,15 @@ def manifest(
         data: tokenised rows, by part.
         others: further models that had a say, by what they were: the reference, reward models.
     """
+    critic = dict(model.named_children()).get("critic")
     return {
         **circumstances(settings, accelerator),
         "model": {
             "name": model_name,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "fingerprint": fingerprint_weights(model),
+            "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike
+            **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
         "others": {name: fingerprint_weights(other) for name, other in (others or {}).items()},
         "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
@@ -85,9 +87,10 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
     }
 
 
-def fingerprint_weights(model: nn.Module) -> str:
-    """A hash of every parameter's name, dtype and bytes."""
-    return fingerprint_tensors(dict(model.named_parameters()))
+def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
+    """A hash of every parameter's name, dtype and bytes, but those whose names begin like that."""
+    named = dict(model.named_parameters())
+    return fingerprint_tensors({name: p for name, p in named.items() if but is None or not name.startswith(but)})
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,5 +1,6 @@
 """What a run will do: everything of a recipe that can be found, loaded and checked before a model is."""
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from prefopt.objectives import load_objective
 from prefopt.players import SUPPLIED, without_players
 from prefopt.plugins import checked_fields
 from prefopt.policy import check_sampler, find_model
+from prefopt.sharing import shared, stamp
 from prefopt.sources import EMBED, project
 from prefopt.terms import Term, merged_needs
 from prefopt.types import Needs, Objective
@@ -241,5 +243,9 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:
 
 
 def _examples(data: recipe.Data) -> list[Example]:
-    rows = load_examples(list(data.data), data.arguments, split=data.hub_split, adapt=data.adapt)
+    files = [file for name in data.data for file in [name.partition(":")[0], *glob.glob(name, recursive=True)]]
+    key = (data.model_dump_json(include={"data", "arguments", "hub_split", "adapt"}), *map(stamp, files))
+    rows = shared(
+        "examples", key, lambda: load_examples(list(data.data), data.arguments, split=data.hub_split, adapt=data.adapt)
+    )
     return rows[: data.limit]

@@ -1,5 +1,6 @@
 """Recipes: what a run is, in a YAML file that is checked before anything is loaded."""
 
+import copy
 import glob
 import os
 import re
@@ -17,7 +18,7 @@ from prefopt.errors import PrefoptError, nearest
 BUILT_IN = {"pocket": str(Path(__file__).parent / "testbeds" / "pocket" / "lm")}
 """Variables that every recipe has: the folder of the pocket language model."""
 
-FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt"}
+FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".yaml", ".yml"}
 """Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
 beside the recipe first."""
 
@@ -324,6 +325,9 @@ class Train(Section):
 class Evaluate(Section):
     """What is measured on held-out data; at the start, at the end, and in between."""
 
+    part: Literal["test", "validation"] = Field(
+        "test", description="of the data, that start and end are measured on; validation is for choosing settings"
+    )
     every: int | None = Field(
         None, gt=0, description="steps between evaluations on validation rows; null is start and end"
     )
@@ -359,6 +363,7 @@ class Wandb(Section):
 
     project: str = Field("prefopt", description="project at W&B")
     entity: str | None = Field(None, description="user or team; null is the login's own")
+    name: str | None = Field(None, description="of the run at W&B; null is the run folder's")
     group: str | None = Field(None, description="runs that belong together")
     tags: Names = Field((), description="labels of the run")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto is online where a login is present")
@@ -450,16 +455,54 @@ def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> K
     Raises:
         PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
     """
+    return checked(kind, interpolated(read(path, overrides)), str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load` checks: a file, what it inherits and the overrides, as one tree whose ${variables} are still there.
+
+    Raises:
+        PrefoptError: no such file, no YAML, an override that is none.
+    """
     file = Path(path).expanduser()
     tree = _read(file, seen=())
     parent = file.resolve().parent.name
     tree.setdefault("name", f"{parent}-{file.stem}" if parent else file.stem)
     for override in overrides:
         _set(tree, override)
+    return tree
+
+
+def refined(tree: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tree with more on top, in order: dotted keys as overrides put them, all others as a recipe refines its base.
+
+    An objective or feedback without a name changes the fields of the one that is there.
+
+    Raises:
+        PrefoptError: a dotted key leads through something that has no keys; begins with `where`.
+    """
+    merged = copy.deepcopy(dict(tree))
+    for key, value in copy.deepcopy(dict(fields)).items():
+        if key in WHOLE and isinstance(value, Mapping) and "name" not in value:
+            for name, one in value.items():
+                _put(merged, f"{key}.{name}", one, f"{where}: `{key}.{name}`")
+        elif "." in key:
+            _put(merged, key, value, f"{where}: `{key}`")
+        else:
+            merged = _merge(merged, _named({key: value}))
+    return merged
+
+
+def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
+    """The tree as a recipe of that kind.
+
+    Raises:
+        PrefoptError: an unknown key (with the nearest known one), a value that cannot be.
+    """
     try:
-        return kind.model_validate(_interpolate(tree))
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise PrefoptError(explain(error, str(file), kind)) from None
+        raise PrefoptError(explain(error, where, kind)) from None
 
 
 def differences(one: Any, other: Any, key: str = "") -> list[str]:
@@ -630,9 +673,14 @@ def _merge(base: Mapping[str, Any], child: Mapping[str, Any], prefix: str = "") 
 def _set(tree: dict[str, Any], override: str) -> None:
     """Put an override's value where its dotted key says."""
     key, equals, text = override.partition("=")
-    *path, last = key.strip().split(".")
-    if not equals or not all((*path, last)):
+    if not equals or not all(key.strip().split(".")):
         raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
+    _put(tree, key.strip(), _absolute(_parse(text, repr(override)), Path.cwd()), repr(override))
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Put a value where a dotted key says; messages begin with what was `said`."""
+    *path, last = key.split(".")
     if path and path[0] == "objective" and isinstance(tree.get("objective"), str):
         tree["objective"] = {"name": tree["objective"]}  # the short form, of an objective with its defaults
     if path and path[0] == "objective" and (*path[1:], last)[0].isdigit() and isinstance(tree.get("objective"), dict):
@@ -642,20 +690,20 @@ def _set(tree: dict[str, Any], override: str) -> None:
         where = ".".join(path[: depth + 1])
         if isinstance(node, dict):
             node[part] = {} if node.get(part) is None else node[part]
-        node = node[_place(node, part, override, ".".join(path[:depth]))]
+        node = node[_place(node, part, said, ".".join(path[:depth]))]
         if not isinstance(node, dict | list):
-            raise PrefoptError(f"{override!r}: `{where}` is {node!r}, which has no keys")
-    node[_place(node, last, override, ".".join(path))] = _absolute(_parse(text, repr(override)), Path.cwd())
+            raise PrefoptError(f"{said}: `{where}` is {node!r}, which has no keys")
+    node[_place(node, last, said, ".".join(path))] = value
 
 
-def _place(node: Any, part: str, override: str, where: str) -> Any:
+def _place(node: Any, part: str, said: str, where: str) -> Any:
     """The key or the number of an item that `part` stands for in `node`."""
     if isinstance(node, dict):
         return part
     if not part.isdigit():
-        raise PrefoptError(f"{override!r}: `{where}` is a list; say which item, as in {where}.0.{part}")
+        raise PrefoptError(f"{said}: `{where}` is a list; say which item, as in {where}.0.{part}")
     if int(part) >= len(node):
-        raise PrefoptError(f"{override!r}: `{where}` has {len(node)} items, numbered from 0")
+        raise PrefoptError(f"{said}: `{where}` has {len(node)} items, numbered from 0")
     return int(part)
 
 
@@ -689,10 +737,14 @@ def _parse(text: str, where: str) -> Any:
         raise PrefoptError(f"{where} is not YAML: {error}") from None
 
 
-def _interpolate(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with every ${name} replaced."""
+def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
+    """The tree with every ${name} replaced, by its own variables and by `more`.
+
+    Raises:
+        PrefoptError: a variable that there is not, or that is made of itself.
+    """
     given = tree.get("variables")
-    variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {})
+    variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}) | dict(more)
 
     def value_of(name: str, through: tuple[str, ...]) -> str:
         if name.startswith("env:"):

@@ -119,6 +119,8 @@ class Rollouts:
         self.folder = folder
         self.columns = tuple(columns)
         self.draws = 0
+        self.tokens = 0  # drawn so far for batches, and the completions that feedback scored
+        self.judged = 0
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -165,7 +167,9 @@ class Rollouts:
         writings = self._write([self.rows[number] for number in numbers], self.players, self.draws)
         verdicts = self._verdicts(writings)
         rows = [self._judged(writing, verdicts, i) for i, writing in enumerate(writings)]
+        self.tokens += sum(len(ids) for w in writings for ids, who in zip(w.ids, self._writers(), strict=True) if who)
         if "scores" in verdicts:
+            self.judged += sum(len(writing.texts) for writing in writings)
             own = verdicts["scores"].scores[:, : self.settings.completions]  # the policy's, who writes first
             self.order.observe(numbers, own.nanmean(-1).tolist())
             self.counts[NO_VERDICT] += int(verdicts["scores"].scores.isnan().sum())
@@ -279,15 +283,21 @@ class Rollouts:
         origins = [ORIGINS.index(player.origin) for player in written for _ in range(player.completions)]
         return origins, [player.trained for player in written for _ in range(player.completions)]
 
+    def _writers(self) -> list[bool]:
+        """Of each completion of a prompt, whether a model drew it."""
+        written = [player for player in self.players if player.origin != "mismatched"]
+        return [player.model is not None for player in written for _ in range(player.completions)]
+
     def _added(self, rows: Sequence[Tokenised]) -> list[str]:
         """Columns that rollouts put into a batch."""
         known = rows[0].columns
         return [n for n in ("origin", "trained", "ended", "temperature", "sampler_logps", "cost", "gold") if n in known]
 
     def state_dict(self) -> dict[str, Any]:
-        """The place among the prompts, the number of draws, and the running numbers of feedback."""
+        """The place among the prompts, the number of draws, what they cost, and the running numbers of feedback."""
         states = {what: state_of(feedback) for what, feedback in self.feedback.items()}
-        return {"order": self.order.state_dict(), "draws": self.draws, "feedback": states}
+        spent = (self.tokens, self.judged)
+        return {"order": self.order.state_dict(), "draws": self.draws, "spent": spent, "feedback": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a place.
@@ -297,6 +307,7 @@ class Rollouts:
         """
         self.order.load_state_dict(state["order"])
         self.draws = state["draws"]
+        self.tokens, self.judged = state["spent"]
         for what, saved in state["feedback"].items():
             restore(self.feedback[what], saved)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefopt import recipe
+from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
 from prefopt.curriculum import ORDERS
 from prefopt.data import Example, Tokenised, preview, tokenise
@@ -25,7 +26,7 @@ from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
 from prefopt.files import write_whole
 from prefopt.functional import seed_for
-from prefopt.manifest import manifest
+from prefopt.manifest import fingerprint_weights, manifest
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
 from prefopt.players import players
 from prefopt.policy import (
@@ -46,9 +47,10 @@ from prefopt.policy.sampler import end_tokens
 from prefopt.profile import timed
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.rollouts import Rollouts
+from prefopt.sharing import shared, stamp
 from prefopt.sources import Recorded, projected
 from prefopt.terms import Term
-from prefopt.track import Jsonl, Tracker, WandbRun, plain, rewind, silence_telemetry
+from prefopt.track import Jsonl, Tracker, WandbRun, has_line, plain, rewind, silence_telemetry
 from prefopt.train import Step, Trainer
 from prefopt.types import Feedback, Needs, Source
 from prefopt.winrate import contest
@@ -122,6 +124,7 @@ class Run:
         self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self._parts().items()}
         terms = self._terms(tokenizer)
         rows, columns = self._prepared(self.data["train"], self.plan.wanted, settings.source)
+        self.rows = len(rows)
         if rows:
             show_example(self.console, preview(rows[0], tokenizer))
         self.model: Policy | Scorer = self._model(tokenizer)
@@ -164,14 +167,15 @@ class Run:
         self._write_manifest()
         restored = self._restore()
         tracker = self._tracker()
+        part = self.settings.evaluate.part
         try:
-            before = self._evaluated("test", 0, tracker, keep=True)
+            before = self._evaluated(part, 0, tracker, keep=True)
             stopped = ""
             for step in shown(self.trainer, self.plan.steps, self.console, done=restored):
                 self._after(step, tracker)
                 if stopped := self._limited(step):
                     break
-            after = self._evaluated("test", self.trainer.done, tracker, keep=True)
+            after = self._evaluated(part, self.trainer.done, tracker, keep=True)
             result = self._conclude(before, after, stopped)
         except BaseException:
             tracker.finish({"finished": False})
@@ -215,14 +219,52 @@ class Run:
         """Measure on a part of the data; a kept evaluation that is on disk is not made again."""
         file = self.folder / "evaluations" / f"{part}-step-{step:06d}.json"
         if keep and file.exists():
-            return Evaluation.from_json(file.read_text())
-        with self.console.status(f"evaluating on {part} rows"), timed("evaluation"):
-            evaluation = self.evaluators[part](self.accelerator.unwrap_model(self.trainer.model))
-        measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
-        tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
-        if keep and self.accelerator.is_main_process:
-            write_whole(file, evaluation.to_json())
+            evaluation = Evaluation.from_json(file.read_text())
+        else:
+            with self.console.status(f"evaluating on {part} rows"), timed("evaluation"):
+                evaluation = self._first(part) if step == 0 else self.evaluators[part](self._bare())
+            if keep and self.accelerator.is_main_process:
+                write_whole(file, evaluation.to_json())
+        # A kill may have come between the file and the line, and a resume takes away lines that come after its checkpoint.
+        if not (keep and has_line(self.folder / "metrics.jsonl", step, f"{part}/")):
+            measured = _numbers(evaluation.estimates()) | dict(evaluation.numbers)
+            tracker.log(step, {f"{part}/{name}": value for name, value in measured.items()})
         return evaluation
+
+    def _bare(self) -> Policy | Scorer:
+        model: Policy | Scorer = self.accelerator.unwrap_model(self.trainer.model)
+        return model
+
+    def _first(self, part: str) -> Evaluation:
+        """Of the model before training, which the runs of a study share where they start from the same."""
+        model, settings, rows = self._bare(), self.settings, self.data[part]
+        others = {k: fingerprint_weights(m) for k, m in self._others().items() if k.split(":")[0] != "scores"}
+        read = settings.model_dump_json(include={"policy": True, "reference": True, "evaluate": True})
+        arithmetic = (settings.train.precision, torch.get_num_threads(), self.accelerator.num_processes)
+        # The critic has no say in what is measured.
+        key = (part, type(model), fingerprint_weights(model.model), *sorted(others.items()), read, arithmetic)
+        seed = settings.seed_of("evaluation")
+        return shared("evaluations", (*key, seed, *map(id, rows)), lambda: self.evaluators[part](model), rows)
+
+    def _costs(self) -> Spent:
+        rollouts = self.source if isinstance(self.source, Rollouts) else None
+        model, train = self._bare(), self.settings.train
+        others = self._others()
+        reference = 0 if self.reference is None else _parameters(self.reference.policy)
+        work = Work(
+            parameters=_parameters(model),
+            trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            trained=self.trainer.tokens,
+            passes=train.passes,
+            sampled=rollouts.tokens if rollouts else 0,
+            old=self.plan.needs.old or rollouts is not None,
+            repeated=self.plan.needs.whole_batch and train.batch_size > train.micro_batch_size,
+            reference=reference if self.plan.needs.reference or rollouts is not None else 0,
+            scorers=sum(_parameters(m) for name, m in others.items() if name != "reference"),
+        )
+        seen = min(self.trainer.done * train.batch_size, self.rows)
+        labels = rollouts.judged if rollouts else seen * labels_per_prompt(self.settings)
+        return Spent(labels, work.sampled, work.trained, flops(work), round(self.trainer.seconds, 3))
 
     def _conclude(self, before: Evaluation, after: Evaluation, stopped: str = "") -> RunResult:
         numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}
@@ -232,15 +274,16 @@ class Run:
             after.estimates(),
             after.change_since(before),
             numbers,
-            len(self.evaluators["test"].rows),
+            len(self.evaluators[self.settings.evaluate.part].rows),
             isinstance(self.model, Policy),
         )
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.trainer.model).save(self.folder / "policy")
+            self._bare().save(self.folder / "policy")
             summary = {
                 "steps": self.trainer.done,
                 **({"stopped": stopped} if stopped else {}),
-                "evaluated_on": {"split": "test", "rows": result.rows},
+                "evaluated_on": {"split": self.settings.evaluate.part, "rows": result.rows},
+                "costs": asdict(self._costs()),
                 "before": _records(result.before) | plain(before.numbers),
                 "after": _records(result.after) | plain(after.numbers),
                 "change": _records(result.change),
@@ -258,7 +301,10 @@ class Run:
 
     def _tokenised(self, rows: Sequence[Example], tokenizer: Any, name: str) -> Sequence[Tokenised]:
         source = self.settings.source
-        tokenised, report = tokenise(rows, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
+        name_of = self.settings.policy.tokenizer or self.plan.model
+        longest = (source.max_prompt_tokens, source.max_completion_tokens)
+        key = (stamp(name_of), *longest, *map(id, rows))
+        tokenised, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest), rows)
         show_data(self.console, name, report)
         return tokenised
 
@@ -414,8 +460,8 @@ class Run:
             return Tracker([])
         places: list[Jsonl | WandbRun] = [Jsonl(self.folder / "metrics.jsonl")]
         if self.settings.track.wandb is not None:
-            config = self.settings.model_dump(mode="json")
-            places.append(WandbRun(self.settings.track.wandb, self.folder, self.folder.name, config))
+            config, wandb = self.settings.model_dump(mode="json"), self.settings.track.wandb
+            places.append(WandbRun(wandb, self.folder, wandb.name or self.folder.name, config))
         return Tracker(places)
 
 
@@ -435,6 +481,10 @@ def make_accelerator(settings: Precise) -> Accelerator:
     # MPS has no float64, in which sampling noise and metrics are made.
     cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def leave_processes() -> None:

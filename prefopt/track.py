@@ -5,9 +5,10 @@ import logging
 import math
 import netrc
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -83,6 +84,26 @@ class WandbRun:
                 self.run.log(plain(metrics), step=step)
             except Exception as error:
                 self._give_up(error)
+
+    def attach(self, tables: Mapping[str, Sequence[Mapping[str, Any]]], files: Sequence[Path]) -> None:
+        """Send tables, a mapping for each row, and files as one artifact that is named after the run."""
+        if self.run is None:
+            return
+        try:
+            import wandb
+
+            for name, rows in tables.items():
+                columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
+                data = [[row.get(str(column)) for column in columns] for row in rows]
+                self.run.log({name: wandb.Table(columns=columns, data=data)})
+            artifact = wandb.Artifact(
+                re.sub(r"[^\w.-]", "-", f"{self.settings.group or self.name}-report"), type="report"
+            )
+            for file in files:
+                artifact.add_file(str(file))
+            self.run.log_artifact(artifact)
+        except Exception as error:
+            self._give_up(error)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary and close."""
@@ -191,6 +212,12 @@ def rewind(path: Path, step: int) -> None:
         staging = path.with_suffix(".writing")
         staging.write_text(kept, encoding="utf-8")
         staging.replace(path)
+
+
+def has_line(path: Path, step: int, prefix: str) -> bool:
+    """Whether a metrics file has a line of this step with a metric whose name begins like that."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return any(_step(line) == step and any(name.startswith(prefix) for name in json.loads(line)) for line in lines)
 
 
 def _step(line: str) -> float:

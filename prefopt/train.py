@@ -89,6 +89,8 @@ class Trainer:
         self.folder = folder
         self.watch = watch
         self.done = 0
+        self.tokens = 0  # trained on so far, and the seconds that it took
+        self.seconds = 0.0
         optimizer = make_optimizer(_groups(model, settings), settings)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
@@ -107,14 +109,16 @@ class Trainer:
             self.done += 1
             if isinstance(self.reference, Moving):
                 self.reference.follow(self.accelerator.unwrap_model(self.model), self.done)
-            yield Step(
-                self.done, metrics, _tokens(batch) * self.settings.passes, time.perf_counter() - start, _rows(batch)
-            )
+            tokens, seconds = _tokens(batch) * self.settings.passes, time.perf_counter() - start
+            self.tokens += tokens
+            self.seconds += seconds
+            yield Step(self.done, metrics, tokens, seconds, _rows(batch))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside weights and optimiser: places in the sources, running numbers, the schedule."""
         return {
             "done": self.done,
+            "spent": (self.tokens, self.seconds),
             "source": self.source.state_dict(),
             "own": {index: self.terms[index].source.state_dict() for index in self._own},  # type: ignore[union-attr]
             "objectives": [vars(term.objective) for term in self.terms],
@@ -125,6 +129,7 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.done = state["done"]
+        self.tokens, self.seconds = state["spent"]
         self.source.load_state_dict(state["source"])
         for index in self._own:
             source = self.terms[index].source
@@ -201,6 +206,7 @@ class Trainer:
             own = [self.terms[index]]
             with timed("data"):
                 extra = next(batches).to(self.accelerator.device)
+            self.tokens += _tokens(extra)
             work.append((own, extra, self._targets(own, extra, f"term {index}")[0]))
         # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
         work += [(terms, batch, targets)] if terms else []

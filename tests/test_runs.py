@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,3 +160,26 @@ def test_plan_refuses_before_a_model_is_loaded(recipe_file: Path, monkeypatch: p
             continue
         with pytest.raises(PrefoptError, match=message):
             run(load_recipe(recipe_file, [override]))
+
+
+@pytest.mark.parametrize("lost", ["evaluation", "line", "both"])
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_kill_beside_an_evaluation_neither_loses_nor_doubles_it(
+    recipe_file: Path, tmp_path: Path, step: int, lost: str
+) -> None:
+    settings = load_recipe(recipe_file, ["train.steps=3", "train.checkpoint_every=2", "evaluate.prompts=0"])
+    folder = run(settings, tmp_path / "run").folder
+    whole = metrics(folder)
+    (folder / "summary.json").unlink()
+    if lost != "line":
+        (folder / "evaluations" / f"test-step-{step:06d}.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    if lost != "evaluation":
+        lines = [line for line in lines if not (json.loads(line)["step"] == step and "test/" in line)]
+    if step == 0:  # a kill as early as that left no later line, and no checkpoint
+        lines = [line for line in lines if json.loads(line)["step"] == 0]
+        shutil.rmtree(folder / "checkpoints")
+        (folder / "evaluations" / "test-step-000003.json").unlink()
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    run(settings, folder, resume=True)
+    assert metrics(folder) == whole

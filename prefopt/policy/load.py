@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from prefopt.functional import seed_for
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.scorer import Scorer
 from prefopt.policy.value import Critic, ValueHead
+from prefopt.sharing import shared, stamp
 
 T = TypeVar("T")
 
@@ -247,13 +249,21 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
         raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
     for key, value in changes.items():
         setattr(config, key, value)
-    return auto.from_pretrained(
-        name,
-        config=without_dropout(config),
-        dtype=getattr(torch, spec.dtype),
-        attn_implementation=spec.attention,
-        trust_remote_code=spec.remote_code,
-    )
+
+    def made() -> PreTrainedModel:
+        model: PreTrainedModel = auto.from_pretrained(
+            name,
+            config=without_dropout(config),
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
+            trust_remote_code=spec.remote_code,
+        )
+        return model
+
+    if auto is not AutoModelForCausalLM:  # of others, a part may start at random
+        return made()
+    same = (stamp(name), spec.dtype, spec.attention, spec.remote_code, *changes.items())
+    return shared("models", same, made, copy=deepcopy)
 
 
 def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) -> PreTrainedModel | PeftModel:
