@@ -16,7 +16,7 @@ class Loopback:
     Attributes:
         table: probabilities of next tokens, by the end of what it was given; the longest end that is known counts.
         faults: popped for each request: a status, "hang", "drop", a (status, body) or None.
-        lists: whether it has log-probs; "sampled" is of the sampled token only.
+        lists: whether it has log-probs; "nothing" is none of a first token; "lossy" gives long lists as llama.cpp does.
         asked: (path, body, authorisation) of each request that it answered.
         received: requests, answered or not.
         busiest: requests at one time.
@@ -42,6 +42,7 @@ class Loopback:
         handler = type("Handler", (_Handler,), {"loopback": self})
         server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         server.daemon_threads, self.port = True, server.server_address[1]
+        server.handle_error = lambda *_: None  # a client that went away
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         killer = threading.Thread(target=self._kill, args=(server,), daemon=True)
@@ -122,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         top = dict(sorted(listed.items(), key=lambda item: -item[1])[:wanted])
         token, logp = next(iter(top.items()))
+        if self.loopback.lists == "lossy" and len(top) > 5:  # another token of the first one's text takes its place
+            top[token] = min(top.values()) - 1
         if self.loopback.lists == "nothing":
             top, chosen = {}, []
         elif chat:

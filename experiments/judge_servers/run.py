@@ -165,7 +165,7 @@ def main() -> None:
     if options.kind == "transformers":
         server = Server(options.model, url, key_env=None, concurrency=2, retries=3)
     else:
-        fields = {"endpoint": "completions", "template": options.model, "top": 50}
+        fields = {"endpoint": "completions", "template": options.model, "top": 40}
         server = Server("smollm2", url, key_env=None, concurrency=2, retries=3, **fields)
     with tempfile.TemporaryDirectory() as folder:
         killed_midway(options, server, Path(folder), port)

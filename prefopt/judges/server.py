@@ -1,5 +1,6 @@
 """Any OpenAI-compatible server as the one who answers, through the `openai` client."""
 
+import itertools
 import logging
 import threading
 from collections import Counter
@@ -24,6 +25,9 @@ from prefopt.policy import find_model, load_tokenizer
 log = logging.getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
+SHORTEST = 5
+"""Tokens in the shortest list that is asked for."""
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -185,31 +189,37 @@ class Server:
     def _listed(self, question: Question, bill: "Bill") -> dict[str, float] | None:
         """The likeliest first tokens; None where there is no first token.
 
-        At temperature 1, for some servers list what is left after dividing by it. llama.cpp lists nothing where the answer's end
-        is drawn as its first token: it is then drawn again, twice at most, at a temperature that makes that less likely.
+        llama.cpp lists nothing where the answer's end is drawn as its first token: it is then drawn again, twice at most, at a
+        temperature that makes that less likely. And of tokens with one text it keeps the last log-prob, in the first one's place,
+        which shows as disorder: a shorter list has no such token.
         """
-        asked: dict[str, Any] = {"logprobs": True, "top_logprobs": self.top}
-        if self.endpoint == "completions":
-            asked = {"logprobs": self.top}
+        top = self.top
         for seed, temperature in enumerate((1.0, 2.0, 2.0)):
-            drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
-            if (found := self._read_list(self._request(question, bill, **drawn, **asked).choices[0])) is not None:
-                return found
+            pairs = self._list_of(question, bill, top, seed, temperature)
+            while _is_in_disorder(pairs) and top > SHORTEST:
+                top = max(top // 2, SHORTEST)
+                pairs = self._list_of(question, bill, top, seed, temperature)
+            if pairs:
+                return merged((self._plain(token), logp) for token, logp in pairs)
         return None
 
-    def _read_list(self, choice: Any) -> dict[str, float] | None:
-        found = choice.logprobs and (
-            choice.logprobs.content if self.endpoint == "chat" else choice.logprobs.top_logprobs
-        )
+    def _list_of(
+        self, question: Question, bill: "Bill", top: int, seed: int, temperature: float
+    ) -> list[tuple[str, float]]:
+        """The list as it came, [] where there is none. The temperature is not 0: some servers list what it leaves."""
+        chat = self.endpoint == "chat"
+        asked: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
+        drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
+        choice: Any = self._request(question, bill, **drawn, **asked).choices[0]
+        found = choice.logprobs and (choice.logprobs.content if chat else choice.logprobs.top_logprobs)
         if found is None:
             raise PrefoptError(
                 f"the judge's server {self.base_url} gives no log-probs (`transformers serve` has none, nor have some of OpenAI's "
                 "models): use `mode: generative`, or a server that does, such as vLLM or llama.cpp"
             )
         if not found:
-            return None
-        pairs = [(t.token, t.logprob) for t in found[0].top_logprobs] if self.endpoint == "chat" else found[0].items()
-        return merged((self._plain(token), logp) for token, logp in pairs)
+            return []
+        return [(t.token, t.logprob) for t in found[0].top_logprobs] if chat else list(found[0].items())
 
     def _refuse_unless_single(self, labels: Sequence[str], given: str, bill: "Bill") -> None:
         """A label that is not listed although its beginning is: improbable, or several tokens? Saying it shows which."""
@@ -290,6 +300,12 @@ class Bill:
         if reply.usage is not None:
             self.prompt_tokens += reply.usage.prompt_tokens or 0
             self.completion_tokens += reply.usage.completion_tokens or 0
+
+
+def _is_in_disorder(pairs: Sequence[tuple[str, float]]) -> bool:
+    """Whether a list does not descend. Its last may: that is what was drawn, wherever it belongs."""
+    logps = [logp for _, logp in pairs[:-1]]
+    return any(first < second for first, second in itertools.pairwise(logps))
 
 
 class _UnlistableError(Exception):

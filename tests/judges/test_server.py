@@ -183,6 +183,14 @@ def test_an_answer_that_ends_before_it_begins_has_no_likelihoods(loopback):
     assert [body["temperature"] for _, body, _ in loopback.asked] == [1, 2, 2]  # drawn again before it is given up
 
 
+def test_a_list_that_lost_a_token_is_asked_for_again_and_shorter(loopback):
+    loopback.lists = "lossy"
+    loopback.table = {"": dict(zip((" A", " B", "c", "d", "e", "f"), (0.5, 0.2, 0.1, 0.08, 0.07, 0.05), strict=True))}
+    (said,) = told(Server("m", loopback.url, endpoint="completions"), question(labels=AB))
+    assert exps(said) == pytest.approx([0.5, 0.2])
+    assert [body["logprobs"] for _, body, _ in loopback.asked] == [20, 10, 5] and said.calls == 3
+
+
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
 def test_a_server_without_log_probs_is_found_out_by_one_request(loopback, endpoint):
     loopback.lists = False
