@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
 from prefopt.judges.question import Question
+from prefopt.judges.texts import whole
 
 GO_ON = "Go on from exactly there, without repeating it."
 """Asks a chat server, which cannot be given the beginning of its answer, to behave as if it had been."""
@@ -41,11 +42,6 @@ def text(question: Question, tokenizer: PreTrainedTokenizerBase | None) -> str:
         roles = ", ".join(role for role, _ in question.turns)
         raise PrefoptError(f"the chat template of server.template refuses turns of {roles}: {error}") from error
     return _without_bos(written, tokenizer) + start
-
-
-def whole(text: str) -> str:
-    """The text as it can be sent: halves of surrogate pairs, which samplers can produce, become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def unstarted(said: str, start: str) -> str:
