@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
-from prefopt.policy.layout import Rows, plain_rows
+from prefopt.policy.layout import Rows, lay
 from prefopt.policy.policy import save_weights
 from prefopt.types import Batch, Needs, Outputs
 
@@ -44,7 +44,7 @@ class Scorer(nn.Module):
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
             raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
-        scores = self._scores(plain_rows(batch, self.device))
+        scores = self._scores(lay(batch, self.device))
         scores = scores if scores.dtype == torch.float64 else scores.float()
         present = batch.present.to(self.device)
         rewards = scores.new_zeros(present.shape).masked_scatter(present, scores)
