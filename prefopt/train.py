@@ -244,7 +244,7 @@ class Trainer:
                 # Processes average their gradients; the loss is a sum over all of them.
                 self.accelerator.backward(loss * (0.0 if piece.filler else self.accelerator.num_processes))
         by_row = cached[1] if cached else dealt.gather_each(found) if dealt.split else found[0]
-        return {
+        return {"padding": dealt.padding} | {
             name: values.double().sum().item() if name.split("/")[0] == "loss" else values.double().nanmean().item()
             for name, values in by_row.items()
         }

@@ -80,12 +80,14 @@ def lay(batch: Batch, device: torch.device, width: int | None = None) -> Rows:
             predicts += [before + t for t in range(1, len(mask)) if mask[t]]
             start = end
     last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    shared = any(len(part) > 1 for _, part in rows)
     found = Rows(
         input_ids=torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]),
         attention_mask=(torch.arange(longest) <= last[:, None]).long(),
         predicts=torch.tensor(predicts, dtype=torch.long),
         last=last,
-        **({"branches": branches, "positions": positions} if any(len(part) > 1 for _, part in rows) else {}),
+        branches=branches if shared else None,
+        positions=positions if shared else None,
     )
     return found.to(device)
 
