@@ -6,6 +6,7 @@ prompt and itself, at the positions that it would have alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,9 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         """The same rows on `device`."""
-        moved = {name: None if value is None else value.to(device) for name, value in vars(self).items()}
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device) for name, value in vars(self).items()
+        }
         return Rows(**moved)
 
 
