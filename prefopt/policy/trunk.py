@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from prefopt.policy.layout import Rows, completions_alone, lay, tree_mask
 from prefopt.types import Batch
@@ -36,6 +37,10 @@ class Trunk:
         device, width = next(backbone.parameters()).device, backbone.config.get_text_config().hidden_size
         rows = lay(batch, device, width if self.shares else None)
         length = rows.input_ids.shape[1]
+        if rows.branches is not None and _sharded(backbone):
+            self.shares = False  # processes would compare at different times, and wait for each other's weights
+            log.warning("%s is sharded: using a row for each completion", type(backbone).__name__)
+            return self(backbone, batch)
         if rows.branches is not None and length > 2 * self._compared:
             self._compared = length
             self._compare(backbone, batch, device, width)
@@ -79,6 +84,13 @@ def _doubt(backbone: Any, batch: Batch, rows: Rows) -> str:
     tolerance = (2**-5 if low else 1e-4) * max(expected.abs().max().item(), 1.0)
     worst = (expected - found).abs().max().item()
     return "" if worst <= tolerance else f"states differ by {worst:.2g}"
+
+
+def _sharded(backbone: Any) -> bool:
+    """Whether processes hold parts of the weights, under FSDP or ZeRO-3."""
+    return any(
+        isinstance(p, DTensor) or hasattr(p, "ds_id") or hasattr(p, "_is_flat_param") for p in backbone.parameters()
+    )
 
 
 def _states(backbone: Any, rows: Rows) -> Tensor:
