@@ -3,7 +3,6 @@
 Every process holds the whole batch (token ids are small), forwards its own part of it, and gathers the small outputs.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +39,23 @@ class Deal:
         lengths: of each row, in tokens.
         size: rows in a micro-batch, at most; memory and speed only.
         accelerator: knows the processes.
+        tokens: in a micro-batch, at most, padding included, unless one row alone has more; None for any number.
+
+    Attributes:
+        padding: share of the places in all micro-batches that hold no token.
     """
 
-    def __init__(self, lengths: Sequence[int], size: int, accelerator: Accelerator):
+    def __init__(self, lengths: Sequence[int], size: int, accelerator: Accelerator, tokens: int | None = None):
         self.accelerator = accelerator
         world = accelerator.num_processes
-        ranked = torch.tensor(sorted(range(len(lengths)), key=lengths.__getitem__), dtype=torch.long)
-        self.shares = [ranked[rank::world] for rank in range(world)]
-        own = [Piece(rows) for rows in self.shares[accelerator.process_index].split(size) if len(rows)]
-        number = max(1, math.ceil(len(self.shares[0]) / size))
+        ranked = sorted(range(len(lengths)), key=lengths.__getitem__)
+        self.shares = [torch.tensor(ranked[rank::world], dtype=torch.long) for rank in range(world)]
+        cut = [_cut(ranked[rank::world], lengths, size, tokens) for rank in range(world)]
+        own = [Piece(torch.tensor(rows, dtype=torch.long)) for rows in cut[accelerator.process_index]]
+        number = max(1, *map(len, cut))
         self.pieces = own + [Piece(torch.zeros(1, dtype=torch.long), filler=True)] * (number - len(own))
+        places = sum(len(rows) * lengths[rows[-1]] for share in cut for rows in share)
+        self.padding = 1 - sum(lengths) / places if places else 0.0
 
     @property
     def split(self) -> bool:
@@ -73,25 +79,39 @@ class Deal:
         return {key: self.gather([value[key] for value in values]) for key in values[0]}
 
 
-def deal(batch: Batch, size: int, accelerator: Accelerator) -> Deal:
-    """The rows of a batch, by the tokens of each prompt with its longest completion."""
-    longest = batch.mask.sum(-1).amax(-1).tolist()
-    lengths = [len(prompt) + tokens for prompt, tokens in zip(batch.prompt_ids, longest, strict=True)]
-    return Deal(lengths, size, accelerator)
+def _cut(ranked: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
+    """Rows in order of their lengths, cut into micro-batches."""
+    pieces: list[list[int]] = []
+    for row in ranked:
+        full = not pieces or len(pieces[-1]) == size
+        if full or (tokens is not None and (len(pieces[-1]) + 1) * lengths[row] > tokens):
+            pieces.append([])
+        pieces[-1].append(row)
+    return pieces
+
+
+def deal(batch: Batch, size: int, accelerator: Accelerator, tokens: int | None = None) -> Deal:
+    """The rows of a batch, by the tokens of each prompt with all of its completions."""
+    written = batch.mask.sum((1, 2)).tolist()
+    lengths = [len(prompt) + number for prompt, number in zip(batch.prompt_ids, written, strict=True)]
+    return Deal(lengths, size, accelerator, tokens)
 
 
 @torch.no_grad()
-def forward(model: Model, batch: Batch, needs: Needs, size: int, accelerator: Accelerator) -> Outputs:
+def forward(
+    model: Model, batch: Batch, needs: Needs, size: int, accelerator: Accelerator, tokens: int | None = None
+) -> Outputs:
     """What a model says about the whole batch, on every process, without gradient.
 
     Args:
         model: any.
         batch: the same on every process.
         needs: what is asked of the model.
-        size: prompts in a micro-batch; memory and speed only.
+        size: prompts in a micro-batch, at most; memory and speed only.
         accelerator: knows the processes.
+        tokens: in a micro-batch, at most; likewise.
     """
-    dealt = deal(batch, size, accelerator)
+    dealt = deal(batch, size, accelerator, tokens)
     with accelerator.autocast():  # a reference is not prepared by accelerate, and must do the policy's arithmetic
         parts = [model(batch.rows(piece.rows), needs) for piece in dealt.pieces]
 

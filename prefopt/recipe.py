@@ -279,7 +279,14 @@ class Train(Section):
     batch_size: int = Field(64, gt=0, description="prompts in a logical batch, over all processes")
     minibatch_size: int | None = Field(None, gt=0, description="prompts in one optimiser step; null is batch_size")
     passes: int = Field(1, gt=0, description="times that each logical batch is gone through")
-    micro_batch_size: int = Field(16, gt=0, description="prompts in one forward pass of a process; memory only")
+    micro_batch_size: int = Field(
+        16, gt=0, description="prompts in one forward pass of a process, at most; memory only"
+    )
+    micro_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="tokens in one forward pass, at most, each prompt counted once and with padding; memory only; null is any",
+    )
     lr: float = Field(1e-6, ge=0, description="peak learning rate")
     critic_lr: float | None = Field(None, gt=0, description="peak learning rate of a critic's weights; null is lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -20,7 +20,7 @@ from prefopt.functional import generator, seed_for
 from prefopt.parallel import deal, forward
 from prefopt.profile import timed
 from prefopt.terms import Term, counts, merged_needs, names, targets_of, total
-from prefopt.types import Adaptive, Batch, Model, Moving, Outputs, Source, Targets, Watch
+from prefopt.types import Adaptive, Batch, Model, Moving, Needs, Outputs, Source, Targets, Watch
 
 Metrics = dict[str, float]
 
@@ -181,15 +181,14 @@ class Trainer:
         if not terms:
             return [], {}
         needs = merged_needs(terms)
-        size = self.settings.micro_batch_size
         old = reference = None
         if needs.old or watch is not None:
             also = frozenset() if watch is None else watch.needs.statistics
             asked = replace(needs, statistics=needs.statistics | also)
             with timed("forward"):
-                old = forward(self.model, batch, asked, size, self.accelerator)
+                old = self._forward(self.model, batch, asked)
         if self.reference is not None and (needs.reference or watch is not None):
-            reference = forward(self.reference, batch, needs, size, self.accelerator)
+            reference = self._forward(self.reference, batch, needs)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # draws in `targets` are the same on every process and after a resume
             torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
@@ -198,6 +197,11 @@ class Trainer:
             return targets, {}
         assert old is not None
         return targets, dict(watch(batch, old, reference))
+
+    def _forward(self, model: Model, batch: Batch, needs: Needs) -> Outputs:
+        """What a model says about a whole batch, without gradient."""
+        settings = self.settings
+        return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, settings.micro_tokens)
 
     def _update(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets]) -> Metrics:
         """One optimiser step on a minibatch, and on one batch from each term that has a source of its own."""
@@ -234,7 +238,7 @@ class Trainer:
     def _backward(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], last: bool) -> Metrics:
         """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts."""
         needs, denominators = merged_needs(terms), counts(terms, batch)
-        dealt = deal(batch, self.settings.micro_batch_size, self.accelerator)
+        dealt = deal(batch, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens)
         cached = (
             self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and dealt.split else None
         )
@@ -254,7 +258,7 @@ class Trainer:
                 with timed("backward"):
                     self.accelerator.backward(loss * (0.0 if piece.filler else self.accelerator.num_processes))
         by_row = cached[1] if cached else dealt.gather_each(found) if dealt.split else found[0]
-        return {
+        return {"padding": dealt.padding} | {
             name: values.double().sum().item() if name.split("/")[0] == "loss" else values.double().nanmean().item()
             for name, values in by_row.items()
         }
@@ -264,7 +268,7 @@ class Trainer:
     ) -> tuple[Outputs, dict[str, Tensor]]:
         """The gradient of the loss of the whole minibatch with respect to every field of the outputs, and its metrics."""
         with timed("forward"):
-            outputs = forward(self.model, batch, merged_needs(terms), self.settings.micro_batch_size, self.accelerator)
+            outputs = self._forward(self.model, batch, merged_needs(terms))
         leaves = {name: value.detach().requires_grad_() for name, value in _fields(outputs).items()}
         loss, metrics = total(terms, batch, _with_fields(outputs, leaves), targets, denominators)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

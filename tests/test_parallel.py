@@ -25,15 +25,32 @@ class Processes:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(1, 99), min_size=1, max_size=23), st.integers(1, 6), st.integers(1, 4))
+@given(
+    st.lists(st.integers(1, 99), min_size=1, max_size=23),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 300),
+)
 def test_every_row_is_dealt_once_and_all_processes_take_as_many_passes(
-    lengths: list[int], size: int, world: int
+    lengths: list[int], size: int, world: int, tokens: int | None
 ) -> None:
-    deals = [Deal(lengths, size, Processes(rank, world)) for rank in range(world)]  # type: ignore[arg-type]
+    deals = [Deal(lengths, size, Processes(rank, world), tokens) for rank in range(world)]  # type: ignore[arg-type]
     dealt = [row for d in deals for piece in d.pieces if not piece.filler for row in piece.rows.tolist()]
     assert sorted(dealt) == list(range(len(lengths)))
     assert len({len(d.pieces) for d in deals}) == 1
     assert all(len(piece.rows) <= size for d in deals for piece in d.pieces)
+    places = 0
+    for piece in (p for d in deals for p in d.pieces if not p.filler):
+        padded = len(piece.rows) * max(lengths[row] for row in piece.rows.tolist())
+        assert tokens is None or padded <= tokens or len(piece.rows) == 1
+        places += padded
+    assert all(abs(d.padding - (1 - sum(lengths) / places)) < 1e-12 for d in deals)
+
+
+def test_a_token_budget_cuts_where_padding_would_exceed_it() -> None:
+    dealt = Deal([10, 2, 9, 3, 50], 8, Accelerator(cpu=True), tokens=20)
+    assert [piece.rows.tolist() for piece in dealt.pieces] == [[1, 3], [2, 0], [4]]
+    assert dealt.padding == 1 - 74 / (6 + 20 + 50)
 
 
 def test_gather_puts_rows_back_where_they_were() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import updates
 from accelerate import Accelerator
-from updates import CASES, Batches, Drifting, random_batch, seven_rows, tiny_llama, train, update, weights
+from updates import CASES, Batches, Drifting, make_policy, random_batch, seven_rows, tiny_llama, train, update, weights
 
 import prefopt.train
 from prefopt import recipe
@@ -36,6 +36,17 @@ def test_update_is_the_same_for_every_micro_batch(case: str, dtype: torch.dtype,
     whole = update(case, dtype, 7, seven_rows(case))
     assert whole.norm() > 1e-2
     assert relative(whole, update(case, dtype, micro, seven_rows(case))) <= EXACT[dtype]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_update_is_the_same_for_every_token_budget(case: str) -> None:
+    whole, pieces = update(case, torch.float64, 7, seven_rows(case)), []
+    for tokens in (1, 40):
+        trainer, steps = train(case, torch.float64, 7, seven_rows(case), micro_tokens=tokens)
+        assert relative(whole, weights(trainer.model) - weights(make_policy(case, torch.float64))) <= 1e-9
+        pieces.append(steps[0].metrics["padding"])
+    assert pieces[0] == 0  # every prompt alone
+    assert 0 <= pieces[1] < 1
 
 
 @pytest.mark.parametrize("case", CASES)

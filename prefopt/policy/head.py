@@ -1,11 +1,12 @@
 """From hidden states to log-probabilities, without ever keeping [tokens × vocabulary]."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -50,6 +51,11 @@ class Head:
             logits = logits * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are a product with a weight that is at hand: not capped, wrapped by an adapter or sharded."""
+        return not self.cap and type(self.linear) is nn.Linear and type(self.linear.weight) is nn.Parameter
+
 
 class States(NamedTuple):
     """What a model knows before it says anything of M tokens.
@@ -74,7 +80,7 @@ def token_statistics(
 ) -> dict[str, Float[Tensor, " M"]]:
     """Log-probs of the tokens under "logps", and the statistics asked for, each [M] and at least fp32.
 
-    The logits of a chunk are computed again in the backward pass instead of being kept.
+    Logits are computed chunk by chunk, and again in the backward pass instead of being kept.
 
     Args:
         states: of the model.
@@ -92,6 +98,9 @@ def token_statistics(
             f"exact KL needs one vocabulary; the policy's LM head has {states.vocabulary} rows, the reference's "
             f"{reference.vocabulary}"
         )
+
+    if not names and isinstance(states.logits, Head) and states.logits.is_linear:
+        return {"logps": _linear_logps(states.logits, states.hidden, tokens, temperature)}
 
     def of_chunk(hidden: Tensor, tokens: Tensor, temperature: Tensor | None, beside: Tensor | None) -> list[Tensor]:
         scores = _scaled(states.logits(hidden), temperature)
@@ -119,3 +128,82 @@ def token_statistics(
 def _scaled(logits: Tensor, temperature: Tensor | None) -> Tensor:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits if temperature is None else logits / temperature.to(logits.dtype)[:, None]
+
+
+def _linear_logps(head: Head, hidden: Tensor, tokens: Tensor, temperature: Tensor | None) -> Tensor:
+    """[M] log-probs alone, from the model's own head, which is a linear one."""
+    weight, bias, device = head.linear.weight, head.linear.bias, hidden.device.type
+    if torch.is_autocast_enabled(device):  # as a linear layer would; out here the casts have their gradient
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    kind = torch.promote_types(hidden.dtype, torch.float32)
+    factor = torch.full((len(tokens), 1), head.scale, dtype=kind, device=hidden.device)
+    if temperature is not None:
+        factor /= temperature.to(kind)[:, None]
+    return LinearLogps.apply(hidden, weight, bias, factor, tokens)
+
+
+class LinearLogps(torch.autograd.Function):
+    """log softmax(factor · (hidden @ weightᵀ + bias))[token], with a backward pass that is written out.
+
+    ∂logp/∂logits = onehot(token) − softmax. Where the weight is frozen, ∂logp/∂hidden is taken in the forward pass, chunk by
+    chunk, while the logits are there; where it is trained, its gradient takes every logit times a number known only in the
+    backward pass: logits that fit into one chunk are kept for it, others computed once more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor, tokens: Tensor
+    ) -> Tensor:
+        """[M], from [M, H], [V, H], [V], [M, 1] and [M]."""
+        to_hidden, to_weight, to_bias, *_ = ctx.needs_input_grad
+        slopes = torch.empty_like(hidden) if to_hidden and not (to_weight or to_bias) else None
+        logps = factor.new_empty(len(tokens))
+        chunks = _chunks(len(tokens), len(weight))
+        scores = None
+        for part in chunks:
+            scores = _logits(hidden[part], weight, bias, factor[part])
+            logps[part] = scores.gather(-1, tokens[part, None])[:, 0] - scores.logsumexp(-1)
+            if slopes is not None:
+                slopes[part] = _slopes(scores, factor[part], tokens[part]).to(hidden.dtype) @ weight
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        else:
+            ctx.save_for_backward(hidden, weight, bias, factor, tokens)
+            ctx.scores = scores if len(chunks) == 1 and any(ctx.needs_input_grad) else None
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of hidden, weight and bias."""
+        if len(ctx.saved_tensors) == 1:
+            return (gradient.to(ctx.saved_tensors[0].dtype)[:, None] * ctx.saved_tensors[0], None, None, None, None)
+        hidden, weight, bias, factor, tokens = ctx.saved_tensors
+        by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        by_bias = None if bias is None else torch.zeros_like(bias)
+        for part in _chunks(len(tokens), len(weight)):
+            scores = _logits(hidden[part], weight, bias, factor[part]) if ctx.scores is None else ctx.scores
+            ctx.scores = None
+            slopes = _slopes(scores, factor[part] * gradient[part, None], tokens[part]).to(hidden.dtype)
+            torch.mm(slopes, weight, out=by_hidden[part])
+            by_weight.addmm_(slopes.T, hidden[part])
+            if by_bias is not None:
+                by_bias += slopes.sum(0)
+        return by_hidden, by_weight, by_bias, None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, start + size) for start in range(0, tokens, size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor) -> Tensor:
+    """[m, V], at least fp32."""
+    return torch.nn.functional.linear(hidden, weight, bias).to(factor.dtype).mul_(factor)
+
+
+def _slopes(scores: Tensor, factor: Tensor, tokens: Tensor) -> Tensor:
+    """[m, V], factor · (onehot(token) − softmax), in place of the scores."""
+    slopes = scores.softmax(-1).mul_(-factor)
+    return slopes.scatter_add_(-1, tokens[:, None], factor)

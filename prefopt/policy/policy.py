@@ -1,6 +1,7 @@
 """The policy: any Hugging Face causal LM behind one call, `policy(batch, needs) -> Outputs`."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
-from prefopt.policy.layout import Rows, plain_rows
+from prefopt.policy.layout import Rows, completions_alone, lay
+from prefopt.policy.trunk import Trunk
 from prefopt.policy.value import Critic, ValueHead
 from prefopt.profile import counted
 from prefopt.types import Batch, Needs, Outputs
@@ -47,6 +49,7 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.critic = critic
         self._head: Head | None = None
+        self._trunk = Trunk()
         self._verified = False
         # In a tuple, so that it does not become a part of this module: it is not trained, saved or synchronised.
         self._reference: tuple[Policy, ...] = ()
@@ -88,58 +91,57 @@ class Policy(nn.Module):
             raise PrefoptError("this objective needs values; this policy has no value head or critic")
         if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
-        rows, mask = plain_rows(batch, self.device), batch.mask.to(self.device)
-        counted(rows.tokens)
+        mask = batch.mask.to(self.device)
         tokens = batch.completion_ids.to(self.device)[mask]
-        states, features = self._states(rows, tokens, features=needs.values and isinstance(self.critic, ValueHead))
-        beside = self._beside(rows, tokens) if needs.statistics & DIVERGENCES.keys() else None
+        states, features = self._states(batch, features=needs.values and isinstance(self.critic, ValueHead))
+        beside = self._beside(batch) if needs.statistics & DIVERGENCES.keys() else None
         found = token_statistics(states, tokens, _per_token(batch, self.device), needs.statistics, beside)
         if needs.values:
             assert self.critic is not None
-            found["values"] = self.critic(rows, features)
+            found["values"] = self.critic(batch, features)
         placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()}
         return Outputs(mask=mask, logps=placed.pop("logps"), values=placed.pop("values", None), statistics=placed)
 
-    def _states(self, rows: Rows, tokens: Tensor, features: bool = False) -> tuple[States, Tensor]:
+    def _states(self, batch: Batch, features: bool = False) -> tuple[States, Tensor]:
         """What predicts the tokens, and the hidden states [M, H] behind it, which may be missing unless asked for."""
-        if not self._verified and len(tokens):
-            self._verify(rows, tokens)
-        if self._head is None:  # the architecture's own head, on all positions of the rows at once
-            output = self.model(
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
-                use_cache=False,
-                output_hidden_states=features,
-            )
-            logits = output.logits[rows.predicts]
-            hidden = output.hidden_states[-1][rows.predicts] if features else logits
-            return States(nn.Identity(), logits, logits.shape[-1]), hidden
-        backbone = getattr(self.causal, self.causal.base_model_prefix)
-        # Right padding is invisible to a causal model; without a mask, attention takes its fast causal path.
-        states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state[rows.predicts]
+        if not self._verified and batch.mask.any():
+            self._verify(batch)
+        if self._head is None:
+            return self._plainly(batch, features)
+        states = self._trunk(getattr(self.causal, self.causal.base_model_prefix), batch)
         return States(self._head, states, self._head.vocabulary), states
 
-    def _beside(self, rows: Rows, tokens: Tensor) -> States:
+    def _plainly(self, batch: Batch, features: bool) -> tuple[States, Tensor]:
+        """The like by the architecture's own head, on all positions of plain rows at once."""
+        rows = lay(batch, self.device)
+        counted(rows.tokens)
+        output = self.model(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, output_hidden_states=features
+        )
+        logits = rows.predicting(output.logits)
+        hidden = rows.predicting(output.hidden_states[-1]) if features else logits
+        return States(nn.Identity(), logits, logits.shape[-1]), hidden
+
+    def _beside(self, batch: Batch) -> States:
         if not self._reference:
             raise PrefoptError(
                 "exact KL needs the reference's logits too: give it to the policy by `policy.beside(reference)`"
             )
         reference = self._reference[0]
         with torch.no_grad(), reference.without_adapter():
-            return reference._states(rows, tokens)[0]
+            return reference._states(batch)[0]
 
     @torch.no_grad()
-    def _verify(self, rows: Rows, tokens: Tensor) -> None:
+    def _verify(self, batch: Batch) -> None:
         """Use the chunked head if it says of the first rows what the model itself says of each alone, else the model's own."""
         self._verified = True  # from here on, so that `_states` can be asked
-        few = Rows(*(field[:2] for field in (rows.input_ids, rows.attention_mask, rows.predicts, rows.last)))
-        tokens = tokens[: int(few.predicts.sum())]
+        few = completions_alone(batch)[:2]
         training = self.training
         self.eval()  # whatever is random in training would make the two differ
         try:
-            alone = [self._alone(few, row) for row in range(len(few.last))]
+            alone = [self._alone(lay(one, self.device)) for one in few]
             expected, largest = torch.cat([logps for logps, _ in alone]), max(size for _, size in alone)
-            doubt = self._doubt(few, tokens, expected, largest)
+            doubt = self._doubt(few, expected, largest)
         finally:
             self.train(training)
         if doubt:
@@ -151,25 +153,26 @@ class Policy(nn.Module):
                 doubt,
             )
 
-    def _alone(self, rows: Rows, row: int) -> tuple[Tensor, float]:
-        """The log-probs of one row without padding, plainly, and the largest of its logits."""
-        length = int(rows.last[row]) + 1
-        ids, predicts = rows.input_ids[row, :length], rows.predicts[row, :length]
-        logits = self.model(input_ids=ids[None], use_cache=False).logits[0]
+    def _alone(self, row: Rows) -> tuple[Tensor, float]:
+        """The log-probs of one row, plainly, and the largest of its logits."""
+        logits = self.model(input_ids=row.input_ids, use_cache=False).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        following = ids.roll(-1)[predicts]  # the last position predicts nothing
-        return logits.log_softmax(-1)[predicts].gather(-1, following[:, None])[:, 0], logits.abs().max().item()
+        following = row.input_ids[0, row.predicts + 1]
+        return logits.log_softmax(-1)[row.predicts].gather(-1, following[:, None])[:, 0], logits.abs().max().item()
 
-    def _doubt(self, rows: Rows, tokens: Tensor, expected: Tensor, largest: float) -> str:
-        """What is wrong with the chunked head on these rows; nothing if it can be used."""
+    def _doubt(self, few: Sequence[Batch], expected: Tensor, largest: float) -> str:
+        """What is wrong with the chunked head on these completions; nothing if it can be used."""
         try:
             self._head = Head(self.causal)
-            found = token_statistics(self._states(rows, tokens)[0], tokens)["logps"]
+            parts = [
+                token_statistics(self._states(one)[0], one.completion_ids[one.mask].to(self.device)) for one in few
+            ]
+            found = torch.cat([part["logps"] for part in parts])
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
             return f"{type(error).__name__}: {error}"
         tolerance = 1e-4
         low = self._head.linear.weight.dtype not in (torch.float32, torch.float64)
-        if low or torch.is_autocast_enabled(tokens.device.type):
+        if low or torch.is_autocast_enabled(self.device.type):
             # Logits in bf16 are a multiple of 2⁻⁷ of their size, and the states behind them differ by rounding between code
             # paths; a missing scale or cap differs by more.
             tolerance = 2**-6 * max(largest, 1.0)

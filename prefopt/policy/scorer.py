@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import PrefoptError
-from prefopt.policy.layout import Rows, plain_rows
+from prefopt.policy.layout import Rows, lay
 from prefopt.policy.policy import save_weights
 from prefopt.profile import counted
 from prefopt.types import Batch, Needs, Outputs
@@ -45,7 +45,7 @@ class Scorer(nn.Module):
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
             raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
-        rows = plain_rows(batch, self.device)
+        rows = lay(batch, self.device)
         counted(rows.tokens)
         scores = self._scores(rows)
         scores = scores if scores.dtype == torch.float64 else scores.float()

@@ -1,12 +1,11 @@
 """Values: what a policy that learns by actor–critic expects of the rest of a completion."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefopt.policy.layout import Rows
+from prefopt.policy.trunk import Trunk
+from prefopt.types import Batch
 
 
 class ValueHead(nn.Module):
@@ -26,14 +25,14 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
         """[M] values, from the policy's own hidden states [M, H]."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.to(self.linear.weight.dtype))[:, 0]
 
 
 class Critic(nn.Module):
-    """Values from a model of its own, which reads the same rows as the policy.
+    """Values from a model of its own, which reads the same batch as the policy.
 
     Args:
         backbone: a decoder without its LM head.
@@ -42,10 +41,9 @@ class Critic(nn.Module):
     def __init__(self, backbone: PreTrainedModel):
         super().__init__()
         self.backbone = backbone
+        self._trunk = Trunk()
         self.head = ValueHead(backbone.config.get_text_config().hidden_size, backbone.dtype)
 
-    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
         """[M] values; the policy's hidden states are not used."""
-        backbone: Any = self.backbone
-        states = backbone(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        return self.head(rows, states.last_hidden_state[rows.predicts])
+        return self.head(batch, self._trunk(self.backbone, batch))

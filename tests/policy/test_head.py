@@ -1,6 +1,8 @@
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from prefopt.errors import PrefoptError
 from prefopt.policy import head
@@ -49,3 +51,63 @@ def test_divergence_needs_one_vocabulary():
     states, beside = (head.States(nn.Identity(), torch.zeros(1, v), v) for v in (3, 4))
     with pytest.raises(PrefoptError, match="policy's LM head has 3 rows, the reference's 4"):
         head.token_statistics(states, torch.tensor([0]), names=["kl_ref_policy"], reference=beside)
+
+
+@pytest.fixture
+def make_head(tiny):
+    """A head on 16 hidden numbers and a vocabulary of 40; Phi's has a bias, Llama's none."""
+
+    def make(bias=False, trained=True):
+        torch.manual_seed(0)
+        cls = transformers.PhiConfig if bias else transformers.LlamaConfig
+        model = AutoModelForCausalLM.from_config(cls(**tiny | {"vocab_size": 40})).double()
+        if bias:
+            torch.nn.init.normal_(model.lm_head.bias)
+        model.config.logit_scale = 0.7
+        model.lm_head.requires_grad_(trained)
+        return head.Head(model)
+
+    return make
+
+
+@pytest.mark.parametrize("rows", [3, 100], ids=["chunks", "kept"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_the_written_out_gradient(bias, frozen, rows, make_head, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", rows * 40)
+    own, draw = make_head(bias, not frozen), torch.Generator().manual_seed(0)
+    hidden = torch.randn(10, 16, generator=draw, dtype=torch.float64, requires_grad=True)
+    tokens, weights = torch.randint(40, (10,), generator=draw), torch.randn(10, generator=draw, dtype=torch.float64)
+    temperature = torch.linspace(0.5, 2, 10)
+    parameters = [hidden, *(() if frozen else own.linear.parameters())]
+
+    def gradients(logps):
+        return torch.autograd.grad((logps * weights).sum(), parameters)
+
+    states = head.States(own, hidden, 40)
+    found = head.token_statistics(states, tokens, temperature)["logps"]
+    scores = 0.7 * own.linear(hidden) / temperature.double()[:, None]
+    expected = scores.log_softmax(-1)[torch.arange(10), tokens]
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(gradients(found), gradients(expected), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_memory_does_not_grow_with_vocabulary_times_tokens(frozen, make_head, monkeypatch):
+    """What is kept for the backward pass is linear in the tokens, not tokens × vocabulary."""
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 4 * 40)
+    own, kept = make_head(trained=not frozen), []
+
+    def pack(tensor):
+        kept.append(0 if tensor is own.linear.weight else tensor.numel())
+        return tensor
+
+    hidden = torch.randn(500, 16, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = head.States(own, hidden, 40)
+        logps = head.token_statistics(states, torch.zeros(500, dtype=torch.long))["logps"]
+    assert sum(kept) <= 500 * 16 + 3 * 500
+    assert getattr(logps.grad_fn, "scores", None) is None  # a chunk that is the only one may stay, others not
+    logps.sum().backward()
+    assert hidden.grad is not None

@@ -1,7 +1,10 @@
+import dataclasses
+
+import pytest
 import torch
 
 from prefopt import Batch
-from prefopt.policy.layout import plain_rows
+from prefopt.policy.layout import lay, tree_mask
 
 CPU = torch.device("cpu")
 
@@ -12,21 +15,94 @@ def test_rows_by_hand():
         torch.tensor([[[5, 6, 7], [8, 0, 0]], [[0, 0, 0], [9, 10, 0]]]),
         torch.tensor([[[True, False, True], [True, False, False]], [[False] * 3, [True, True, False]]]),
     )
-    rows = plain_rows(batch, CPU)
+    rows = lay(batch, CPU)
     assert rows.input_ids.tolist() == [[1, 2, 3, 5, 6, 7], [1, 2, 3, 8, 0, 0], [4, 9, 10, 0, 0, 0]]
     assert rows.attention_mask.tolist() == [[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [0] * 3]
     # A token is predicted one position before its own; 6 came from a tool.
-    assert [row.nonzero().flatten().tolist() for row in rows.predicts] == [[2, 4], [2], [0, 1]]
+    assert rows.predicts.tolist() == [2, 4, 6 + 2, 12 + 0, 12 + 1]
     assert rows.last.tolist() == [5, 3, 2]
 
 
 def test_the_order_is_the_masks(make_batch):
     batch = make_batch(4, 3, holes=True, absent=[(0, 1), (2, 2)])
-    rows = plain_rows(batch, CPU)
-    assert rows.input_ids.roll(-1, 1)[rows.predicts].tolist() == batch.completion_ids[batch.mask].tolist()
+    rows = lay(batch, CPU)
+    assert rows.predicting(rows.input_ids.roll(-1, 1)).tolist() == batch.completion_ids[batch.mask].tolist()
 
 
 def test_never_no_rows(make_batch):
-    rows = plain_rows(make_batch(1, 1, absent=[(0, 0)]), CPU)
+    rows = lay(make_batch(1, 1, absent=[(0, 0)]), CPU)
     assert rows.input_ids.shape == (1, 1)
-    assert not rows.predicts.any()
+    assert len(rows.predicts) == 0
+
+
+def pair(prompt=(1, 2, 3, 4, 5, 6), first=(7, 8), second=(9,)) -> Batch:
+    width = max(len(first), len(second))
+    ids = torch.tensor([[[*y, *[0] * (width - len(y))] for y in (first, second)]])
+    return Batch((tuple(prompt),), ids, ids > 0)
+
+
+def test_a_shared_row_by_hand():
+    rows = lay(pair(), CPU, width=16)
+    assert rows.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert rows.branches.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 2]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 6]]
+    assert rows.predicts.tolist() == [5, 6, 5]  # the prompt's last token predicts both first ones
+    assert rows.last.tolist() == [8]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_tree_mask_by_hand(window):
+    rows = lay(pair(), CPU, width=16)
+    seen = [
+        [i for i, value in enumerate(row) if value == 0]
+        for row in tree_mask(rows, torch.float32, window)[0, 0].tolist()
+    ]
+    alone = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
+    if window is None:
+        assert seen == [*alone, [*range(7)], [*range(8)], [*range(6), 8]]
+    else:
+        assert seen == [*(row[-3:] for row in alone), [4, 5, 6], [5, 6, 7], [4, 5, 8]]
+
+
+def test_every_token_sees_something_even_padding(make_batch):
+    rows = lay(pooled(pair(), pair(prompt=range(1, 15))), CPU, width=16)
+    assert (rows.attention_mask == 0).any()
+    assert ((tree_mask(rows, torch.float32) == 0).sum(-1) > 0).all()
+
+
+def pooled(*batches: Batch) -> Batch:
+    width = max(b.mask.shape[2] for b in batches)
+    ids, masks = (
+        torch.cat([torch.nn.functional.pad(getattr(b, name), (0, width - b.mask.shape[2])) for b in batches])
+        for name in ("completion_ids", "mask")
+    )
+    return Batch(tuple(b.prompt_ids[0] for b in batches), ids, masks)
+
+
+def test_a_prompt_is_laid_out_alike_whatever_its_companions():
+    short, long = pair(prompt=(1,), first=range(1, 60), second=range(1, 60)), pair(prompt=range(1, 90))
+    assert lay(short, CPU, width=16).branches is None  # two rows are less to compute than one that is twice as long
+    assert lay(long, CPU, width=16).branches is not None
+    rows = lay(pooled(short, long), CPU, width=16)
+    assert [int(row.max()) for row in rows.branches * rows.attention_mask] == [1, 1, 2]
+    assert rows.predicts.tolist() == [*range(59), *range(92, 92 + 59), *(184 + 88 + n for n in (0, 1, 0))]
+
+
+def test_many_long_completions_are_cut_into_several_rows():
+    ids = torch.ones(1, 32, 40, dtype=torch.long)
+    rows = lay(Batch((tuple(range(1, 201)),), ids, ids > 0), CPU, width=16)
+    assert rows.input_ids.shape == (4, 200 + 8 * 40)
+    assert len(rows.predicts) == 32 * 40
+
+
+def test_the_order_is_the_masks_in_shared_rows_too(make_batch):
+    batch = make_batch(4, 3, holes=True, absent=[(0, 1), (2, 2)])
+    batch = dataclasses.replace(batch, prompt_ids=tuple(tuple(range(1, 20)) for _ in range(4)))
+    rows = lay(batch, CPU, width=16)
+    assert rows.branches is not None
+    found = []
+    for place in rows.predicts.tolist():
+        row, at = divmod(place, rows.input_ids.shape[1])
+        found.append((row, int(rows.positions[row, at])))
+    expected = [(b, 18 + t) for b in range(4) for k in range(3) for t in range(6) if batch.mask[b, k, t]]
+    assert found == expected

@@ -69,10 +69,10 @@ def test_equals_the_models_own_logits(name, make_policy, make_batch, plain_logps
     found = gradients(policy, (logps * weights).sum())
     if name == "Gemma2":  # its eager attention gives NaN on padding in float64
         return
-    policy._head = None  # the model's own logits for the same rows
+    policy._head = None  # the model's own logits, a row for each completion
     plain = gradients(policy, (policy(batch, Needs()).logps * weights).sum())
     assert plain.norm() > 1
-    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10 * plain.abs().max().item())
+    assert (found - plain).norm() < 1e-6 * plain.norm()  # several architectures normalise in fp32
 
 
 def test_gradient_equals_the_plain_one(llama, make_batch, plain_logps, gradients):

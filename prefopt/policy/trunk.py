@@ -1,0 +1,125 @@
+"""Reading a batch with a decoder: the hidden states that predict its tokens, from the rows that cost least."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from prefopt.policy.layout import Rows, completions_alone, lay, tree_mask
+from prefopt.profile import counted
+from prefopt.types import Batch
+
+log = logging.getLogger(__name__)
+
+WINDOWS = ("window_size", "attention_window", "attention_window_size", "attention_chunk_size", "local_attention")
+"""Names in configs under which an architecture looks at part of a row in a way that a tree mask does not reach."""
+
+
+class Trunk:
+    """A decoder without its head, which computes a prompt once for all of its completions where it can.
+
+    Whether it can is found out on the first batch, by comparing with each completion alone; and again on rows more than twice as
+    long as any compared before, because some differences, like a window, show in long rows only.
+    """
+
+    def __init__(self) -> None:
+        self.shares = True
+        self._compared = 0
+
+    def __call__(self, backbone: Any, batch: Batch) -> Tensor:
+        """[M, H], the states that predict the tokens of the batch's mask, in order.
+
+        Args:
+            backbone: from `AutoModel`, or the part of a causal LM under its head; always the same.
+            batch: to be read.
+        """
+        device, width = next(backbone.parameters()).device, backbone.config.get_text_config().hidden_size
+        rows = lay(batch, device, width if self.shares else None)
+        length = rows.input_ids.shape[1]
+        if rows.branches is not None and _sharded(backbone):
+            self.shares = False  # processes would compare at different times, and wait for each other's weights
+            log.warning("%s is sharded: using a row for each completion", type(backbone).__name__)
+            return self(backbone, batch)
+        if rows.branches is not None and length > 2 * self._compared:
+            self._compared = length
+            self._compare(backbone, batch, device, width)
+            return self(backbone, batch)
+        counted(rows.tokens)
+        return _states(backbone, rows)
+
+    @torch.no_grad()
+    def _compare(self, backbone: Any, batch: Batch, device: torch.device, width: int) -> None:
+        """Find out whether shared rows are exact, on the longest and the shortest of the batch."""
+        alone = [batch.rows(slice(row, row + 1)) for row in range(len(batch))]
+        sizes = {
+            row: rows.input_ids.shape[1]
+            for row, one in enumerate(alone)
+            if (rows := lay(one, device, width)).branches is not None
+        }
+        few = batch.rows(torch.tensor([max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)]))
+        training = backbone.training
+        backbone.eval()  # whatever is random in training would make the two differ
+        try:
+            doubt = _doubt(backbone, few, lay(few, device, width))
+        finally:
+            backbone.train(training)
+        if doubt:
+            self.shares = False
+            log.warning(
+                "%s cannot compute a prompt once for several completions (%s): using a row for each",
+                type(backbone).__name__,
+                doubt,
+            )
+
+
+def _doubt(backbone: Any, batch: Batch, rows: Rows) -> str:
+    """What is wrong with shared rows; nothing if they can be used."""
+    device = rows.input_ids.device
+    try:
+        found = _states(backbone, rows).float()
+    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    expected = torch.cat([_states(backbone, lay(one, device)) for one in completions_alone(batch)]).float()
+    low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
+    tolerance = (2**-5 if low else 1e-4) * max(expected.abs().max().item(), 1.0)
+    worst = (expected - found).abs().max().item()
+    return "" if worst <= tolerance else f"states differ by {worst:.2g}"
+
+
+def _sharded(backbone: Any) -> bool:
+    """Whether processes hold parts of the weights, under FSDP or ZeRO-3."""
+    return any(
+        isinstance(p, DTensor) or hasattr(p, "ds_id") or hasattr(p, "_is_flat_param") for p in backbone.parameters()
+    )
+
+
+def _states(backbone: Any, rows: Rows) -> Tensor:
+    if rows.branches is None:
+        # Right padding is invisible to a causal model; without a mask, attention takes its fast causal path.
+        output = backbone(input_ids=rows.input_ids, use_cache=False)
+    else:
+        masks = tree_masks(rows, backbone.config.get_text_config(), backbone.dtype)
+        output = backbone(input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.positions, use_cache=False)
+    return rows.predicting(output.last_hidden_state)
+
+
+def tree_masks(rows: Rows, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """The masks of shared rows as this architecture takes them: one, or one for each type of layer.
+
+    Raises:
+        ValueError: its attention is of a kind that a mask does not describe.
+    """
+    if config._attn_implementation not in ("eager", "sdpa"):
+        raise ValueError(f"{config._attn_implementation} attention takes no mask of its own")
+    if odd := [name for name in WINDOWS if getattr(config, name, None)]:
+        raise ValueError(f"its attention has {odd[0]}")
+    window = getattr(config, "sliding_window", None)
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    windows = {"full_attention": None, "sliding_attention": window}
+    if unknown := [kind for kind in kinds if kind not in windows]:
+        raise ValueError(f"it has layers of {unknown[0]}")
+    if len(kinds) > 1:
+        return {kind: tree_mask(rows, dtype, windows[kind]) for kind in kinds}
+    return tree_mask(rows, dtype, windows[kinds[0]] if kinds else window)

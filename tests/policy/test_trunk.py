@@ -1,0 +1,172 @@
+"""A prompt computed once says of its completions what a row for each says, or the fall-back is taken and logged."""
+
+import logging
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM
+
+from prefopt import Batch, Needs
+from prefopt.policy import Policy
+from prefopt.policy.layout import tree_mask
+from prefopt.policy.trunk import Trunk
+from prefopt.policy.value import Critic, ValueHead
+
+GEMMA = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8}
+KINDS = ["sliding_attention", "full_attention"]
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+EXACT = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen2 sliding": {"use_sliding_window": True, "sliding_window": 5, "layer_types": KINDS},
+    "Qwen3": {"head_dim": 8},
+    "Mistral": {"sliding_window": 5},
+    "Gemma2": GEMMA | {"layer_types": KINDS},
+    "Gemma3Text": GEMMA | {"layer_types": KINDS},
+    "GPT2": GPT2,
+    "GPTNeoX": {},
+    "Phi": {},
+    "Granite": {"logits_scaling": 3.0},
+    "Olmo2": {},
+    "Mixtral": {"num_local_experts": 4, "sliding_window": 5, "experts_implementation": "eager"},
+}
+OTHER = {
+    "GPTNeo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 5},
+    "Bloom": {"n_layer": 2, "n_head": 2},
+    "Mamba": {"state_size": 4, "expand": 2},
+}
+"""GPT-Neo looks back over places in the row; Bloom knows distances, not positions; Mamba has no attention to mask."""
+WIDE = {"hidden_size": 16, "initializer_range": 0.2}
+
+
+@pytest.fixture
+def make_model(tiny):
+    def make(name, dtype=torch.float32, lora=False, **changes):
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name.split()[0]}Config")(**tiny | WIDE | (EXACT | OTHER)[name] | changes)
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        if not lora:
+            return model
+        targets = {"GPT2": ["c_attn"], "GPTNeoX": ["query_key_value"]}.get(name, ["q_proj", "v_proj"])
+        spec = LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=name == "GPT2")
+        model = get_peft_model(model, spec)
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(weight, std=0.2)
+        return model.eval()
+
+    return make
+
+
+def groups(completions: int = 3, prompt: int = 12) -> Batch:
+    """Four prompts with a common start, long enough to be worth sharing, of unequal length; one completion is absent."""
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.randint(2, 9, (4, completions), generator=draw)
+    lengths[2, 1] = 0
+    mask = torch.arange(8) < lengths[..., None]
+    mask[0, 0, 0] = False  # a tool began
+    ids = torch.randint(1, 30, mask.shape, generator=draw)
+    prompts = [torch.randint(1, 30, (prompt + 3 * row,), generator=draw).tolist() for row in range(4)]
+    return Batch(tuple(map(tuple, prompts)), ids * mask, mask)
+
+
+def everything(policy: Policy, batch: Batch, needs: Needs, gradients) -> tuple[torch.Tensor, torch.Tensor]:
+    """All fields of the outputs, and the gradient of a random sum of them."""
+    outputs = policy(batch, needs)
+    fields = [outputs.logps, *outputs.statistics.values()] + ([outputs.values] if needs.values else [])
+    stacked = torch.stack(fields)
+    weights = torch.randn(stacked.shape, generator=torch.Generator().manual_seed(0)).to(stacked)
+    return stacked.detach(), gradients(policy, (stacked * weights).sum())
+
+
+def compare(policy: Policy, batch: Batch, needs: Needs, gradients, tolerance: float = 1e-5) -> None:
+    shared = everything(policy, batch, needs, gradients)
+    for trunk in {policy._trunk, getattr(policy.critic, "_trunk", policy._trunk)}:
+        assert trunk.shares
+        assert trunk._compared > 0, "nothing was shared"
+        trunk.shares = False
+    plain = everything(policy, batch, needs, gradients)
+    torch.testing.assert_close(shared[0], plain[0], rtol=0, atol=tolerance)
+    assert (shared[1] - plain[1]).norm() < 1e-4 * plain[1].norm()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", EXACT)
+def test_exact(name, lora, make_model, gradients):
+    policy = Policy(make_model(name, lora=lora))
+    compare(policy, groups(), Needs(statistics=frozenset({"entropy"})), gradients)
+    assert policy._head is not None
+
+
+@pytest.mark.parametrize("completions", [1, 2, 4, 9])
+def test_exact_for_every_number_of_completions(completions, make_model, gradients):
+    policy, batch = Policy(make_model("Llama", torch.float64)), groups(max(completions, 2)).first(completions)
+    if completions > 1:
+        compare(policy, batch, Needs(), gradients, 1e-9)
+    else:
+        policy(batch, Needs())
+        assert policy._trunk._compared == 0
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["head", "model"])
+def test_values_are_exact(own, make_model, gradients):
+    model = make_model("Qwen3")
+    torch.manual_seed(2)
+    critic = Critic(AutoModel.from_config(model.config).eval()) if own else ValueHead(16)
+    torch.nn.init.normal_((critic.head if isinstance(critic, Critic) else critic).linear.weight)
+    compare(Policy(model, critic=critic), groups(), Needs(values=True), gradients)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_architectures_fall_back_and_say_so(name, make_model, gradients, plain_logps, caplog):
+    policy, batch = Policy(make_model(name)), groups()
+    with caplog.at_level(logging.WARNING, "prefopt"):
+        logps = policy(batch, Needs()).logps
+        policy(batch, Needs())
+    assert not policy._trunk.shares
+    assert len([record for record in caplog.records if "a row for each" in record.message]) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(logps.double(), plain_logps(policy.model, batch), rtol=0, atol=1e-5)
+
+
+def test_a_difference_that_shows_in_long_rows_only_is_found(make_model, monkeypatch, caplog):
+    """A window that the mask does not know of must be noticed when rows grow beyond it."""
+    trunk, backbone = Trunk(), make_model("Mistral", sliding_window=40).model
+    monkeypatch.setattr("prefopt.policy.trunk.tree_mask", lambda rows, dtype, window: tree_mask(rows, dtype))
+    with torch.no_grad():
+        trunk(backbone, groups(prompt=8))
+        assert trunk.shares
+        trunk(backbone, groups(prompt=48))
+    assert not trunk.shares
+    assert "states differ" in caplog.text
+
+
+def test_dropout_is_no_difference(make_model):
+    policy = Policy(make_model("GPT2").train())
+    policy(groups(), Needs())
+    assert policy._trunk.shares
+    assert policy._trunk._compared > 0
+    assert policy.model.training
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bf16_shares(autocast, make_model):
+    model = make_model("Llama", torch.float32 if autocast else torch.bfloat16)
+    policy = Policy(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logps = policy(groups(), Needs()).logps
+        assert policy._trunk._compared > 0
+        assert policy._trunk.shares
+        exact = Policy(make_model("Llama"))(groups(), Needs()).logps
+    torch.testing.assert_close(logps, exact, rtol=0.05, atol=0.1)
+
+
+def test_prompts_are_computed_once(make_model):
+    policy, seen = Policy(make_model("Llama")), []
+    policy(groups(), Needs())
+    policy.causal.model.embed_tokens.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    batch = groups()
+    policy(batch, Needs())
+    assert seen == [(4, max(len(p) + int(m.sum()) for p, m in zip(batch.prompt_ids, batch.mask, strict=True)))]
