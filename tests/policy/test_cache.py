@@ -73,7 +73,7 @@ def test_batches_padding_and_the_number_of_completions_have_no_say(make, make_ba
     few = batch.rows(torch.tensor([3, 0]))
     narrow = Batch(few.prompt_ids, few.completion_ids[:, 2:], few.mask[:, 2:])
     for other in (few, narrow, few.first(1), padded(few, 4)):
-        torch.testing.assert_close(reference(other, NEEDS).logps, live(reference, other), rtol=0, atol=1e-6)
+        torch.testing.assert_close(reference(other, NEEDS).logps, live(reference, other), rtol=0, atol=5e-6)  # rounding of other rows
     assert reference.policy.passes == 0
 
 
