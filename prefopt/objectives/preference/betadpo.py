@@ -73,7 +73,9 @@ class BetaDPO:
         kept = max(1, math.floor(self.rho * count + 1e-9))
         # The largest of log-weight − log-exponential are such a draw, and exist where the weights underflow to 0.
         clock = torch.empty(count, dtype=torch.float64).exponential_().log()
-        standard = (gap.cpu().double() - mean) / max(std, 1e-12)
+        # A spread within rounding, as where the policy is its reference, is none: noise must not choose the pairs.
+        rounding = 100 * torch.finfo(gap.dtype).eps * (1 + old.sum().abs().mean().item())
+        standard = (gap.cpu().double() - mean) / max(std, rounding)
         drawn = (-standard.square() / 2 - clock).topk(kept).indices.to(gap.device)
         weight = torch.zeros_like(gap).index_fill(0, drawn, count / kept)
         beta = max(1e-3, self.beta * (1 + self.alpha * (gap[drawn].mean().item() - mean)))
