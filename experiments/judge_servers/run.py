@@ -42,8 +42,6 @@ def command(options: argparse.Namespace, port: int) -> list[str]:
         "1024",
         "--n_threads",
         "1",
-        "--n_batch",
-        "1",
     ]
     return [options.python, "-m", "llama_cpp.server", *shown, *where]
 
