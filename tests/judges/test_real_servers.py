@@ -26,6 +26,11 @@ from prefopt.judges.server import Server
 pytestmark = pytest.mark.slow
 
 
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def serving(command, port, log):
     """The server, ready, in a process group of its own."""
@@ -35,7 +40,7 @@ def serving(command, port, log):
         )
     try:
         deadline = time.monotonic() + 180
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not is_open(port):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.1)
         yield process
@@ -71,7 +76,6 @@ def answered(log):
     not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))),
     reason="`transformers serve` needs fastapi and uvicorn",
 )
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_transformers_serve_killed_midway(tmp_path, port, caplog):
     model, log = str(tiny_model(tmp_path / "model", chat=True)), tmp_path / "log"
     command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--device", "cpu"]
@@ -97,14 +101,14 @@ def test_transformers_serve_killed_midway(tmp_path, port, caplog):
 @pytest.mark.skipif(
     "PREFOPT_LLAMA_GGUF" not in os.environ, reason="PREFOPT_LLAMA_PYTHON and PREFOPT_LLAMA_GGUF are not set"
 )
-@pytest.mark.parametrize("endpoint", ["chat", "completions"])
-def test_llama_cpp_lists_tokens(tmp_path, port, endpoint):
+def test_llama_cpp_lists_tokens(tmp_path, port):
     log, gguf = tmp_path / "log", os.environ["PREFOPT_LLAMA_GGUF"]
     command = [os.environ["PREFOPT_LLAMA_PYTHON"], "-m", "llama_cpp.server", "--model", gguf, "--logits_all", "true"]
-    server = Server("any", f"http://127.0.0.1:{port}/v1", key_env=None, endpoint=endpoint, top=50, concurrency=2)
-    labels = ("1", "2", "3", "4", "5") if endpoint == "chat" else (" 1", " 2", " 3", " 4", " 5", " 10")
+    url = f"http://127.0.0.1:{port}/v1"
+    server = Server("any", url, key_env=None, endpoint="completions", top=40, concurrency=2)
+    labels = (" 1", " 2", " 3", " 4", " 5", " 10")
     asked = Question((("user", "Rate this answer from 1 to 10. The answer: Paris."),), start="Score:", labels=labels)
-    with serving([*command, "--n_ctx", "512", "--n_threads", "1"], port, log):
+    with serving([*command, "--n_ctx", "512", "--n_threads", "1", "--n_batch", "1"], port, log):
         memory = Memory(server, tmp_path)
         (said,) = memory.answers([asked])
         assert memory.answers([asked]) == [said]
