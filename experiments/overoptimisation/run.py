@@ -3,8 +3,8 @@
     python experiments/overoptimisation/run.py train     # reward models, and RLOO on each with three seeds; again to go on
     python experiments/overoptimisation/run.py report    # best of n, fits, results.csv and overoptimisation.svg
 
-Gao, Schulman & Hilton, arXiv 2210.10760, on the pocket world: raters who like length label few pairs, a reward model learns from
-them, a policy climbs the model without any KL penalty, and the gold reward is watched.
+Gao, Schulman & Hilton, arXiv 2210.10760, on the pocket world: raters label few pairs, a reward model learns from them, a policy
+climbs the model without any KL penalty, and the gold reward is watched.
 """
 
 import csv
@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 POCKET = HERE.parent.parent / "recipes" / "pocket"
 RUNS = Path("runs") / "overoptimisation"
-LABELS = {300: 40, 1200: 120, 4800: 250}
+LABELS = {1000: 60, 4000: 150, 10000: 300}
 """Pairs that are labelled, and steps of the reward model that learns from them: both grow."""
 SEEDS = (0, 1, 2)
 DRAWS, PROMPTS = 64, 192
@@ -42,16 +42,15 @@ def train() -> None:
     for labels, steps in LABELS.items():
         reward = RUNS / f"reward-{labels}"
         made = [
-            "source.data=prefopt.testbeds.pocket:proxy_labels",
-            f"source.arguments={{n: {labels}, length_bias: 0.05}}",
+            f"source.arguments={{n: {labels}}}",
             *(f"train.steps={steps}", "train.batch_size=32", "train.lr=1e-3", "train.threads=1"),
         ]
         finish(POCKET / "bradleyterry.yaml", made, reward)
         for seed in SEEDS:
             climbs = [
                 f"feedback={{name: RewardModel, model: {reward}, shape: ReferenceNormalise}}",
-                *("objective.beta=0", "train.steps=160", "train.lr=1e-3", "train.schedule=constant"),
-                *("train.threads=1", "evaluate.prompts=192", f"seed={seed}"),
+                *("objective.beta=0", "train.steps=120", "train.lr=3e-4", "train.schedule=constant", "train.limits={}"),
+                *("train.threads=1", "evaluate.prompts=64", f"seed={seed}"),
             ]
             finish(POCKET / "rloo.yaml", climbs, RUNS / f"rloo-{labels}-seed{seed}")
 
@@ -82,7 +81,9 @@ def best_of_n(labels: int) -> np.ndarray:
     drawn = sample(texts, DRAWS, [seed_for("best of n", i) for i in range(len(texts))])
     scorer = RewardModel(str(RUNS / f"reward-{labels}"), batch_size=512)
     proxy = scorer(texts, drawn, [{}] * len(texts)).scores.double()
-    proxy = (proxy - proxy.mean()) / proxy.std()
+    known = ~proxy.isnan()  # an empty text has no verdict, and is nobody's best
+    proxy = (proxy - proxy[known].mean()) / proxy[known].std()
+    proxy = proxy.where(known, proxy[known].min())
     true = gold(texts, drawn).scores.double()
     order = proxy.argsort(1)
     proxy, true = proxy.gather(1, order), true.gather(1, order)  # the proxy's worst first
