@@ -137,7 +137,8 @@ def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> No
     for a, b in zip(metrics(one), metrics(two), strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
-            assert value == pytest.approx(b[name], rel=1e-6, abs=1e-7, nan_ok=True), name
+            if name != "padding":  # of the micro-batches, which are others
+                assert value == pytest.approx(b[name], rel=1e-6, abs=1e-7, nan_ok=True), name
 
 
 def test_a_limit_warns_once_or_stops_and_keeps_what_was_learnt(recipe_file, tmp_path, capsys):
