@@ -82,6 +82,9 @@ def followed(
         told: how much is done with an item, and what is to be said then.
         done: how much was done before.
     """
+    if not total:  # nothing to follow: a run that is measured and not trained
+        yield from items
+        return
     if not console.is_terminal:
         next_line = (done * 10 // total + 1) * total / 10
         for item in items:

@@ -60,7 +60,11 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith(("seconds", "padding"))} for line in lines if "loss" in line]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(("seconds", "padding"))}
+        for line in lines
+        if "loss" in line
+    ]
 
 
 def test_by_the_policy_or_by_an_encoder(recipe_file, encoder_folder, kept, tmp_path, monkeypatch):

@@ -45,7 +45,9 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith(("seconds", "padding"))} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(("seconds", "padding"))} for line in lines
+    ]
 
 
 def weights(folder: Path) -> str:
