@@ -4,8 +4,8 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-slow check docs pocket clean
 
-quickstart: .venv/installed  ## train DPO on the pocket world, from the model that ships with the package
-	@$(BIN)/prefopt run recipes/pocket/dpo.yaml
+quickstart: .venv/installed  ## five methods × three seeds on the pocket world, from the model that ships with the package, and their report
+	@$(BIN)/prefopt study experiments/five_methods/study.yaml --jobs 2
 
 test: .venv/installed check  ## formatting, lint, types, and the quick tests
 	$(BIN)/pytest -q -n 2
