@@ -1,8 +1,10 @@
 """RLAIF beside RLHF on the pocket world: `python experiments/rlaif/run.py`, again to go on. README.md says what was found."""
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,44 +20,64 @@ SHORT = ["train.threads=1", "train.steps=40", "evaluate.rows=64", "evaluate.prom
 QUIET = Console(quiet=True)
 
 
-def arms(seed: int) -> Iterator[tuple[str, str, list[str]]]:
-    """Name, recipe and overrides of each arm; all start from one SFT model."""
-    start = f"policy.model={RUNS / 'sft'}"
-    yield "RLAIF-PPO", "rlaif/ppo", [start]
-    yield "online RLAIF-DPO", "rlaif/onlinedpo", [start]
-    yield "offline RLAIF-DPO", "rlaif/softdpo", [start, f"variables.labels={RUNS / 'labels'}"]
-    yield "RLHF-DPO", "dpo", [start, f"source.arguments.n={PAIRS}"]
-    reward = RUNS / f"reward-seed{seed}"
-    trained("bradleyterry", reward, [start, f"seed={seed}", f"source.arguments.n={PAIRS}", "train.lr=1e-3"])
-    feedback = f"{{name: RewardModel, model: {reward}, max_completion_tokens: 48, shape: [{{name: ReferenceNormalise, std: 0.5}}]}}"
-    yield "RLHF-PPO", "ppo", [start, f"feedback={feedback}"]
+def rlaif(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms with the pocket LM as judge."""
+    yield "RLAIF-PPO", trained("rlaif/ppo", "RLAIF-PPO", seed)
+    yield "online RLAIF-DPO", trained("rlaif/onlinedpo", "online-RLAIF-DPO", seed)
+    yield (
+        "offline RLAIF-DPO",
+        trained("rlaif/softdpo", "offline-RLAIF-DPO", seed, f"variables.labels={RUNS / 'labels'}"),
+    )
 
 
-def trained(recipe: str, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """The summary of a run that is made unless it is there: gold reward before and after, with the interval of the change."""
+def rlhf(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms with gold-labelled pairs, or a reward model of them."""
+    pairs = f"source.arguments.n={PAIRS}"
+    yield "RLHF-DPO", trained("dpo", "RLHF-DPO", seed, pairs)
+    trained("bradleyterry", "reward", seed, pairs, "train.lr=1e-3")
+    shape = "[{name: ReferenceNormalise, std: 0.5}]"
+    feedback = f"{{name: RewardModel, model: {RUNS}/reward-seed{seed}, max_completion_tokens: 48, shape: {shape}}}"
+    yield "RLHF-PPO", trained("ppo", "RLHF-PPO", seed, f"feedback={feedback}")
+
+
+def trained(recipe: str, name: str, seed: int, *overrides: str) -> dict[str, Any]:
+    """The summary of a run from the SFT model, which is made unless it is there."""
+    folder = RUNS / f"{name}-seed{seed}"
     if not (folder / "summary.json").exists():
-        run(load_recipe(RECIPES / f"{recipe}.yaml", [*SHORT, *overrides]), folder, folder.exists(), QUIET)
-    return measured(folder)
+        given = [*SHORT, f"policy.model={RUNS / 'sft'}", f"seed={seed}", *overrides]
+        run(load_recipe(RECIPES / f"{recipe}.yaml", given), folder, folder.exists(), QUIET)
+    return json.loads((folder / "summary.json").read_text())
 
 
-def measured(folder: Path) -> dict[str, float]:
-    """Gold reward before and after, and the interval of its change over held-out prompts."""
-    import json
+def write(rows: list[dict[str, Any]]) -> None:
+    """results.csv: gold reward before and after, its change with the interval over prompts, and what it took."""
+    with (HERE / "results.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
-    summary = json.loads((folder / "summary.json").read_text())
-    return summary
+
+def row(arm: str, seed: int, summary: dict[str, Any]) -> dict[str, Any]:
+    """A line of results.csv."""
+    change, after = summary["change"]["gold"], summary["after"]
+    found = {"before": summary["before"]["gold"]["value"], "after": after["gold"]["value"], "gain": change["value"]}
+    found |= {"gain_low": change["low"], "gain_high": change["high"], "kl": after["kl"]["value"]}
+    found |= {"length": after["length"]["value"]}
+    return {"arm": arm, "seed": seed} | {name: round(value, 4) for name, value in found.items()}
 
 
 def main() -> None:
-    """Run what is not finished; results.csv has a row for each run."""
-    print(trained("rlhf/sft", RUNS / "sft", []).keys())
-    offline = ["threads=1", f"policy.model={RUNS / 'sft'}", f"source.arguments.n={PAIRS}", "samples.completions=2"]
-    if not (RUNS / "labels").exists():
-        label(load_label_recipe(RECIPES / "rlaif" / "label.yaml", offline), RUNS / "labels", QUIET)
-    for seed in SEEDS:
-        for name, recipe, overrides in arms(seed):
-            trained(recipe, RUNS / f"{name.replace(' ', '-')}-seed{seed}", [*overrides, f"seed={seed}"])
-            print(name, seed, flush=True)
+    """Run what is not finished; results.csv has a row for each run so far."""
+    if not (RUNS / "sft" / "summary.json").exists():
+        run(load_recipe(RECIPES / "rlhf" / "sft.yaml", SHORT), RUNS / "sft", (RUNS / "sft").exists(), QUIET)
+    labelling = ["threads=1", f"policy.model={RUNS / 'sft'}", f"source.arguments.n={PAIRS}", "samples.completions=2"]
+    label(load_label_recipe(RECIPES / "rlaif" / "label.yaml", labelling), RUNS / "labels", QUIET)
+    rows = []
+    for arms in (rlaif, rlhf):
+        for seed in SEEDS:
+            for arm, summary in arms(seed):
+                rows.append(row(arm, seed, summary))
+                write(rows)
 
 
 if __name__ == "__main__":
