@@ -334,7 +334,8 @@ class Run:
         return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def _feedback(self, key: str, spec: recipe.Feedback | None) -> Shaped | None:
-        return None if spec is None else make_feedback(spec, self.accelerator, key)
+        live = self.model if isinstance(self.model, Policy) else None
+        return None if spec is None else make_feedback(spec, self.accelerator, key, live)
 
     def _terms(self, tokenizer: Any) -> list[Term]:
         terms = [Term(o, t.weight) for o, t in zip(self.plan.objectives, self.settings.objective, strict=True)]

@@ -20,7 +20,9 @@ DATA_SETS = {
     "hh": "Anthropic/hh-rlhf",
     "tldr": "trl-lib/tldr-preference",
 }
-OTHERS = {"ultrafeedback/sft": "HuggingFaceH4/ultrachat_200k", "tldr/sft": "trl-lib/tldr", "tldr/ppo": "trl-lib/tldr"}
+OTHERS = {"ultrafeedback/sft": "HuggingFaceH4/ultrachat_200k"} | {
+    f"tldr/{stage}": "trl-lib/tldr" for stage in ("sft", "ppo", "rlaif")
+}
 """Data sets of recipes that do not take their folder's."""
 
 RECIPES = sorted(file for folder in DATA_SETS for file in (FOLDER / folder).glob("*.yaml"))
@@ -151,7 +153,9 @@ def test_trains_two_steps(file, tmp_path, chat_folder, scorer_folder, lm_folder)
     if settings.source.embeddings:
         small += [f"source.embeddings.model={lm_folder}"]
     if settings.source.rollouts:
-        small += ["source.rollouts.sampling.max_tokens=4", f"feedback.model={scorer_folder}"]
+        assert settings.feedback is not None
+        giving = scorer_folder if settings.feedback.name == "RewardModel" else chat_folder
+        small += ["source.rollouts.sampling.max_tokens=4", f"feedback.model={giving}"]
     if settings.policy.critic.model:
         small += [f"policy.critic.model={scorer_folder}"]
     run(load_recipe(file, small), tmp_path / "run", console=Console(quiet=True))

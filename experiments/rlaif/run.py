@@ -1,103 +1,84 @@
-"""A judge in the place of people: does the gold reward rise?
-
-    python experiments/rlaif/run.py train [JOBS]   # three seeds of each arm, JOBS at a time; again to go on
-    python experiments/rlaif/run.py report         # results.csv, and the table
-
-The pocket LM judges its own texts by its rating lines. Arms with people in its place get as many labels from the gold reward.
-"""
+"""RLAIF beside RLHF on the pocket world: `python experiments/rlaif/run.py`, again to go on. README.md says what was found."""
 
 import csv
 import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from prefopt.estimates import over_seeds
+from rich.console import Console
+
+from prefopt import label, load_label_recipe, load_recipe, run
 
 HERE = Path(__file__).parent
-POCKET = HERE.parent.parent / "recipes" / "pocket"
+RECIPES = HERE.parent.parent / "recipes" / "pocket"
 RUNS = Path("runs") / "rlaif"
 SEEDS = (0, 1, 2)
-COMMON = ("train.threads=1", "evaluate.prompts=192", "evaluate.rows=256")
-PEOPLE = "feedback=prefopt.testbeds.pocket:compared"
-REWARD = "feedback={name: RewardModel, model: %s, max_completion_tokens: 48, shape: ReferenceNormalise}"
-ARMS = ("RLAIF-PPO", "RLHF-PPO", "online RLAIF-DPO", "offline RLAIF-DPO", "offline RLHF-DPO")
+PAIRS = 3000
+"""Labelled pairs of each offline arm, and of the reward model of RLHF-PPO."""
+SHORT = ["train.threads=1", "train.steps=40", "evaluate.rows=64", "evaluate.prompts=192"]
+QUIET = Console(quiet=True)
 
 
-def prefopt(*arguments: str) -> None:
-    """The command line, in a process of its own; whatever it made before is left alone or gone on with."""
-    subprocess.run([sys.executable, "-m", "prefopt.cli", *arguments], check=True, stderr=subprocess.DEVNULL)
-
-
-def run(recipe: str, folder: Path, seed: int, *overrides: str) -> Path:
-    """A run, unless it is finished."""
-    if not (folder / "summary.json").exists():
-        resume = ["--resume"] if folder.exists() else []
-        prefopt("run", str(POCKET / recipe), *COMMON, f"seed={seed}", *overrides, "--out", str(folder), *resume)
-    return folder
-
-
-def label(folder: Path, seed: int, *overrides: str) -> Path:
-    """A labelling, unless it is finished."""
-    prefopt(
-        "label", str(POCKET / "rlaif" / "label.yaml"), f"seed={seed}", "threads=1", *overrides, "--out", str(folder)
+def rlaif(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms with the pocket LM as judge."""
+    yield "RLAIF-PPO", trained("rlaif/ppo", "RLAIF-PPO", seed)
+    yield "online RLAIF-DPO", trained("rlaif/onlinedpo", "online-RLAIF-DPO", seed)
+    yield (
+        "offline RLAIF-DPO",
+        trained("rlaif/softdpo", "offline-RLAIF-DPO", seed, f"variables.labels={RUNS / 'labels'}"),
     )
-    return folder
 
 
-def arm(name: str, seed: int) -> None:
-    """One arm with one seed, with what has to be made first."""
-    folder = RUNS / f"{name.replace(' ', '-').lower()}-seed{seed}"
-    made = RUNS / "made"
-    match name:
-        case "RLAIF-PPO":  # 80 steps of 32 prompts × 4 texts: 10,240 judgements
-            run("rlaif/ppo.yaml", folder, seed)
-        case "RLHF-PPO":  # a reward model of 5,120 pairs: 10,240 texts that people have seen
-            pairs = ("source.arguments={n: 5390}", "train.steps=160", "train.batch_size=32", "train.lr=1e-3")
-            reward = run("bradleyterry.yaml", made / f"reward-seed{seed}", seed, *pairs)
-            run("ppo.yaml", folder, seed, REWARD % reward)
-        case "online RLAIF-DPO":  # 80 steps of 32 prompts × 2 texts: 5,120 judgements
-            run("rlaif/onlinedpo.yaml", folder, seed)
-        case "offline RLAIF-DPO":  # 1,500 prompts × 4 texts: 6,000 judgements
-            labels = label(made / f"judged-seed{seed}", seed)
-            run("rlaif/softdpo.yaml", folder, seed, f"variables.labels={labels}")
-        case "offline RLHF-DPO":
-            labels = label(made / f"seen-seed{seed}", seed, PEOPLE)
-            run("rlaif/softdpo.yaml", folder, seed, f"variables.labels={labels}")
+def rlhf(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms with gold-labelled pairs, or a reward model of them."""
+    pairs = f"source.arguments.n={PAIRS}"
+    yield "RLHF-DPO", trained("dpo", "RLHF-DPO", seed, pairs)
+    trained("bradleyterry", "reward", seed, pairs, "train.lr=1e-3")
+    shape = "[{name: ReferenceNormalise, std: 0.5}]"
+    feedback = f"{{name: RewardModel, model: {RUNS}/reward-seed{seed}, max_completion_tokens: 48, shape: {shape}}}"
+    yield "RLHF-PPO", trained("ppo", "RLHF-PPO", seed, f"feedback={feedback}")
 
 
-def train(jobs: int) -> None:
-    """All arms and seeds."""
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(arm, name, seed) for seed in SEEDS for name in ARMS]:
-            done.result()
+def trained(recipe: str, name: str, seed: int, *overrides: str) -> dict[str, Any]:
+    """The summary of a run from the SFT model, which is made unless it is there."""
+    folder = RUNS / f"{name}-seed{seed}"
+    if not (folder / "summary.json").exists():
+        given = [*SHORT, f"policy.model={RUNS / 'sft'}", f"seed={seed}", *overrides]
+        run(load_recipe(RECIPES / f"{recipe}.yaml", given), folder, folder.exists(), QUIET)
+    return json.loads((folder / "summary.json").read_text())
 
 
-def report() -> None:
-    """The numbers of every run, and means over seeds."""
-    rows = []
-    for name in ARMS:
-        for seed in SEEDS:
-            folder = RUNS / f"{name.replace(' ', '-').lower()}-seed{seed}"
-            summary = json.loads((folder / "summary.json").read_text())
-            after, before = summary["after"], summary["before"]
-            row = {"arm": name, "seed": seed, "sft": before["gold"]["value"], "gold": after["gold"]["value"]}
-            row["change"] = summary["change"]["gold"]["value"]
-            rows.append(row | {key: after[key]["value"] for key in ("kl", "length")})
+def write(rows: list[dict[str, Any]]) -> None:
+    """results.csv: gold reward before and after, its change with the interval over prompts, and what it took."""
     with (HERE / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    print("| arm | gold before | gold after | change | KL | tokens |\n|---|---|---|---|---|---|")
-    for name in ARMS:
-        own = [row for row in rows if row["arm"] == name]
-        cells = [over_seeds([row[key] for row in own]) for key in ("sft", "gold", "change", "kl", "length")]
-        print(f"| {name} | " + " | ".join(f"{mean:.3f} ±{half:.3f}" for mean, half in cells) + " |")
+        table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def row(arm: str, seed: int, summary: dict[str, Any]) -> dict[str, Any]:
+    """A line of results.csv."""
+    change, after = summary["change"]["gold"], summary["after"]
+    found = {"before": summary["before"]["gold"]["value"], "after": after["gold"]["value"], "gain": change["value"]}
+    found |= {"gain_low": change["low"], "gain_high": change["high"], "kl": after["kl"]["value"]}
+    found |= {"length": after["length"]["value"]}
+    return {"arm": arm, "seed": seed} | {name: round(value, 4) for name, value in found.items()}
+
+
+def main() -> None:
+    """Run what is not finished; results.csv has a row for each run so far."""
+    if not (RUNS / "sft" / "summary.json").exists():
+        run(load_recipe(RECIPES / "rlhf" / "sft.yaml", SHORT), RUNS / "sft", (RUNS / "sft").exists(), QUIET)
+    labelling = ["threads=1", f"policy.model={RUNS / 'sft'}", f"source.arguments.n={PAIRS}", "samples.completions=2"]
+    label(load_label_recipe(RECIPES / "rlaif" / "label.yaml", labelling), RUNS / "labels", QUIET)
+    rows = []
+    for arms in (rlaif, rlhf):
+        for seed in SEEDS:
+            for arm, summary in arms(seed):
+                rows.append(row(arm, seed, summary))
+                write(rows)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "train":
-        train(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    else:
-        report()
+    main()

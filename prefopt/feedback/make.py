@@ -24,9 +24,9 @@ from prefopt.feedback.shaping import (
     RepetitionPenalty,
     Shaped,
 )
-from prefopt.judges.judge import Judge
+from prefopt.judges.judge import SELF, Judge
 from prefopt.plugins import checked_fields, load_object
-from prefopt.policy import Scorer
+from prefopt.policy import Policy, Scorer
 from prefopt.profile import timed
 from prefopt.types import Feedback, Prompt, Verdict
 
@@ -41,18 +41,21 @@ SHAPES: dict[str, type] = {
 """Every shape by the name that recipes give it."""
 
 
-def make_feedback(spec: recipe.Feedback, accelerator: Accelerator, where: str = "feedback") -> Shaped:
+def make_feedback(
+    spec: recipe.Feedback, accelerator: Accelerator, where: str = "feedback", live: Policy | None = None
+) -> Shaped:
     """What a recipe's section describes, loaded and ready.
 
     Args:
         spec: the section `feedback`, `cost` or `evaluate.gold`.
         accelerator: given to every feedback that has a field of this name, members of an ensemble included.
         where: what messages call the section.
+        live: the policy that is being trained, given likewise: a judge with `model: self` is it.
 
     Raises:
         PrefoptError: an unknown name or field (with the nearest known one), a value that cannot be, a model that cannot be loaded.
     """
-    made = _made(spec, where, accelerator)
+    made = _made(spec, where, {"accelerator": accelerator, "live": live})
     for part in _parts(made):
         if isinstance(part, Loadable):
             part.load()
@@ -70,7 +73,7 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
     Raises:
         PrefoptError: says where, what, and what to do.
     """
-    made = _made(spec, where, None)
+    made = _made(spec, where, {"accelerator": None, "live": None})
     for part in _parts(made):
         if isinstance(part, Loadable):
             try:
@@ -140,12 +143,12 @@ def spent_by(feedback: Any) -> dict[str, float]:
     return dict(total)
 
 
-def _made(spec: recipe.Feedback, where: str, accelerator: Accelerator | None) -> Shaped:
-    members = tuple(_made(member, f"{where}.members.{i}", accelerator) for i, member in enumerate(spec.members))
+def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Shaped:
+    members = tuple(_made(member, f"{where}.members.{i}", running) for i, member in enumerate(spec.members))
     fields = spec.fields | ({"members": members} if members else {})
     found = _named(spec.name, FEEDBACKS, "feedback", where)
     if isinstance(found, type):
-        feedback = _record(found, spec.name, fields, where, accelerator)
+        feedback = _record(found, spec.name, fields, where, running)
     elif fields:
         raise PrefoptError(
             f"{where}: {spec.name} is a function, which has no fields ({', '.join(fields)}); make it a dataclass with __call__"
@@ -164,7 +167,7 @@ def _made(spec: recipe.Feedback, where: str, accelerator: Accelerator | None) ->
 def _shape(spec: recipe.Shape, where: str) -> Any:
     found = _named(spec.name, SHAPES, "shape", where)
     if isinstance(found, type):
-        return _record(found, spec.name, spec.fields, where, None)
+        return _record(found, spec.name, spec.fields, where, {"accelerator": None})
     if spec.fields:
         raise PrefoptError(f"{where}: {spec.name} is a function, which has no fields ({', '.join(spec.fields)})")
     return found
@@ -188,11 +191,11 @@ def _named(name: str, known: Mapping[str, type], what: str, where: str) -> Any:
     return known[name]
 
 
-def _record(cls: type, name: str, given: Mapping[str, Any], where: str, accelerator: Accelerator | None) -> Any:
-    """An object of a class with these fields, checked where it is a dataclass."""
+def _record(cls: type, name: str, given: Mapping[str, Any], where: str, running: Mapping[str, Any]) -> Any:
+    """An object of a class with these fields, and those of the run that it has, checked where it is a dataclass."""
     if dataclasses.is_dataclass(cls):
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-        known = [field for field in fields if field != "accelerator"]
+        known = [field for field in fields if field not in running]
         for field in given:
             if field not in known:
                 raise PrefoptError(
@@ -207,8 +210,7 @@ def _record(cls: type, name: str, given: Mapping[str, Any], where: str, accelera
         ]
         if missing:
             raise PrefoptError(f"{where}: {name} needs {' and '.join(map(repr, missing))}")
-        if "accelerator" in fields:
-            given = {**given, "accelerator": accelerator}
+        given = {**given, **{name: value for name, value in running.items() if name in fields}}
     try:
         record = cls(**given)
     except (TypeError, ValueError) as error:
@@ -228,7 +230,9 @@ def _parts(feedback: Any) -> Iterator[Any]:
 
 
 def _moves(part: Any) -> bool:
-    """Whether it has running numbers of its own, or waits for samples to fix them."""
+    """Whether it has running numbers of its own, waits for samples to fix them, or is the policy itself."""
     if isinstance(part, ReferenceNormalise):
         return part.unfitted
+    if isinstance(part, Judge):
+        return part.model == SELF
     return isinstance(part, Stateful) and not isinstance(part, Shaped | Ensemble | Panel)

@@ -13,7 +13,7 @@ from pydantic import Field
 from prefopt.errors import PrefoptError, nearest
 from prefopt.judges.asking import Manner
 from prefopt.judges.generative import Generative
-from prefopt.judges.local import Local
+from prefopt.judges.local import Live, Local
 from prefopt.judges.memory import Budget, Memory
 from prefopt.judges.pairs import Average, Pairwise
 from prefopt.judges.points import Expected, Pointwise
@@ -23,10 +23,13 @@ from prefopt.judges.rubric_file import load_rubric
 from prefopt.judges.server import Server
 from prefopt.judges.trust import Bounds, check_report
 from prefopt.plugins import checked_fields
+from prefopt.policy import Policy
 from prefopt.types import Prompt, Verdict
 
 Mode = Pairwise | Pointwise | Expected | Generative
 Count = Annotated[int, Field(gt=0)]
+SELF = "self"
+"""As a judge's model: the policy that is being trained."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Judge:
     Attributes:
         rubric: a file, one that comes with prefopt, or `package:file`; its examples are beside it, in .jsonl.
         mode: of judging.
-        model: a local model: folder, run folder or hub id; of several, the first that is on disk.
+        model: a local model: folder, run folder or hub id; of several, the first that is on disk; `self` is the policy that is
+            being trained, as it is at the time (self-rewarding).
         server: in its place, a server: the fields of `Server`.
         backend: in the place of both, anything that answers; from Python only.
         average: of a pair's two orders: their probabilities, their logits, or none, which asks one order only.
@@ -66,6 +70,7 @@ class Judge:
         report: of this very judge, as `prefopt evaluate` wrote it; without one that keeps `require`, nothing is asked.
         require: bounds of the report's estimates, `{auc: [0.7, null]}`, which whole intervals must keep.
         accelerator: knows the device; None finds it.
+        live: the policy that is being trained, for `model: self`.
 
     Raises:
         ValueError: fields that contradict one another.
@@ -95,11 +100,14 @@ class Judge:
     report: str | None = None
     require: Mapping[str, Bounds] = field(default_factory=dict)
     accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
+    live: Policy | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "server", "backend") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of model, server and backend, not {' and '.join(given) or 'none'}")
+        if self.model == SELF and (self.cache or self.budget or self.report):
+            raise ValueError("a judge that changes as it learns (model: self) has no cache, no budget and no report")
         if self.require and self.report is None:
             raise ValueError("require sets bounds on a report of the judge: name the file in report")
         if self.samples != 1 and not (self.temperature and (self.thought or self.mode == "generative")):
@@ -133,6 +141,8 @@ class Judge:
     def load(self) -> None:
         """Check, and load the local model where it will be asked: in the main process."""
         self.check()
+        if isinstance(self._source, Live):
+            self._source.present()
         if isinstance(self._source, Local) and (self.accelerator is None or self.accelerator.is_main_process):
             _ = self._source.reading
 
@@ -182,6 +192,8 @@ class Judge:
             return self.backend
         if self.server is not None:
             return _made(Server, self.server, "server")
+        if self.model == SELF:
+            return Live(self.live, self.batch_size, self.template)
         names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
         return Local(**{name: getattr(self, name) for name in names})
 

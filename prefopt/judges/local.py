@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from prefopt import recipe
+from prefopt.errors import PrefoptError
 from prefopt.judges.question import Answer, Question
 from prefopt.judges.reading import Reading
 from prefopt.policy import Policy, find_model, load_policy, load_tokenizer
@@ -84,20 +85,21 @@ class Live:
     """A policy that is being trained, as its own judge (self-rewarding, arXiv 2401.10020): it answers as it is at the time.
 
     Attributes:
-        policy: with a tokenizer.
+        policy: with a tokenizer; None until there is one, when nothing can be asked.
         batch_size: questions read together; memory and speed only.
         template: as of `Local`.
     """
 
-    policy: Policy
+    policy: Policy | None
     batch_size: int = 32
     template: bool = True
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """A fingerprint of the weights as they are now: an answer that is remembered is of these weights."""
-        sums = [float(p.detach().double().abs().sum()) for p in self.policy.parameters()]
-        dots = [float(p.detach().double().flatten() @ _ramp(p)) for p in self.policy.parameters()]
+        policy = self.present()
+        sums = [float(p.detach().double().abs().sum()) for p in policy.parameters()]
+        dots = [float(p.detach().double().flatten() @ _ramp(p)) for p in policy.parameters()]
         return {"kind": "live", "template": self.template, "sums": sums, "dots": dots}
 
     def check(self) -> None:
@@ -106,7 +108,17 @@ class Live:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers of the policy as it is now."""
         # A new reading every time: what is kept of the last one was computed by other weights.
-        return Reading(self.policy, self.batch_size, self.template).answers(questions)
+        return Reading(self.present(), self.batch_size, self.template).answers(questions)
+
+    def present(self) -> Policy:
+        """The policy.
+
+        Raises:
+            PrefoptError: there is none.
+        """
+        if self.policy is None:
+            raise PrefoptError("a judge with `model: self` is the policy of a run that trains one: there is none here")
+        return self.policy
 
 
 def _ramp(parameter: torch.Tensor) -> torch.Tensor:
