@@ -49,8 +49,8 @@ class Deal:
         self.accelerator = accelerator
         world = accelerator.num_processes
         ranked = sorted(range(len(lengths)), key=lengths.__getitem__)
-        self.shares = [torch.tensor(ranked[rank::world], dtype=torch.long) for rank in range(world)]
         cut = [_cut(ranked[rank::world], lengths, size, tokens) for rank in range(world)]
+        self.shares = [torch.tensor([row for rows in share for row in rows], dtype=torch.long) for share in cut]
         own = [Piece(torch.tensor(rows, dtype=torch.long)) for rows in cut[accelerator.process_index]]
         number = max(1, *map(len, cut))
         self.pieces = own + [Piece(torch.zeros(1, dtype=torch.long), filler=True)] * (number - len(own))
@@ -87,7 +87,7 @@ def _cut(ranked: Sequence[int], lengths: Sequence[int], size: int, tokens: int |
         if full or (tokens is not None and (len(pieces[-1]) + 1) * lengths[row] > tokens):
             pieces.append([])
         pieces[-1].append(row)
-    return pieces
+    return [sorted(piece) for piece in pieces]
 
 
 def deal(batch: Batch, size: int, accelerator: Accelerator, tokens: int | None = None) -> Deal:
