@@ -119,7 +119,7 @@ def test_every_feedback_and_shape_is_explained_with_all_its_fields(name):
     row = next(line for line in (DOCS / "feedback.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
     assert len(re.split(r"(?<!\\)\|", row)) == 6
     for field in dataclasses.fields((FEEDBACKS | SHAPES)[name]):
-        if not field.init or field.name in ("accelerator", "folder"):
+        if not field.init or field.name in ("accelerator", "folder"):  # what a run gives, and a recipe does not
             continue
         default = field.default if field.default != () else []
         known = "null" if default is None else str(default).lower().removesuffix(".0")

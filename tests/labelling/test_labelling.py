@@ -246,15 +246,18 @@ def test_two_at_once_are_refused(recipe_file, tmp_path):
 OBJECTIVES = ["SoftDPO", "DPO", "KTO", "BradleyTerry", "SoftBradleyTerry", "PlackettLuceDPO", "SFT"]
 
 
+GOLD = "feedback=prefopt.testbeds.pocket:compared"
+
+
 @pytest.fixture(scope="module")
 def pocket(tmp_path_factory):
-    """The shipped recipe, small."""
+    """The shipped recipe, small, with the gold reward for a judge."""
     folder = tmp_path_factory.mktemp("pocket") / "labels"
-    main(["label", str(RECIPES / "label.yaml"), "--out", str(folder), "prompts=24", "batch_size=24", "threads=1"])
+    main(["label", str(RECIPES / "label.yaml"), "--out", str(folder), "prompts=24", "batch_size=24", "threads=1", GOLD])
     return folder
 
 
-def test_the_shipped_labels_are_the_gold_rewards(pocket):
+def test_labels_of_the_gold_reward_are_the_gold_rewards(pocket):
     rows = lines(pocket / "data.jsonl")
     expected = gold([row["prompt"] for row in rows], [row["completions"] for row in rows]).scores
     assert len(rows) == 24 and [row["scores"] for row in rows] == [pytest.approx(row) for row in expected.tolist()]
