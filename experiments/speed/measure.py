@@ -25,8 +25,6 @@ TRL_MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "best": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
 }
-TRL_LOSSES = {"DPO": "sigmoid", "IPO": "ipo", "SLiC": "hinge", "rDPO": "robust", "ChiPO": "exo_pair"}
-
 
 def peak() -> float:
     """Megabytes that this process has had at most."""
@@ -36,7 +34,6 @@ def peak() -> float:
 def order(pairs: int, batch: int, steps: int, by_length: list[int] | None = None) -> list[int]:
     """Row numbers as prefopt's batches take them; each batch in order of length, for a trainer whose own batches are parts."""
     from prefopt.curriculum import Shuffled
-    from prefopt.functional import seed_for  # noqa: F401
 
     shuffled = Shuffled(pairs, 0)
     batches = [list(shuffled.take(batch)) for _ in range(steps)]
@@ -73,7 +70,7 @@ def recipe_of(spec: dict, folder: Path, more: dict) -> Any:
             "steps": spec["steps"],
             "batch_size": spec["batch"],
             "micro_batch_size": spec["batch"],
-            "micro_tokens": spec.get("tokens", 2048),
+            "micro_tokens": spec.get("tokens", 1024),
             "lr": 1e-4,
             "schedule": "constant",
             "warmup": 0,
@@ -130,6 +127,25 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
 def prefopt_dpo(spec: dict, folder: Path) -> dict:
     """DPO, or any objective on the same pairs."""
     return prefopt_run(spec, folder, {"reference": {"cache": spec.get("cache", True)}})
+
+
+def prefopt_study(spec: dict, folder: Path) -> dict:
+    """Whole runs of each objective and seed, one after another in this process, with what a study shares."""
+    from rich.console import Console
+
+    from prefopt.runs import run
+    from prefopt.sharing import sharing
+
+    began, losses = time.perf_counter(), []
+    with sharing():
+        for objective in spec["objectives"]:
+            for seed in spec["seeds"]:
+                one = recipe_of(spec | {"objective": {"name": objective}}, folder, {"seed": seed, "seeds": {"order": seed}})
+                result = run(one, folder / f"{objective}-{seed}", console=Console(quiet=True))
+                lines = (result.folder / "metrics.jsonl").read_text().splitlines()
+                losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)][-1])
+    done = time.perf_counter()
+    return {"import": began - BEGAN, "setup": 0.0, "train": done - began, "losses": losses, "peak": peak()}
 
 
 def prefopt_grpo(spec: dict, folder: Path) -> dict:
@@ -277,6 +293,7 @@ def matmul(spec: dict, folder: Path) -> dict:
 MEASURES: dict[str, Callable[[dict, Path], dict]] = {
     "prefopt_dpo": prefopt_dpo,
     "trl_dpo": trl_dpo,
+    "prefopt_study": prefopt_study,
     "prefopt_grpo": prefopt_grpo,
     "trl_grpo": trl_grpo,
     "matmul": matmul,
