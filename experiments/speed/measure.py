@@ -26,6 +26,7 @@ TRL_MODES: dict[str, dict[str, Any]] = {
     "best": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
 }
 
+
 def peak() -> float:
     """Megabytes that this process has had at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -95,7 +96,7 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
     settings = recipe_of(spec, folder, more)
     began = time.perf_counter()
     made = Run(settings, None, False, Console(quiet=True))
-    ready, before = time.perf_counter(), peak()
+    ready, before, cpu = time.perf_counter(), peak(), time.process_time()
     sections: dict = {}
     if spec.get("profile"):
         with profiling() as clock:
@@ -114,6 +115,7 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
         "import": began - BEGAN,
         "setup": ready - began,
         "train": done - ready,
+        "cpu": time.process_time() - cpu,
         "losses": [step.metrics["loss"] for step in steps],
         "seconds": [step.seconds for step in steps],
         "tokens": sum(step.tokens for step in steps),
@@ -136,16 +138,26 @@ def prefopt_study(spec: dict, folder: Path) -> dict:
     from prefopt.runs import run
     from prefopt.sharing import sharing
 
-    began, losses = time.perf_counter(), []
+    began, cpu, losses = time.perf_counter(), time.process_time(), []
     with sharing():
         for objective in spec["objectives"]:
             for seed in spec["seeds"]:
-                one = recipe_of(spec | {"objective": {"name": objective}}, folder, {"seed": seed, "seeds": {"order": seed}})
+                one = recipe_of(
+                    spec | {"objective": {"name": objective}}, folder, {"seed": seed, "seeds": {"order": seed}}
+                )
                 result = run(one, folder / f"{objective}-{seed}", console=Console(quiet=True))
                 lines = (result.folder / "metrics.jsonl").read_text().splitlines()
                 losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)][-1])
     done = time.perf_counter()
-    return {"import": began - BEGAN, "setup": 0.0, "train": done - began, "losses": losses, "peak": peak()}
+    spent = time.process_time() - cpu
+    return {
+        "import": began - BEGAN,
+        "setup": 0.0,
+        "train": done - began,
+        "cpu": spent,
+        "losses": losses,
+        "peak": peak(),
+    }
 
 
 def prefopt_grpo(spec: dict, folder: Path) -> dict:
@@ -175,14 +187,15 @@ def timed_trl(make: Callable[[], Any]) -> dict:
     """TRL's trainer, made and run."""
     began = time.perf_counter()
     trainer = make()
-    ready, before = time.perf_counter(), peak()
+    ready, before, cpu = time.perf_counter(), peak(), time.process_time()
     trainer.train()
-    done = time.perf_counter()
+    done, cpu = time.perf_counter(), time.process_time() - cpu
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "import": began - BEGAN,
         "setup": ready - began,
         "train": done - ready,
+        "cpu": cpu,
         "losses": [float(entry["loss"]) for entry in entries],
         "before": before,
         "peak": peak(),
@@ -198,13 +211,14 @@ def trl_dpo(spec: dict, folder: Path) -> dict:
     lengths = [sum(len(row[k].split()) for k in ("prompt", "chosen", "rejected")) for row in rows]
     grouped = spec["mode"] == "best"  # rows of like length together, which random batches of TRL's would not have
     chosen = order(spec["pairs"], spec["batch"], spec["steps"], lengths if grouped else None)
-    spent = {"reference": 0.0}
+    spent = {"reference": 0.0, "reference_cpu": 0.0}
 
     class Timed(DPOTrainer):
         def _precompute_ref_logps(self, *arguments: Any, **more: Any) -> Any:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             found = super()._precompute_ref_logps(*arguments, **more)
             spent["reference"] += time.perf_counter() - start
+            spent["reference_cpu"] += time.process_time() - cpu
             return found
 
     micro = min(spec.get("micro", 8), spec["batch"])
@@ -228,9 +242,7 @@ def trl_dpo(spec: dict, folder: Path) -> dict:
     )
     data = Dataset.from_list([rows[i] for i in chosen])
     found = timed_trl(
-        lambda: Timed(
-            model=model(), ref_model=model(), args=config, train_dataset=data, processing_class=tokenizer()
-        )
+        lambda: Timed(model=model(), ref_model=model(), args=config, train_dataset=data, processing_class=tokenizer())
     )
     return found | spent
 

@@ -36,12 +36,15 @@ COLUMNS = (
     "setup",
     "reference",
     "train",
+    "reference_cpu",
+    "cpu",
     "tokens",
     "before_mb",
     "peak_mb",
     "losses",
     "detail",
 )
+TIMES = ("import", "setup", "reference", "train", "reference_cpu", "cpu")
 SEEDS = (0, 1, 2)
 OBJECTIVES = {"DPO": "sigmoid", "IPO": "ipo", "Hinge": "hinge", "SPPO": "sppo_hard", "EXO": "exo_pair"}
 """By prefopt's name, and by TRL's. The work of a run is the same for each; their losses are compared in tests/objectives."""
@@ -72,12 +75,14 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
         "load": f"{load:.2f}",
         "threads": options.threads,
         "pairs": spec.get("pairs", ""),
-        **{key: f"{found[key]:.3f}" for key in ("import", "setup", "reference", "train") if key in found},
+        **{key: f"{found[key]:.3f}" for key in TIMES if key in found},
         "tokens": found.get("tokens", found.get("sampled", "")),
         "before_mb": f"{found.get('before', 0):.0f}",
         "peak_mb": f"{found.get('peak', 0):.0f}",
         "losses": " ".join(f"{loss:.7f}" for loss in found.get("losses", ())),
-        "detail": json.dumps({k: found[k] for k in ("seconds", "padding", "sections", "flops", "median") if k in found}),
+        "detail": json.dumps(
+            {k: found[k] for k in ("seconds", "padding", "sections", "flops", "median") if k in found}
+        ),
     }
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as opened:
@@ -85,7 +90,7 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
         if new:
             writer.writeheader()
         writer.writerow(row)
-    print(" ".join(f"{key}={row.get(key, '')}" for key in COLUMNS[:14] if row.get(key, "") != ""), flush=True)
+    print(" ".join(f"{key}={row.get(key, '')}" for key in COLUMNS[:16] if row.get(key, "") != ""), flush=True)
     return found
 
 
@@ -153,6 +158,12 @@ def rows() -> Iterator[dict]:
         yield from csv.DictReader(opened)
 
 
+def _spread(found: list[dict], name: str) -> str:
+    """Median and range of a time."""
+    times = [float(row[name] or 0) for row in found]
+    return f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+
+
 def figures(options: argparse.Namespace) -> None:
     """Loss curves over each other, and medians."""
     import matplotlib
@@ -165,10 +176,11 @@ def figures(options: argparse.Namespace) -> None:
         groups.setdefault((row["part"], row["pairs"], row["threads"], row["side"], row["setting"]), []).append(row)
     for key, found in groups.items():
         if found[0]["train"]:
-            times = [float(row["train"]) + float(row["reference"] or 0) for row in found]
             peaks = statistics.median(float(row["peak_mb"]) for row in found)
-            spread = f"{statistics.median(times):8.2f} s ({min(times):.2f} to {max(times):.2f}, {len(times)} times)"
-            print(" ".join(key).ljust(48), spread, f"peak {peaks:.0f} MB")
+            shown = "  ".join(
+                f"{name} {_spread(found, name)}" for name in ("train", "reference", "cpu", "reference_cpu")
+            )
+            print(" ".join(key).ljust(40), shown, f" peak {peaks:.0f} MB, {len(found)} times")
     picture, axes = plt.subplots(figsize=(5, 3))
     styles = {("trl", "best"): "o", ("prefopt", "cold"): "-", ("prefopt", "warm"): "--"}
     for (part, pairs, threads, side, setting), found in groups.items():
