@@ -134,7 +134,7 @@ def study(options: argparse.Namespace) -> None:
 def growth(options: argparse.Namespace) -> None:
     """(d) One thing grows, all else stays; and 1k against 100k pairs."""
     work = {"pairs": 16, "batch": 8, "steps": 2, "cache": False, **({"size": options.size} if options.size else {})}
-    ranked = {"objective": {"name": "PlackettLuce"}}
+    ranked = {"objective": {"name": "PlackettLuceDPO"}}
     grown: dict[str, list[dict]] = {
         "length": [{"prompt": 2 * n, "completion": n} for n in (15, 30, 60, 120)],
         "K": [{"completions": k, **(ranked if k > 2 else {})} for k in (2, 4, 8)],
@@ -160,8 +160,8 @@ def rows() -> Iterator[dict]:
 
 def _spread(found: list[dict], name: str) -> str:
     """Median and range of a time."""
-    times = [float(row[name] or 0) for row in found]
-    return f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+    times = [float(row[name]) for row in found if row[name]]
+    return f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})" if times else "–"
 
 
 def figures(options: argparse.Namespace) -> None:
