@@ -33,7 +33,8 @@ class Piece:
 class Deal:
     """Which process takes which rows of a batch, and in which micro-batches.
 
-    Rows of like length go together, because they pad each other least. The batch itself keeps its order.
+    Rows of like length go together, because they pad each other least, and the longest come first: memory is at its peak at
+    once, and a model whose rows are compared as they get longer (`Trunk`) has it behind it. The batch itself keeps its order.
 
     Args:
         lengths: of each row, in tokens.
@@ -48,13 +49,13 @@ class Deal:
     def __init__(self, lengths: Sequence[int], size: int, accelerator: Accelerator, tokens: int | None = None):
         self.accelerator = accelerator
         world = accelerator.num_processes
-        ranked = sorted(range(len(lengths)), key=lengths.__getitem__)
+        ranked = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         cut = [_cut(ranked[rank::world], lengths, size, tokens) for rank in range(world)]
         self.shares = [torch.tensor([row for rows in share for row in rows], dtype=torch.long) for share in cut]
         own = [Piece(torch.tensor(rows, dtype=torch.long)) for rows in cut[accelerator.process_index]]
         number = max(1, *map(len, cut))
         self.pieces = own + [Piece(torch.zeros(1, dtype=torch.long), filler=True)] * (number - len(own))
-        places = sum(len(rows) * lengths[rows[-1]] for share in cut for rows in share)
+        places = sum(len(rows) * max(lengths[row] for row in rows) for share in cut for rows in share)
         self.padding = 1 - sum(lengths) / places if places else 0.0
 
     @property
@@ -80,11 +81,14 @@ class Deal:
 
 
 def _cut(ranked: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
-    """Rows in order of their lengths, cut into micro-batches."""
+    """Rows in order of their lengths, the longest first, cut into micro-batches; within one they are in the batch's order.
+
+    So a batch of one piece is the batch itself, and policy and reference round alike whether or not it was dealt.
+    """
     pieces: list[list[int]] = []
     for row in ranked:
         full = not pieces or len(pieces[-1]) == size
-        if full or (tokens is not None and (len(pieces[-1]) + 1) * lengths[row] > tokens):
+        if full or (tokens is not None and (len(pieces[-1]) + 1) * lengths[pieces[-1][0]] > tokens):
             pieces.append([])
         pieces[-1].append(row)
     return [sorted(piece) for piece in pieces]

@@ -313,11 +313,19 @@ def make_optimizer(parameters: Sequence[dict[str, Any]], settings: recipe.Train)
         raise PrefoptError("no weight of this model is trainable")
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "adamw": lambda: torch.optim.AdamW(parameters, betas=settings.betas, eps=settings.eps, **common),
+        "adamw": lambda: torch.optim.AdamW(
+            parameters, betas=settings.betas, eps=settings.eps, fused=_can_fuse(parameters), **common
+        ),
         "rmsprop": lambda: torch.optim.RMSprop(parameters, eps=settings.eps, **common),
         "sgd": lambda: torch.optim.SGD(parameters, **common),
     }
     return makers[settings.optimizer]()
+
+
+def _can_fuse(groups: Sequence[dict[str, Any]]) -> bool | None:
+    """Whether one kernel can do a whole update of these weights; None leaves it to torch."""
+    weights = [weight for group in groups for weight in group["params"]]
+    return all(w.device.type in ("cpu", "cuda") and w.is_floating_point() for w in weights) or None
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Train, updates: int):
