@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from prefopt.caches import cache_folder
 from prefopt.manifest import fingerprint_tensors
+from prefopt.policy.attention import NAME
 from prefopt.policy.policy import Policy
 from prefopt.segments import KEY, Store
 from prefopt.types import ORIGINS, Batch, Outputs
@@ -160,6 +161,7 @@ def arithmetic_of(policy: Policy) -> str:
     device = policy.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     attention = getattr(policy.causal.config, "_attn_implementation", None)
+    attention = "sdpa" if attention == NAME else attention  # by segments or not, which a model's first pass decides
     return f"{device}, autocast {low}, matmul {torch.get_float32_matmul_precision()}, attention {attention}"
 
 

@@ -1,16 +1,18 @@
 """How a batch of prompts × completions becomes rows of tokens for a model.
 
 A plain row is `prompt | y`. A shared row is `prompt | y_1 | … | y_K`: the prompt is computed once, and every completion sees the
-prompt and itself, at the positions that it would have alone.
+prompt and itself, at the positions that it would have alone. A packed row is all shared rows of a batch, one after another.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from prefopt.policy.attention import Segments
 from prefopt.types import Batch
 
 
@@ -26,6 +28,7 @@ class Rows:
         last: [N] int64, the position of each row's last token.
         branches: [N, L] int64 where a row is shared: 0 on the prompt, k on the k-th completion, a number of its own on padding.
         positions: [N, L] int64 where a row is shared: tokens before this one, of those that it may see.
+        segments: of the one row, where rows are packed.
     """
 
     input_ids: Tensor
@@ -34,6 +37,19 @@ class Rows:
     last: Tensor
     branches: Tensor | None = None
     positions: Tensor | None = None
+    segments: Segments | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether a prompt stands before more than one completion."""
+        return self.positions is not None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and what shares it."""
+        if self.segments is None:
+            return self.input_ids.shape[1]
+        return max(prompt + sum(completions) for prompt, completions in self.segments.groups)
 
     def predicting(self, states: Tensor) -> Tensor:
         """[M, …], the states that predict tokens, of [N, L, …]."""
@@ -42,9 +58,9 @@ class Rows:
     def to(self, device: torch.device) -> "Rows":
         """The same rows on `device`."""
         moved: dict[str, Any] = {
-            name: None if value is None else value.to(device) for name, value in vars(self).items()
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return Rows(**moved)
+        return replace(self, **moved)
 
     def tokens(self) -> tuple[int, int]:
         """Tokens, and the same with padding."""
@@ -68,35 +84,81 @@ def lay(batch: Batch, device: torch.device, width: int | None = None) -> Rows:
     """
     rows = [(prompt, part) for prompt, written in _groups(batch) for part in _parts(len(prompt), written, width)]
     # A micro-batch of absent completions: most models cannot read no rows, so one that predicts nothing.
-    sequences = [[*prompt, *(token for tokens, _ in part for token in tokens)] for prompt, part in rows] or [[0]]
-    longest = max(map(len, sequences))
-    branches = torch.full((len(sequences), longest), batch.mask.shape[1] + 1)
-    positions = torch.zeros(len(sequences), longest, dtype=torch.long)
-    predicts: list[int] = []
-    for row, (prompt, part) in enumerate(rows):
-        size = start = len(prompt)
-        branches[row, :size] = 0
-        positions[row, :size] = torch.arange(size)
-        for k, (tokens, mask) in enumerate(part, 1):
-            end = start + len(tokens)
-            branches[row, start:end] = k
-            positions[row, start:end] = torch.arange(size, size + len(tokens))
-            before = row * longest + start - 1
-            if mask[0]:
-                predicts.append(row * longest + size - 1)
-            predicts += [before + t for t in range(1, len(mask)) if mask[t]]
-            start = end
-    last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    rows = rows or [NOTHING]
+    sizes = [_size(row) for row in rows]
+    longest = max(sizes)
+    laid = _laid(rows, [row * longest for row in range(len(rows))], len(rows) * longest)
+    last = torch.tensor(sizes) - 1
     shared = any(len(part) > 1 for _, part in rows)
+    branches = torch.where(laid.branches < 0, batch.mask.shape[1] + 1, laid.branches).view(-1, longest)
     found = Rows(
-        input_ids=torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]),
+        input_ids=laid.ids.view(-1, longest),
         attention_mask=(torch.arange(longest) <= last[:, None]).long(),
-        predicts=torch.tensor(predicts, dtype=torch.long),
+        predicts=laid.predicts,
         last=last,
         branches=branches if shared else None,
-        positions=positions if shared else None,
+        positions=laid.positions.view(-1, longest) if shared else None,
     )
     return found.to(device)
+
+
+def pack(batch: Batch, device: torch.device) -> Rows:
+    """One row `prompt | y_1 | y_2 | … | prompt | y_1 | …` without padding, for attention by segments.
+
+    Args:
+        batch: B prompts × K completions.
+        device: where the row is to be.
+
+    Raises:
+        ValueError: a prompt without tokens.
+    """
+    rows = [row for row in _groups(batch) if row[1]] or [NOTHING]
+    ends = list(accumulate(map(_size, rows)))
+    laid = _laid(rows, [0, *ends[:-1]], ends[-1])
+    found = Rows(
+        input_ids=laid.ids[None],
+        attention_mask=torch.ones(1, ends[-1], dtype=torch.long),
+        predicts=laid.predicts,
+        last=torch.tensor([ends[-1] - 1]),
+        positions=laid.positions[None],
+        segments=Segments([(len(prompt), [len(tokens) for tokens, _ in part]) for prompt, part in rows]),
+    )
+    return found.to(device)
+
+
+class _Laid(NamedTuple):
+    """Rows in flat tensors; branches are −1 where there is nothing."""
+
+    ids: Tensor
+    branches: Tensor
+    positions: Tensor
+    predicts: Tensor
+
+
+def _laid(rows: Sequence["Row"], begins: Sequence[int], size: int) -> _Laid:
+    """Rows from these places on, in `size` places."""
+    ids, positions = torch.zeros(2, size, dtype=torch.long)
+    branches = torch.full((size,), -1)
+    predicts: list[int] = []
+    for begin, (prompt, part) in zip(begins, rows, strict=True):
+        first = start = begin + len(prompt)
+        ids[begin:start] = torch.tensor(prompt)
+        branches[begin:start] = 0
+        positions[begin:start] = torch.arange(len(prompt))
+        for k, (tokens, mask) in enumerate(part, 1):
+            end = start + len(tokens)
+            ids[start:end] = torch.tensor(tokens)
+            branches[start:end] = k
+            positions[start:end] = torch.arange(len(prompt), len(prompt) + len(tokens))
+            predicts += [first - 1] * mask[0]
+            predicts += [start + t - 1 for t in range(1, len(mask)) if mask[t]]
+            start = end
+    return _Laid(ids, branches, positions, torch.tensor(predicts, dtype=torch.long))
+
+
+def _size(row: "Row") -> int:
+    prompt, part = row
+    return len(prompt) + sum(len(tokens) for tokens, _ in part)
 
 
 def tree_mask(rows: Rows, dtype: torch.dtype, window: int | None = None) -> Tensor:
@@ -131,8 +193,13 @@ def completions_alone(batch: Batch) -> list[Batch]:
 Written = tuple[list[int], list[bool]]
 """A completion's tokens, up to the last that is to be predicted, and which of them are."""
 
+Row = tuple[tuple[int, ...], Sequence[Written]]
+"""A prompt and the completions that stand behind it."""
 
-def _groups(batch: Batch) -> list[tuple[tuple[int, ...], list[Written]]]:
+NOTHING: Row = ((0,), ())
+
+
+def _groups(batch: Batch) -> list[Row]:
     """Each prompt with the completions that are present."""
     if not all(batch.prompt_ids):
         raise ValueError("a prompt without tokens; begin it with the tokenizer's BOS or EOS token")

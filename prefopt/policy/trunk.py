@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from prefopt.policy.layout import Rows, completions_alone, lay, tree_mask
+from prefopt.policy.attention import NAME, attends_by_segments
+from prefopt.policy.layout import Rows, completions_alone, lay, pack, tree_mask
 from prefopt.profile import counted
 from prefopt.types import Batch
 
@@ -20,11 +21,13 @@ WINDOWS = ("window_size", "attention_window", "attention_window_size", "attentio
 class Trunk:
     """A decoder without its head, which computes a prompt once for all of its completions where it can.
 
-    Whether it can is found out on the first batch, by comparing with each completion alone; and again on rows more than twice as
-    long as any compared before, because some differences, like a window, show in long rows only.
+    By packing them into one row where attention can go by segments, else in padded rows with a mask, else in a row for each
+    completion. Whether a way is exact is found out on the first batch, by comparing with each completion alone; and again on rows
+    more than twice as long as any compared before, because some differences, like a window, show in long rows only.
     """
 
     def __init__(self) -> None:
+        self.packs = True
         self.shares = True
         self._compared = 0
 
@@ -35,37 +38,44 @@ class Trunk:
             backbone: from `AutoModel`, or the part of a causal LM under its head; always the same.
             batch: to be read.
         """
-        device, width = next(backbone.parameters()).device, backbone.config.get_text_config().hidden_size
-        rows = lay(batch, device, width if self.shares else None)
-        length = rows.input_ids.shape[1]
-        if rows.branches is not None and _sharded(backbone):
+        rows = self._rows(backbone, batch)
+        if rows.shared and _sharded(backbone):
             self.shares = False  # processes would compare at different times, and wait for each other's weights
             log.warning("%s is sharded: using a row for each completion", type(backbone).__name__)
-            return self(backbone, batch)
-        if rows.branches is not None and length > 2 * self._compared:
-            self._compared = length
-            self._compare(backbone, batch, device, width)
-            return self(backbone, batch)
+            rows = self._rows(backbone, batch)
+        while rows.shared and rows.longest > 2 * self._compared:
+            self._compare(backbone, batch, rows.longest)
+            rows = self._rows(backbone, batch)
         counted(rows.tokens)
         return _states(backbone, rows)
 
+    def _rows(self, backbone: Any, batch: Batch) -> Rows:
+        device = next(backbone.parameters()).device
+        if not self.shares:
+            return lay(batch, device)
+        if self.packs and attends_by_segments(backbone):
+            return pack(batch, device)
+        return lay(batch, device, backbone.config.get_text_config().hidden_size)
+
     @torch.no_grad()
-    def _compare(self, backbone: Any, batch: Batch, device: torch.device, width: int) -> None:
-        """Find out whether shared rows are exact, on the longest and the shortest of the batch."""
+    def _compare(self, backbone: Any, batch: Batch, length: int) -> None:
+        """Find out whether shared rows are exact, on the longest and the shortest of the batch; if not, go on without this way."""
         alone = [batch.rows(slice(row, row + 1)) for row in range(len(batch))]
-        sizes = {
-            row: rows.input_ids.shape[1]
-            for row, one in enumerate(alone)
-            if (rows := lay(one, device, width)).branches is not None
-        }
+        sizes = {row: rows.longest for row, one in enumerate(alone) if (rows := self._rows(backbone, one)).shared}
         few = batch.rows(torch.tensor([max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)]))
+        rows = self._rows(backbone, few)
         training = backbone.training
         backbone.eval()  # whatever is random in training would make the two differ
         try:
-            doubt = _doubt(backbone, few, lay(few, device, width))
+            doubt = _doubt(backbone, few, rows)
         finally:
             backbone.train(training)
-        if doubt:
+        if not doubt:
+            self._compared = length
+        elif rows.segments is not None:
+            self.packs = False
+            log.info("%s cannot attend by segments (%s)", type(backbone).__name__, doubt)
+        else:
             self.shares = False
             log.warning(
                 "%s cannot compute a prompt once for several completions (%s): using a row for each",
@@ -96,22 +106,27 @@ def _sharded(backbone: Any) -> bool:
 
 
 def _states(backbone: Any, rows: Rows) -> Tensor:
-    if rows.branches is None:
+    if not rows.shared:
         # Right padding is invisible to a causal model; without a mask, attention takes its fast causal path.
         output = backbone(input_ids=rows.input_ids, use_cache=False)
-    else:
-        masks = tree_masks(rows, backbone.config.get_text_config(), backbone.dtype)
-        output = backbone(input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.positions, use_cache=False)
+        return rows.predicting(output.last_hidden_state)
+    told: dict[str, Any] = {} if rows.segments is None else {"segments": rows.segments}
+    masks = tree_masks(rows, backbone.config.get_text_config(), backbone.dtype)
+    output = backbone(
+        input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.positions, use_cache=False, **told
+    )
     return rows.predicting(output.last_hidden_state)
 
 
 def tree_masks(rows: Rows, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """The masks of shared rows as this architecture takes them: one, or one for each type of layer.
 
+    Of a packed row nothing but its shape is looked at: four dimensions, as of a mask that is to be taken as it is.
+
     Raises:
         ValueError: its attention is of a kind that a mask does not describe.
     """
-    if config._attn_implementation not in ("eager", "sdpa"):
+    if config._attn_implementation not in ("eager", "sdpa", NAME):
         raise ValueError(f"{config._attn_implementation} attention takes no mask of its own")
     if odd := [name for name in WINDOWS if getattr(config, name, None)]:
         raise ValueError(f"its attention has {odd[0]}")
@@ -120,6 +135,10 @@ def tree_masks(rows: Rows, config: Any, dtype: torch.dtype) -> Tensor | dict[str
     windows = {"full_attention": None, "sliding_attention": window}
     if unknown := [kind for kind in kinds if kind not in windows]:
         raise ValueError(f"it has layers of {unknown[0]}")
+
+    def mask(window: int | None) -> Tensor:
+        return torch.zeros(1, 1, 1, 1, dtype=dtype) if rows.segments else tree_mask(rows, dtype, window)
+
     if len(kinds) > 1:
-        return {kind: tree_mask(rows, dtype, windows[kind]) for kind in kinds}
-    return tree_mask(rows, dtype, windows[kinds[0]] if kinds else window)
+        return {kind: mask(windows[kind]) for kind in kinds}
+    return mask(windows[kinds[0]] if kinds else window)

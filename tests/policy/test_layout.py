@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Batch
-from prefopt.policy.layout import lay, tree_mask
+from prefopt.policy.layout import lay, pack, tree_mask
 
 CPU = torch.device("cpu")
 
@@ -48,6 +48,23 @@ def test_a_shared_row_by_hand():
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 6]]
     assert rows.predicts.tolist() == [5, 6, 5]  # the prompt's last token predicts both first ones
     assert rows.last.tolist() == [8]
+
+
+def test_a_packed_row_by_hand():
+    short = pair(prompt=(11, 12), first=(13,), second=(14, 15))
+    rows = pack(pooled(pair(), short), CPU)
+    assert rows.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 6, 0, 1, 2, 2, 3]]
+    assert rows.predicts.tolist() == [5, 6, 5, 10, 10, 12]
+    assert rows.segments.groups == [(6, [2, 1]), (2, [1, 2])]
+    assert rows.longest == 9
+    assert rows.tokens() == (14, 14)
+
+
+def test_prompts_without_completions_are_not_packed(make_batch):
+    batch = make_batch(2, 1, absent=[(0, 0)])
+    assert [prompt for prompt, _ in pack(batch, CPU).segments.groups] == [len(batch.prompt_ids[1])]
+    assert pack(make_batch(1, 1, absent=[(0, 0)]), CPU).input_ids.shape == (1, 1)
 
 
 @pytest.mark.parametrize("window", [None, 3])

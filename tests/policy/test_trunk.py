@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from prefopt import Batch, Needs
 from prefopt.policy import Policy
+from prefopt.policy.attention import NAME, Segments
 from prefopt.policy.layout import tree_mask
 from prefopt.policy.trunk import Trunk
 from prefopt.policy.value import Critic, ValueHead
@@ -38,6 +39,8 @@ OTHER = {
     "Mamba": {"state_size": 4, "expand": 2},
 }
 """GPT-Neo looks back over places in the row; Bloom knows distances, not positions; Mamba has no attention to mask."""
+CAPPED = ["Gemma2"]
+"""Eager attention, which caps its scores: it takes a mask, and does not go by segments."""
 WIDE = {"hidden_size": 16, "initializer_range": 0.2}
 
 
@@ -92,22 +95,37 @@ def compare(policy: Policy, batch: Batch, needs: Needs, gradients, tolerance: fl
     assert (shared[1] - plain[1]).norm() < 1e-4 * plain[1].norm()
 
 
+@pytest.mark.parametrize("way", ["packed", "masked"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("name", EXACT)
-def test_exact(name, lora, make_model, gradients):
+def test_exact(name, lora, way, make_model, gradients):
     policy = Policy(make_model(name, lora=lora))
+    policy._trunk.packs = way == "packed"
     compare(policy, groups(), Needs(statistics=frozenset({"entropy"})), gradients)
     assert policy._head is not None
+    assert policy._trunk.packs == (way == "packed")
+    assert (policy.causal.config._attn_implementation == NAME) == (way == "packed" and name not in CAPPED)
+
+
+def test_packed_rows_are_exact_under_gradient_checkpointing(make_model, gradients):
+    """The backward pass attends once more, and by the same segments."""
+    policy = Policy(make_model("Llama").train())
+    policy.model.gradient_checkpointing_enable()
+    compare(policy, groups(), Needs(), gradients)
+    assert policy._trunk.packs
 
 
 @pytest.mark.parametrize("completions", [1, 2, 4, 9])
 def test_exact_for_every_number_of_completions(completions, make_model, gradients):
     policy, batch = Policy(make_model("Llama", torch.float64)), groups(max(completions, 2)).first(completions)
-    if completions > 1:
-        compare(policy, batch, Needs(), gradients, 1e-9)
-    else:
-        policy(batch, Needs())
-        assert policy._trunk._compared == 0
+    compare(policy, batch, Needs(), gradients, 1e-9)
+
+
+def test_one_completion_each_needs_no_mask(make_model):
+    policy = Policy(make_model("Llama"))
+    policy._trunk.packs = False
+    policy(groups(2).first(1), Needs())
+    assert policy._trunk._compared == 0
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["head", "model"])
@@ -134,6 +152,7 @@ def test_other_architectures_fall_back_and_say_so(name, make_model, gradients, p
 def test_a_difference_that_shows_in_long_rows_only_is_found(make_model, monkeypatch, caplog):
     """A window that the mask does not know of must be noticed when rows grow beyond it."""
     trunk, backbone = Trunk(), make_model("Mistral", sliding_window=40).model
+    trunk.packs = False
     monkeypatch.setattr("prefopt.policy.trunk.tree_mask", lambda rows, dtype, window: tree_mask(rows, dtype))
     with torch.no_grad():
         trunk(backbone, groups(prompt=8))
@@ -141,6 +160,18 @@ def test_a_difference_that_shows_in_long_rows_only_is_found(make_model, monkeypa
         trunk(backbone, groups(prompt=48))
     assert not trunk.shares
     assert "states differ" in caplog.text
+
+
+def test_segments_that_are_not_exact_give_way_to_a_mask(make_model, monkeypatch):
+    trunk, backbone = Trunk(), make_model("Mistral", sliding_window=40).model
+    exact = Segments.mask
+    monkeypatch.setattr(Segments, "mask", lambda self, before, own, window, like: exact(self, before, own, None, like))
+    with torch.no_grad():
+        trunk(backbone, groups(prompt=8))
+        assert trunk.packs
+        trunk(backbone, groups(prompt=48))
+    assert trunk.shares
+    assert not trunk.packs
 
 
 def test_dropout_is_no_difference(make_model):
@@ -169,4 +200,7 @@ def test_prompts_are_computed_once(make_model):
     policy.causal.model.embed_tokens.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     batch = groups()
     policy(batch, Needs())
-    assert seen == [(4, max(len(p) + int(m.sum()) for p, m in zip(batch.prompt_ids, batch.mask, strict=True)))]
+    end = batch.mask.shape[2] - batch.mask.int().flip(2).argmax(
+        2
+    )  # of each completion: what a tool wrote is read as well
+    assert seen == [(1, sum(map(len, batch.prompt_ids)) + int((end * batch.present).sum()))]

@@ -1,0 +1,123 @@
+"""Attention over prompts and their completions, packed into one row: each segment by itself, so nothing is masked in vain.
+
+For a CPU, where a call costs little beside what it computes. On a GPU many small calls would wait for each other, and a mask for a
+padded row (`layout.tree_mask`) is the faster way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "prefopt"
+"""Of this attention in the configs of models. Without segments it is transformers' `sdpa`."""
+
+UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
+"""What architectures may ask of their attention and this one does not know (grep of transformers 5.23)."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where prompts and completions are in a packed row.
+
+    Attributes:
+        groups: for each prompt, its number of tokens and that of each completion, in the order of the row.
+    """
+
+    groups: Sequence[tuple[int, Sequence[int]]]
+    _masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each segment."""
+        return [size for prompt, completions in self.groups for size in (prompt, *completions)]
+
+    def mask(self, before: int, own: int, window: int | None, like: Tensor) -> Tensor:
+        """[own, before + own], added to the scores of tokens that follow `before` others; made once for all layers."""
+        key = (before, own, window, like.dtype, like.device)
+        if key not in self._masks:
+            sees = torch.ones(own, before + own, dtype=torch.bool, device=like.device).tril(before)
+            if window is not None:
+                sees = sees.triu(before - window + 1)
+            blank = torch.zeros(sees.shape, dtype=like.dtype, device=like.device)
+            self._masks[key] = blank.masked_fill_(~sees, torch.finfo(like.dtype).min)
+        return self._masks[key]
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    segments: Segments | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """[1, T, heads, D]: a prompt's tokens see those before them; a completion's see the prompt and those before them.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, T, D].
+        key: [1, heads or fewer, T, D].
+        value: like `key`.
+        attention_mask: not looked at where there are segments.
+        segments: of the row; None is `sdpa`.
+        dropout: of attention probabilities.
+        scaling: of scores; None is 1/√D.
+        sliding_window: how many tokens back a token sees, itself included; None is all.
+        others: what else the architecture has to say.
+
+    Raises:
+        ValueError: it asks for a kind of attention that is not this one.
+    """
+    if segments is None:
+        others["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
+    if odd := [name for name in UNKNOWN if others.get(name) is not None]:
+        raise ValueError(f"its attention has {odd[0]}")
+    copies = query.shape[1] // key.shape[1]
+    # Views made by `split` have one backward pass together; slices would fill a row with zeros for each.
+    queries, keys, values = (
+        iter(whole.split(segments.sizes, 2)) for whole in (query, repeat_kv(key, copies), repeat_kv(value, copies))
+    )
+
+    def attend(before: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        own = query.shape[2]
+        plain = not before and (sliding_window is None or own <= sliding_window)
+        mask = None if plain else segments.mask(before, own, sliding_window, query)
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal=plain, scale=scaling
+        )
+
+    found = []
+    for prompt, completions in segments.groups:
+        keys_before, values_before = next(keys), next(values)
+        found.append(attend(0, next(queries), keys_before, values_before))
+        for _ in completions:
+            seen = (torch.cat([one, next(rest)], 2) for one, rest in ((keys_before, keys), (values_before, values)))
+            found.append(attend(prompt, next(queries), *seen))
+    return torch.cat(found, 2).transpose(1, 2), None
+
+
+def attends_by_segments(backbone: PreTrainedModel) -> bool:
+    """Have the model use this attention where it used `sdpa` on a CPU; whether it does now.
+
+    It stays so, because gradient checkpointing attends once more in the backward pass; without segments nothing changes.
+    """
+    name = backbone.config.get_text_config()._attn_implementation
+    if name == "sdpa" and backbone.device.type == "cpu" and backbone._can_set_attn_implementation():
+        backbone.set_attn_implementation(NAME)
+        return True
+    return name == NAME
+
+
+AttentionInterface.register(NAME, segment_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
