@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> None:
         settings = _recipe(options)
         if options.resume and folder is None:
             folder = runs.unfinished(settings)
+    quiet_libraries()
     if options.dry_run:
         return _dry_run(settings)
-    quiet_libraries()
     with profiling() if options.profile else nullcontext() as clock:
         result = runs.run(settings, folder, options.resume, err)
     runs.leave_processes()

@@ -1,7 +1,7 @@
 """From a study to its runs: which recipe, which seed, which folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,13 @@ class Jobs:
         ]
 
     def trial(self, arm: str, number: int, seed: int, settings: Mapping[str, Any]) -> Job:
-        """One trial of an arm's settings, measured on validation rows."""
+        """One trial of an arm's settings, measured on validation rows and not logged to W&B."""
         folder = self.folder / "tuning" / arm / f"trial-{number}" / f"seed-{seed}"
-        settings = {**settings, "evaluate.part": "validation", "track.wandb": None}
-        return self._job(self.study.all_arms()[arm], f"{arm} trial {number}", seed, folder, settings, arm=arm)
+        settings = {**settings, "evaluate.part": "validation"}
+        job = self._job(self.study.all_arms()[arm], f"{arm} trial {number}", seed, folder, settings)
+        # Here and not in the settings, for the study's own `wandb` comes after them.
+        track = job.recipe.track.model_copy(update={"wandb": None})
+        return replace(job, recipe=job.recipe.model_copy(update={"track": track}))
 
     def _all_seeds(self) -> tuple[int, ...]:
         return self.study.seeds + (self.study.tune.seeds if self.study.tune else ())
@@ -101,7 +104,6 @@ class Jobs:
         folder: Path,
         settings: Mapping[str, Any] | None = None,
         before: str | None = None,
-        arm: str | None = None,
     ) -> Job:
         """A run of a varied recipe; of the stages, those before the one called `before` can be named in it."""
         names = list(self.study.stages)

@@ -122,6 +122,16 @@ def test_a_held_budget_decides_the_steps(recipe: Path, tmp_path: Path) -> None:
         load_study(file, ["hold={tokens: 5}"])
 
 
+def test_arms_are_logged_to_wandb_as_a_group_and_trials_are_not(recipe: Path, tmp_path: Path) -> None:
+    arms = {"A": {}, "B": {"track.wandb": {"project": "own"}}}
+    tune = {"fields": {"train.lr": [1e-4, 1e-3]}, "trials": 2}
+    planned = jobs(Study(name="duel", recipe=str(recipe), arms=arms, tune=tune, wandb={"project": "p"}), tmp_path)
+    logged = {job.name: job.recipe.track.wandb for job in planned.arms()}
+    assert [(w.project, w.group) for w in logged.values() if w] == [("p", "duel"), ("own", "duel")]
+    for arm in arms:
+        assert planned.trial(arm, 0, 1000, {"train.lr": 1e-4}).recipe.track.wandb is None
+
+
 def test_what_chance_may_not_vary_keeps_the_first_seed(recipe: Path, tmp_path: Path) -> None:
     file = study_file(
         tmp_path, "recipe: recipe.yaml\nseeds: [4, 7]\nchance: [order]\narms: {A: {}, B: {objective: IPO}}\n"
