@@ -257,7 +257,7 @@ class Run:
             trained=self.trainer.tokens,
             passes=train.passes,
             sampled=rollouts.tokens if rollouts else 0,
-            old=self.plan.needs.old or rollouts is not None,
+            old=self.trainer.asked_before,
             repeated=self.plan.needs.whole_batch and train.batch_size > train.micro_batch_size,
             reference=reference if self.plan.needs.reference or rollouts is not None else 0,
             scorers=sum(_parameters(m) for name, m in others.items() if name != "reference"),

@@ -89,6 +89,7 @@ class Trainer:
         self.folder = folder
         self.watch = watch
         self.done = 0
+        self.asked_before = False  # whether a batch went through the policy once more, before its updates
         self.tokens = 0  # trained on so far, and the seconds that it took
         self.seconds = 0.0
         optimizer = make_optimizer(_groups(model, settings), settings)
@@ -147,13 +148,14 @@ class Trainer:
     def _learn(self, batch: Batch) -> Metrics:
         """All passes over one logical batch."""
         shared = [term for term in self.terms if term.source is None]
-        targets, watched = self._targets(shared, batch, "shared", self.watch)
+        live = self._live(shared, batch)
+        targets, watched = self._targets(shared, batch, "shared", self.watch, live)
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
                 part = batch if rows is None else batch.rows(rows)
                 sliced = targets if rows is None else [target.select(rows) for target in targets]
-                collected.append((len(part), self._update(shared, part, sliced)))
+                collected.append((len(part), self._update(shared, part, sliced, live)))
         metrics = _averaged(collected)
         for target in targets:
             metrics |= target.metrics
@@ -174,19 +176,40 @@ class Trainer:
         updates = math.ceil(self.settings.batch_size / size)
         yield from order.to(self.accelerator.device).tensor_split(min(updates, rows))
 
+    def _live(self, terms: Sequence[Term], batch: Batch) -> Outputs | None:
+        """What the policy says before the only update on a batch, with its graph: it need not be asked again in the update.
+
+        None where it is not asked before, and where the batch goes through the model in pieces, whose graphs would all be held.
+        """
+        settings = self.settings
+        once = settings.passes == 1 and (settings.minibatch_size or math.inf) >= settings.batch_size
+        if not terms or not once or not (merged_needs(terms).old or self.watch is not None):
+            return None
+        if deal(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
+            return None
+        with timed("forward"):
+            outputs: Outputs = self.model(batch, _watched(merged_needs(terms), self.watch))
+        return outputs
+
     def _targets(
-        self, terms: Sequence[Term], batch: Batch, name: str, watch: Watch | None = None
+        self,
+        terms: Sequence[Term],
+        batch: Batch,
+        name: str,
+        watch: Watch | None = None,
+        live: Outputs | None = None,
     ) -> tuple[list[Targets], Metrics]:
         """What the terms keep of the models before the update, and what is watched."""
         if not terms:
             return [], {}
         needs = merged_needs(terms)
         old = reference = None
-        if needs.old or watch is not None:
-            also = frozenset() if watch is None else watch.needs.statistics
-            asked = replace(needs, statistics=needs.statistics | also)
+        if live is not None:
+            old = _with_fields(live, {name: value.detach() for name, value in _fields(live).items()})
+        elif needs.old or watch is not None:
+            self.asked_before = True
             with timed("forward"):
-                old = self._forward(self.model, batch, asked)
+                old = self._forward(self.model, batch, _watched(needs, watch))
         if self.reference is not None and (needs.reference or watch is not None):
             reference = self._forward(self.reference, batch, needs)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
@@ -203,21 +226,21 @@ class Trainer:
         settings = self.settings
         return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, settings.micro_tokens)
 
-    def _update(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets]) -> Metrics:
+    def _update(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], live: Outputs | None) -> Metrics:
         """One optimiser step on a minibatch, and on one batch from each term that has a source of its own."""
-        work: list[tuple[Sequence[Term], Batch, Sequence[Targets]]] = []
+        work: list[tuple[Sequence[Term], Batch, Sequence[Targets], Outputs | None]] = []
         for index, batches in self._own.items():
             own = [self.terms[index]]
             with timed("data"):
                 extra = next(batches).to(self.accelerator.device)
             self.tokens += _tokens(extra)
-            work.append((own, extra, self._targets(own, extra, f"term {index}")[0]))
+            work.append((own, extra, self._targets(own, extra, f"term {index}")[0], None))
         # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
-        work += [(terms, batch, targets)] if terms else []
+        work += [(terms, batch, targets, live)] if terms else []
         labels = dict(zip(map(id, self.terms), names(self.terms), strict=True))
         metrics: Metrics = {"loss": 0.0}
-        for number, (group, rows, prepared) in enumerate(work):
-            found = self._backward(group, rows, prepared, last=number == len(work) - 1)
+        for number, (group, rows, prepared, outputs) in enumerate(work):
+            found = self._backward(group, rows, prepared, outputs, last=number == len(work) - 1)
             metrics["loss"] += (loss := found.pop("loss"))
             label = labels[id(group[0])]
             if len(group) == 1 and len(self.terms) > 1:  # where several share a batch, `total` tells them apart
@@ -235,7 +258,9 @@ class Trainer:
             self.optimizer.zero_grad()
         return metrics
 
-    def _backward(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], last: bool) -> Metrics:
+    def _backward(
+        self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], live: Outputs | None, last: bool
+    ) -> Metrics:
         """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts."""
         needs, denominators = merged_needs(terms), counts(terms, batch)
         dealt = deal(batch, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens)
@@ -247,7 +272,7 @@ class Trainer:
             rows = batch.rows(piece.rows) if dealt.split else batch
             with self._synchronised(last and number == len(dealt.pieces) - 1):
                 with timed("forward"):
-                    outputs = self.model(rows, needs)
+                    outputs = self.model(rows, needs) if live is None else live
                 if cached is None:
                     part = [target.select(piece.rows) for target in targets] if dealt.split else targets
                     loss, metrics = total(terms, rows, outputs, part, denominators)
@@ -337,6 +362,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Train, upda
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     inner = getattr(optimizer, "optimizer", optimizer)
     return get_scheduler(name, inner, num_warmup_steps=round(warmup), num_training_steps=max(updates, 1))
+
+
+def _watched(needs: Needs, watch: Watch | None) -> Needs:
+    """The same, and what is watched."""
+    return needs if watch is None else replace(needs, watched=watch.needs.statistics)
 
 
 def _fields(outputs: Outputs) -> dict[str, Tensor]:

@@ -174,6 +174,7 @@ class Needs:
         values: outputs carry `values`.
         rewards: outputs carry `rewards`: the model is a scorer.
         statistics: outputs carry these of "entropy", "log_sum_squares", "kl_policy_ref", "kl_ref_policy".
+        watched: outputs carry these statistics as well, without a gradient: they are logged and not learnt from.
         whole_batch: rows are coupled: `loss` sees the logical batch whole, never sliced.
         one_update: there is no ratio to the policy that wrote the batch, so it is good for one update only.
         per: the unit whose count divides the summed loss.
@@ -190,6 +191,7 @@ class Needs:
     values: bool = False
     rewards: bool = False
     statistics: frozenset[str] = frozenset()
+    watched: frozenset[str] = frozenset()
     whole_batch: bool = False
     one_update: bool = False
     per: Unit = "prompt"

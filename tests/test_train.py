@@ -46,6 +46,16 @@ def test_update_is_the_same_for_every_token_budget(case: str) -> None:
     assert 0 < steps[0].metrics["padding"] < 0.5
 
 
+@pytest.mark.parametrize("case", ["ppo", "ppo+sft", "grpo"])
+def test_what_was_said_before_the_only_update_is_not_asked_again(case: str) -> None:
+    """One micro-batch and one pass: the forward pass before the update is that of the update, and the update is the same."""
+    whole, steps = train(case, torch.float64, 7, seven_rows(case), passes=1)
+    pieces, _ = train(case, torch.float64, 3, seven_rows(case), passes=1)
+    assert (whole.asked_before, pieces.asked_before) == (False, True)
+    assert relative(weights(pieces.model), weights(whole.model)) <= 1e-12
+    assert all(step.metrics["ratio/max"] == 1 for step in steps)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_wrong_row_is_noticed(case: str) -> None:
     batches = seven_rows(case)

@@ -89,13 +89,18 @@ class Policy(nn.Module):
             raise PrefoptError("this objective needs rewards; a language model gives none: it is for scorers")
         if needs.values and self.critic is None:
             raise PrefoptError("this objective needs values; this policy has no value head or critic")
-        if unknown := needs.statistics - STATISTICS.keys() - DIVERGENCES.keys():
+        if unknown := (needs.statistics | needs.watched) - STATISTICS.keys() - DIVERGENCES.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
         mask = batch.mask.to(self.device)
         tokens = batch.completion_ids.to(self.device)[mask]
         states, features = self._states(batch, features=needs.values and isinstance(self.critic, ValueHead))
-        beside = self._beside(batch) if needs.statistics & DIVERGENCES.keys() else None
-        found = token_statistics(states, tokens, _per_token(batch, self.device), needs.statistics, beside)
+        beside = self._beside(batch) if (needs.statistics | needs.watched) & DIVERGENCES.keys() else None
+        temperature = _per_token(batch, self.device)
+        asked = needs.statistics if torch.is_grad_enabled() else needs.statistics | needs.watched
+        found = token_statistics(states, tokens, temperature, asked, beside)
+        if more := needs.watched - asked:  # apart, because log-probs alone have a gradient that costs less
+            with torch.no_grad():
+                found = token_statistics(states, tokens, temperature, more, beside) | found
         if needs.values:
             assert self.critic is not None
             found["values"] = self.critic(batch, features)
