@@ -25,6 +25,16 @@ class Spent:
     seconds: float
 
 
+CALLED = {
+    "labels": "labels used",
+    "trained_tokens": "tokens trained on",
+    "sampled_tokens": "tokens sampled",
+    "flops": "FLOPs (estimate)",
+    "seconds": "seconds of training",
+}
+"""Fields of `Spent` in words; the one that depends on the machine's speed is the last."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What the models of a run had to compute.

@@ -157,13 +157,19 @@ def label(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """`prefopt report`."""
     from prefopt.comparison import compare
-    from prefopt.report import show, write_report
+    from prefopt.controls import claim, confounds
+    from prefopt.finished import find_results
+    from prefopt.study.report import compared, put_down
+    from prefopt.study.spec import load_study
 
-    found = compare(options.folders, baseline=options.baseline, metric=options.metric)
-    page = write_report(found, Path(options.out or (options.folders[0] if len(options.folders) == 1 else "report")))
-    show(out, found)
-    out.print(f"\nreport  {page}", markup=False, soft_wrap=True)
-    out.print("        table.md · table.tex · results.csv, beside it", markup=False)
+    results = find_results(options.folders)
+    only = Path(options.folders[0]) if len(options.folders) == 1 else None
+    if only is not None and (declared := only / "study.yaml").exists():
+        found = compared(load_study(declared), results, options.baseline, options.metric)
+    else:
+        odd, notes = confounds(results, options.baseline), [claim(results)]
+        found = compare(results, baseline=options.baseline, metric=options.metric, confounds=odd, notes=notes)
+    put_down(found, Path(options.out or only or "report"), out)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from prefopt import verdict, wins
-from prefopt.costs import Costs, mean_costs
+from prefopt.accounting import CALLED
 from prefopt.errors import PrefoptError, nearest
 from prefopt.finished import Finished, Result, find_results, read_runs
 from prefopt.statistics import Difference, Mean, at_kl, bootstrap_t, differences, interquartile_mean, rigid, student
@@ -68,7 +69,7 @@ class Comparison:
         primary: the family: all arms × the primary metric.
         others: exploratory, each its own family; the primary metric's other reading comes first.
         runs: every run, also those that failed.
-        costs: means over an arm's runs.
+        costs: of an arm, means over its runs that trained at all, by the fields of `prefopt.accounting.Spent`; NaN where none says.
         wins: for arm and other, how often the arm's sample has the higher gold score, prompt by prompt; over seeds.
         confounds: what differs between arms beside what was meant to.
         notes: what a reader has to know: failures, stops, seeds that did not vary.
@@ -84,7 +85,7 @@ class Comparison:
     primary: Table
     others: tuple[Table, ...]
     runs: tuple[Finished, ...]
-    costs: Mapping[str, Costs]
+    costs: Mapping[str, Mapping[str, float]]
     wins: Mapping[tuple[str, str], Mean]
     confounds: tuple[str, ...]
     notes: tuple[str, ...]
@@ -155,7 +156,7 @@ def compare(
         tables[0],
         tuple(tables[1:]),
         tuple(sorted(found, key=lambda run: (arms.index(run.arm), run.seed))),
-        {arm: mean_costs([run for run in found if run.arm == arm]) for arm in arms},
+        {arm: _mean_costs([run for run in found if run.arm == arm]) for arm in arms},
         wins.matrix(found, arms, confidence),
         tuple(confounds),
         (*notes, *verdict.notes(tables[0], found)),
@@ -171,6 +172,11 @@ def _arms(runs: Sequence[Finished], baseline: str | None) -> list[str]:
     if first not in arms:
         raise PrefoptError(f"baseline {first!r} is no arm.{nearest(first, arms)} Arms: {', '.join(arms)}")
     return [first, *(arm for arm in arms if arm != first)]
+
+
+def _mean_costs(runs: Sequence[Finished]) -> dict[str, float]:
+    known = [run.costs for run in runs if run.costs and run.history]
+    return {name: fmean(costs[name] for costs in known) if known else math.nan for name in CALLED}
 
 
 def _has_paths(runs: Sequence[Finished]) -> bool:

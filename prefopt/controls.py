@@ -68,8 +68,8 @@ class Facts:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """What it cost."""
-        content: dict[str, float] = json.loads((self.folder / "summary.json").read_text())["costs"]
+        """What it cost; empty of a run from before costs were kept."""
+        content: dict[str, float] = json.loads((self.folder / "summary.json").read_text()).get("costs", {})
         return content
 
     @cached_property
@@ -90,7 +90,7 @@ class Facts:
     @property
     def trained(self) -> bool:
         """Whether there was a step at all; an arm without one is a start that others are measured against."""
-        return self.costs["trained_tokens"] > 0
+        return self.recipe["train"].get("steps") != 0
 
 
 def confounds(
@@ -99,7 +99,8 @@ def confounds(
     """What differs between finished arms beside the declared variation, a sentence each; none is a controlled comparison.
 
     Arms are compared with the baseline seed by seed: every field of their recipes, and what their runs say of initial weights,
-    data, order of batches, evaluation prompts and budgets. Code, versions and device are compared over all runs.
+    data, order of batches, evaluation prompts and budgets. A baseline that is not trained says nothing of how arms are trained: in
+    that, they are compared with the first of those that are. Code, versions and device are compared over all runs.
 
     Args:
         results: of the study; those without a summary.json are passed over.
@@ -109,7 +110,15 @@ def confounds(
     facts = [Facts(r.arm, r.seed, r.folder) for r in results if (r.folder / "summary.json").exists()]
     if not facts:
         return []
-    base = baseline if any(f.arm == baseline for f in facts) else facts[0].arm
+    base = next((f.arm for f in facts if f.arm == baseline), facts[0].arm)
+    found = _against(facts, base, varies)
+    if not next(f for f in facts if f.arm == base).trained and (trained := [f for f in facts if f.trained]):
+        found += [said for said in _against(trained, trained[0].arm, varies) if said not in found]
+    return found + list(_among(facts))
+
+
+def _against(facts: Sequence[Facts], base: str, varies: Sequence[str]) -> list[str]:
+    """What differs between each arm and this one."""
     of_base = {f.seed: f for f in facts if f.arm == base}
     found: dict[str, dict[str, None]] = {f.arm: {} for f in facts if f.arm != base}
     for one in facts:
@@ -119,7 +128,7 @@ def confounds(
     for arm in found:
         for sentence in _budgets([f for f in facts if f.arm == arm and f.seed in of_base], of_base):
             found[arm][sentence] = None
-    return [f"{arm}: {s}" for arm, sentences in found.items() for s in sentences] + list(_among(facts))
+    return [f"{arm}: {s}" for arm, sentences in found.items() for s in sentences]
 
 
 def _between(one: Facts, base: Facts, varies: Sequence[str]) -> Iterator[str]:
@@ -151,6 +160,9 @@ def _budgets(facts: Sequence[Facts], of_base: Mapping[int, Facts]) -> Iterator[s
     """What an arm spent beside the baseline, over the seeds that both have."""
     pairs = [(one, of_base[one.seed]) for one in facts]
     if not pairs or not all(one.trained and base.trained for one, base in pairs):
+        return
+    if not all(one.costs and base.costs for one, base in pairs):
+        yield f"its budget and that of {pairs[0][1].arm} cannot be compared: a run does not say what it cost"
         return
     for name in ("labels", "trained_tokens"):
         mine, theirs = (sum(f.costs[name] for f in side) for side in zip(*pairs, strict=True))

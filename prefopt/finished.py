@@ -47,6 +47,7 @@ class Finished:
         before: held-out numbers at step 0.
         after: held-out numbers at the end.
         history: lines of metrics.jsonl, in order.
+        costs: what training cost, as `prefopt.accounting.Spent` has it; empty where the run did not say.
     """
 
     arm: str
@@ -59,6 +60,7 @@ class Finished:
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
@@ -152,7 +154,8 @@ def _read(result: Result) -> Finished:
     else:
         state, trouble = "unfinished", f"no summary.json in {folder}"
     before, after = (_values(content.get(when, {})) for when in ("before", "after"))
-    return Finished(result.arm, result.seed, folder, state, trouble, recipe, manifest, before, after, history)
+    costs = content.get("costs", {})
+    return Finished(result.arm, result.seed, folder, state, trouble, recipe, manifest, before, after, history, costs)
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

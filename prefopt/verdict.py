@@ -29,7 +29,6 @@ def notes(table: "Table", runs: Sequence[Finished]) -> Iterator[str]:
             yield f"{run.arm}, seed {run.seed} {run.state}: {run.trouble}. It has no number, and its arm can claim nothing good"
         elif not math.isfinite(_value(table, run)):
             yield f"{run.arm}, seed {run.seed} finished without {named(table.metric)}"
-    yield from _chance(runs)
 
 
 def named(metric: str) -> str:
@@ -94,22 +93,6 @@ def _needed(row: "Row") -> str:
     if row.difference.needed is None:
         return "no number of seeds would show a difference of 0"
     return f"about {row.difference.needed} seeds would be needed if the difference is as observed"
-
-
-def _chance(runs: Sequence[Finished]) -> Iterator[str]:
-    """Which seeds varied, and so what intervals are over."""
-    drawn: dict[str, set[int]] = {}
-    for run in runs:
-        for name, seed in run.manifest.get("seeds", {}).items():
-            drawn.setdefault(name, set()).add(seed)
-    if drawn and (fixed := [name for name, seeds in drawn.items() if len(seeds) == 1]):
-        varied = [name for name in drawn if name not in fixed]
-        over = (
-            f"intervals are over {_and(varied)} alone"
-            if varied
-            else "no seed varied, so there is nothing that intervals are over"
-        )
-        yield f"The same in all runs: the seed of {_and(fixed)}; {over}"
 
 
 def _value(table: "Table", run: Finished) -> float:

@@ -14,6 +14,7 @@ RECIPE = {
     "source": {"rollouts": None},
     "objective": [{"name": "DPO", "beta": 0.1}],
     "train": {"batch_size": 4, "lr": 0.001},
+    "evaluate": {"part": "test", "prompts": 3},
 }
 
 
@@ -39,7 +40,8 @@ def finished_run(folder: Path, seed: int, gold: float, kl: float = 4.0, steps: i
             for i, (text, score) in enumerate(zip(samples, scores, strict=True))
         ],
     )
-    (folder / "evaluations" / f"test-step-{steps:06d}.json").write_text(evaluation.to_json())
+    for step in (0, steps):
+        (folder / "evaluations" / f"test-step-{step:06d}.json").write_text(evaluation.to_json())
     after = {"gold": estimate(gold), "kl": estimate(kl), "length": estimate(4.0), "distinct_1": 0.5}
     summary = {"steps": steps, "before": {"gold": estimate(0.0)}, "after": after} | changes
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -67,7 +69,9 @@ def study(folder: Path, arms: dict[str, list[float | None]], kl: float = 4.0) ->
 def manifest(seed: int) -> dict:
     return {
         "versions": {"python": "3.11", "torch": "2"},
-        "device": {"type": "cpu", "name": "x86_64", "threads": 1},
+        "git": {},
+        "plugins": {},
+        "device": {"type": "cpu", "name": "x86_64", "threads": 1, "precision": "fp32", "processes": 1},
         "model": {"name": "lm", "parameters": 10, "trainable": 10, "fingerprint": "f00d"},
         "data": {"train": {"rows": 12, "fingerprint": "d0d0"}},
         "seeds": dict.fromkeys(("data", "init", "order", "sampling", "evaluation"), seed),

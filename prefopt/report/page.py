@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from prefopt.accounting import CALLED
 from prefopt.comparison import Comparison
-from prefopt.costs import NAMES, Costs
 from prefopt.finished import Finished
 from prefopt.report import tables
 from prefopt.report.figures import draw
@@ -64,9 +63,7 @@ def page(comparison: Comparison) -> str:
         caption=tables.caption(comparison),
         figures=[(caption, Markup(svg)) for caption, svg in draw(comparison)],
         samples=samples(comparison),
-        costs=[
-            (NAMES[f.name], [getattr(comparison.costs[arm], f.name) for arm in comparison.arms]) for f in fields(Costs)
-        ],
+        costs=[(said, [comparison.costs[arm][name] for arm in comparison.arms]) for name, said in CALLED.items()],
         differing=differing(comparison),
         recipes=[
             (arm, yaml.safe_dump(dict(r), sort_keys=False, allow_unicode=True)) for arm, r in _recipes(comparison)

@@ -3,14 +3,13 @@
 import csv
 import io
 import math
-from dataclasses import fields
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from prefopt.accounting import CALLED
 from prefopt.comparison import Comparison, Row, Table
-from prefopt.costs import Costs, costs
 from prefopt.statistics import Mean
 from prefopt.verdict import named
 
@@ -104,12 +103,11 @@ def to_csv(comparison: Comparison) -> str:
     derived = [table.metric for table in tables if table.metric not in metrics]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["arm", "seed", "state", *metrics, *derived, *(field.name for field in fields(Costs))])
+    writer.writerow(["arm", "seed", "state", *metrics, *derived, *CALLED])
     for run in comparison.runs:
-        spent = costs(run)
         row = [run.after.get(name, math.nan) for name in metrics]
         row += [_of(table, run.arm, run.seed) for name in derived for table in tables if table.metric == name]
-        row += [getattr(spent, field.name) for field in fields(Costs)]
+        row += [float(run.costs.get(name, math.nan)) for name in CALLED]
         writer.writerow([run.arm, run.seed, run.state, *("" if math.isnan(value) else repr(value) for value in row)])
     return file.getvalue()
 

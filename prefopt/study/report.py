@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.comparison import Result, compare
+from prefopt.comparison import Comparison, Result, compare
 from prefopt.controls import claim, confounds
 from prefopt.errors import PrefoptError
 from prefopt.report import show
@@ -15,24 +15,52 @@ from prefopt.study.spec import Study
 __all__ = ["Result", "write_report"]
 
 
+def compared(
+    study: Study, results: Sequence[Result], baseline: str | None = None, metric: str | None = None
+) -> Comparison:
+    """The comparison that a study has declared, with what it rests on and every confound.
+
+    Args:
+        study: what was declared.
+        results: its runs.
+        baseline: another than the study's.
+        metric: another than the study's; the report says that it was chosen afterwards.
+
+    Raises:
+        PrefoptError: the runs cannot be compared.
+    """
+    base = baseline or study.reference_arm
+    notes = [claim(results)]
+    if metric not in (None, study.metric):
+        notes.append(
+            f"{metric} was chosen after the runs; the study declared {study.metric}. What is said here is exploratory"
+        )
+    return compare(
+        list(results),
+        question=study.question,
+        baseline=base,
+        metric=metric or study.metric,
+        better=study.better,
+        measure=study.measure,
+        paired=study.paired,
+        confounds=confounds(results, base, study.varies),
+        notes=notes,
+    )
+
+
 def write_report(study: Study, folder: Path, results: Sequence[Result], console: Console) -> None:
     """Compare all runs; write page and tables; print the table, the verdict, what it rests on, and every confound."""
     try:
-        comparison = compare(
-            list(results),
-            question=study.question,
-            baseline=study.reference_arm,
-            metric=study.metric,
-            better=study.better,
-            measure=study.measure,
-            paired=study.paired,
-            confounds=confounds(results, study.reference_arm, study.varies),
-            notes=[claim(results)],
-        )
+        comparison = compared(study, results)
     except PrefoptError as error:  # the runs are done, and what they say is on disk
         console.print(f"no comparison: {error}", style="red", highlight=False, markup=False)
         return
+    put_down(comparison, folder, console)
+
+
+def put_down(comparison: Comparison, folder: Path, console: Console) -> None:
+    """Page and tables into the folder, table and verdict to the console."""
     page = write_page(comparison, folder)
     show(console, comparison)
-    console.print(f"\nreport    {page}", highlight=False, soft_wrap=True)
+    console.print(f"\nreport    {page}", highlight=False, markup=False, soft_wrap=True)
     console.print("          table.md · table.tex · results.csv, beside it", highlight=False)

@@ -161,6 +161,26 @@ def test_the_verb(folder, tmp_path, capsys):
         main(["report", str(tmp_path / "nowhere")])
 
 
+def test_of_a_study_the_verb_says_what_was_declared(tmp_path, capsys):
+    """Question, baseline and metric are the study's; a metric that is chosen afterwards is called so; confounds are found."""
+    made = study(tmp_path, {"dpo": [0.0, 0.1], "rpo": [1.0, 1.12]})
+    finished_run(made / "arms/odd/seed-0", 0, 0.2, recipe={"train": {"batch_size": 8, "lr": 0.001}})
+    arms = "arms: {dpo: {}, rpo: {}, odd: {}}"
+    (made / "study.yaml").write_text(
+        f"question: Which?\nrecipe: r.yaml\nbaseline: rpo\nmetric: length\nseeds: 2\n{arms}\n"
+    )
+    main(["report", str(made)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Against rpo, on length" in printed
+    assert "odd: train.batch_size is 8, and 4 in rpo" in printed
+    assert "exploratory" not in printed
+    assert "<h1>Which?</h1>" in (made / "report.html").read_text()
+    main(["report", str(made), "--metric", "gold", "--baseline", "dpo"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Against dpo, on gold" in printed
+    assert "gold was chosen after the runs; the study declared length" in printed
+
+
 def test_a_terminals_table(found):
     console = Console(file=io.StringIO(), width=160)
     show(console, found)

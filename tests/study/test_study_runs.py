@@ -165,6 +165,16 @@ def test_a_planted_confound_is_named_and_a_controlled_study_has_none(base: Path,
     )
 
 
+def test_under_a_baseline_without_training_the_trained_arms_are_compared_with_each_other(
+    base: Path, tmp_path: Path
+) -> None:
+    arms = {"start": {"train.steps": 0}, "A": {}, "odd": {"objective": "IPO", "train.batch_size": 4}}
+    results = run_study(study(base, arms), tmp_path / "s", console=QUIET)
+    found = confounds(results, "start")
+    assert "odd: train.batch_size is 4, and 8 in A" in found
+    assert not [c for c in found if c.startswith(("A:", "start:"))]
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_costs_its_own_run_alone(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
