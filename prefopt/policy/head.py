@@ -77,6 +77,7 @@ def token_statistics(
     temperature: Float[Tensor, " M"] | None = None,
     names: Collection[str] = (),
     reference: States | None = None,
+    watched: Collection[str] = (),
 ) -> dict[str, Float[Tensor, " M"]]:
     """Log-probs of the tokens under "logps", and the statistics asked for, each [M] and at least fp32.
 
@@ -88,19 +89,26 @@ def token_statistics(
         temperature: [M] that the logits are divided by; None is 1.
         names: of `STATISTICS` and `DIVERGENCES`.
         reference: of the reference, for divergences.
+        watched: further names, whose numbers have no gradient.
 
     Raises:
         PrefoptError: the two have vocabularies of different size.
     """
-    names = sorted(names)
+    if not torch.is_grad_enabled():
+        names, watched = (), {*names, *watched}
     if reference is not None and reference.vocabulary != states.vocabulary:
         raise PrefoptError(
             f"exact KL needs one vocabulary; the policy's LM head has {states.vocabulary} rows, the reference's "
             f"{reference.vocabulary}"
         )
 
-    if not names and isinstance(states.logits, Head) and states.logits.is_linear:
-        return {"logps": _linear_logps(states.logits, states.hidden, tokens, temperature)}
+    if not names and {"entropy"}.issuperset(watched) and isinstance(states.logits, Head) and states.logits.is_linear:
+        return _linear_statistics(states.logits, states.hidden, tokens, temperature, "entropy" in watched)
+    if torch.is_grad_enabled() and (more := {*watched} - {*names}):  # apart, so that log-probs alone have a gradient
+        with torch.no_grad():
+            further = token_statistics(states, tokens, temperature, more, reference)
+        return further | token_statistics(states, tokens, temperature, names, reference)
+    names = sorted({*names, *watched})
 
     def of_chunk(hidden: Tensor, tokens: Tensor, temperature: Tensor | None, beside: Tensor | None) -> list[Tensor]:
         scores = _scaled(states.logits(hidden), temperature)
@@ -130,8 +138,10 @@ def _scaled(logits: Tensor, temperature: Tensor | None) -> Tensor:
     return logits if temperature is None else logits / temperature.to(logits.dtype)[:, None]
 
 
-def _linear_logps(head: Head, hidden: Tensor, tokens: Tensor, temperature: Tensor | None) -> Tensor:
-    """[M] log-probs alone, from the model's own head, which is a linear one."""
+def _linear_statistics(
+    head: Head, hidden: Tensor, tokens: Tensor, temperature: Tensor | None, entropy: bool
+) -> dict[str, Tensor]:
+    """[M] log-probs, and entropies without a gradient, from the model's own head, which is a linear one."""
     weight, bias, device = head.linear.weight, head.linear.bias, hidden.device.type
     if torch.is_autocast_enabled(device):  # as a linear layer would; out here the casts have their gradient
         dtype = torch.get_autocast_dtype(device)
@@ -140,7 +150,8 @@ def _linear_logps(head: Head, hidden: Tensor, tokens: Tensor, temperature: Tenso
     factor = torch.full((len(tokens), 1), head.scale, dtype=kind, device=hidden.device)
     if temperature is not None:
         factor /= temperature.to(kind)[:, None]
-    return LinearLogps.apply(hidden, weight, bias, factor, tokens)
+    logps, entropies = LinearLogps.apply(hidden, weight, bias, factor, tokens, entropy)
+    return {"logps": logps, "entropy": entropies} if entropy else {"logps": logps}
 
 
 class LinearLogps(torch.autograd.Function):
@@ -153,17 +164,27 @@ class LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor, tokens: Tensor
-    ) -> Tensor:
-        """[M], from [M, H], [V, H], [V], [M, 1] and [M]."""
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factor: Tensor,
+        tokens: Tensor,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [M] and, if wanted, entropies [M], from [M, H], [V, H], [V], [M, 1] and [M]."""
         to_hidden, to_weight, to_bias, *_ = ctx.needs_input_grad
         slopes = torch.empty_like(hidden) if to_hidden and not (to_weight or to_bias) else None
         logps = factor.new_empty(len(tokens))
+        entropies = torch.empty_like(logps) if entropy else None
         chunks = _chunks(len(tokens), len(weight))
         scores = None
         for part in chunks:
             scores = _logits(hidden[part], weight, bias, factor[part])
-            logps[part] = scores.gather(-1, tokens[part, None])[:, 0] - scores.logsumexp(-1)
+            normaliser = scores.logsumexp(-1)
+            logps[part] = scores.gather(-1, tokens[part, None])[:, 0] - normaliser
+            if entropies is not None:
+                entropies[part] = normaliser - torch.linalg.vecdot(scores.softmax(-1), scores)
             if slopes is not None:
                 slopes[part] = _slopes(scores, factor[part], tokens[part]).to(hidden.dtype) @ weight
         if slopes is not None:
@@ -171,14 +192,16 @@ class LinearLogps(torch.autograd.Function):
         else:
             ctx.save_for_backward(hidden, weight, bias, factor, tokens)
             ctx.scores = scores if len(chunks) == 1 and any(ctx.needs_input_grad) else None
-        return logps
+        if entropies is not None:
+            ctx.mark_non_differentiable(entropies)
+        return logps, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of hidden, weight and bias."""
         if len(ctx.saved_tensors) == 1:
-            return (gradient.to(ctx.saved_tensors[0].dtype)[:, None] * ctx.saved_tensors[0], None, None, None, None)
+            return (gradient.to(ctx.saved_tensors[0].dtype)[:, None] * ctx.saved_tensors[0], *[None] * 5)
         hidden, weight, bias, factor, tokens = ctx.saved_tensors
         by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         by_bias = None if bias is None else torch.zeros_like(bias)
@@ -190,7 +213,7 @@ class LinearLogps(torch.autograd.Function):
             by_weight.addmm_(slopes.T, hidden[part])
             if by_bias is not None:
                 by_bias += slopes.sum(0)
-        return by_hidden, by_weight, by_bias, None, None
+        return by_hidden, by_weight, by_bias, None, None, None
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:

@@ -96,11 +96,7 @@ class Policy(nn.Module):
         states, features = self._states(batch, features=needs.values and isinstance(self.critic, ValueHead))
         beside = self._beside(batch) if (needs.statistics | needs.watched) & DIVERGENCES.keys() else None
         temperature = _per_token(batch, self.device)
-        asked = needs.statistics if torch.is_grad_enabled() else needs.statistics | needs.watched
-        found = token_statistics(states, tokens, temperature, asked, beside)
-        if more := needs.watched - asked:  # apart, because log-probs alone have a gradient that costs less
-            with torch.no_grad():
-                found = token_statistics(states, tokens, temperature, more, beside) | found
+        found = token_statistics(states, tokens, temperature, needs.statistics, beside, needs.watched)
         if needs.values:
             assert self.critic is not None
             found["values"] = self.critic(batch, features)

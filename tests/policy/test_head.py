@@ -93,6 +93,22 @@ def test_the_written_out_gradient(bias, frozen, rows, make_head, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("names", [(), ("log_sum_squares",)], ids=["linear", "any"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_what_is_watched_has_no_gradient_and_takes_none(frozen, names, make_head):
+    own, draw = make_head(trained=not frozen), torch.Generator().manual_seed(0)
+    hidden = torch.randn(10, 16, generator=draw, dtype=torch.float64, requires_grad=True)
+    tokens, states = torch.randint(40, (10,), generator=draw), head.States(own, hidden, 40)
+    found = head.token_statistics(states, tokens, names=names, watched=["entropy"])
+    scores = (0.7 * own.linear(hidden)).log_softmax(-1)
+    torch.testing.assert_close(found["entropy"], -(scores.exp() * scores).sum(-1).detach())
+    assert not found["entropy"].requires_grad
+    assert found.keys() == {"logps", "entropy", *names}
+    (gradient,) = torch.autograd.grad(found["logps"].sum(), hidden)
+    (expected,) = torch.autograd.grad(scores[torch.arange(10), tokens].sum(), hidden)
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_memory_does_not_grow_with_vocabulary_times_tokens(frozen, make_head, monkeypatch):
     """What is kept for the backward pass is linear in the tokens, not tokens × vocabulary."""
