@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from prefopt.errors import PrefoptError
+from prefopt.policy.growing import growing_cache
 from prefopt.policy.noise import RowNoise, drawn, row_keys
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
@@ -134,7 +134,7 @@ class _Reading:
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self.mask = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
-        self.cache = DynamicCache(config=self.policy.causal.config)
+        self.cache = growing_cache(self.policy.causal.config)
         logits = self._read(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
         self.cache.batch_repeat_interleave(copies)
         self.mask = self.mask.repeat_interleave(copies, 0)
