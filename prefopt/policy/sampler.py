@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer
 
 from prefopt.errors import PrefoptError
+from prefopt.policy.growing import growing_cache
 from prefopt.policy.noise import RowNoise, drawn, row_keys
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
@@ -28,10 +27,6 @@ from prefopt.types import Sampled
 
 LEAVE = 1 / 8
 """Share of finished rows at which the others are copied together: copying the cache at every end would cost more."""
-
-
-ROOM = 64
-"""Tokens for which a cache has room beyond those it has."""
 
 
 @dataclass(frozen=True)
@@ -126,35 +121,6 @@ class Drawn:
     logps: list[float] | None = None
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values with room behind them, so that a token is written into its place instead of all being copied for it."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._rooms: dict[str, Tensor] = {}
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """All keys and values [N, heads, length, D], the new ones at their end."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-        else:
-            self.keys = self._appended("keys", self.keys, key_states)
-            self.values = self._appended("values", self.values, value_states)
-        return self.keys, self.values
-
-    def _appended(self, name: str, held: Tensor | None, new: Tensor) -> Tensor:
-        assert held is not None
-        before, after = held.shape[-2], held.shape[-2] + new.shape[-2]
-        room = self._rooms.get(name)
-        # Rows that were taken out or doubled stand elsewhere.
-        if room is None or room.data_ptr() != held.data_ptr() or room.shape[-2] < after:
-            room = self._rooms[name] = held.new_empty(*held.shape[:-2], after + ROOM, held.shape[-1])
-            room[..., :before, :] = held
-        room[..., before:after, :] = new
-        return room[..., :after, :]
-
-
 class _Reading:
     """A causal LM in the middle of N rows: it has read the prompts, and reads a token more of each row at every step."""
 
@@ -168,8 +134,7 @@ class _Reading:
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self.mask = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
-        self.cache = DynamicCache(config=self.policy.causal.config)
-        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache = growing_cache(self.policy.causal.config)
         logits = self._read(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
         self.cache.batch_repeat_interleave(copies)
         self.mask = self.mask.repeat_interleave(copies, 0)
