@@ -29,7 +29,8 @@ def compared(
     Raises:
         PrefoptError: the runs cannot be compared.
     """
-    base = baseline or study.reference_arm
+    base, arms = baseline or study.reference_arm, list(study.all_arms())
+    results = sorted(results, key=lambda r: arms.index(r.arm) if r.arm in arms else len(arms))
     notes = [claim(results)]
     if metric not in (None, study.metric):
         notes.append(
