@@ -31,6 +31,9 @@ from prefopt.winrate import Contest, Sample, key, rates, wins
 PAIR = Needs(completions=2, ordered=True)
 BEST = Needs(completions=1, ordered=True)
 
+TIE = 1e-4
+"""Nats (or points of a scorer) within which neither is ahead: sums of log-probs in fp32 that should be equal differ by less."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -338,7 +341,8 @@ def _gaps(pairs: Sequence[Tokenised]) -> Tensor | None:
 
 def _ahead(reward: Tensor) -> Tensor:
     """[B]: 1 where the first is ahead, ½ on a tie."""
-    return ((reward[:, 0] - reward[:, 1]).sign() + 1) / 2
+    ahead = reward[:, 0] - reward[:, 1]
+    return (ahead.masked_fill(ahead.abs() <= TIE, 0).sign() + 1) / 2
 
 
 def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | None = None) -> Observations:

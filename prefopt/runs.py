@@ -433,7 +433,9 @@ class Run:
             return
         others = self._others()
         content = manifest(self.settings, self.accelerator, self.model, self.plan.model, self.data, others)
-        write_whole(self.folder / "manifest.json", json.dumps(content, indent=2))
+        # A recipe leaves defaults out, and another version may have other ones.
+        content["objectives"] = [{"name": term.name, **vars(term.objective)} for term in self.trainer.terms]
+        write_whole(self.folder / "manifest.json", json.dumps(content, indent=2, default=repr))
 
     def _others(self) -> dict[str, torch.nn.Module]:
         """The models beside the trained one: a reference of its own, and reward models."""

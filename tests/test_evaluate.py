@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from prefopt import recipe
 from prefopt.data import formats, tokenise
 from prefopt.estimates import Observations
-from prefopt.evaluate import Evaluation, Evaluator, distinct
+from prefopt.evaluate import Evaluation, Evaluator, _ahead, distinct
 from prefopt.feedback import MissingEOS, Shaped
 from prefopt.policy import Policy, Reference, Scorer
 from prefopt.types import Verdict
@@ -192,6 +192,11 @@ def test_calibration_of_a_scorer_by_hand(columns, scorer, tokenizer):
         sums[0] += confidence
         sums[1] += p if d > 0 else 1 - p
     assert evaluation.numbers["ece"] == pytest.approx(sum(abs(a - b) for a, b in bins.values()) / 4, abs=1e-9)
+
+
+def test_rounding_puts_nobody_ahead():
+    ahead = _ahead(torch.tensor([[5.0, 5.00001], [5.00001, 5.0], [5.0, 5.001], [5.001, 5.0]]))
+    assert ahead.tolist() == [0.5, 0.5, 0.0, 1.0]
 
 
 def test_accuracy_by_gap_of_a_scorer(scorer, tokenizer):

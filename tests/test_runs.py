@@ -16,6 +16,7 @@ from _tiny import tiny_model, tiny_pairs
 
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.manifest import fingerprint_weights
+from prefopt.objectives import CATALOGUE
 from prefopt.plan import plan
 from prefopt.policy import load_policy, load_tokenizer
 from prefopt.recipe import Policy
@@ -122,6 +123,7 @@ def test_two_objectives_with_one_seed_see_the_same_batches(recipe_file: Path, tm
         settings = load_recipe(recipe_file, [f"objective={objective}", "train.steps=4", "train.minibatch_size=null"])
         folder = run(settings, tmp_path / objective).folder
         manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["objectives"] == [{"name": objective, **vars(CATALOGUE[objective]())}]  # defaults as well
         orders.append(
             (manifest["data"], manifest["model"]["fingerprint"], [line.get("batch") for line in metrics(folder)])
         )
