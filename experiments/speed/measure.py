@@ -4,6 +4,7 @@ A process for each, because the peak of memory is the process's. Imports and set
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -71,7 +72,7 @@ def recipe_of(spec: dict, folder: Path, more: dict) -> Any:
             "steps": spec["steps"],
             "batch_size": spec["batch"],
             "micro_batch_size": spec["batch"],
-            "micro_tokens": spec.get("tokens", 1024),
+            "micro_tokens": spec.get("tokens", 2048),
             "lr": 1e-4,
             "schedule": "constant",
             "warmup": 0,
@@ -119,6 +120,7 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
         "losses": [step.metrics["loss"] for step in steps],
         "seconds": [step.seconds for step in steps],
         "tokens": sum(step.tokens for step in steps),
+        "sampled": getattr(made.source, "tokens", 0),
         "padding": sum(step.metrics.get("padding", 0) for step in steps) / len(steps),
         "before": before,
         "peak": peak(),
@@ -132,31 +134,31 @@ def prefopt_dpo(spec: dict, folder: Path) -> dict:
 
 
 def prefopt_study(spec: dict, folder: Path) -> dict:
-    """Whole runs of each objective and seed, one after another in this process, with what a study shares."""
+    """`prefopt study` itself: whole runs of each objective and seed by several processes of one thread, with the report."""
     from rich.console import Console
 
-    from prefopt.runs import run
-    from prefopt.sharing import sharing
+    from prefopt.study import Study, run_study
 
-    began, cpu, losses = time.perf_counter(), time.process_time(), []
-    with sharing():
-        for objective in spec["objectives"]:
-            for seed in spec["seeds"]:
-                one = recipe_of(
-                    spec | {"objective": {"name": objective}}, folder, {"seed": seed, "seeds": {"order": seed}}
-                )
-                result = run(one, folder / f"{objective}-{seed}", console=Console(quiet=True))
-                lines = (result.folder / "metrics.jsonl").read_text().splitlines()
-                losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)][-1])
+    base = recipe_of(spec | {"threads": 1}, folder, {"seed": 0, "seeds": {}}).model_dump(mode="json")
+    study = Study(
+        name="speed",
+        recipe=base,
+        arms={name: {"objective": name} for name in spec["objectives"]},
+        seeds=spec["seeds"],
+        metric="accuracy",
+    )
+    began = time.perf_counter()
+    results = run_study(study, folder / "study", jobs=spec["jobs"], console=Console(quiet=True))
     done = time.perf_counter()
-    spent = time.process_time() - cpu
+    lines = [json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[-2]) for result in results]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "import": began - BEGAN,
         "setup": 0.0,
         "train": done - began,
-        "cpu": spent,
-        "losses": losses,
-        "peak": peak(),
+        "cpu": time.process_time() + used.ru_utime + used.ru_stime,
+        "losses": [line.get("loss", math.nan) for line in lines],
+        "peak": used.ru_maxrss / 1024,
     }
 
 
@@ -173,6 +175,7 @@ def prefopt_grpo(spec: dict, folder: Path) -> dict:
             "steps": spec["steps"],
             "batch_size": spec["batch"],
             "micro_batch_size": spec["batch"],
+            "micro_tokens": None,  # all completions of a step at once, as on TRL's side
             "lr": 1e-5,
             "schedule": "constant",
             "warmup": 0,

@@ -54,7 +54,7 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
     """One measurement, in a process of its own; a line of results.csv."""
     given = {"what": what, "threads": options.threads, **spec}
     where = {"PREFOPT_CACHE": str(CACHE), "HF_DATASETS_CACHE": str(CACHE / "datasets"), "PYTHONWARNINGS": "ignore"}
-    threads = {"OMP_NUM_THREADS": str(options.threads)}
+    threads = {"OMP_NUM_THREADS": str(options.threads), "THP_MEM_ALLOC_ENABLE": "1"}  # as `prefopt` sets it; both sides
     load = os.getloadavg()[0]
     done = subprocess.run(
         [sys.executable, str(HERE / "measure.py"), json.dumps(given)],
@@ -76,7 +76,7 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
         "threads": options.threads,
         "pairs": spec.get("pairs", ""),
         **{key: f"{found[key]:.3f}" for key in TIMES if key in found},
-        "tokens": found.get("tokens", found.get("sampled", "")),
+        "tokens": found.get("sampled") or found.get("tokens", ""),
         "before_mb": f"{found.get('before', 0):.0f}",
         "peak_mb": f"{found.get('peak', 0):.0f}",
         "losses": " ".join(f"{loss:.7f}" for loss in found.get("losses", ())),
@@ -118,13 +118,23 @@ def grpo(options: argparse.Namespace) -> None:
 
 
 def study(options: argparse.Namespace) -> None:
-    """(c) Every objective and seed: one process for prefopt, with one cache; a process for each of TRL's runs."""
+    """(c) Every objective and seed: `prefopt study`, a process a core; TRL's runs one after another, on all cores."""
     batch = min(options.batch, options.pairs)
     work = {"pairs": options.pairs, "batch": batch, "steps": options.steps}
     objectives = list(OBJECTIVES)[: options.objectives]
     seeds = list(SEEDS)[: options.seeds]
     shutil.rmtree(CACHE, ignore_errors=True)
-    measured("prefopt_study", "prefopt", "study", "c", options, objectives=objectives, seeds=seeds, **work)
+    measured(
+        "prefopt_study",
+        "prefopt",
+        "study",
+        "c",
+        options,
+        objectives=objectives,
+        seeds=seeds,
+        jobs=options.threads,
+        **work,
+    )
     for name in objectives:
         for seed in seeds:
             loss = OBJECTIVES[name]
