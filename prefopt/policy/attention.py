@@ -4,7 +4,7 @@ For a CPU, where a call costs little beside what it computes. On a GPU many smal
 padded row (`layout.tree_mask`) is the faster way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,19 @@ class Segments:
         return self._masks[key]
 
 
+@dataclass
+class Prompts:
+    """Keys and values of prompts that rows go on from.
+
+    Attributes:
+        layers: of each layer and prompt, keys and values [1, kv heads, length, D].
+        rows: how many rows go on from each prompt; rows stand in the order of the prompts.
+    """
+
+    layers: Sequence[Sequence[tuple[Tensor, Tensor]]]
+    rows: Sequence[int] = ()
+
+
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -56,6 +69,7 @@ def segment_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     segments: Segments | None = None,
+    prompts: Prompts | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -70,6 +84,7 @@ def segment_attention(
         value: like `key`.
         attention_mask: not looked at where there are segments.
         segments: of the row; None is `sdpa`.
+        prompts: that rows go on from, by one token each, [N, heads, 1, D]; keys and values are of what follows the prompts.
         dropout: of attention probabilities.
         scaling: of scores; None is 1/√D.
         sliding_window: how many tokens back a token sees, itself included; None is all.
@@ -78,11 +93,13 @@ def segment_attention(
     Raises:
         ValueError: it asks for a kind of attention that is not this one.
     """
+    if prompts is not None:
+        _refuse({**others, "sliding_window": sliding_window})
+        return _after_prompts(module, query, key, value, prompts, scaling), None
     if segments is None:
         others["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-    if odd := [name for name in UNKNOWN if others.get(name) is not None]:
-        raise ValueError(f"its attention has {odd[0]}")
+    _refuse(others)
     copies = query.shape[1] // key.shape[1]
     # Views made by `split` have one backward pass together; slices would fill a row with zeros for each.
     queries, keys, values = (
@@ -105,6 +122,37 @@ def segment_attention(
             seen = (torch.cat([one, next(rest)], 2) for one, rest in ((keys_before, keys), (values_before, values)))
             found.append(attend(prompt, next(queries), *seen))
     return torch.cat(found, 2).transpose(1, 2), None
+
+
+def _refuse(others: Mapping[str, Any]) -> None:
+    if odd := [name for name in (*UNKNOWN, "sliding_window") if others.get(name) is not None]:
+        raise ValueError(f"its attention has {odd[0]}")
+
+
+def _after_prompts(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, prompts: Prompts, scaling: float | None
+) -> Tensor:
+    """[N, 1, heads, D]: attention to a row's prompt and to what follows it, put together by what normalises the two."""
+    rows, heads, _, size = query.shape
+    grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)  # queries that share keys, as so many places
+    own, own_log = _flash(grouped, key, value, scaling)
+    parts = []
+    for of_prompt, (keys, values) in zip(
+        grouped.split(list(prompts.rows)), prompts.layers[module.layer_idx], strict=True
+    ):
+        if len(of_prompt):
+            seen, log = _flash(of_prompt.transpose(0, 1).flatten(1, 2)[None], keys, values, scaling)
+            parts.append((seen.unflatten(2, (len(of_prompt), -1)), log.unflatten(2, (len(of_prompt), -1))))
+    before = torch.cat([seen[0].transpose(0, 1) for seen, _ in parts])
+    before_log = torch.cat([log[0].transpose(0, 1) for _, log in parts])
+    share = torch.sigmoid(before_log - own_log)[..., None].to(own.dtype)
+    return (share * before + (1 - share) * own).view(rows, 1, heads, size)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
+    """What is seen of all keys, and the logarithm of what normalises it, without a gradient."""
+    seen, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scaling)
+    return seen, normaliser
 
 
 def attends_by_segments(backbone: PreTrainedModel) -> bool:

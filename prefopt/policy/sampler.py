@@ -1,6 +1,5 @@
 """Drawing completions from a causal LM: each prompt is read once for all its completions, and finished ones leave the batch."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from transformers import (
 )
 
 from prefopt.errors import PrefoptError
-from prefopt.policy.growing import growing_cache
 from prefopt.policy.noise import RowNoise, drawn, row_keys
 from prefopt.policy.policy import Policy
+from prefopt.policy.reading import Reading, reading_of
 from prefopt.policy.reference import Following, Reference
 from prefopt.profile import counted
 from prefopt.recipe import Sampling
@@ -121,54 +120,12 @@ class Drawn:
     logps: list[float] | None = None
 
 
-class _Reading:
-    """A causal LM in the middle of N rows: it has read the prompts, and reads a token more of each row at every step."""
-
-    def __init__(self, policy: Policy):
-        self.policy = policy
-        self.places = "position_ids" in inspect.signature(self.policy.causal.forward).parameters
-
-    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
-        """Read each prompt once; logits [N, V] of what follows in `copies` rows of each."""
-        longest, device = max(map(len, prompts)), self.policy.device
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.mask = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
-        self.cache = growing_cache(self.policy.causal.config)
-        logits = self._read(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
-        self.cache.batch_repeat_interleave(copies)
-        self.mask = self.mask.repeat_interleave(copies, 0)
-        return logits.repeat_interleave(copies, 0)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one token of each row, [N]; logits [N, V] of the next."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        return self._read(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
-
-    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
-        more: dict[str, Any] = {"position_ids": positions} if self.places else {}
-        logits = self.policy.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **more,
-        ).logits[:, -1]
-        return logits if logits.dtype == torch.float64 else logits.float()
-
-
 class _Mixing:
     """Two models in the middle of the same rows, and the geometric mixture of what they say."""
 
     def __init__(self, mixture: Mixture):
         speakers = ((1 - mixture.share, mixture.policy), (mixture.share, mixture.reference))
-        self.parts = [(share, speaker, _Reading(_policy_of(speaker))) for share, speaker in speakers]
+        self.parts = [(share, speaker, Reading(_policy_of(speaker))) for share, speaker in speakers]
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
         return self._mixed(lambda part: part.start(prompts, copies))
@@ -180,7 +137,7 @@ class _Mixing:
     def step(self, tokens: Tensor) -> Tensor:
         return self._mixed(lambda part: part.step(tokens))
 
-    def _mixed(self, read: Callable[[_Reading], Tensor]) -> Tensor:
+    def _mixed(self, read: Callable[[Reading], Tensor]) -> Tensor:
         # Not log-softmax of either: a share of 0 must not turn −∞ into NaN, and the normaliser cancels.
         said = []
         for share, speaker, part in self.parts:
@@ -195,7 +152,7 @@ def _decoded(
     model: Speaker, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
 ) -> list[Drawn]:
     """Completions of each prompt, one for each of its keys, [P, K]; prompt by prompt."""
-    reading = _Mixing(model) if isinstance(model, Mixture) else _Reading(_policy_of(model))
+    reading = _Mixing(model) if isinstance(model, Mixture) else reading_of(_policy_of(model), prompts, keys.shape[1])
     logits = reading.start(prompts, keys.shape[1])
     device, count = logits.device, keys.numel()
     rows, keys = torch.arange(count, device=device), keys.flatten().to(device)

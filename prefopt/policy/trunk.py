@@ -91,11 +91,14 @@ class Trunk:
 
 
 def _kind(backbone: Any, rows: Rows) -> tuple[Any, ...]:
-    """All that decides whether rows of this kind are exact, but for their length."""
+    return "packed" if rows.segments else "masked", *kind_of(backbone, rows.input_ids.device)
+
+
+def kind_of(backbone: Any, device: torch.device) -> tuple[Any, ...]:
+    """All that decides whether a way to compute is exact for a model, but for the lengths of its rows."""
     config = {key: value for key, value in backbone.config.to_dict().items() if key != "_name_or_path"}
-    device = rows.input_ids.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return type(backbone), str(config), backbone.dtype, device, low, rows.segments is None
+    low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return type(backbone), str(config), backbone.dtype, device.type, low
 
 
 def _doubt(backbone: Any, batch: Batch, rows: Rows) -> str:

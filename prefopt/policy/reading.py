@@ -1,0 +1,135 @@
+"""A causal LM in the middle of rows that it writes: prompts are read once, and then a token of each row at every step."""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.policy import trunk
+from prefopt.policy.attention import Prompts, attends_by_segments
+from prefopt.policy.growing import GrowingLayer, growing_cache
+from prefopt.policy.policy import Policy
+
+log = logging.getLogger(__name__)
+
+
+class Reading:
+    """A causal LM in the middle of N rows, each of which holds the keys and values of its prompt."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self.places = "position_ids" in inspect.signature(self.policy.causal.forward).parameters
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        """Read each prompt once; logits [N, V] of what follows in `copies` rows of each."""
+        longest, device = max(map(len, prompts)), self.policy.device
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.mask = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
+        self.cache = growing_cache(self.policy.causal.config)
+        logits = self._read(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
+        self.cache.batch_repeat_interleave(copies)
+        self.mask = self.mask.repeat_interleave(copies, 0)
+        return logits.repeat_interleave(copies, 0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token of each row, [N]; logits [N, V] of the next."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        return self._read(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+
+    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
+        more: dict[str, Any] = {"position_ids": positions} if self.places else {}
+        logits = self.policy.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **more,
+        ).logits[:, -1]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class SharedReading(Reading):
+    """The same, where the rows of one prompt look at one copy of its keys and values: less memory, and less to go through."""
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        """Read each prompt once; logits [N, V] of what follows in `copies` rows of each."""
+        logits = super().start(prompts, 1)
+        lengths = [len(prompt) for prompt in prompts]
+        held: list[Any] = self.cache.layers
+        self.prompts = Prompts(
+            [
+                [(layer.keys[p : p + 1, :, -n:], layer.values[p : p + 1, :, -n:]) for p, n in enumerate(lengths)]
+                for layer in held
+            ]
+        )
+        self.cache = growing_cache(self.policy.causal.config)
+        self.owner = torch.arange(len(prompts)).repeat_interleave(copies)
+        self.read = torch.tensor(lengths, device=self.policy.device).repeat_interleave(copies)
+        return logits.repeat_interleave(copies, 0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, in ascending order."""
+        self.cache.batch_select_indices(rows)
+        self.owner, self.read = self.owner[rows.cpu()], self.read[rows]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token of each row, [N]; logits [N, V] of the next."""
+        self.prompts.rows = self.owner.bincount(minlength=len(self.prompts.layers[0])).tolist()
+        logits = self.policy.model(
+            input_ids=tokens[:, None],
+            # Of four dimensions, as of a mask that is to be taken as it is; this attention does not look at it.
+            attention_mask=torch.zeros(1, 1, 1, 1),
+            position_ids=self.read[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            prompts=self.prompts,
+        ).logits[:, -1]
+        self.read = self.read + 1
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@torch.no_grad()
+def reading_of(policy: Policy, prompts: Sequence[Sequence[int]], copies: int) -> Reading:
+    """By shared prompts where rows have some and the model proves exact with them, on its first step in this process."""
+    backbone = getattr(policy.causal, policy.causal.base_model_prefix)
+    layers = growing_cache(policy.causal.config).layers
+    if copies < 2 or not attends_by_segments(backbone) or not all(type(layer) is GrowingLayer for layer in layers):
+        return Reading(policy)
+    kind = ("shared prompts", *trunk.kind_of(backbone, policy.device))
+    if kind not in trunk.EXACT:
+        doubt = _doubt(policy, prompts[:2])
+        trunk.EXACT[kind] = 0 if doubt else 1
+        if doubt:
+            log.info("%s cannot write from shared prompts (%s)", type(backbone).__name__, doubt)
+    return SharedReading(policy) if trunk.EXACT[kind] else Reading(policy)
+
+
+def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
+    """What is wrong with shared prompts over a few steps, in which a row leaves; nothing if they can be used."""
+    found: list[list[Tensor]] = [[], []]
+    tokens = torch.tensor([[prompt[0], prompt[-1]] for prompt in prompts], device=policy.device).flatten()
+    rows = torch.arange(1, len(tokens), device=policy.device)
+    try:
+        for steps, reading in zip(found, (SharedReading(policy), Reading(policy)), strict=True):
+            steps.append(reading.start(prompts, 2))
+            steps.append(reading.step(tokens))
+            reading.keep(rows)
+            steps.append(reading.step(tokens[rows]))
+    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    shared, alone = (torch.cat(steps) for steps in found)
+    low = torch.is_autocast_enabled(policy.device.type) or torch.finfo(policy.causal.dtype).bits < 32
+    tolerance = (2**-5 if low else 1e-4) * max(alone.abs().max().item(), 1.0)
+    worst = (shared - alone).abs().max().item()
+    return "" if worst <= tolerance else f"logits differ by {worst:.2g}"
