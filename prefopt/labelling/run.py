@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from prefopt.data import load_examples
+from prefopt.data import Example, load_examples
 from prefopt.errors import PrefoptError
 from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
 from prefopt.files import write_whole
@@ -66,6 +66,21 @@ def label(settings: LabelRecipe, folder: str | Path, console: Console | None = N
     return Labelling(settings, Path(folder), console or Console(stderr=True)).finish()
 
 
+def rows_of(settings: LabelRecipe) -> list[Example]:
+    """What it will label; refuses what can be known to be wrong before a model is loaded.
+
+    Raises:
+        PrefoptError: a feedback, a model or data that will not do.
+    """
+    check_feedback(settings.feedback, fixed=True)
+    if settings.policy is not None:
+        find_model(settings.policy.model)
+        check_sampler(settings.samples or Samples(), "samples")
+    source = settings.source
+    examples = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
+    return to_label(examples, settings)
+
+
 class Labelling:
     """The pieces of a labelling, put together; `finish` does it.
 
@@ -86,13 +101,7 @@ class Labelling:
         self.console = console if self.accelerator.is_main_process else Console(quiet=True)
         self.lock = FileLock(folder / ".lock", timeout=0)
         _refuse_folder(folder, settings)
-        check_feedback(settings.feedback, fixed=True)
-        if settings.policy is not None:
-            find_model(settings.policy.model)
-            check_sampler(settings.samples or Samples(), "samples")
-        source = settings.source
-        examples = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
-        self.rows = to_label(examples, settings)
+        self.rows = rows_of(settings)
 
     def finish(self) -> LabelResult:
         """Label what is not labelled yet."""

@@ -1,4 +1,4 @@
-"""Runs of a study, one after another or in several processes. None takes the others down."""
+"""Runs and labellings of a study, one after another or in several processes. None takes the others down."""
 
 import contextlib
 import gc
@@ -18,7 +18,7 @@ from rich.console import Console
 from prefopt.checkpoint import unused
 from prefopt.files import write_whole
 from prefopt.sharing import sharing
-from prefopt.study.jobs import Job
+from prefopt.study.job import Piece, finished
 
 
 @dataclass(frozen=True)
@@ -30,35 +30,33 @@ class Outcome:
         error: why it came to no end, in a line; None where it did.
     """
 
-    job: Job
+    job: Piece
     error: str | None = None
 
 
-Executor = Callable[[Sequence[Job]], Iterator[Outcome]]
+Executor = Callable[[Sequence[Piece]], Iterator[Outcome]]
 
 
-def one_by_one(jobs: Sequence[Job]) -> Iterator[Outcome]:
+def one_by_one(jobs: Sequence[Piece]) -> Iterator[Outcome]:
     """In this process, which keeps models and data from run to run."""
     with sharing():
         for job in jobs:
             yield attempt(job)
 
 
-def attempt(job: Job) -> Outcome:
+def attempt(job: Piece) -> Outcome:
     """Run it; what goes wrong is written to error.txt in the run folder, where partial work stays.
 
-    An unfinished run goes on from its last checkpoint, or else begins again in the same folder.
+    What is unfinished goes on as far as it can, or else begins again in the same folder.
     """
     from accelerate.state import AcceleratorState
 
-    from prefopt.runs import run
-
     try:
-        if missing := [folder for folder in job.after if not (folder / "summary.json").exists()]:
+        if missing := [folder for folder in job.after if not finished(folder)]:
             raise RuntimeError(f"{missing[0]} is not finished, and this run reads from it")
         _make_room(job)
         with _log(job) as console:
-            run(job.recipe, job.folder, resume=(job.folder / "recipe.yaml").exists(), console=console)
+            job.make(console)
         return Outcome(job)
     except Exception as error:
         return failed(job, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", traceback.format_exc())
@@ -67,14 +65,14 @@ def attempt(job: Job) -> Outcome:
         gc.collect()  # models and optimisers hold each other
 
 
-def failed(job: Job, why: str, details: str) -> Outcome:
+def failed(job: Piece, why: str, details: str) -> Outcome:
     """Write down that it did."""
     job.folder.mkdir(parents=True, exist_ok=True)
     write_whole(job.folder / "error.txt", details)
     return Outcome(job, why)
 
 
-def _make_room(job: Job) -> None:
+def _make_room(job: Piece) -> None:
     """A folder that can be resumed stays, its old error under another name; what cannot is moved aside."""
     if not job.folder.exists():
         return
@@ -88,7 +86,7 @@ def _make_room(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _log(job: Job) -> Iterator[Console]:
+def _log(job: Piece) -> Iterator[Console]:
     """What a person would see of the run goes to logs/."""
     file = _study_folder(job) / "logs" / f"{job.name}-seed-{job.seed}.txt"
     file.parent.mkdir(exist_ok=True)
@@ -96,7 +94,7 @@ def _log(job: Job) -> Iterator[Console]:
         yield Console(file=text, width=120)
 
 
-def _study_folder(job: Job) -> Path:
+def _study_folder(job: Piece) -> Path:
     """The folder that has `arms`, `stages` or `tuning`, in which the run folder is."""
     return next(f.parent for f in job.folder.parents if f.name in ("arms", "stages", "tuning") and _is_study(f.parent))
 
@@ -115,9 +113,9 @@ class Workers:
     def __init__(self, number: int):
         self.number = number
         self.idle: list[_Worker] = []
-        self.working: dict[Any, tuple[_Worker, Job]] = {}
+        self.working: dict[Any, tuple[_Worker, Piece]] = {}
 
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def __call__(self, jobs: Sequence[Piece]) -> Iterator[Outcome]:
         """Do the jobs, in this order as processes come free; outcomes come as they are done."""
         waiting = list(reversed(jobs))
         while waiting or self.working:
@@ -134,7 +132,7 @@ class Workers:
                     outcome = failed(job, why, f"{why}: killed, or out of memory\n")
                 yield outcome
 
-    def _hand(self, job: Job) -> None:
+    def _hand(self, job: Piece) -> None:
         """Give a job to an idle process, or to a new one."""
         places = {worker.place for worker in (*self.idle, *(worker for worker, _ in self.working.values()))}
         worker = self.idle.pop() if self.idle else _started(min(set(range(self.number)) - places))

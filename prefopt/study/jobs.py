@@ -1,44 +1,21 @@
-"""From a study to its runs: which recipe, which seed, which folder."""
+"""From a study to its runs and labellings: which recipe, which seed, which folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from prefopt import recipe
 from prefopt.accounting import labels_per_prompt
 from prefopt.errors import PrefoptError
-from prefopt.recipe import Recipe, Wandb
+from prefopt.labelling.recipe import LabelRecipe
+from prefopt.recipe import Recipe, Section, Wandb
+from prefopt.study.job import Job, Labels, Piece
 from prefopt.study.spec import CHANCES, Study, Varied
 
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a study.
-
-    Attributes:
-        name: of the arm, stage or trial.
-        seed: of the run.
-        folder: the run folder.
-        recipe: resolved.
-        after: run folders that it reads from.
-    """
-
-    name: str
-    seed: int
-    folder: Path
-    recipe: Recipe
-    after: tuple[Path, ...] = ()
-
-    @property
-    def done(self) -> bool:
-        """Whether the run came to its end."""
-        return (self.folder / "summary.json").exists()
-
-    def __str__(self) -> str:
-        return f"{self.name} seed {self.seed}"
+Kind = TypeVar("Kind", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -70,11 +47,11 @@ class Jobs:
             for name, arm in every.items()
         ]
 
-    def stages(self) -> list[list[Job]]:
+    def stages(self) -> list[list[Piece]]:
         """What is made first: a list for each stage, for a later one may need an earlier one."""
         return [
             [
-                self._job(stage, f"stage {name}", seed, self._stage(name, seed), before=name)
+                self._made_first(name, seed)
                 for seed in ([self.study.seeds[0]] if stage.per == "study" else self._all_seeds())
             ]
             for name, stage in self.study.stages.items()
@@ -96,50 +73,54 @@ class Jobs:
         folder = self.folder / "stages" / name
         return folder if self.study.stages[name].per == "study" else folder / f"seed-{seed}"
 
-    def _job(
-        self,
-        varied: Varied,
-        name: str,
-        seed: int,
-        folder: Path,
-        settings: Mapping[str, Any] | None = None,
-        before: str | None = None,
-    ) -> Job:
-        """A run of a varied recipe; of the stages, those before the one called `before` can be named in it."""
+    def _job(self, arm: Varied, name: str, seed: int, folder: Path, settings: Mapping[str, Any]) -> Job:
+        """A run of an arm."""
+        where = f"arm {name}"
+        tree = self._tree(arm, name, seed, where, settings)
+        resolved, after = self._resolved(Recipe, tree, where, self._stages(seed))
+        return Job(name, seed, folder, self._tracked(_one_thread(self._held(resolved, where))), after)
+
+    def _made_first(self, name: str, seed: int) -> Piece:
+        """A run or a labelling of a stage; those before it can be named in it."""
+        stage, folder, called = self.study.stages[name], self._stage(name, seed), f"stage {name}"
+        earlier = self._stages(seed, before=name)
+        if stage.label is None:
+            resolved, after = self._resolved(Recipe, self._tree(stage, called, seed, called, {}), called, earlier)
+            return Job(called, seed, folder, self._tracked(_one_thread(resolved)), after)
+        tree = recipe.refined(self._read(stage.label), stage.fields, called)
+        drawn = seed if "sampling" in self.study.chance else self.study.seeds[0]
+        tree |= {"name": called.replace(" ", "-"), "seed": drawn}
+        labels, after = self._resolved(LabelRecipe, tree, called, earlier)
+        return Labels(called, seed, folder, labels.model_copy(update={"threads": labels.threads or 1}), after)
+
+    def _stages(self, seed: int, before: str | None = None) -> dict[str, Path]:
+        """The folder of every stage, or of those before one, as a run of this seed reads them."""
         names = list(self.study.stages)
-        known = names if before is None else names[: names.index(before)]
-        stages = {stage: self._stage(stage, seed) for stage in known}
-        resolved = self._recipe(varied, name, seed, settings or {}, stages, is_stage=before is not None)
-        read = "\n".join(_texts(resolved.model_dump(mode="json")))
-        after = tuple(path for path in stages.values() if str(path) in read)
-        return Job(name, seed, folder, resolved, after)
+        return {name: self._stage(name, seed) for name in names[: None if before is None else names.index(before)]}
 
-    def _recipe(
-        self,
-        varied: Varied,
-        name: str,
-        seed: int,
-        settings: Mapping[str, Any],
-        stages: Mapping[str, Path],
-        is_stage: bool,
-    ) -> Recipe:
+    def _tree(self, varied: Varied, name: str, seed: int, where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of a run with all changes to it."""
         study = self.study
-        where = name if is_stage else f"arm {name}"
-        tree = recipe.refined(self._base(varied), study.common, f"common, in {where}")
-        tree = recipe.refined(tree, {**varied.fields, **settings}, where)
-        tree["variables"] = {**(tree.get("variables") or {}), **study.variables}
-        tree |= {"name": name.replace(" ", "-"), "seed": seed}
-        fixed = {chance: study.seeds[0] for chance in CHANCES if chance not in study.chance}
-        tree["seeds"] = fixed | (tree.get("seeds") or {})
-        variables = {f"stages.{stage}": str(path) for stage, path in stages.items()}
-        resolved = recipe.checked(Recipe, recipe.interpolated(tree, variables), where)
-        return self._tracked(_one_thread(self._held(resolved, where) if not is_stage else resolved))
-
-    def _base(self, varied: Varied) -> dict[str, Any]:
-        """The recipe that is varied, read once."""
-        given = varied.recipe if varied.recipe is not None else self.study.recipe
+        given = varied.recipe if varied.recipe is not None else study.recipe
         if given is None:
             raise PrefoptError("there is no recipe to vary: give one in `recipe`, the stage's or the study's")
+        tree = recipe.refined(self._read(given), study.common, f"common, in {where}")
+        tree = recipe.refined(tree, {**varied.fields, **settings}, where)
+        fixed = {chance: study.seeds[0] for chance in CHANCES if chance not in study.chance}
+        return tree | {"name": name.replace(" ", "-"), "seed": seed, "seeds": fixed | (tree.get("seeds") or {})}
+
+    def _resolved(
+        self, kind: type[Kind], tree: Mapping[str, Any], where: str, stages: Mapping[str, Path]
+    ) -> tuple[Kind, tuple[Path, ...]]:
+        """The tree as a recipe of this kind, and the folders of those stages that it names."""
+        whole = {**tree, "variables": {**(tree.get("variables") or {}), **self.study.variables}}
+        texts = "\n".join(_texts(whole))
+        after = tuple(folder for stage, folder in stages.items() if f"${{stages.{stage}}}" in texts)
+        variables = {f"stages.{stage}": str(folder) for stage, folder in stages.items()}
+        return recipe.checked(kind, recipe.interpolated(whole, variables), where), after
+
+    def _read(self, given: str | Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe that is varied; a file is read once."""
         if not isinstance(given, str):
             return recipe.refined({}, given, "recipe")
         if given not in self._trees:

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from prefopt import recipe
 from prefopt.checkpoint import unused
 from prefopt.comparison import AT_KL
 from prefopt.errors import PrefoptError
 from prefopt.files import write_whole
 from prefopt.sharing import sharing
 from prefopt.study.execute import Executor, Outcome, Workers, failed, one_by_one
-from prefopt.study.jobs import Job, Jobs, changed_declarations
+from prefopt.study.job import Piece, finished
+from prefopt.study.jobs import Jobs, changed_declarations
 from prefopt.study.report import Result, write_report
 from prefopt.study.spec import Study
 from prefopt.study.tracked import log_comparison
@@ -75,8 +74,6 @@ def check(planned: Jobs) -> None:
     Raises:
         PrefoptError: a recipe, data or model that will not do; a folder that holds other runs under the same names.
     """
-    from prefopt.plan import plan
-
     if changed := changed_declarations(planned.study, planned.folder):
         raise PrefoptError(
             f"{planned.folder} holds a study that declared another {changed[0]}, and results have been seen since: give the new "
@@ -87,7 +84,7 @@ def check(planned: Jobs) -> None:
     tried = [job for runs in trials(planned).values() for trial in runs for job in trial] if planned.study.tune else []
     untuned = set(tuned_arms(planned)) - set(settled)
     for job in (*stages, *tried, *(job for job in arms if job.name not in untuned)):
-        if differing := _drifted(job):
+        if differing := job.drifted():
             raise PrefoptError(
                 f"{job.folder} was run with another recipe, which differs in {', '.join(differing)}: give the changed study a "
                 "folder of its own (--out), or name the changed arm anew"
@@ -95,35 +92,25 @@ def check(planned: Jobs) -> None:
     for job in (*stages, *tried, *arms):
         if not job.done and job.seed in (planned.study.seeds[0], *_first_trial(planned)) and not waits(job):
             with _named(job):
-                plan(job.recipe)
+                job.check()
 
 
 def _first_trial(planned: Jobs) -> Sequence[int]:
     return planned.study.tune.seeds[:1] if planned.study.tune else ()
 
 
-def waits(job: Job) -> bool:
+def waits(job: Piece) -> bool:
     """Whether it reads from a stage that is not made yet, so that it can be checked only then."""
-    return any(not (stage / "summary.json").exists() for stage in job.after)
+    return any(not finished(stage) for stage in job.after)
 
 
 @contextlib.contextmanager
-def _named(job: Job) -> Iterator[None]:
+def _named(job: Piece) -> Iterator[None]:
     """Messages say of which run they are."""
     try:
         yield
     except PrefoptError as error:
         raise PrefoptError(f"{job.name}: {error}") from error
-
-
-def _drifted(job: Job) -> list[str]:
-    """The fields by which a run that is there already differs from what it would be now."""
-    from prefopt.runs import saved_recipe
-
-    if not (job.folder / "recipe.yaml").exists():
-        return []
-    before, now = (r.model_dump(mode="json") for r in (saved_recipe(job.folder), job.recipe))
-    return recipe.differences(before, now)
 
 
 def _all_runs(planned: Jobs, execute: Executor, console: Console) -> list[Result]:
@@ -153,7 +140,7 @@ class Progress:
 
     def __init__(self, planned: Jobs, console: Console):
         self.console, self.metric = console, planned.study.metric.removesuffix(AT_KL)
-        every = [job for stage in planned.stages() for job in stage]
+        every: list[Piece] = [job for stage in planned.stages() for job in stage]
         if planned.study.tune:
             every += [job for runs in trials(planned).values() for trial in runs for job in trial]
         every += planned.arms()
@@ -172,15 +159,8 @@ class Progress:
             return
         spent = time.monotonic() - self.started
         left = spent / (self.ended - self.begun) * (self.total - self.ended)
-        parts = [head, *_value(outcome.job, self.metric), *([f"about {in_words(left)} left"] if left else [])]
+        parts = [head, *outcome.job.came_to(self.metric), *([f"about {in_words(left)} left"] if left else [])]
         self.console.print(" · ".join(parts), highlight=False, markup=False)
-
-
-def _value(job: Job, metric: str) -> list[str]:
-    """The metric at the end of a run, in words; nothing where the run has none, as a reward model has no gold."""
-    after = json.loads((job.folder / "summary.json").read_text())["after"].get(metric)
-    value = after["value"] if isinstance(after, dict) else after
-    return [] if value is None else [f"{metric} {value:.3f}"]
 
 
 def in_words(seconds: float) -> str:

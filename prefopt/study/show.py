@@ -13,7 +13,8 @@ from rich.text import Text
 
 from prefopt.controls import IMMATERIAL, said, within
 from prefopt.recipe import Recipe
-from prefopt.study.jobs import Job, Jobs
+from prefopt.study.job import Job, Piece
+from prefopt.study.jobs import Jobs
 from prefopt.study.run import in_words, waits
 from prefopt.study.tuning import settings_of, trials, tuned_arms
 
@@ -75,19 +76,21 @@ def flat(tree: Any, key: str = "") -> dict[str, Any]:
     return {k: v for name, item in tree.items() for k, v in flat(item, f"{key}.{name}".lstrip(".")).items()}
 
 
-def _estimate(missing: Sequence[Job], jobs: int) -> str:
+def _estimate(missing: Sequence[Piece], jobs: int) -> str:
     """In words, how long these runs take, by rehearsing one of each arm."""
     taken: dict[str, float] = {}
-    for job in missing:
+    runs = [job for job in missing if isinstance(job, Job)]
+    for job in runs:
         if job.name not in taken and not waits(job):
             taken[job.name] = rehearsed(job)
     if not taken:
         return "time: nothing to run" if not missing else "time: known when the stages are made"
     usual = sum(taken.values()) / len(taken)
-    total = sum(taken.get(job.name, usual) for job in missing) / min(jobs, len(missing))
-    waiting = len({job.name for job in missing} - set(taken))
+    total = sum(taken.get(job.name, usual) for job in runs) / min(jobs, len(runs))
+    waiting = len({job.name for job in runs} - set(taken))
     guessed = f"; {waiting} that wait for a stage are taken to be like the mean of the others" if waiting else ""
-    how = f"from {STEPS} steps and {PROMPTS} held-out prompts of each arm, scaled up{guessed}"
+    labels = "; labelling is not in it" if len(runs) < len(missing) else ""
+    how = f"from {STEPS} steps and {PROMPTS} held-out prompts of each arm, scaled up{guessed}{labels}"
     return f"time: about {in_words(total)} with {jobs} {'process' if jobs == 1 else 'processes'} ({how})"
 
 

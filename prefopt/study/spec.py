@@ -14,7 +14,7 @@ from prefopt.recipe import Names, Recipe, Section, Seeds, Wandb, checked, read
 
 def _tree(value: Any) -> Any:
     """A recipe may be given whole, as Python has it."""
-    return value.model_dump(mode="json") if isinstance(value, Recipe) else value
+    return value.model_dump(mode="json") if isinstance(value, Section) else value
 
 
 Base = typing.Annotated[str | dict[str, Any] | None, BeforeValidator(_tree)]
@@ -62,9 +62,20 @@ class Arm(Varied):
 
 
 class Stage(Varied):
-    """Something made before the arms, by a recipe; `${stages.NAME}` stands for its run folder in arms and later stages."""
+    """Something made first, by a recipe of a run or of a labelling; `${stages.NAME}` is its folder, in what comes after it."""
+
+    label: Base = Field(
+        None,
+        description="file of a labelling's recipe (docs/label.md), or its keys: the stage labels and trains nothing",
+    )
 
     per: Literal["study", "seed"] = Field("study", description="made once for all seeds, or once for each")
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Stage":
+        if self.label is not None and self.recipe is not None:
+            raise ValueError("a stage trains by its `recipe` or labels by its `label`: leave one of them out")
+        return self
 
 
 class Tune(Section):
@@ -141,7 +152,9 @@ class Study(Section):
     question: str = Field("", description="what the study is to answer; stands above its report")
     variables: dict[str, str] = Field(default_factory=dict, description="used in its recipes as ${name}")
     recipe: Base = Field(None, description="file of the base recipe, or its keys; arms may bring their own")
-    common: dict[str, Any] = Field(default_factory=dict, description="changes to the recipes of all arms and stages")
+    common: dict[str, Any] = Field(
+        default_factory=dict, description="changes to the recipes of all runs, stages' too; not to labellings"
+    )
     stages: dict[str, Stage] = Field(default_factory=dict, description="what is made first, in this order")
     arms: typing.Annotated[dict[str, Arm], BeforeValidator(_arms)] = Field(
         default_factory=dict, description="what is compared: name → changes to the recipe, or a list of recipe files"

@@ -14,7 +14,8 @@ from prefopt.errors import PrefoptError
 from prefopt.files import write_whole
 from prefopt.functional import seed_for
 from prefopt.study.execute import Executor, Outcome
-from prefopt.study.jobs import Job, Jobs
+from prefopt.study.job import Job
+from prefopt.study.jobs import Jobs
 from prefopt.study.spec import Choices, Range, Study
 
 Settings = Mapping[str, Any]

@@ -29,9 +29,11 @@ common:
   evaluate.prompts: 8
 stages:
   reward: {{objective: BradleyTerry, per: seed}}
+  labels: {{label: {recipes}/rlaif/label.yaml, prompts: 32, batch_size: 8, feedback: "prefopt.testbeds.pocket:gold", per: seed}}
 arms:
   start: {{train.steps: 0}}
   DPO: {{}}
+  RLAIF: {{source.data: "${{stages.labels}}/data.jsonl"}}
   PPO: {{recipe: {recipes}/ppo.yaml, train.minibatch_size: 4, feedback: {{name: RewardModel, model: "${{stages.reward}}"}}}}
 """
 TIMED = ("seconds",)
@@ -60,6 +62,11 @@ def numbers(folder: Path) -> dict[str, Any]:
         lines = [json.loads(line) for line in (summary.parent / "metrics.jsonl").read_text().splitlines()]
         content["costs"].pop("seconds")
         found[name] = (content, [{k: v for k, v in line.items() if k not in TIMED} for line in lines])
+    for labels in sorted(folder.glob("stages/*/seed-*/data.jsonl")):
+        rows = map(json.loads, labels.read_text().splitlines())
+        found[str(labels.relative_to(folder))] = sorted(
+            (row["prompt"], row["completions"], row["scores"]) for row in rows
+        )
     return found
 
 
@@ -73,7 +80,8 @@ def command(file: Path, folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def written(folder: Path) -> int:
-    return sum(len(file.read_bytes().splitlines()) for file in folder.glob("*/*/seed-*/metrics.jsonl"))
+    files = (*folder.glob("*/*/seed-*/metrics.jsonl"), *folder.glob("stages/*/seed-*/data.jsonl"))
+    return sum(len(file.read_bytes().splitlines()) for file in files)
 
 
 @pytest.mark.slow
