@@ -85,8 +85,10 @@ class WandbRun:
             except Exception as error:
                 self._give_up(error)
 
-    def attach(self, tables: Mapping[str, Sequence[Mapping[str, Any]]], files: Sequence[Path]) -> None:
-        """Send tables, a mapping for each row, and files as one artifact that is named after the run."""
+    def attach(
+        self, tables: Mapping[str, Sequence[Mapping[str, Any]]], figures: Mapping[str, str], files: Sequence[Path]
+    ) -> None:
+        """Send tables, a mapping for each row; figures, as SVG; and files as one artifact that is named after the run."""
         if self.run is None:
             return
         try:
@@ -96,6 +98,8 @@ class WandbRun:
                 columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
                 data = [[row.get(str(column)) for column in columns] for row in rows]
                 self.run.log({name: wandb.Table(columns=columns, data=data)})
+            for name, drawing in figures.items():
+                self.run.log({f"figures/{name}": wandb.Html(drawing, inject=False)})
             artifact = wandb.Artifact(
                 re.sub(r"[^\w.-]", "-", f"{self.settings.group or self.name}-report"), type="report"
             )

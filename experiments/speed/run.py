@@ -136,7 +136,7 @@ def study(options: argparse.Namespace) -> None:
         **work,
     )
     for name in objectives:
-        for seed in seeds:
+        for seed in seeds[: options.trl_seeds]:
             loss = OBJECTIVES[name]
             measured("trl_dpo", "trl", f"{name} {seed}", "c", options, mode="best", loss=loss, **work)
 
@@ -224,6 +224,9 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--objectives", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--trl-seeds", type=int, default=3, help="of (c), on TRL's side: its runs take as long with any seed"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--size", default="")

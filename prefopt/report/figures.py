@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,16 @@ WIDTH = 4.7
 """Inches: as wide as a telephone shows it, so that nothing becomes too small to read there."""
 
 
-def draw(comparison: Comparison) -> list[tuple[str, str]]:
-    """Caption and SVG of each figure that these runs have the numbers for."""
+class Figure(NamedTuple):
+    """A drawing: its name, what stands under it, and the SVG; empty where there was nothing to draw."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+def draw(comparison: Comparison) -> list[Figure]:
+    """Each figure that these runs have the numbers for."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -57,9 +65,9 @@ def draw(comparison: Comparison) -> list[tuple[str, str]]:
             lambda axis, _: _curves(comparison, axis, lambda run: run.series("rollouts/reward"), "rollouts/reward"),
         ),
     ]
-    made = [(caption, _figure(name, caption, plot, len(comparison.arms))) for name, caption, plot in pieces]
+    made = [Figure(name, said, _figure(name, said, plot, len(comparison.arms))) for name, said, plot in pieces]
     made.append(_chosen_and_rejected(comparison))
-    return [(caption, text) for caption, text in made if text]
+    return [figure for figure in made if figure.svg]
 
 
 def _figure(name: str, caption: str, plot: Callable[[Any, str], bool], arms: int) -> str:
@@ -169,7 +177,7 @@ def _length(comparison: Comparison, axis: Any) -> bool:
     return drawn
 
 
-def _chosen_and_rejected(comparison: Comparison) -> tuple[str, str]:
+def _chosen_and_rejected(comparison: Comparison) -> Figure:
     """A panel for each arm that learns from pairs: their rewards have units of their own."""
     from matplotlib import pyplot as plt
 
@@ -177,7 +185,7 @@ def _chosen_and_rejected(comparison: Comparison) -> tuple[str, str]:
     style = looks(comparison.arms)
     arms = [arm for arm in comparison.arms if any(run.series("rewards/chosen")[0] for run in comparison.of(arm))]
     if not arms:
-        return caption, ""
+        return Figure("chosen", caption, "")
     rows = math.ceil(len(arms) / 2)
     with plt.rc_context(rc("chosen")):
         figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, 0.5 + 1.5 * rows), squeeze=False, layout="constrained")
@@ -191,4 +199,4 @@ def _chosen_and_rejected(comparison: Comparison) -> tuple[str, str]:
         figure.supxlabel("step", fontsize=9)
         text = svg(figure, "chosen", caption)
         plt.close(figure)
-    return caption, text
+    return Figure("chosen", caption, text)

@@ -61,7 +61,7 @@ def page(comparison: Comparison) -> str:
         interval=tables.interval,
         named=named,
         caption=tables.caption(comparison),
-        figures=[(caption, Markup(svg)) for caption, svg in draw(comparison)],
+        figures=[(figure.caption, Markup(figure.svg)) for figure in draw(comparison)],
         samples=samples(comparison),
         costs=[(said, [comparison.costs[arm][name] for arm in comparison.arms]) for name, said in CALLED.items()],
         differing=differing(comparison),

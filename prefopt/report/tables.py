@@ -49,9 +49,9 @@ def cells(row: Row) -> list[str]:
     lost = sum(not math.isfinite(value) for value in row.values.values())
     seeds = f"{len(row.values) - lost} of {len(row.values)}" if lost else str(len(row.values))
     d = row.difference
-    if d is None:
-        return [row.arm, seeds, spread(row.mean), "baseline", "", "", "", ""]
     where = f" at KL {number(row.kl)}" if row.kl is not None and math.isfinite(row.kl) else ""
+    if d is None:
+        return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", ""]
     verdict = row.claim + where
     if row.claim == "undecided":
         verdict = f"too few seeds{where}" + (f": {d.needed} needed" if d.needed else "")

@@ -49,14 +49,15 @@ def compared(
     )
 
 
-def write_report(study: Study, folder: Path, results: Sequence[Result], console: Console) -> None:
+def write_report(study: Study, folder: Path, results: Sequence[Result], console: Console) -> Comparison | None:
     """Compare all runs; write page and tables; print the table, the verdict, what it rests on, and every confound."""
     try:
         comparison = compared(study, results)
     except PrefoptError as error:  # the runs are done, and what they say is on disk
         console.print(f"no comparison: {error}", style="red", highlight=False, markup=False)
-        return
+        return None
     put_down(comparison, folder, console)
+    return comparison
 
 
 def put_down(comparison: Comparison, folder: Path, console: Console) -> None:

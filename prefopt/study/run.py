@@ -51,9 +51,9 @@ def run_study(
             _write_study(planned)
             begun = time.time()
             results = _all_runs(planned, execute, console)
-        write_report(study, planned.folder, results, console)
+        comparison = write_report(study, planned.folder, results, console)
         if not (planned.folder / "wandb").exists() or any(_changed(result, begun) for result in results):
-            log_comparison(planned, results)
+            log_comparison(planned, results, comparison)
     return results
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.comparison import AT_KL
+from prefopt.comparison import AT_KL, Comparison
+from prefopt.report.figures import draw
 from prefopt.study.jobs import Jobs
 from prefopt.study.report import Result
 from prefopt.track import WandbRun, silence_telemetry
@@ -14,8 +15,8 @@ FILES = ("report.html", "table.md", "table.tex", "results.csv", "study.yaml")
 """What goes into the artifact, as far as it is there."""
 
 
-def log_comparison(planned: Jobs, results: Sequence[Result]) -> None:
-    """Send the table of all runs, the frontier and the report, if the study is logged to W&B at all."""
+def log_comparison(planned: Jobs, results: Sequence[Result], comparison: Comparison | None) -> None:
+    """Send the table of all runs, the frontier, the figures and the report, if the study is logged to W&B at all."""
     settings = planned.arms()[0].recipe.track.wandb
     if settings is None:
         return
@@ -26,7 +27,8 @@ def log_comparison(planned: Jobs, results: Sequence[Result]) -> None:
         "comparison": [_row(result) for result in results],
         "frontier": list(_frontier(results, planned.study.metric.removesuffix(AT_KL))),
     }
-    run.attach(tables, [file for name in FILES if (file := planned.folder / name).exists()])
+    figures = {} if comparison is None else {figure.name: figure.svg for figure in draw(comparison)}
+    run.attach(tables, figures, [file for name in FILES if (file := planned.folder / name).exists()])
     run.finish({"runs": len(results), "failed": sum(not _summary(r.folder) for r in results), "finished": True})
 
 

@@ -81,6 +81,12 @@ def test_one_group_with_a_run_for_each_arm_and_seed_and_the_comparison(
         next((tmp_path / "s" / "wandb").glob("offline-run-*/files/media/table/frontier*.table.json")).read_text()
     )
     assert {"kl", "nll", "arm", "seed", "step"} <= set(frontier["columns"]) and len(frontier["data"]) == 4
+    pages = {
+        file.name.split("_")[0] for file in (tmp_path / "s" / "wandb").glob("offline-run-*/files/media/html/figures/*")
+    }
+    assert {"differences", "frontier"} <= pages
+    drawing = next((tmp_path / "s" / "wandb").glob("offline-run-*/files/media/html/figures/frontier*"))
+    assert drawing.read_text().lstrip().startswith("<svg") and "KL" in drawing.read_text()
     artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")] + [
         r.artifact for r in found if r.HasField("artifact")
     ]
