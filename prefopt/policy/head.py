@@ -146,10 +146,10 @@ def _linear_statistics(
     if torch.is_autocast_enabled(device):  # as a linear layer would; out here the casts have their gradient
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    kind = torch.promote_types(hidden.dtype, torch.float32)
-    factor = torch.full((len(tokens), 1), head.scale, dtype=kind, device=hidden.device)
-    if temperature is not None:
-        factor /= temperature.to(kind)[:, None]
+    kind, factor = torch.promote_types(hidden.dtype, torch.float32), None
+    if head.scale != 1.0 or temperature is not None:
+        factor = torch.full((len(tokens), 1), head.scale, dtype=kind, device=hidden.device)
+        factor = factor if temperature is None else factor / temperature.to(kind)[:, None]
     logps, entropies = LinearLogps.apply(hidden, weight, bias, factor, tokens, entropy)
     return {"logps": logps, "entropy": entropies} if entropy else {"logps": logps}
 
@@ -168,25 +168,26 @@ class LinearLogps(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        factor: Tensor,
+        factor: Tensor | None,
         tokens: Tensor,
         entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [M] and, if wanted, entropies [M], from [M, H], [V, H], [V], [M, 1] and [M]."""
+        """Log-probs [M] and, if wanted, entropies [M], from [M, H], [V, H], [V], [M, 1] (None is 1) and [M]."""
         to_hidden, to_weight, to_bias, *_ = ctx.needs_input_grad
         slopes = torch.empty_like(hidden) if to_hidden and not (to_weight or to_bias) else None
-        logps = factor.new_empty(len(tokens))
+        logps = torch.empty(len(tokens), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         entropies = torch.empty_like(logps) if entropy else None
         chunks = _chunks(len(tokens), len(weight))
         scores = None
         for part in chunks:
-            scores = _logits(hidden[part], weight, bias, factor[part])
-            normaliser = scores.logsumexp(-1)
-            logps[part] = scores.gather(-1, tokens[part, None])[:, 0] - normaliser
+            scores = _log_softmax(hidden, weight, bias, factor, part)
+            logps[part] = scores.gather(-1, tokens[part, None])[:, 0]
             if entropies is not None:
-                entropies[part] = normaliser - torch.linalg.vecdot(scores.softmax(-1), scores)
+                entropies[part] = -torch.linalg.vecdot(scores.exp(), scores)
             if slopes is not None:
-                slopes[part] = _slopes(scores, factor[part], tokens[part]).to(hidden.dtype) @ weight
+                slopes[part] = (
+                    _slopes(scores, 1.0 if factor is None else factor[part], tokens[part]).to(hidden.dtype) @ weight
+                )
         if slopes is not None:
             ctx.save_for_backward(slopes)
         else:
@@ -206,9 +207,10 @@ class LinearLogps(torch.autograd.Function):
         by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         by_bias = None if bias is None else torch.zeros_like(bias)
         for part in _chunks(len(tokens), len(weight)):
-            scores = _logits(hidden[part], weight, bias, factor[part]) if ctx.scores is None else ctx.scores
+            scores = _log_softmax(hidden, weight, bias, factor, part) if ctx.scores is None else ctx.scores
             ctx.scores = None
-            slopes = _slopes(scores, factor[part] * gradient[part, None], tokens[part]).to(hidden.dtype)
+            above = gradient[part, None] if factor is None else factor[part] * gradient[part, None]
+            slopes = _slopes(scores, above, tokens[part]).to(hidden.dtype)
             torch.mm(slopes, weight, out=by_hidden[part])
             by_weight.addmm_(slopes.T, hidden[part])
             if by_bias is not None:
@@ -221,12 +223,15 @@ def _chunks(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor) -> Tensor:
-    """[m, V], at least fp32."""
-    return torch.nn.functional.linear(hidden, weight, bias).to(factor.dtype).mul_(factor)
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None, part: slice) -> Tensor:
+    """[m, V], at least fp32, of the tokens of a part."""
+    logits = torch.nn.functional.linear(hidden[part], weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits if factor is None else logits.mul_(factor[part])).log_softmax(-1)
 
 
-def _slopes(scores: Tensor, factor: Tensor, tokens: Tensor) -> Tensor:
-    """[m, V], factor · (onehot(token) − softmax), in place of the scores."""
-    slopes = scores.softmax(-1).mul_(-factor)
-    return slopes.scatter_add_(-1, tokens[:, None], factor)
+def _slopes(scores: Tensor, factor: Tensor | float, tokens: Tensor) -> Tensor:
+    """[m, V], factor · (onehot(token) − softmax), in place of the log-softmax."""
+    slopes = scores.exp_().mul_(-factor)
+    at_token = slopes.new_ones(len(tokens), 1) * factor
+    return slopes.scatter_add_(-1, tokens[:, None], at_token)
