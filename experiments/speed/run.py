@@ -46,7 +46,7 @@ COLUMNS = (
 )
 TIMES = ("import", "setup", "reference", "train", "reference_cpu", "cpu")
 SEEDS = (0, 1, 2)
-OBJECTIVES = {"DPO": "sigmoid", "IPO": "ipo", "Hinge": "hinge", "APOZero": "apo_zero", "EXO": "exo_pair"}
+OBJECTIVES = {"DPO": "sigmoid", "IPO": "ipo", "Hinge": "hinge", "APOZero": "apo_zero", "RobustDPO": "robust"}
 """By prefopt's name, and by TRL's. The work of a run is the same for each; their losses are compared in tests/objectives."""
 
 

@@ -180,6 +180,7 @@ class _Writer:
         lead: the ids that the tokenizer puts before plain text.
         starts: the ids that stay in front when a prompt is cut.
         filler: the prompt of a text that has none.
+        known: each id that was met, once: Python would make a number of 28 bytes for every token.
     """
 
     tokenizer: Any
@@ -188,6 +189,7 @@ class _Writer:
     lead: Ids
     starts: frozenset[int]
     filler: int
+    known: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:
@@ -208,7 +210,7 @@ class _Writer:
         if not texts:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return encoded["input_ids"]
+        return [[self.known.setdefault(i, i) for i in ids] for ids in encoded["input_ids"]]
 
     def texts(self, example: Example) -> list[str]:
         """The prompt alone, then followed by each completion."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import parse, preview, tokenise
+from prefopt.data.tokenise import _Writer
 from prefopt.errors import PrefoptError
 
 
@@ -26,6 +27,13 @@ def texts(row, tokenizer):
 def one(example, tokenizer, *limits, **settings):
     rows, report = tokenise([example], tokenizer, *limits, **settings)
     return (rows[0] if rows else None), report
+
+
+def test_an_id_is_held_once_however_often_it_is_met():
+    fresh = {"input_ids": [[int("1000"), int("1000")], [int("1000")]]}
+    writer = _Writer(lambda texts, **_: fresh, 0, "</s>", (), frozenset(), 0)
+    (one, two), (three,) = writer.encode(["a", "b"])
+    assert one is two is three
 
 
 def test_plain_text_gets_eos(plain):
