@@ -20,8 +20,6 @@ from prefopt.policy import Policy, Reference
 from prefopt.types import Verdict
 from prefopt.winrate import Contest, Sample, length_controlled, rates, stored, wins
 
-ALONE = Accelerator(cpu=True)
-
 
 def prompts(tokenizer, *texts):
     return tokenise([formats.parse({"prompt": text}) for text in texts], tokenizer)[0]
@@ -50,14 +48,16 @@ def test_the_higher_score_wins_and_equal_scores_are_a_tie(tokenizer):
     mine = [samples("good", "very good film"), samples("bad", "fine")]
     theirs = [samples("very bad", "bad"), samples("dull")]
     judge = Words()
-    assert wins(judge, rows, mine, theirs, ALONE).tolist() == [[0, 1], [0.5, 0.5]]
+    assert wins(judge, rows, mine, theirs, Accelerator(cpu=True)).tolist() == [[0, 1], [0.5, 0.5]]
     assert judge.asked[1] == ("the film", ["very good film", "bad"], [True, True])
     assert judge.asked[3] == ("a room", ["fine", "dull"], [True, True]), "theirs begin again where they are fewer"
 
 
 def test_one_who_compares_is_read_as_a_probability(tokenizer):
     (rows, mine), theirs = (prompts(tokenizer, "the film"), [samples("good", "a very good film")]), [samples("not bad")]
-    assert wins(Words(compares=True), rows, mine, theirs, ALONE)[0].tolist() == pytest.approx([expit(-1), expit(2)])
+    assert wins(Words(compares=True), rows, mine, theirs, Accelerator(cpu=True))[0].tolist() == pytest.approx(
+        [expit(-1), expit(2)]
+    )
 
 
 def test_no_verdict_and_nobody_to_meet_are_neither_won_nor_lost(tokenizer):
@@ -65,7 +65,7 @@ def test_no_verdict_and_nobody_to_meet_are_neither_won_nor_lost(tokenizer):
     mine = [samples("", "good"), samples("good", "good"), samples("", "bad")]
     theirs = [samples("bad", ""), [], samples("", "good .")]
     for judge in (Words(), Words(compares=True)):
-        won = wins(judge, rows, mine, theirs, ALONE)
+        won = wins(judge, rows, mine, theirs, Accelerator(cpu=True))
         assert won[:2].isnan().all()
         assert won[2, 0] == 0.5 and won[2, 1] < 0.5, "two equal texts are a tie that needs no verdict"
         assert len(judge.asked) == 3
@@ -145,7 +145,9 @@ def policies(lm_folder, tokenizer):
 def test_a_policy_that_is_its_reference_wins_half(policies, tokenizer):
     rows = prompts(tokenizer, "the film was", "a room is", "the food")
     settings = recipe.Evaluate(completions=300, batch_size=3, sampling=recipe.Sampling(max_tokens=3))
-    evaluator = Evaluator(rows, settings, ALONE, Reference(policies[1]), contest=Contest(Words(compares=True)))
+    evaluator = Evaluator(
+        rows, settings, Accelerator(cpu=True), Reference(policies[1]), contest=Contest(Words(compares=True))
+    )
     found = evaluator(policies[0])
     won = found.observations["win_rate"].values
     assert abs(won.mean() - 0.5) < 4 * won.std() / math.sqrt(len(won))

@@ -230,6 +230,7 @@ def test_log_probs_are_the_policys_at_the_temperature_before_truncation(llama, d
 
 
 def test_prompts_are_read_once_and_finished_rows_leave(llama, draw, monkeypatch):
+    draw(completions=4, max_tokens=2)  # shared prompts are compared with copies once
     read, forward = [], llama.causal.model.forward
 
     def counted(**inputs):
