@@ -30,6 +30,9 @@ def records(folder: Path) -> list[object]:
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.rglob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 20  # a busy machine writes after `finish` has come back
+    while file.stat().st_size < 100 and time.monotonic() < deadline:
+        time.sleep(0.05)
     data, place, entry, found = file.read_bytes(), 7, b"", []
     assert data[:4] == b":W&B"
     while place + 7 <= len(data):
