@@ -108,9 +108,16 @@ def environment_of(runs: Sequence[Finished]) -> list[tuple[str, str]]:
 
 
 def _recipes(comparison: Comparison) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each arm's, of its first run that has one."""
+    """Each arm's, of its first run that has one; objectives with the defaults that they had."""
     for arm in comparison.arms:
-        yield arm, next((run.recipe for run in comparison.of(arm) if run.recipe), {})
+        yield arm, next((_whole(run) for run in comparison.of(arm) if run.recipe), {})
+
+
+def _whole(run: Finished) -> Mapping[str, Any]:
+    terms, made = run.recipe.get("objective", []), run.manifest.get("objectives", [])
+    if len(terms) != len(made):
+        return run.recipe
+    return {**run.recipe, "objective": [{**own, **term} for own, term in zip(made, terms, strict=True)]}
 
 
 def _flat(tree: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.controls import IMMATERIAL, said, within
+from prefopt.objectives import load_objective
 from prefopt.recipe import Recipe
 from prefopt.study.job import Job, Piece
 from prefopt.study.jobs import Jobs
@@ -59,12 +60,23 @@ def _differences(arms: Sequence[Job], varies: Sequence[str]) -> Table:
     table.add_column("field", no_wrap=True, overflow="fold")
     for job in arms:
         table.add_column(job.name)
-    fields = [flat(job.recipe.model_dump(mode="json")) for job in arms]
+    fields = [flat(with_defaults(job.recipe.model_dump(mode="json"))) for job in arms]
     for key in dict.fromkeys(key for one in fields for key in one):
         values = [said(one[key]) if key in one else "" for one in fields]
         if len(set(values)) > 1 and not within(key, (*IMMATERIAL, "seed")):
             table.add_row(Text(key, style="" if within(key, varies) else "red"), *map(Text, values))
     return table
+
+
+def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe whose objectives have every field: two may differ in what neither recipe names."""
+    terms = []
+    for term in tree["objective"]:
+        given = {key: value for key, value in term.items() if key not in ("name", "weight", "source")}
+        terms.append(
+            term | {key: str(v) for key, v in vars(load_objective(term["name"], **given)).items() if key not in term}
+        )
+    return tree | {"objective": terms}
 
 
 def flat(tree: Any, key: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -159,6 +160,17 @@ def test_the_verb(folder, tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").exists()
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "nowhere")])
+
+
+def test_defaults_that_no_recipe_names_are_differences(tmp_path):
+    made = study(tmp_path, {"a": [0.0, 0.1], "b": [1.0, 1.12]})
+    for arm, beta in (("a", 0.1), ("b", 5.0)):
+        for run in (made / "arms" / arm).iterdir():
+            recipe = run / "recipe.yaml"
+            recipe.write_text(recipe.read_text().replace("- beta: 0.1\n  name", "- name"))
+            manifest = json.loads((run / "manifest.json").read_text())
+            (run / "manifest.json").write_text(json.dumps(manifest | {"objectives": [{"name": "DPO", "beta": beta}]}))
+    assert ("objective.0.beta", ["0.1", "5.0"]) in differing(compare([made]))
 
 
 def test_of_a_study_the_verb_says_what_was_declared(tmp_path, capsys):
