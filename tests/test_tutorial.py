@@ -182,7 +182,12 @@ def test_page_as_it_is_typed_with_ctrl_c_in_between(folder: Path) -> None:
 def interrupted(folder: Path, line: str, environment: dict[str, str]) -> None:
     """Start a command, and press Ctrl-C when its first run has ended."""
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ["bash", "-c", f"exec {line}"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     limit = time.monotonic() + 120
     try:
