@@ -160,8 +160,10 @@ def attends_by_segments(backbone: PreTrainedModel) -> bool:
 
     It stays so, because gradient checkpointing attends once more in the backward pass; without segments nothing changes.
     """
+    if backbone.device.type != "cpu":  # one that has moved keeps the name, and `sdpa` behind it
+        return False
     name = backbone.config.get_text_config()._attn_implementation
-    if name == "sdpa" and backbone.device.type == "cpu" and backbone._can_set_attn_implementation():
+    if name == "sdpa" and backbone._can_set_attn_implementation():
         backbone.set_attn_implementation(NAME)
         return True
     return name == NAME

@@ -15,6 +15,9 @@ from prefopt.policy.policy import Policy
 
 log = logging.getLogger(__name__)
 
+NEVER = -1
+"""In place of a length: this kind of model is not exact."""
+
 
 class Reading:
     """A causal LM in the middle of N rows, each of which holds the keys and values of its prompt."""
@@ -101,18 +104,23 @@ class SharedReading(Reading):
 
 @torch.no_grad()
 def reading_of(policy: Policy, prompts: Sequence[Sequence[int]], copies: int) -> Reading:
-    """By shared prompts where rows have some and the model proves exact with them, on its first step in this process."""
+    """By shared prompts where rows have some and the model proves exact with them.
+
+    That is found out once in a process, and again for prompts more than twice as long as any compared before.
+    """
     backbone = getattr(policy.causal, policy.causal.base_model_prefix)
     layers = growing_cache(policy.causal.config).layers
     if copies < 2 or not attends_by_segments(backbone) or not all(type(layer) is GrowingLayer for layer in layers):
         return Reading(policy)
     kind = ("shared prompts", *trunk.kind_of(backbone, policy.device))
-    if kind not in trunk.EXACT:
-        doubt = _doubt(policy, prompts[:2])
-        trunk.EXACT[kind] = 0 if doubt else 1
+    ranked = sorted(prompts, key=len)
+    compared, longest = trunk.EXACT.get(kind, 0), len(ranked[-1])
+    if compared != NEVER and longest > 2 * compared:
+        doubt = _doubt(policy, [ranked[0], ranked[-1]])
+        compared = trunk.EXACT[kind] = NEVER if doubt else longest
         if doubt:
             log.info("%s cannot write from shared prompts (%s)", type(backbone).__name__, doubt)
-    return SharedReading(policy) if trunk.EXACT[kind] else Reading(policy)
+    return Reading(policy) if compared == NEVER else SharedReading(policy)
 
 
 def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
@@ -121,6 +129,7 @@ def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
     tokens = torch.tensor([[prompt[0], prompt[-1]] for prompt in prompts], device=policy.device).flatten()
     rows = torch.arange(1, len(tokens), device=policy.device)
     try:
+        trunk.refuse_windows(policy.causal.config.get_text_config())
         for steps, reading in zip(found, (SharedReading(policy), Reading(policy)), strict=True):
             steps.append(reading.start(prompts, 2))
             steps.append(reading.step(tokens))

@@ -135,6 +135,12 @@ def _states(backbone: Any, rows: Rows) -> Tensor:
     return rows.predicting(output.last_hidden_state)
 
 
+def refuse_windows(config: Any) -> None:
+    """Raise ValueError where an architecture looks at a part of a row that its attention is not told of."""
+    if odd := [name for name in WINDOWS if getattr(config, name, None)]:
+        raise ValueError(f"its attention has {odd[0]}")
+
+
 def tree_masks(rows: Rows, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """The masks of shared rows as this architecture takes them: one, or one for each type of layer.
 
@@ -145,8 +151,7 @@ def tree_masks(rows: Rows, config: Any, dtype: torch.dtype) -> Tensor | dict[str
     """
     if config._attn_implementation not in ("eager", "sdpa", NAME):
         raise ValueError(f"{config._attn_implementation} attention takes no mask of its own")
-    if odd := [name for name in WINDOWS if getattr(config, name, None)]:
-        raise ValueError(f"its attention has {odd[0]}")
+    refuse_windows(config)
     window = getattr(config, "sliding_window", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     windows = {"full_attention": None, "sliding_attention": window}

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -12,13 +13,13 @@ from prefopt.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a study.
+class _Made:
+    """What is made in a folder of its own, by a recipe.
 
     Attributes:
         name: of the arm, stage or trial.
-        seed: of the run.
-        folder: the run folder.
+        seed: of the study, for which it is made.
+        folder: where.
         recipe: resolved.
         after: folders of stages that it reads from.
     """
@@ -26,7 +27,7 @@ class Job:
     name: str
     seed: int
     folder: Path
-    recipe: Recipe
+    recipe: Any
     after: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
@@ -36,6 +37,13 @@ class Job:
     def done(self) -> bool:
         """Whether it came to its end."""
         return finished(self.folder)
+
+
+@dataclass(frozen=True)
+class Job(_Made):
+    """One run of a study, in its run folder."""
+
+    recipe: Recipe
 
     def check(self) -> None:
         """Refuse what can be known to be wrong before a model is loaded.
@@ -70,30 +78,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """One labelling of a study.
+class Labels(_Made):
+    """One labelling of a study, in a folder that will have data.jsonl."""
 
-    Attributes:
-        name: of the stage.
-        seed: of the study, for which it is made.
-        folder: which will have data.jsonl.
-        recipe: resolved.
-        after: folders of stages that it reads from.
-    """
-
-    name: str
-    seed: int
-    folder: Path
     recipe: LabelRecipe
-    after: tuple[Path, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name} seed {self.seed}"
-
-    @property
-    def done(self) -> bool:
-        """Whether it came to its end."""
-        return finished(self.folder)
 
     def check(self) -> None:
         """Refuse what can be known to be wrong before a model is loaded.
