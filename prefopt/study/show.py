@@ -73,9 +73,9 @@ def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     terms = []
     for term in tree["objective"]:
         given = {key: value for key, value in term.items() if key not in ("name", "weight", "source")}
-        terms.append(
-            term | {key: str(v) for key, v in vars(load_objective(term["name"], **given)).items() if key not in term}
-        )
+        made = vars(load_objective(term["name"], **given))
+        plain = {key: v if isinstance(v, str | int | float | None) else str(v) for key, v in made.items()}
+        terms.append({"name": term["name"], **plain, **term})
     return tree | {"objective": terms}
 
 

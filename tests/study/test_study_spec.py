@@ -6,9 +6,12 @@ import pytest
 from _tiny import tiny_recipe
 
 from prefopt import PrefoptError, load_recipe
+from prefopt.controls import said
+from prefopt.objectives import LNDPO
 from prefopt.recipe import describe
 from prefopt.study import Study, load_study
 from prefopt.study.jobs import Jobs
+from prefopt.study.show import flat, with_defaults
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -182,6 +185,16 @@ def test_refusals_of_arms_name_the_arm(recipe: Path, tmp_path: Path, arm: str, m
     with pytest.raises(PrefoptError) as caught:
         jobs(load_study(study_file(tmp_path, text)), tmp_path).arms()
     assert message in str(caught.value)
+
+
+def test_a_default_is_a_difference_and_naming_it_is_none() -> None:
+    """LNDPO's β is 5 where DPO's is .1, whether a recipe says so or not."""
+    named, left, other = (
+        with_defaults({"objective": [{"name": name, "weight": 1.0, "source": None, **fields}]})
+        for name, fields in (("LNDPO", {"beta": LNDPO().beta}), ("LNDPO", {}), ("DPO", {}))
+    )
+    assert {k: said(v) for k, v in flat(named).items()} == {k: said(v) for k, v in flat(left).items()}
+    assert (flat(left)["objective.beta"], flat(other)["objective.beta"]) == (LNDPO().beta, 0.1)
 
 
 def test_docs_explain_every_field() -> None:
