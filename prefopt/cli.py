@@ -1,7 +1,6 @@
 """The command line. Heavy imports wait until a verb needs them."""
 
 import argparse
-import os
 import shutil
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from prefopt.errors import PrefoptError
 from prefopt.files import write_whole
+from prefopt.malloc import keep_freed_memory
 from prefopt.progress import show_evaluation, show_labelled, show_result
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can put right is printed without a traceback, with exit status 2."""
     options = _options(arguments)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for huge pages: 5% faster on a CPU
+    keep_freed_memory()
     try:
         options.verb(options)
     except PrefoptError as error:

@@ -91,10 +91,12 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
     """A run's trainer, from its first step to its last: what `prefopt run` does between its two evaluations."""
     from rich.console import Console
 
+    from prefopt.malloc import keep_freed_memory
     from prefopt.profile import profiling
     from prefopt.runs import Run
 
     settings = recipe_of(spec, folder, more)
+    keep_freed_memory()  # as the command line does
     began = time.perf_counter()
     made = Run(settings, None, False, Console(quiet=True))
     ready, before, cpu = time.perf_counter(), peak(), time.process_time()

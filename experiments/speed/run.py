@@ -54,7 +54,7 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
     """One measurement, in a process of its own; a line of results.csv."""
     given = {"what": what, "threads": options.threads, **spec}
     where = {"PREFOPT_CACHE": str(CACHE), "HF_DATASETS_CACHE": str(CACHE / "datasets"), "PYTHONWARNINGS": "ignore"}
-    threads = {"OMP_NUM_THREADS": str(options.threads), "THP_MEM_ALLOC_ENABLE": "1"}  # as `prefopt` sets it; both sides
+    threads = {"OMP_NUM_THREADS": str(options.threads)}
     load = os.getloadavg()[0]
     done = subprocess.run(
         [sys.executable, str(HERE / "measure.py"), json.dumps(given)],

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ class Policy(nn.Module):
     def _verify(self, batch: Batch) -> None:
         """Use the chunked head if it says of the first rows what the model itself says of each alone, else the model's own."""
         self._verified = True  # from here on, so that `_states` can be asked
-        few = completions_alone(batch)[:2]
+        # Their beginnings will do, because a head does not see what was before; of a tool's words alone there is nothing to see.
+        few = (completions_alone(_beginnings(batch)) or completions_alone(batch))[:2]
         training = self.training
         self.eval()  # whatever is random in training would make the two differ
         try:
@@ -198,6 +200,16 @@ def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         model.save_pretrained(str(folder))
+
+
+def _beginnings(batch: Batch, tokens: int = 32) -> Batch:
+    """The first tokens of each completion after the last ones of its prompt."""
+    return replace(
+        batch,
+        prompt_ids=tuple(prompt[-tokens:] for prompt in batch.prompt_ids),
+        completion_ids=batch.completion_ids[..., :tokens],
+        mask=batch.mask[..., :tokens],
+    )
 
 
 def _per_token(batch: Batch, device: torch.device) -> Tensor | None:
