@@ -18,7 +18,7 @@ from prefopt.curriculum import Order, permutation
 from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
-from prefopt.feedback import ask, together
+from prefopt.feedback import ask, foreseeing, together
 from prefopt.feedback.call import restore, state_of
 from prefopt.feedback.shaping import Fitted
 from prefopt.functional import seed_for
@@ -182,16 +182,31 @@ class Rollouts:
         return usable
 
     def _write(self, rows: Sequence[Tokenised], players: Sequence[Player], turn: int | str) -> list[Writing]:
-        """What these players write on these prompts."""
+        """What these players write on these prompts; where somebody else is to score it, they begin while the rest is written."""
         writings = [Writing(row) for row in rows]
+        places, size = list(enumerate(writings)), len(writings)
+        judges = [part for feedback in self.feedback.values() for part in foreseeing(feedback)]
+        if judges:  # in parts, as the sampler would draw them: like lengths together
+            places.sort(key=lambda place: len(place[1].row.prompt_ids))
+            size = max(1, self.settings.rows // self.settings.completions) * self.accelerator.num_processes
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            self._fill(part, players, turn)
+            for judge in judges if self.accelerator.is_main_process else ():
+                judge.ahead(*_shown([writing for _, writing in part]))
+        return writings
+
+    def _fill(self, places: Sequence[tuple[int, Writing]], players: Sequence[Player], turn: int | str) -> None:
+        """Add what these players write, on prompts with their places in the batch."""
+        writings = [writing for _, writing in places]
         for number, player in enumerate(players):
             if player.model is None:
                 for writing in writings if player.origin == "dataset" else ():
                     self._add(writing, writing.row.completion_ids[0], None)
                 continue
             names = (self.seed, "rollouts", turn, number)
-            seeds = torch.tensor([seed_for(*names, place, row.row) for place, row in enumerate(rows)])
-            prompts = [row.prompt_ids for row in rows]
+            seeds = torch.tensor([seed_for(*names, place, writing.row.row) for place, writing in places])
+            prompts = [writing.row.prompt_ids for writing in writings]
             sampling = player.sampling
             drawn = draw(self.sampler, player.model, prompts, player.completions, sampling, seeds, self.accelerator)
             lengths = drawn.mask.sum(-1).tolist()
@@ -199,7 +214,6 @@ class Rollouts:
             for b, writing in enumerate(writings):
                 for k, length in enumerate(lengths[b]):
                     self._add(writing, ids[b][k][:length], None if logps is None else logps[b][k][:length])
-        return writings
 
     def _add(self, writing: Writing, ids: Sequence[int], logps: list[float] | None) -> None:
         if not ids:

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import math
+import time
 from itertools import islice
 
 import pytest
 import torch
+from _server import Loopback
 from accelerate import Accelerator
 
 from prefopt import Needs, PrefoptError, recipe
 from prefopt.curriculum import Shuffled
 from prefopt.data import parse, tokenise
+from prefopt.feedback import Shaped
+from prefopt.judges import Judge
 from prefopt.players import Player
 from prefopt.policy import Policy, Reference, TransformersSampler
 from prefopt.policy.sampler import Mixture, end_tokens
@@ -269,3 +273,57 @@ def test_what_was_kept_is_not_dropped(make):
     )
     first(rollouts)
     assert rollouts.dropped == 0 < rollouts.counts.total()
+
+
+# Asked ahead
+
+RUBRIC = "[question]\n{prompt}{completion}\n[labels]\ngood\nbad\n"
+
+
+@pytest.fixture
+def judged(make, tmp_path, monkeypatch):
+    """Rollouts that a server scores, the sampler drawing two completions at a time; the judge, and the server."""
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rubric.txt").write_text(RUBRIC)
+    with Loopback({"": {"good": 0.5, "bad": 0.2}}).running() as server:
+        told = {"model": "m", "base_url": server.url, "key_env": None, "endpoint": "completions"}
+        judge = Judge(str(tmp_path / "rubric.txt"), "pointwise", server=told)
+        yield make(feedback=Shaped(judge, (), "judge"), completions=2, rows=2, batch_size=4), judge, server
+
+
+def test_a_server_is_asked_while_the_rest_is_written(judged):
+    rollouts, judge, server = judged
+    draw, parts = rollouts.sampler, []
+
+    def patient(model, prompts, *more):
+        """Draws only when what was drawn before is being judged."""
+        deadline = time.monotonic() + 20
+        while len(parts) and not server.asked and time.monotonic() < deadline:
+            time.sleep(0.005)
+        parts.append((len(prompts), len(server.asked)))
+        return draw(model, prompts, *more)
+
+    rollouts.sampler = patient
+    batch = first(rollouts)
+    assert [size for size, _ in parts] == [1, 1, 1, 1]
+    assert parts[0][1] == 0 and parts[-1][1] > 0
+    asked = [body["prompt"] for _, body, _ in server.asked]
+    assert len(asked) == len({*asked}) == judge.spent["calls"] and judge.spent["hits"] == 8 - len(asked)
+    assert batch.scores.isfinite().all()
+
+
+def test_the_batch_is_the_same_as_if_nobody_was_asked_ahead(judged, monkeypatch):
+    rollouts, judge, _ = judged
+    ahead = first(rollouts)
+    monkeypatch.setattr(type(judge), "foresees", False)
+    rollouts.load_state_dict({**rollouts.state_dict(), "order": Shuffled(len(PROMPTS), 0).state_dict(), "draws": 0})
+    alone = first(rollouts)
+    assert ahead.prompt_ids == alone.prompt_ids
+    assert torch.equal(ahead.completion_ids, alone.completion_ids) and torch.equal(ahead.scores, alone.scores)
+
+
+def test_a_failure_ahead_is_told_by_the_call(judged):
+    rollouts, _, server = judged
+    server.faults = [401] * 20
+    with pytest.raises(PrefoptError, match="401"):
+        first(rollouts)

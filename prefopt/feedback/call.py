@@ -49,6 +49,22 @@ class Spending(Protocol):
         ...
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """What can be asked ahead, while the policy still writes other texts: it waits for somebody else, and remembers the answers."""
+
+    @property
+    def foresees(self) -> bool:
+        """Whether it does, the way it is set up."""
+        ...
+
+    def ahead(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Begin to ask in the background what it will be called with, among more."""
+        ...
+
+
 def state_of(part: Any) -> dict[str, Any]:
     """The running numbers of a feedback or a part of one; {} where it has none."""
     return part.state_dict() if isinstance(part, Stateful) else {}

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
 from prefopt.errors import PrefoptError, nearest
-from prefopt.feedback.call import Loadable, Spending, Stateful, run_feedback
+from prefopt.feedback.call import Foreseeing, Loadable, Spending, Stateful, run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
@@ -103,6 +103,11 @@ def ask(
     """
     with timed("feedback"):
         return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
+
+
+def foreseeing(feedback: Any) -> list[Foreseeing]:
+    """What there is in a feedback that can be asked ahead."""
+    return [part for part in _parts(feedback) if isinstance(part, Foreseeing) and part.foresees]
 
 
 def together(feedback: Any, accelerator: Accelerator, call: Callable[[], T]) -> T:

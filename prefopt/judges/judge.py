@@ -1,7 +1,9 @@
 """A language model whose opinion is feedback."""
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -124,7 +126,38 @@ class Judge:
         Raises:
             PrefoptError: the rubric shows a column that is not there, or the backend cannot go on.
         """
+        for thread in self._threads:  # what was asked ahead is remembered by then
+            thread.join()
+        self._threads.clear()
         return self.how.judge(self.text, self._manner, self._answers, prompts, completions, rows)
+
+    @property
+    def foresees(self) -> bool:
+        """Whether somebody else answers, and there is a `Memory`."""
+        return self.server is not None
+
+    def ahead(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Ask a server now, in the background, what it is to be asked about these; whoever calls the judge later waits for it.
+
+        What goes wrong here is left to that call, which asks once more.
+        """
+        assert isinstance(self.asked, Memory)
+        foresee = self.asked.foresee
+        before = self._threads[
+            -1:
+        ]  # one at a time, so that no more requests are under way than the server's `concurrency`
+
+        def ask() -> None:
+            for thread in before:
+                thread.join()
+            with suppress(PrefoptError):
+                self.how.judge(self.text, self._manner, foresee, prompts, completions, rows)
+
+        # A daemon, so that a server that is slow to answer does not keep a program from ending.
+        self._threads.append(threading.Thread(target=ask, name="judge ahead", daemon=True))
+        self._threads[-1].start()
 
     def check(self) -> None:
         """Refuse a rubric that does not fit the mode, and a model or server that cannot serve; loads nothing.
@@ -196,6 +229,11 @@ class Judge:
             return Live(self.live, self.batch_size, self.template)
         names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
         return Local(**{name: getattr(self, name) for name in names})
+
+    @cached_property
+    def _threads(self) -> list[threading.Thread]:
+        """That ask ahead."""
+        return []
 
     def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Answers in the order of the questions."""

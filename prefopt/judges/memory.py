@@ -7,6 +7,7 @@ import math
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Spent:
         calls: requests that were answered.
         prompt_tokens: read.
         completion_tokens: written.
-        hits: questions that were answered from memory, or asked before in the same breath.
+        hits: questions that were answered from memory, or asked before in the same breath; not those that were asked ahead.
     """
 
     calls: int = 0
@@ -108,6 +109,7 @@ class Memory:
         self.budget = budget or Budget()
         self.spent = Spent()
         self._answered = 0
+        self._foreseen: Counter[bytes] = Counter()  # how often each question will be asked once more
         self._lock = threading.Lock()
 
     @property
@@ -128,6 +130,18 @@ class Memory:
         found = dict(self.ask(questions))
         return [found[i] for i in range(len(questions))]
 
+    def foresee(self, questions: Sequence[Question]) -> list[Answer]:
+        """`answers` to what will be asked once more, which is no hit then."""
+        answers = self.answers(questions)
+        identity = self.identity
+        with self._lock:
+            self._foreseen.update(
+                _key(identity, question)
+                for question, answer in zip(questions, answers, strict=True)
+                if _is_answer(answer)
+            )
+        return answers
+
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """What is remembered, at once; then the rest, each as it comes, and each distinct question asked once.
 
@@ -146,11 +160,11 @@ class Memory:
                 if answer is None:
                     missing.append(key)
                 else:
-                    yield from ((i, answer) for i in self._hits(same))
+                    yield from ((i, answer) for i in self._hits(key, same))
             for key, answer in self._bought(missing, [questions[places[key][0]] for key in missing]):
                 answer = self._keep(disk, key, judge, answer)
                 yield places[key][0], answer
-                yield from ((i, answer) for i in self._hits(places[key][1:]))
+                yield from ((i, answer) for i in self._hits(key, places[key][1:]))
 
     def _bought(self, keys: Sequence[bytes], questions: Sequence[Question]) -> Iterator[tuple[bytes, Answer]]:
         """Answers of the backend within the budget."""
@@ -194,9 +208,10 @@ class Memory:
             "or raise `budget`"
         )
 
-    def _hits(self, places: Sequence[int]) -> Sequence[int]:
+    def _hits(self, key: bytes, places: Sequence[int]) -> Sequence[int]:
         with self._lock:
-            self.spent = dataclasses.replace(self.spent, hits=self.spent.hits + len(places))
+            hits = max(0, len(places) - self._foreseen.pop(key, 0))
+            self.spent = dataclasses.replace(self.spent, hits=self.spent.hits + hits)
         return places
 
     # The file

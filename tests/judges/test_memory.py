@@ -258,3 +258,23 @@ def rows(folder):
             found = []
     assert all(json.loads(answer) for _, answer in found)
     return found
+
+
+def test_what_was_asked_ahead_is_no_hit(tmp_path):
+    one, two = question("one"), question("two")
+    plain, ahead = Memory(Counting(), tmp_path / "plain"), Memory(Counting(), tmp_path / "ahead")
+    assert ahead.foresee([one]) == ahead.foresee([one]) and ahead.foresee([two])
+    for memory in (plain, ahead):
+        memory.answers([one, one, two])
+        assert memory.spent == Spent(calls=2, prompt_tokens=20, completion_tokens=4, hits=1)
+    assert plain.answers([two]) and ahead.answers([two])
+    assert plain.spent == ahead.spent and ahead.spent.hits == 2
+
+
+def test_what_failed_ahead_is_asked_again(tmp_path):
+    memory = Memory(Counting(fails_after=1), tmp_path)
+    with pytest.raises(PrefoptError, match="gone"):
+        memory.foresee([question("one"), question("two")])
+    memory.backend = Counting()
+    memory.answers([question("one"), question("two")])
+    assert memory.spent.calls == 2
