@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -115,8 +116,8 @@ class Evaluator:
         seed: int = 0,
         contest: Contest | None = None,
     ):
-        self.rows = rows[: settings.rows]
-        self.prompts = distinct_prompts(rows)[: settings.prompts]
+        self.rows = list(rows[: settings.rows])
+        self.prompts = list(islice(distinct_prompts(rows), settings.prompts))
         self.settings = settings
         self.accelerator = accelerator
         self.reference = reference
@@ -358,14 +359,18 @@ def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | N
 def _projected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
     """The rows as pairs, or as their best completions; none where the data do not have them."""
     try:
-        return project(rows, needs)[0]
+        return list(project(rows, needs))
     except PrefoptError:
         return []
 
 
-def distinct_prompts(rows: Sequence[Tokenised]) -> list[Tokenised]:
+def distinct_prompts(rows: Iterable[Tokenised]) -> Iterator[Tokenised]:
     """The first row of each prompt."""
-    return list({tuple(row.prompt_ids): row for row in reversed(rows)}.values())[::-1]
+    seen = set()
+    for row in rows:
+        if row.prompt_ids not in seen:
+            seen.add(row.prompt_ids)
+            yield row
 
 
 def decoded(model: Policy, batch: Batch) -> list[list[str]]:
