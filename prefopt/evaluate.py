@@ -19,7 +19,7 @@ from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
-from prefopt.functional import kl_estimate, seed_for
+from prefopt.functional import digested, kl_estimate, seed_for
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
@@ -364,13 +364,13 @@ def _projected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
         return []
 
 
-def distinct_prompts(rows: Iterable[Tokenised]) -> Iterator[Tokenised]:
-    """The first row of each prompt."""
-    seen = set()
-    for row in rows:
-        if row.prompt_ids not in seen:
-            seen.add(row.prompt_ids)
-            yield row
+def distinct_prompts(rows: Sequence[Tokenised]) -> Iterator[Tokenised]:
+    """The first row of each prompt, in the order of their last ones."""
+    prompts = digested((repr(row.prompt_ids) for row in rows), len(rows))
+    _, first = np.unique(prompts, return_index=True)
+    _, last = np.unique(prompts[::-1], return_index=True)  # from the end
+    for number in first[last.argsort()[::-1]]:
+        yield rows[number]
 
 
 def decoded(model: Policy, batch: Batch) -> list[list[str]]:
