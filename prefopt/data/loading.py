@@ -184,8 +184,8 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
-    try:
-        file = parquet.ParquetFile(path)
+    try:  # in small pieces: by default the columns of the file are held whole, as they are compressed
+        file = parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
     except (ArrowException, OSError) as error:
         raise PrefoptError(f"{path}: not Parquet: {error}") from None
     number = 0
