@@ -3,10 +3,16 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefopt.errors import PrefoptError
+from prefopt.functional import digested
+
+Numbers = NDArray[np.intp]
+"""Of rows."""
 
 
 class Order(Protocol):
@@ -29,13 +35,9 @@ class Order(Protocol):
         ...
 
 
-def permutation(rows: int, seed: int, epoch: int) -> list[int]:
+def permutation(rows: int, seed: int, epoch: int) -> Numbers:
     """The order of an epoch: by a hash, so that no library's generator can change it from one version to the next."""
-
-    def key(row: int) -> bytes:
-        return blake2b(f"{seed}:{epoch}:{row}".encode(), digest_size=16).digest()
-
-    return sorted(range(rows), key=key)
+    return digested((f"{seed}:{epoch}:{row}" for row in range(rows)), rows).argsort(kind="stable")
 
 
 class Shuffled:
@@ -50,7 +52,7 @@ class Shuffled:
         self.rows = rows
         self.seed = seed
         self.drawn = 0
-        self._epoch: tuple[int, list[int]] = (-1, [])
+        self._epoch: tuple[int, Numbers] = (-1, np.empty(0, np.intp))
 
     def take(self, count: int) -> list[int]:
         """The next ones; the place moves."""
@@ -79,9 +81,9 @@ class Shuffled:
         epoch, index = divmod(place, self.rows)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.arranged(epoch))
-        return self._epoch[1][index]
+        return int(self._epoch[1][index])
 
-    def arranged(self, epoch: int) -> list[int]:
+    def arranged(self, epoch: int) -> Numbers:
         """An epoch."""
         return permutation(self.rows, self.seed, epoch)
 
@@ -101,19 +103,19 @@ class EasyFirst:
     def __init__(self, rows: int, seed: int, lengths: Sequence[int] | None = None):
         self.rows = rows
         self.seed = seed
-        self.lengths = lengths
+        self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = 0
-        self.left: list[int] = []
+        self.left = np.empty(0, np.intp)
         self.rewards: dict[int, float] = {}
 
     def take(self, count: int) -> list[int]:
         """The next ones; the place moves."""
         while len(self.left) < count:
             shuffled = permutation(self.rows, self.seed, self.epoch)
-            self.left += sorted(shuffled, key=self._difficulty)
+            self.left = np.concatenate([self.left, _easiest(shuffled, self._difficulties())])
             self.epoch += 1
         taken, self.left = self.left[:count], self.left[count:]
-        return taken
+        return taken.tolist()
 
     def observe(self, rows: Sequence[int], rewards: Sequence[float]) -> None:
         """Remembers the last reward of each prompt."""
@@ -121,7 +123,8 @@ class EasyFirst:
 
     def state_dict(self) -> dict[str, Any]:
         """The place, what is left of the epoch, and the rewards."""
-        return copy.deepcopy({k: v for k, v in vars(self).items() if k != "lengths"})
+        state = copy.deepcopy({k: v for k, v in vars(self).items() if k != "lengths"})
+        return state | {"left": self.left.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Return to a place.
@@ -130,10 +133,11 @@ class EasyFirst:
             PrefoptError: it is a place in other data, or in another order.
         """
         _check_same(state, {"rows": self.rows, "seed": self.seed})
-        self.epoch, self.left, self.rewards = state["epoch"], list(state["left"]), dict(state["rewards"])
+        self.epoch, self.rewards = state["epoch"], dict(state["rewards"])
+        self.left = np.array(state["left"], np.intp)
 
-    def _difficulty(self, row: int) -> float:
-        return -self.rewards.get(row, math.inf) if self.lengths is None else self.lengths[row]
+    def _difficulties(self) -> NDArray[Any]:
+        return -_known(self.rewards, self.rows, math.inf) if self.lengths is None else self.lengths
 
 
 class SelfPaced:
@@ -165,11 +169,11 @@ class SelfPaced:
         known = sorted(self.rewards.values())
         median = known[len(known) // 2] if known else 0.0
         shuffled = permutation(self.rows, self.seed, self.taken)
-        easiest = sorted(shuffled, key=lambda row: -self.rewards.get(row, median))
+        easiest = _easiest(shuffled, -_known(self.rewards, self.rows, median))
         admitted = easiest[: max(count, math.ceil(share * self.rows))]
-        place = {row: n for n, row in enumerate(shuffled)}
-        chosen = sorted(admitted, key=lambda row: (self.visits.get(row, 0), place[row]))
-        chosen = [chosen[i % len(chosen)] for i in range(count)]
+        place, visits = shuffled.argsort(), _known(self.visits, self.rows, 0)
+        ranked = admitted[np.lexsort((place[admitted], visits[admitted]))]
+        chosen = np.resize(ranked, count).tolist()
         self.visits |= {row: self.visits.get(row, 0) + 1 for row in chosen}
         self.taken += 1
         return chosen
@@ -190,6 +194,18 @@ class SelfPaced:
         """
         _check_same(state, {"rows": self.rows, "seed": self.seed})
         self.taken, self.visits, self.rewards = state["taken"], dict(state["visits"]), dict(state["rewards"])
+
+
+def _known(values: Mapping[int, float], rows: int, unknown: float) -> NDArray[np.float64]:
+    """[rows], with that number where there is none yet."""
+    found = np.full(rows, unknown, np.float64)
+    found[list(values)] = list(values.values())
+    return found
+
+
+def _easiest(shuffled: Numbers, difficulty: NDArray[Any]) -> Numbers:
+    """The easiest first; equally easy ones stay as they are."""
+    return shuffled[difficulty[shuffled].argsort(kind="stable")]
 
 
 ORDERS: dict[str, Callable[[Sequence[int], int, int], Order]] = {

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
-from prefopt.functional import kl_estimate, seed_for
+from prefopt.functional import digested, kl_estimate, seed_for
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
@@ -115,8 +116,8 @@ class Evaluator:
         seed: int = 0,
         contest: Contest | None = None,
     ):
-        self.rows = rows[: settings.rows]
-        self.prompts = distinct_prompts(rows)[: settings.prompts]
+        self.rows = list(rows[: settings.rows])
+        self.prompts = list(islice(distinct_prompts(rows), settings.prompts))
         self.settings = settings
         self.accelerator = accelerator
         self.reference = reference
@@ -358,14 +359,18 @@ def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | N
 def _projected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
     """The rows as pairs, or as their best completions; none where the data do not have them."""
     try:
-        return project(rows, needs)[0]
+        return list(project(rows, needs))
     except PrefoptError:
         return []
 
 
-def distinct_prompts(rows: Sequence[Tokenised]) -> list[Tokenised]:
-    """The first row of each prompt."""
-    return list({tuple(row.prompt_ids): row for row in reversed(rows)}.values())[::-1]
+def distinct_prompts(rows: Sequence[Tokenised]) -> Iterator[Tokenised]:
+    """The first row of each prompt, in the order of their last ones."""
+    prompts = digested((repr(row.prompt_ids) for row in rows), len(rows))
+    _, first = np.unique(prompts, return_index=True)
+    _, last = np.unique(prompts[::-1], return_index=True)  # from the end
+    for number in first[last.argsort()[::-1]]:
+        yield rows[number]
 
 
 def decoded(model: Policy, batch: Batch) -> list[list[str]]:

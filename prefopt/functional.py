@@ -1,8 +1,9 @@
-"""Pure tensor maths, and seeds, that several modules share."""
+"""Pure tensor maths, seeds and hashes that several modules share."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -38,6 +39,12 @@ def seed_for(*parts: int | str) -> int:
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def digested(texts: Iterable[str], count: int) -> np.ndarray:
+    """[count] hashes of 16 bytes, which stand for the texts where these would not fit into memory together."""
+    hashes = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
+    return np.fromiter(hashes, "S16", count)
 
 
 def generator(*parts: int | str) -> torch.Generator:

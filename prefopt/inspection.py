@@ -1,6 +1,7 @@
 """Looking at a policy without training it: evaluate, sample."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -74,10 +75,10 @@ def sample(
     accelerator = make_accelerator(settings.train)
     tokenizer = load_tokenizer(settings.policy)
     examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
-    rows = distinct_prompts(tokenise(examples, tokenizer, settings.source.max_prompt_tokens)[0])
+    tokenised, _ = tokenise(examples, tokenizer, settings.source.max_prompt_tokens)
+    rows = list(islice(distinct_prompts(tokenised), None if own else number))
     if not rows:
         raise PrefoptError("there is no prompt to start from; give one with --prompt")
-    rows = rows if own else rows[:number]
     model = load_policy(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
     seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
     prompts = [row.prompt_ids for row in rows]

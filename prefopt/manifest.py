@@ -35,7 +35,7 @@ def manifest(
     accelerator: Accelerator,
     model: nn.Module,
     model_name: str,
-    data: dict[str, Sequence[Tokenised]],
+    data: Mapping[str, Sequence[Tokenised]],
     others: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Any]:
     """Everything that a reader needs to tell whether two runs were made of the same things.

@@ -1,12 +1,13 @@
 """What a run will do: everything of a recipe that can be found, loaded and checked before a model is."""
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prefopt import recipe
 from prefopt.checks import BASIC, check_objective
-from prefopt.data import Example, Split, load_examples, prompts, split
+from prefopt.data import Example, Shelf, Split, load_examples, prompts
+from prefopt.data.splits import divided
 from prefopt.downloads import rows_awaited
 from prefopt.errors import PrefoptError
 from prefopt.feedback import check_feedback
@@ -42,6 +43,7 @@ class Plan:
         needs: of the terms that share the run's source.
         wanted: what its data must bring of these.
         data: of the run's source, and of each term's own, by the term's number.
+        rows: of the run's source that are trained on.
     """
 
     recipe: recipe.Recipe
@@ -51,6 +53,7 @@ class Plan:
     wanted: Needs
     data: Split[Example]
     own: Mapping[int, Split[Example]]
+    rows: int
 
     @property
     def steps(self) -> int:
@@ -58,9 +61,8 @@ class Plan:
         train = self.recipe.train
         if train.steps is not None:
             return train.steps
-        rows = to_train_on(self.data.train, self.wanted, self.recipe.source)
         assert train.epochs is not None
-        return max(1, int(len(rows) * train.epochs) // train.batch_size)
+        return max(1, int(self.rows * train.epochs) // train.batch_size)
 
 
 def plan(settings: recipe.Recipe) -> Plan:
@@ -89,7 +91,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     _check_feedbacks(settings)
     seed = settings.seed_of("data")
     own = {
-        i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)
+        i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)[0]
         for i, term in enumerate(settings.objective)
         if term.source is not None
     }
@@ -100,36 +102,35 @@ def plan(settings: recipe.Recipe) -> Plan:
         shares = replace(DEMONSTRATED, columns=asked.columns)
     else:
         shares = wanted(needs, settings.source, name)
-    data = _splits(settings.source, shares, seed)
-    rows = len(to_train_on(data.train, shares, settings.source))
+    data, rows = _splits(settings.source, shares, seed)
     if rows < settings.train.batch_size and not rows_awaited():
         raise PrefoptError(
             f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
         )
-    return Plan(settings, model, objectives, needs, shares, data, own)
+    return Plan(settings, model, objectives, needs, shares, data, own, rows)
 
 
-def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) -> list[Example]:
+def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) -> Iterator[Example]:
     """The rows of a source as batches will have them: what an objective needs of them, or the prompts that rollouts begin with.
 
     Raises:
         PrefoptError: the rows lack what is needed.
     """
     if not rows and rows_awaited():  # by a dry run: there is nothing to refuse yet
-        return []
-    if source.rollouts is not None and "dataset" not in source.players:
-        found = prompts(rows)
-        _check_columns(found, needs)
-        return found
-    return project(rows, needs, source.ties)[0]
+        return
+    if source.rollouts is None or "dataset" in source.players:
+        yield from project(rows, needs, source.ties)
+        return
+    for row in prompts(rows):
+        _check_columns(row, needs)
+        yield row
 
 
-def _check_columns(rows: Sequence[Example], needs: Needs) -> None:
-    for row in rows:
-        if missing := set(needs.columns) - set(row.columns) - {"row"}:
-            names = ", ".join(map(repr, sorted(missing)))
-            hint = f" ({EMBED})" if EMBEDDINGS in missing else ""
-            raise PrefoptError(f"{row.where}: the prompt has no column {names}, which the objective needs{hint}")
+def _check_columns(row: Example, needs: Needs) -> None:
+    if missing := set(needs.columns) - set(row.columns) - {"row"}:
+        names = ", ".join(map(repr, sorted(missing)))
+        hint = f" ({EMBED})" if EMBEDDINGS in missing else ""
+        raise PrefoptError(f"{row.where}: the prompt has no column {names}, which the objective needs{hint}")
 
 
 def _alone(settings: recipe.Recipe) -> recipe.Source:
@@ -231,18 +232,23 @@ def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs
         )
 
 
-def _splits(source: recipe.Source, needs: Needs, seed: int) -> Split[Example]:
-    """Train, validation and test; parts that have data of their own take nothing from the rest."""
-    parts = split(_examples(source), source.split, seed)
+def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Example], int]:
+    """Train, validation and test, and the number of rows to train on; parts with data of their own take nothing from the rest."""
+    rows = _examples(source)
+    train, validation, test = divided(rows, source.split, seed)
     if source.validation is not None:
-        parts = Split(parts.train + parts.validation, _examples(source.validation), parts.test)
+        train += validation
     if source.test is not None:
-        parts = Split(parts.train + parts.test, parts.validation, _examples(source.test))
-    to_train_on(parts.train, needs, source)  # refuses data that lack what the objective needs
-    return parts
+        train += test
+    parts = Split(
+        rows.select(train),
+        rows.select(validation) if source.validation is None else _examples(source.validation),
+        rows.select(test) if source.test is None else _examples(source.test),
+    )
+    return parts, sum(1 for _ in to_train_on(parts.train, needs, source))
 
 
-def _examples(data: recipe.Data) -> list[Example]:
+def _examples(data: recipe.Data) -> Shelf[Example]:
     files = [file for name in data.data for file in [name.partition(":")[0], *glob.glob(name, recursive=True)]]
     key = (data.model_dump_json(include={"data", "arguments", "hub_split", "adapt"}), *map(stamp, files))
     rows = shared(

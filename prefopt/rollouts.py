@@ -138,7 +138,7 @@ class Rollouts:
         unfitted = [f for f in self.feedback.values() if isinstance(f, Fitted) and f.unfitted]
         if not unfitted:
             return
-        chosen = permutation(len(self.rows), self.seed, -1)[: 2 * self.batch_size]
+        chosen = permutation(len(self.rows), self.seed, -1)[: 2 * self.batch_size].tolist()
         players = [Player("reference", reference, 1, sampling=self.settings.sampling)]
         shown = _shown(self._write([self.rows[i] for i in chosen], players, "fit"))
         try:
@@ -173,8 +173,9 @@ class Rollouts:
             own = verdicts["scores"].scores[:, : self.settings.completions]  # the policy's, who writes first
             self.order.observe(numbers, own.nanmean(-1).tolist())
             self.counts[NO_VERDICT] += int(verdicts["scores"].scores.isnan().sum())
-        usable, dropped = projected(rows, self.needs, self.ties)
-        self.counts.update(dropped)
+        dropped: Counter[str] = Counter()
+        usable = list(projected(rows, self.needs, self.ties, dropped))
+        self.counts.update(+dropped)
         if self.settings.refill:
             varied = [row for row in usable if row.scores is None or len({*row.scores}) > 1]
             self.counts[ALIKE] += len(usable) - len(varied)

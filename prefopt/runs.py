@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from prefopt import recipe
 from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
 from prefopt.curriculum import ORDERS
-from prefopt.data import Example, Tokenised, preview, tokenise
+from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
 from prefopt.diagnostics import RolloutDiagnostics, beyond
 from prefopt.errors import PrefoptError, nearest
 from prefopt.estimates import Estimate
@@ -237,14 +239,14 @@ class Run:
 
     def _first(self, part: str) -> Evaluation:
         """Of the model before training, which the runs of a study share where they start from the same."""
-        model, settings, rows = self._bare(), self.settings, self.data[part]
+        model, settings = self._bare(), self.settings
         others = {k: fingerprint_weights(m) for k, m in self._others().items() if k.split(":")[0] != "scores"}
         read = settings.model_dump_json(include={"policy": True, "reference": True, "evaluate": True})
         arithmetic = (settings.train.precision, torch.get_num_threads(), self.accelerator.num_processes)
         # The critic has no say in what is measured.
         key = (part, type(model), fingerprint_weights(model.model), *sorted(others.items()), read, arithmetic)
         seed = settings.seed_of("evaluation")
-        return shared("evaluations", (*key, seed, *map(id, rows)), lambda: self.evaluators[part](model), rows)
+        return shared("evaluations", (*key, seed, self.data[part].identity), lambda: self.evaluators[part](model))
 
     def _costs(self) -> Spent:
         rollouts = self.source if isinstance(self.source, Rollouts) else None
@@ -292,19 +294,19 @@ class Run:
         self.accelerator.wait_for_everyone()
         return result
 
-    def _parts(self) -> dict[str, Sequence[Example]]:
+    def _parts(self) -> dict[str, Shelf[Example]]:
         """Train, validation and test rows; of training rows for rollouts, their prompts."""
         parts = self.plan.data._asdict()
         if self.settings.source.rollouts is not None:
-            parts["train"] = to_train_on(parts["train"], self.plan.wanted, self.settings.source)
+            parts["train"] = Shelf.of(to_train_on(parts["train"], self.plan.wanted, self.settings.source))
         return parts
 
-    def _tokenised(self, rows: Sequence[Example], tokenizer: Any, name: str) -> Sequence[Tokenised]:
+    def _tokenised(self, rows: Shelf[Example], tokenizer: Any, name: str) -> Shelf[Tokenised]:
         source = self.settings.source
         name_of = self.settings.policy.tokenizer or self.plan.model
         longest = (source.max_prompt_tokens, source.max_completion_tokens)
-        key = (stamp(name_of), *longest, *map(id, rows))
-        tokenised, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest), rows)
+        key = (stamp(name_of), *longest, rows.identity)
+        tokenised, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest))
         show_data(self.console, name, report)
         return tokenised
 
@@ -360,8 +362,9 @@ class Run:
             rows, columns = self._embedded(rows, source.embeddings), (*columns, EMBEDDINGS)
         if source.rollouts is not None:
             return rows, columns
-        kept, counts = projected(rows, needs, source.ties)
-        for reason, count in counts.items():
+        counts: Counter[str] = Counter()
+        kept = Shelf.of(projected(rows, needs, source.ties, counts))
+        for reason, count in (+counts).items():
             show_count(self.console, count, reason)
         return kept, columns
 
@@ -383,7 +386,7 @@ class Run:
         }
         made = Rollouts(
             rows,
-            ORDERS[source.rollouts.order]([len(row.prompt_ids) for row in rows], seed, self.plan.steps),
+            ORDERS[source.rollouts.order](array("L", (len(row.prompt_ids) for row in rows)), seed, self.plan.steps),
             players(source, self.model, self.reference),
             make_sampler(source.rollouts, self.accelerator),
             self.model.tokenizer,

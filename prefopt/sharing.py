@@ -11,7 +11,7 @@ T = TypeVar("T")
 MOST = {"examples": 16, "tokens": 32, "models": 4, "evaluations": 64}
 """How many results of each kind are kept; the one that was longest of no use goes first."""
 
-_kept: dict[str, OrderedDict[Hashable, tuple[Any, Any]]] | None = None
+_kept: dict[str, OrderedDict[Hashable, Any]] | None = None
 
 
 @contextmanager
@@ -25,27 +25,24 @@ def sharing() -> Iterator[None]:
         _kept = before
 
 
-def shared(
-    kind: str, key: Hashable, make: Callable[[], T], alive: Any = None, copy: Callable[[T], T] | None = None
-) -> T:
+def shared(kind: str, key: Hashable, make: Callable[[], T], copy: Callable[[T], T] | None = None) -> T:
     """`make()`, or what it returned before for this key, which nobody may change unless each gets a copy.
 
     Args:
         kind: of result, one of `MOST`.
-        key: everything that the result depends on; objects that do not change may go by their `id`.
+        key: everything that the result depends on; rows go by the identity of their shelf.
         make: a pure function.
-        alive: objects that the key names by their `id`, which must not be given to others meanwhile.
         copy: makes what is handed out from what is kept.
     """
     if _kept is None:
         return make()
     kept = _kept.setdefault(kind, OrderedDict())
     if key not in kept:
-        kept[key] = (make(), alive)
+        kept[key] = make()
     kept.move_to_end(key)
     while len(kept) > MOST[kind]:
         kept.popitem(last=False)
-    value: T = kept[key][0]
+    value: T = kept[key]
     return value if copy is None else copy(value)
 
 

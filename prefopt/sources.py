@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
 from prefopt.curriculum import Shuffled
@@ -46,8 +46,10 @@ Row = TypeVar("Row", bound=Judged)
 Ties = Literal["drop", "keep"]
 
 
-def project(rows: Sequence[Row], needs: Needs, ties: Ties = "drop") -> tuple[list[Row], dict[str, int]]:
-    """One ranked, rated or paired data set as what an objective needs, and how often something was dropped.
+def project(
+    rows: Sequence[Row], needs: Needs, ties: Ties = "drop", counts: Counter[str] | None = None
+) -> Iterator[Row]:
+    """One ranked, rated or paired data set as what an objective needs, row by row.
 
     completions   from a prompt with more of them
     -----------   -------------------------------
@@ -64,47 +66,50 @@ def project(rows: Sequence[Row], needs: Needs, ties: Ties = "drop") -> tuple[lis
         rows: examples, tokenised or not, so that this can refuse before any model is loaded.
         needs: the objective's.
         ties: what to do with completions of equal score.
+        counts: where it is counted how often something was dropped.
 
     Raises:
         PrefoptError: the rows lack what is needed; says what they have and which formats would do.
     """
     if ties not in ("drop", "keep"):
         raise PrefoptError(f"ties must be 'drop' or 'keep', not {ties!r}")
-    _check(rows, needs)
-    kept, counts = projected(rows, needs, ties)
+    if needs.rollouts:
+        _refuse(rows, needs, "it learns from the policy's own completions, which recorded data are not; use rollouts")
+    counts = Counter() if counts is None else counts
+    kept = 0
+    for row in rows:
+        _check(row, rows, needs)
+        for new in projected([row], needs, ties, counts):
+            kept += 1
+            yield new
     if not kept:
-        dropped = "; ".join(f"{count} {what}" for what, count in counts.items()) or "there were none"
+        dropped = "; ".join(f"{count} {what}" for what, count in (+counts).items()) or "there were none"
         first = f"; the first was {rows[0].where}" if rows else ""
         _refuse(rows, needs, f"no row is left ({dropped}{first})")
-    return kept, counts
 
 
-def projected(rows: Sequence[Row], needs: Needs, ties: Ties) -> tuple[list[Row], dict[str, int]]:
+def projected(rows: Iterable[Row], needs: Needs, ties: Ties, counts: Counter[str]) -> Iterator[Row]:
     """`project` of rows that are known to have what it takes; perhaps none is left."""
-    counts: Counter[str] = Counter()
     change: Callable[[Row, Needs, Ties, Counter[str]], list[Row]] = _singles if needs.completions == 1 else _several
     if needs.completions == 1 and needs.ordered:
         change = _best
-    return [new for row in rows for new in change(_present(row), needs, ties, counts)], dict(+counts)
+    return (new for row in rows for new in change(_present(row), needs, ties, counts))
 
 
-def _check(rows: Sequence[Row], needs: Needs) -> None:
-    """Refuses what no choice among completions could supply."""
-    if needs.rollouts:
-        _refuse(rows, needs, "it learns from the policy's own completions, which recorded data are not; use rollouts")
+def _check(row: Judged, rows: Sequence[Judged], needs: Needs) -> None:
+    """Refuses a row that lacks what no choice among completions could supply."""
     # Single completions of a prompt that was compared get their scores from the comparison.
     scored = needs.scores and not (needs.completions == 1 and not needs.ordered)
-    for row in rows:
-        if row.scores is None and (scored or (needs.scores and row.preference is None)):
-            _refuse(rows, needs, f"{row.where} has no scores")
-        if needs.preference and row.preference is None:
-            _refuse(rows, needs, f"{row.where} has no preference probabilities")
-        missing = set(needs.columns) - set(row.columns) - {"row"}
-        if missing:
-            hint = f" ({EMBED})" if "embeddings" in missing else ""
-            _refuse(rows, needs, f"{row.where} has no column {', '.join(map(repr, sorted(missing)))}{hint}")
-        if _must_order(needs, row) and row.scores is None and row.preference is None:
-            _refuse(rows, needs, f"{row.where} has {row.size} completions and nothing that orders them")
+    if row.scores is None and (scored or (needs.scores and row.preference is None)):
+        _refuse(rows, needs, f"{row.where} has no scores")
+    if needs.preference and row.preference is None:
+        _refuse(rows, needs, f"{row.where} has no preference probabilities")
+    missing = set(needs.columns) - set(row.columns) - {"row"}
+    if missing:
+        hint = f" ({EMBED})" if "embeddings" in missing else ""
+        _refuse(rows, needs, f"{row.where} has no column {', '.join(map(repr, sorted(missing)))}{hint}")
+    if _must_order(needs, row) and row.scores is None and row.preference is None:
+        _refuse(rows, needs, f"{row.where} has {row.size} completions and nothing that orders them")
 
 
 def _must_order(needs: Needs, row: Judged) -> bool:

@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 BEGAN = time.perf_counter()
 
 import torch  # noqa: E402
-from workload import distinct_words, model, preferences, saved_model, saved_rows, tokenizer  # noqa: E402
+from workload import distinct_words, each_preference, model, preferences, saved_model, saved_rows, tokenizer  # noqa: E402
 
 HERE = Path(__file__).parent
 TRL_MODES: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def recipe_of(spec: dict, folder: Path, more: dict) -> Any:
     """A recipe for the workload."""
     from prefopt.recipe import Recipe, checked
 
-    rows = preferences(
+    rows = each_preference(
         spec["pairs"],
         0,
         spec.get("prompt", 120),

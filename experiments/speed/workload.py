@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,14 @@ def tokenizer(vocabulary: int = 8000) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def preferences(
+def preferences(n: int = 128, *arguments: int) -> list[dict]:
+    """The same rows as `each_preference`, all at once."""
+    return list(each_preference(n, *arguments))
+
+
+def each_preference(
     n: int = 128, seed: int = 0, prompt: int = 120, completion: int = 60, vocabulary: int = 8000, completions: int = 2
-) -> list[dict]:
+) -> Iterator[dict]:
     """n rows: pairs, or ranked lists of more completions. Lengths are log-normal around these, and within 4 and 400 tokens
     at the default ones."""
     rng = random.Random(seed)
@@ -39,7 +44,6 @@ def preferences(
         length = max(4, min(longest, int(rng.lognormvariate(math.log(around), SPREAD))))
         return " ".join(f"w{rng.randrange(vocabulary - 3)}" for _ in range(length))
 
-    rows = []
     for _ in range(n):
         row: dict = {"prompt": text(prompt, prompt * 10 // 3)}
         answers = [" " + text(completion, completion * 20 // 3) for _ in range(completions)]
@@ -47,8 +51,7 @@ def preferences(
             row |= {"chosen": answers[0], "rejected": answers[1]}
         else:
             row |= {"completions": answers, "scores": [float(-k) for k in range(completions)]}
-        rows.append(row)
-    return rows
+        yield row
 
 
 def model(size: str = "7M", vocabulary: int = 8000, seed: int = 0) -> LlamaForCausalLM:
@@ -81,10 +84,11 @@ def saved_model(folder: Path, size: str = "7M", vocabulary: int = 8000) -> Path:
     return place
 
 
-def saved_rows(folder: Path, rows: Sequence[dict], name: str) -> Path:
-    """Rows as JSONL."""
+def saved_rows(folder: Path, rows: Iterable[dict], name: str) -> Path:
+    """Rows as JSONL, one after another, so that memory which is measured later does not have them in it."""
     file = folder / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with file.open("w") as opened:
+        opened.writelines(json.dumps(row) + "\n" for row in rows)
     return file
 
 

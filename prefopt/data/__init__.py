@@ -1,8 +1,9 @@
-"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`."""
+"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`. All rows are on a `Shelf`."""
 
 from prefopt.data.collate import collate
 from prefopt.data.formats import FORMATS, Example, parse, prompts
 from prefopt.data.loading import load_examples
+from prefopt.data.shelf import Shelf
 from prefopt.data.splits import Split, split
 from prefopt.data.tokenise import Report, Tokenised, preview, tokenise
 
@@ -10,6 +11,7 @@ __all__ = [
     "FORMATS",
     "Example",
     "Report",
+    "Shelf",
     "Split",
     "Tokenised",
     "collate",

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 
@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from prefopt.errors import PrefoptError, nearest
+from prefopt.functional import digested
 from prefopt.types import COMPLETION_COLUMNS, Message, Prompt
 
 Completion = str | tuple[Message, ...]
@@ -83,21 +84,18 @@ def select_matrix(matrix: Matrix | None, order: Sequence[int]) -> Matrix | None:
     return None if matrix is None else tuple(tuple(matrix[i][j] for j in order) for i in order)
 
 
-def prompts(examples: Iterable[Example]) -> list[Example]:
+def prompts(examples: Sequence[Example]) -> Iterator[Example]:
     """The distinct prompts, in order of appearance, without their completions: what rollouts start from."""
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(_key(example.prompt), example)
-    return [
-        dataclasses.replace(
+    digests = digested((_key(example.prompt) for example in examples), len(examples))
+    for number in np.sort(np.unique(digests, return_index=True)[1]):
+        example = examples[number]
+        yield dataclasses.replace(
             example,
             completions=(),
             scores=None,
             preference=None,
             columns={name: value for name, value in example.columns.items() if name not in COMPLETION_COLUMNS},
         )
-        for example in first.values()
-    ]
 
 
 def recognise(row: Mapping[str, Any], where: str = "row") -> str:

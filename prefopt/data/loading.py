@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefopt.data.formats import Example, parse, recognise
+from prefopt.data.shelf import Shelf
 from prefopt.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.errors import PrefoptError, nearest
 from prefopt.plugins import load_object
 
 Row = tuple[str, Mapping[str, Any]]
 """What messages call the row (file:line), and its columns."""
+
+BATCH = 1024
+"""Rows of a Parquet file that are in memory together."""
 
 
 def load_examples(
@@ -24,8 +28,8 @@ def load_examples(
     split: str | None = None,
     folder: Path | None = None,
     adapt: str | None = None,
-) -> list[Example]:
-    """The examples of a data set.
+) -> Shelf[Example]:
+    """The examples of a data set, read one after another and kept on disk.
 
     Args:
         data: a .jsonl, .json, .csv or .parquet file, a glob of them, or a list of these; or a function that yields
@@ -37,25 +41,26 @@ def load_examples(
             which leaves the row out.
 
     Raises:
-        PrefoptError: nothing found, nothing in it, or a row that cannot be read; names file and line.
+        PrefoptError: nothing found, nothing in it, a row that cannot be read (names file and line), or no room on the disk.
     """
     arguments = dict(arguments or {})
     parts = [data] if isinstance(data, str | Path) else list(data)
     if not parts:
         raise PrefoptError("data is an empty list; name at least one file, function or data set")
     change = None if adapt is None else _function(adapt, folder)
-    examples: list[Example] = []
-    for part in parts:
-        for rows in _sources(str(part), arguments, split, folder):
-            examples += _parse_all(rows if change is None else _adapted(rows, change, str(adapt)))
+    examples = Shelf.of(
+        example
+        for part in parts
+        for rows in _sources(str(part), arguments, split, folder)
+        for example in _parsed(rows if change is None else _adapted(rows, change, str(adapt)))
+    )
     if not examples and not rows_awaited():
         raise PrefoptError(f"{data}: no rows")
     return examples
 
 
-def _parse_all(rows: Iterator[Row]) -> list[Example]:
+def _parsed(rows: Iterator[Row]) -> Iterator[Example]:
     """The rows of one file; all of one format, so that a missing value is an error and not another format."""
-    examples: list[Example] = []
     first = None
     for where, row in rows:
         kind = recognise(row, where)
@@ -65,8 +70,7 @@ def _parse_all(rows: Iterator[Row]) -> list[Example]:
                 f"{where}: this row has the columns of format {kind!r} ({sorted(row)}), but {first[1]} those of "
                 f"{first[0]!r}. Is a value missing? Rows of two formats go into two files"
             )
-        examples.append(parse(row, where))
-    return examples
+        yield parse(row, where)
 
 
 def _sources(data: str, arguments: dict[str, Any], split: str | None, folder: Path | None) -> Iterator[Iterator[Row]]:
@@ -120,18 +124,18 @@ def _only(rows: Iterator[Row], split: str, name: str) -> Iterator[Row]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             where = f"{path}:{number}"
             yield where, _mapping(_json(line, where), where)
 
 
 def _json_file(path: Path) -> Iterator[Row]:
-    text = _text(path)
-    if text.lstrip().startswith("{"):  # JSON Lines under another name
+    first = next((line for line in _lines(path) if line.strip()), "")
+    if first.lstrip().startswith("{"):  # JSON Lines under another name
         yield from _jsonl(path)
         return
-    rows = _json(text, str(path))
+    rows = _json("".join(_lines(path)), str(path))
     if not isinstance(rows, list):
         raise PrefoptError(f"{path}: must be a list of objects, or one object a line; it is {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
@@ -139,7 +143,7 @@ def _json_file(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(_lines(path), strict=True)
     while True:
         start = reader.line_num + 1
         try:
@@ -180,13 +184,13 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
-    try:
-        file = parquet.ParquetFile(path)
+    try:  # in small pieces: by default the columns of the file are held whole, as they are compressed
+        file = parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
     except (ArrowException, OSError) as error:
         raise PrefoptError(f"{path}: not Parquet: {error}") from None
     number = 0
     with file:
-        for batch in file.iter_batches():
+        for batch in file.iter_batches(BATCH):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:row {number}", row
@@ -200,11 +204,24 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of text, read as they are taken."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
     except UnicodeDecodeError as error:
-        raise PrefoptError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise PrefoptError(f"{path}:{_undecodable(path)}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+
+
+def _undecodable(path: Path) -> int:
+    """The number of the first line that is not UTF-8; text is decoded in blocks, which know no lines."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError("every line was UTF-8")
 
 
 def _json(text: str, where: str) -> Any:

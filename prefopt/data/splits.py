@@ -1,14 +1,16 @@
 """Train, validation and test: a pure function of a row's group and the seed."""
 
+from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import accumulate
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from prefopt.data.shelf import Placed, Shelf
 from prefopt.errors import PrefoptError
 
 
-class Grouped(Protocol):
+class Grouped(Placed, Protocol):
     """Anything with a group, such as an `Example`."""
 
     @property
@@ -21,11 +23,11 @@ Row = TypeVar("Row", bound=Grouped)
 
 
 class Split(NamedTuple, Generic[Row]):
-    """Three disjoint lists; each keeps the order of the rows."""
+    """Three disjoint shelves; each keeps the order of the rows."""
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Shelf[Row]
+    validation: Shelf[Row]
+    test: Shelf[Row]
 
 
 def split(rows: Iterable[Row], fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0) -> Split[Row]:
@@ -37,16 +39,23 @@ def split(rows: Iterable[Row], fractions: tuple[float, float, float] = (0.8, 0.1
     Raises:
         PrefoptError: fractions that are negative or whose sum is not 1.
     """
+    rows = Shelf.of(rows)
+    train, validation, test = divided(rows, fractions, seed)
+    return Split(rows.select(train), rows.select(validation), rows.select(test))
+
+
+def divided(rows: Iterable[Row], fractions: tuple[float, float, float], seed: int) -> tuple[array, array, array]:
+    """The numbers of the rows of each part of a `split`."""
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise PrefoptError(
             f"split fractions must be three numbers, none negative, whose sum is 1; got {list(fractions)}"
         )
     bounds = [round(bound, 9) for bound in accumulate(fractions)]
-    result: Split[Row] = Split([], [], [])
-    for row in rows:
+    parts = (array("Q"), array("Q"), array("Q"))
+    for number, row in enumerate(rows):
         place = _uniform(seed, row.group)
-        result[next(i for i, bound in enumerate(bounds) if place < bound)].append(row)
-    return result
+        parts[next(i for i, bound in enumerate(bounds) if place < bound)].append(number)
+    return parts
 
 
 def _uniform(seed: int, group: str) -> float:

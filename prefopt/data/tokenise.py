@@ -6,13 +6,15 @@ boundary and a chat template may write a prompt differently once it is answered.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.text import Text
 
 from prefopt.data.formats import Completion, Example, Matrix, select_matrix
+from prefopt.data.shelf import Shelf
 from prefopt.errors import PrefoptError
 from prefopt.types import Prompt
 
@@ -130,8 +132,8 @@ def tokenise(
     max_completion: int | None = None,
     *,
     fewest: int = 1,
-) -> tuple[list[Tokenised], Report]:
-    """Examples as tokens, and a report of what was dropped and cut.
+) -> tuple[Shelf[Tokenised], Report]:
+    """Examples as tokens, kept on disk, and a report of what was dropped and cut.
 
     Prompts that are too long lose their beginning (a BOS stays), completions that are too long their end, EOS included.
     Special tokens that are spelt out in a text count as special, as everywhere in the field.
@@ -151,23 +153,29 @@ def tokenise(
             raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
     writer = _Writer.of(tokenizer)
     counts: Counter[str] = Counter()
-    rows: list[Tokenised] = []
-    for start in range(0, len(examples), CHUNK):
-        given = examples[start : start + CHUNK]
-        chunk = [_present(example, counts) for example in given]
-        texts = [writer.texts(example) for example in chunk]
-        ids = iter(writer.encode([text for of_one in texts for text in of_one]))
-        for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
-            prompt, *joint = (next(ids) for _ in of_one)
-            row = _row(writer, example, number, prompt, joint, counts)
-            row = _without_empty(_cut(row, writer, max_prompt, max_completion, counts), counts)
-            if before.size and row.size < fewest:
-                counts[LEFT_EMPTY] += 1
-            else:
-                rows.append(row)
-    prompt_lengths = [len(row.prompt_ids) for row in rows]
-    completion_lengths = [len(ids) for row in rows for ids in row.completion_ids]
-    return rows, Report(len(examples), len(rows), dict(+counts), _typical(prompt_lengths), _typical(completion_lengths))
+    prompt_lengths: Counter[int] = Counter()
+    completion_lengths: Counter[int] = Counter()
+
+    def written() -> Iterator[Tokenised]:
+        for start in range(0, len(examples), CHUNK):
+            given = list(examples[start : start + CHUNK])
+            chunk = [_present(example, counts) for example in given]
+            texts = [writer.texts(example) for example in chunk]
+            ids = iter(writer.encode([text for of_one in texts for text in of_one]))
+            for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
+                prompt, *joint = (next(ids) for _ in of_one)
+                row = _row(writer, example, number, prompt, joint, counts)
+                row = _without_empty(_cut(row, writer, max_prompt, max_completion, counts), counts)
+                if before.size and row.size < fewest:
+                    counts[LEFT_EMPTY] += 1
+                    continue
+                prompt_lengths[len(row.prompt_ids)] += 1
+                completion_lengths.update(map(len, row.completion_ids))
+                yield row
+
+    rows = Shelf.of(written())
+    lengths = _typical(prompt_lengths), _typical(completion_lengths)
+    return rows, Report(len(examples), len(rows), dict(+counts), *lengths)
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,6 @@ class _Writer:
         lead: the ids that the tokenizer puts before plain text.
         starts: the ids that stay in front when a prompt is cut.
         filler: the prompt of a text that has none.
-        known: each id that was met, once: Python would make a number of 28 bytes for every token.
     """
 
     tokenizer: Any
@@ -189,7 +196,6 @@ class _Writer:
     lead: Ids
     starts: frozenset[int]
     filler: int
-    known: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:
@@ -210,7 +216,7 @@ class _Writer:
         if not texts:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [[self.known.setdefault(i, i) for i in ids] for ids in encoded["input_ids"]]
+        return list(encoded["input_ids"])
 
     def texts(self, example: Example) -> list[str]:
         """The prompt alone, then followed by each completion."""
@@ -358,8 +364,13 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _typical(lengths: list[int]) -> tuple[int, int]:
-    return (sorted(lengths)[len(lengths) // 2], max(lengths)) if lengths else (0, 0)
+def _typical(lengths: Counter[int]) -> tuple[int, int]:
+    """Median (the upper one of an even number) and largest."""
+    if not lengths:
+        return 0, 0
+    ordered = sorted(lengths)
+    upto = accumulate(lengths[length] for length in ordered)
+    return next(n for n, most in zip(ordered, upto, strict=True) if most > lengths.total() // 2), ordered[-1]
 
 
 def preview(row: Tokenised, tokenizer: "PreTrainedTokenizerBase") -> Text:

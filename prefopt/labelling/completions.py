@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
-from prefopt.data import Example, prompts, tokenise
+from prefopt.data import Example, Shelf, prompts, tokenise
 from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.functional import seed_for
@@ -34,21 +35,21 @@ class Completions(Protocol):
         ...
 
 
-def to_label(examples: Sequence[Example], settings: LabelRecipe) -> list[Example]:
+def to_label(examples: Shelf[Example], settings: LabelRecipe) -> Shelf[Example]:
     """What gets a row: distinct prompts for a policy to complete, or the data's rows.
 
     Raises:
         PrefoptError: nobody has written completions, or one is no single answer.
     """
-    rows = list(examples) if settings.policy is None else prompts(examples)
-    rows = rows[: settings.prompts]
-    if settings.policy is None:
-        for row in rows:
-            if not row.size:
-                raise PrefoptError(
-                    f"{row.where}: a prompt without completions; say who writes them: `policy: {{model: …}}`"
-                )
-            texts(row)
+    if settings.policy is not None:
+        return Shelf.of(islice(prompts(examples), settings.prompts))
+    rows = examples[: settings.prompts]
+    for row in rows:
+        if not row.size:
+            raise PrefoptError(
+                f"{row.where}: a prompt without completions; say who writes them: `policy: {{model: …}}`"
+            )
+        texts(row)
     return rows
 
 

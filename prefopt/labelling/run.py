@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from prefopt.data import Example, load_examples
+from prefopt.data import Example, Shelf, load_examples
 from prefopt.errors import PrefoptError
 from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
 from prefopt.files import write_whole
@@ -66,7 +67,7 @@ def label(settings: LabelRecipe, folder: str | Path, console: Console | None = N
     return Labelling(settings, Path(folder), console or Console(stderr=True)).finish()
 
 
-def rows_of(settings: LabelRecipe) -> list[Example]:
+def rows_of(settings: LabelRecipe) -> Shelf[Example]:
     """What it will label; refuses what can be known to be wrong before a model is loaded.
 
     Raises:
@@ -202,9 +203,11 @@ class Labelling:
 
     def _batches(self, done: set[int]) -> Iterator[Sequence[int]]:
         """Numbers of rows that are to be labelled, together those with as many completions."""
-        sizes = sorted((row.size, n) for n, row in enumerate(self.rows) if n not in done)
-        for _, alike in groupby(sizes, key=lambda pair: pair[0]):
-            numbers = [n for _, n in alike]
+        alike: defaultdict[int, array] = defaultdict(lambda: array("Q"))
+        for number, row in enumerate(self.rows):
+            if number not in done:
+                alike[row.size].append(number)
+        for _, numbers in sorted(alike.items()):
             for start in range(0, len(numbers), self.settings.batch_size):
                 yield numbers[start : start + self.settings.batch_size]
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.caches import cache_folder
-from prefopt.data import Tokenised
+from prefopt.data import Shelf, Tokenised
 from prefopt.manifest import fingerprint_weights
 from prefopt.policy.load import load_backbone, load_tokenizer
 from prefopt.types import Prompt
@@ -97,8 +97,8 @@ def load_encoder(spec: recipe.Embeddings, policy: recipe.Policy) -> Encoder:
     return Encoder(load_backbone(named, head=False).eval(), load_tokenizer(named), spec.max_tokens, spec.batch_size)
 
 
-def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = None) -> list[Tokenised]:
-    """The rows with the column `embeddings`, [D] each; rows with one prompt share it.
+def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = None) -> Shelf[Tokenised]:
+    """The rows with the column `embeddings`, a NumPy array [D] each.
 
     Args:
         rows: any.
@@ -106,16 +106,16 @@ def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = 
         folder: where embeddings are kept, by what the encoder is and what it read; `cache_folder("embeddings")` unless given.
     """
     if not rows:
-        return []
+        return Shelf.of(rows)
     read = encoder.ids(rows)
     distinct = sorted(set(read))
     places = {ids: place for place, ids in enumerate(distinct)}
-    found = _kept(distinct, encoder, cache_folder("embeddings") if folder is None else folder)
-    columns = [{**row.columns, "embeddings": found[places[ids]]} for row, ids in zip(rows, read, strict=True)]
-    return [
+    found = _kept(distinct, encoder, cache_folder("embeddings") if folder is None else folder).numpy()
+    columns = ({**row.columns, "embeddings": found[places[ids]]} for row, ids in zip(rows, read, strict=True))
+    return Shelf.of(
         dataclasses.replace(row, example=dataclasses.replace(row.example, columns=new))
         for row, new in zip(rows, columns, strict=True)
-    ]
+    )
 
 
 def plain_text(prompt: Prompt) -> str:

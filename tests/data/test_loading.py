@@ -1,4 +1,6 @@
+import csv
 import json
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
@@ -162,6 +164,65 @@ def test_nothing_there(tmp_path, pairs):
         load_examples(tmp_path)
     with pytest.raises(PrefoptError, match="empty list"):
         load_examples([])
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(PrefoptError, match="not UTF-8"):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "p"}\n' * 5000 + b'{"prompt": "\xe9"}')
+    with pytest.raises(PrefoptError, match=r"latin\.jsonl:5001: not UTF-8"):
         load_examples(tmp_path / "latin.jsonl")
+
+
+def big_rows(count=8000):
+    for i in range(count):
+        yield {"prompt": f"{i} " + "word " * 250, "completion": "c"}
+
+
+def as_jsonl(path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in big_rows()))
+
+
+def as_csv(path):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(big_rows())
+
+
+def as_parquet(path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(big_rows())), path)
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("jsonl", as_jsonl), ("csv", as_csv), ("parquet", as_parquet)])
+def test_files_are_read_piece_by_piece(tmp_path, suffix, write):
+    """10 MB of text; what Python holds at any time is the rows of a Parquet batch at the most."""
+    file = tmp_path / f"big.{suffix}"
+    write(file)
+    tracemalloc.start()
+    examples = load_examples(file)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(examples) == 8000 and examples[7999].prompt.startswith("7999 word")
+    assert most < (3e6 if suffix == "parquet" else 5e5)
+
+
+def test_a_function_is_asked_row_by_row(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "alive = []\n"
+        "class Row(dict):\n"
+        "    def __init__(self, i):\n"
+        "        super().__init__(prompt=f'p{i}')\n"
+        "        alive.append(1)\n"
+        "    def __del__(self):\n"
+        "        alive.pop()\n"
+        "def rows():\n"
+        "    for i in range(50):\n"
+        "        yield Row(i)\n"
+        "        assert len(alive) <= 2\n"
+    )
+    assert len(load_examples(f"{path}:rows")) == 50
+
+
+def test_line_endings_and_marks_of_other_systems(tmp_path):
+    lines, table = tmp_path / "dos.jsonl", tmp_path / "mac.csv"
+    lines.write_bytes(b'\xef\xbb\xbf{"prompt": "p\xe2\x80\xa8q"}\r\n\r\n{"prompt": "r"}\r\n')
+    assert [(e.prompt, e.where) for e in load_examples(lines)] == [("p\u2028q", f"{lines}:1"), ("r", f"{lines}:3")]
+    table.write_bytes(b"\xef\xbb\xbfprompt,completion\rp,c\rq\xe2\x80\xa8,d\r")
+    assert [(e.prompt, e.where) for e in load_examples(table)] == [("p", f"{table}:2"), ("q\u2028", f"{table}:3")]

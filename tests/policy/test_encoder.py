@@ -66,7 +66,7 @@ def reads(encoder):
 
 
 def vectors(rows):
-    return torch.stack([row.columns["embeddings"] for row in rows])
+    return torch.stack([torch.tensor(row.columns["embeddings"]) for row in rows])
 
 
 def test_mean_pooling_without_padding_by_hand(encoder, encoder_folder, rows, tokenizer, tmp_path):
@@ -85,8 +85,8 @@ def test_each_distinct_prompt_is_read_once_and_shared(encoder, reads, rows, toke
         tuple(ids) for ids in tokenizer(sorted(set(PROMPTS)))["input_ids"]
     )
     assert [len(part) for part in reads] == [2, 2]
-    assert torch.equal(found[0].columns["embeddings"], found[2].columns["embeddings"])
-    assert not torch.equal(found[0].columns["embeddings"], found[1].columns["embeddings"])
+    assert torch.equal(vectors(found)[0], vectors(found)[2])
+    assert not torch.equal(vectors(found)[0], vectors(found)[1])
     assert [dataclasses.replace(row, example=old.example) for row, old in zip(found, rows, strict=True)] == list(rows)
     assert "embeddings" not in rows[0].columns
     assert torch.equal(collate(found, ["embeddings"]).columns["embeddings"], vectors(found))
@@ -198,7 +198,7 @@ def test_a_conversation_is_read_as_what_was_said():
 def test_an_empty_prompt_has_an_embedding(encoder):
     found = Encoder(encoder.model)([(), (3, 4)])
     assert found.shape == (2, 12) and found.isfinite().all()
-    assert embedded([], encoder) == []
+    assert len(embedded([], encoder)) == 0
 
 
 def test_the_folder_is_the_users_to_choose(monkeypatch, tmp_path):
