@@ -17,6 +17,7 @@ from rich.console import Console
 
 from prefopt.checkpoint import unused
 from prefopt.files import write_whole
+from prefopt.malloc import keep_freed_memory
 from prefopt.sharing import sharing
 from prefopt.study.job import Piece, finished
 
@@ -186,6 +187,7 @@ def _work(pipe: Any, device: str | None) -> None:
     from prefopt.cli import quiet_libraries
 
     quiet_libraries()
+    keep_freed_memory()
     with sharing():
         while (job := pipe.recv()) is not None:
             pipe.send(attempt(job))
