@@ -56,6 +56,7 @@ def page(comparison: Comparison) -> str:
         c=comparison,
         headings=tables.HEADINGS,
         cells=tables.cells,
+        ends=tables.ends,
         spread=tables.spread,
         number=tables.number,
         interval=tables.interval,

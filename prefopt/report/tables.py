@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -12,6 +13,8 @@ from prefopt.accounting import CALLED
 from prefopt.comparison import Comparison, Row, Table
 from prefopt.statistics import Mean
 from prefopt.verdict import named
+
+NO_WORDS: Mapping[str, str] = {}
 
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
 
@@ -44,15 +47,20 @@ def spread(mean: Mean, signed: bool = False) -> str:
     )
 
 
-def cells(row: Row) -> list[str]:
-    """Under `HEADINGS`."""
+def ends(better: str) -> dict[str, str]:
+    """Claims about a metric of which nobody has said which end is the good one, where another's good one is the `better`."""
+    return {"better": better, "worse": "lower" if better == "higher" else "higher"}
+
+
+def cells(row: Row, words: Mapping[str, str] = NO_WORDS) -> list[str]:
+    """Under `HEADINGS`; claims in these words, or in their own."""
     lost = sum(not math.isfinite(value) for value in row.values.values())
     seeds = f"{len(row.values) - lost} of {len(row.values)}" if lost else str(len(row.values))
     d = row.difference
     where = f" at KL {number(row.kl)}" if row.kl is not None and math.isfinite(row.kl) else ""
     if d is None:
         return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", ""]
-    verdict = row.claim + where
+    verdict = words.get(row.claim, row.claim) + where
     if row.claim == "undecided":
         verdict = f"too few seeds{where}" + (f": {d.needed} needed" if d.needed else "")
     numbers = [spread(d.mean, signed=True), interval(d.low, d.high), number(d.holm), number(d.correlation)]

@@ -17,7 +17,7 @@ from prefopt.comparison import Comparison, compare
 from prefopt.report import show, write_report
 from prefopt.report.page import differing
 from prefopt.report.style import looks
-from prefopt.report.tables import number
+from prefopt.report.tables import ends, number
 
 ARMS = {"dpo": [0.0, 0.1, 0.2, 0.1], "rpo": [1.0, 1.12, 1.21, 1.09], "odd & <i>": [0.3, -0.2, 0.4, None]}
 
@@ -191,6 +191,14 @@ def test_of_a_study_the_verb_says_what_was_declared(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "Against dpo, on gold" in printed
     assert "gold was chosen after the runs; the study declared length" in printed
+
+
+def test_nobody_said_which_end_of_another_metric_is_good(html):
+    primary, exploratory = html.split("Other metrics, exploratory")
+    assert '<td class="better">better' in primary
+    said = {cell.split()[0] for cell in re.findall(r"<td>([^<]+)</td></tr>", exploratory)}
+    assert "higher" in said and not said & {"better", "worse"}
+    assert ends("lower") == {"better": "lower", "worse": "higher"}
 
 
 def test_a_terminals_table(found):
