@@ -28,6 +28,7 @@ COLUMNS = (
     "part",
     "side",
     "setting",
+    "commit",
     "at",
     "load",
     "threads",
@@ -71,6 +72,7 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
         "part": part,
         "side": side,
         "setting": setting,
+        "commit": commit(),
         "at": time.strftime("%H:%M:%S"),
         "load": f"{load:.2f}",
         "threads": options.threads,
@@ -90,8 +92,17 @@ def measured(what: str, side: str, setting: str, part: str, options: argparse.Na
         if new:
             writer.writeheader()
         writer.writerow(row)
-    print(" ".join(f"{key}={row.get(key, '')}" for key in COLUMNS[:16] if row.get(key, "") != ""), flush=True)
+    print(" ".join(f"{key}={row.get(key, '')}" for key in COLUMNS[:17] if row.get(key, "") != ""), flush=True)
     return found
+
+
+def commit() -> str:
+    """Of the code that is measured; "+" where it has been changed since."""
+    said = [
+        subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
+        for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--", "*.py"))
+    ]
+    return said[0] + "+" * bool(said[1])
 
 
 def dpo(options: argparse.Namespace) -> None:
@@ -181,9 +192,10 @@ def figures(options: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups: dict[tuple[str, str, str, str, str], list[dict]] = {}
+    groups: dict[tuple[str, ...], list[dict]] = {}
     for row in rows():
-        groups.setdefault((row["part"], row["pairs"], row["threads"], row["side"], row["setting"]), []).append(row)
+        key = ("commit", "part", "pairs", "threads", "side", "setting")
+        groups.setdefault(tuple(row[name] for name in key), []).append(row)
     for key, found in groups.items():
         if found[0]["train"]:
             peaks = statistics.median(float(row["peak_mb"]) for row in found)
@@ -193,8 +205,9 @@ def figures(options: argparse.Namespace) -> None:
             print(" ".join(key).ljust(40), shown, f" peak {peaks:.0f} MB, {len(found)} times")
     picture, axes = plt.subplots(figsize=(5, 3))
     styles = {("trl", "best"): "o", ("prefopt", "cold"): "-", ("prefopt", "warm"): "--"}
-    for (part, pairs, threads, side, setting), found in groups.items():
-        if part == "a" and (side, setting) in styles and len(found[0]["losses"].split()) > 1:
+    newest = next(reversed(list(rows())))["commit"]
+    for (code, part, pairs, threads, side, setting), found in groups.items():
+        if code == newest and part == "a" and (side, setting) in styles and len(found[0]["losses"].split()) > 1:
             losses = list(map(float, found[0]["losses"].split()))
             style, label = styles[side, setting], f"{side} {setting}, {pairs} pairs, {threads} threads"
             axes.plot(range(1, len(losses) + 1), losses, style, label=label, fillstyle="none")
