@@ -143,7 +143,7 @@ class Samples(Section):
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
     sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
-    rows: int = Field(128, gt=0, description="completions drawn at a time; memory, and how early a server judges")
+    rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
 
 
 class Rollouts(Samples):

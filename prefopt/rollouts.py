@@ -19,11 +19,12 @@ from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
 from prefopt.errors import PrefoptError
 from prefopt.feedback import ask, foreseeing, together
-from prefopt.feedback.call import restore, state_of
+from prefopt.feedback.call import Foreseeing, restore, state_of
 from prefopt.feedback.shaping import Fitted
 from prefopt.functional import seed_for
 from prefopt.parallel import draw
 from prefopt.players import Player, mismatched
+from prefopt.policy import TransformersSampler
 from prefopt.sources import KEPT_TIED, Ties, projected
 from prefopt.types import ORIGINS, Batch, Feedback, Needs, Sampler, Verdict
 
@@ -164,7 +165,7 @@ class Rollouts:
         """The usable ones of the next `count` prompts, with completions and scores."""
         numbers = self.order.take(count)
         self.draws += 1
-        writings = self._write([self.rows[number] for number in numbers], self.players, self.draws)
+        writings = self._write([self.rows[number] for number in numbers], self.players, self.draws, self._judges())
         verdicts = self._verdicts(writings)
         rows = [self._judged(writing, verdicts, i) for i, writing in enumerate(writings)]
         self.tokens += sum(len(ids) for w in writings for ids, who in zip(w.ids, self._writers(), strict=True) if who)
@@ -182,11 +183,18 @@ class Rollouts:
             usable = varied
         return usable
 
-    def _write(self, rows: Sequence[Tokenised], players: Sequence[Player], turn: int | str) -> list[Writing]:
-        """What these players write on these prompts; where somebody else is to score it, they begin while the rest is written."""
+    def _judges(self) -> list[Foreseeing]:
+        """Who can be asked while the rest is written: those elsewhere, where the sampler draws a batch in parts anyway."""
+        if not isinstance(self.sampler, TransformersSampler):
+            return []
+        return [part for feedback in self.feedback.values() for part in foreseeing(feedback)]
+
+    def _write(
+        self, rows: Sequence[Tokenised], players: Sequence[Player], turn: int | str, judges: Sequence[Foreseeing] = ()
+    ) -> list[Writing]:
+        """What these players write on these prompts; the judges are asked of each part while the next is written."""
         writings = [Writing(row) for row in rows]
         places, size = list(enumerate(writings)), len(writings)
-        judges = [part for feedback in self.feedback.values() for part in foreseeing(feedback)]
         if judges:  # in parts, as the sampler would draw them: like lengths together
             places.sort(key=lambda place: len(place[1].row.prompt_ids))
             size = max(1, self.settings.rows // self.settings.completions) * self.accelerator.num_processes

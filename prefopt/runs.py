@@ -296,9 +296,11 @@ class Run:
 
     def _parts(self) -> dict[str, Shelf[Example]]:
         """Train, validation and test rows; of training rows for rollouts, their prompts."""
-        parts = self.plan.data._asdict()
-        if self.settings.source.rollouts is not None:
-            parts["train"] = Shelf.of(to_train_on(parts["train"], self.plan.wanted, self.settings.source))
+        parts, source, needs = self.plan.data._asdict(), self.settings.source, self.plan.wanted
+        if source.rollouts is not None:
+            rows: Shelf[Example] = parts["train"]
+            key = ("to train on", rows.identity, needs, source.ties, source.players)
+            parts["train"] = shared("examples", key, lambda: Shelf.of(to_train_on(rows, needs, source)))
         return parts
 
     def _tokenised(self, rows: Shelf[Example], tokenizer: Any, name: str) -> Shelf[Tokenised]:

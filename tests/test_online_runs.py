@@ -13,8 +13,12 @@ from _tiny import tiny_model, tiny_pairs
 from rich.console import Console
 from test_runs import metrics, weights
 
+import prefopt.runs
 from prefopt import PrefoptError, load_recipe, run
+from prefopt.data import tokenise
 from prefopt.plan import plan
+from prefopt.runs import Run
+from prefopt.sharing import sharing
 
 ONE_UPDATE = ("train.passes=1", "train.minibatch_size=null")
 
@@ -224,3 +228,13 @@ def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):
     steps = [line for line in metrics(quiet(recipe_file, tmp_path, *overrides)) if "loss" in line]
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
     assert {"rewards/chosen", "rollouts/reward"} <= steps[0].keys()
+
+
+def test_runs_that_share_read_their_prompts_once(recipe_file, monkeypatch):
+    read = []
+    monkeypatch.setattr(prefopt.runs, "tokenise", lambda rows, *more: read.append(len(rows)) or tokenise(rows, *more))
+    with sharing():
+        for seed in (0, 1):
+            settings = load_recipe(recipe_file, ("train.steps=1", f"seed={seed}", "seeds.data=0"))
+            Run(settings, None, False, Console(quiet=True))
+    assert len(read) == 3, "train, validation and test"

@@ -280,50 +280,73 @@ def test_what_was_kept_is_not_dropped(make):
 RUBRIC = "[question]\n{prompt}{completion}\n[labels]\ngood\nbad\n"
 
 
+class Opinionated(Loopback):
+    """What it says of a text depends on all of it."""
+
+    def next_tokens(self, text):
+        share = (1 + sum(map(ord, text)) % 8) / 10
+        return {"good": math.log(share), "bad": math.log(1 - share)}
+
+
+class Patient(TransformersSampler):
+    """Draws only when what was drawn before is being judged."""
+
+    def __init__(self, rows, server):
+        super().__init__(rows)
+        self.server, self.parts = server, []
+
+    def __call__(self, model, prompts, *more):
+        deadline = time.monotonic() + 20
+        while self.parts and not self.server.asked and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self.parts.append((len(prompts), len(self.server.asked)))
+        return super().__call__(model, prompts, *more)
+
+
 @pytest.fixture
 def judged(make, tmp_path, monkeypatch):
     """Rollouts that a server scores, the sampler drawing two completions at a time; the judge, and the server."""
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "rubric.txt").write_text(RUBRIC)
-    with Loopback({"": {"good": 0.5, "bad": 0.2}}).running() as server:
-        told = {"model": "m", "base_url": server.url, "key_env": None, "endpoint": "completions"}
-        judge = Judge(str(tmp_path / "rubric.txt"), "pointwise", server=told)
-        yield make(feedback=Shaped(judge, (), "judge"), completions=2, rows=2, batch_size=4), judge, server
+    with Opinionated().running() as server:
+
+        def build(cache, **more):
+            monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / cache))
+            told = {"model": "m", "base_url": server.url, "key_env": None, "endpoint": "completions"}
+            judge = Judge(str(tmp_path / "rubric.txt"), "pointwise", server=told)
+            feedback = {"scores": Shaped(judge, (), "judge"), **more}
+            return make(feedback=feedback, completions=2, rows=2, batch_size=4), judge
+
+        yield build, server
 
 
 def test_a_server_is_asked_while_the_rest_is_written(judged):
-    rollouts, judge, server = judged
-    draw, parts = rollouts.sampler, []
-
-    def patient(model, prompts, *more):
-        """Draws only when what was drawn before is being judged."""
-        deadline = time.monotonic() + 20
-        while len(parts) and not server.asked and time.monotonic() < deadline:
-            time.sleep(0.005)
-        parts.append((len(prompts), len(server.asked)))
-        return draw(model, prompts, *more)
-
-    rollouts.sampler = patient
+    build, server = judged
+    rollouts, judge = build("cache")
+    rollouts.sampler = sampler = Patient(2, server)
     batch = first(rollouts)
-    assert [size for size, _ in parts] == [1, 1, 1, 1]
-    assert parts[0][1] == 0 and parts[-1][1] > 0
+    assert [size for size, _ in sampler.parts] == [1, 1, 1, 1]
+    assert sampler.parts[0][1] == 0 and sampler.parts[-1][1] > 0
     asked = [body["prompt"] for _, body, _ in server.asked]
     assert len(asked) == len({*asked}) == judge.spent["calls"] and judge.spent["hits"] == 8 - len(asked)
     assert batch.scores.isfinite().all()
 
 
-def test_the_batch_is_the_same_as_if_nobody_was_asked_ahead(judged, monkeypatch):
-    rollouts, judge, _ = judged
-    ahead = first(rollouts)
-    monkeypatch.setattr(type(judge), "foresees", False)
-    rollouts.load_state_dict({**rollouts.state_dict(), "order": Shuffled(len(PROMPTS), 0).state_dict(), "draws": 0})
+def test_the_batch_is_the_same_as_if_nobody_was_asked_ahead(judged):
+    build, server = judged
+    ahead = first(build("one")[0])
+    asked = len(server.asked)
+    rollouts, _ = build("other")
+    rollouts.sampler = lambda *given: TransformersSampler(2)(*given)  # a user's own, which draws a batch as it likes
     alone = first(rollouts)
+    assert len(server.asked) == 2 * asked
     assert ahead.prompt_ids == alone.prompt_ids
     assert torch.equal(ahead.completion_ids, alone.completion_ids) and torch.equal(ahead.scores, alone.scores)
+    assert len(ahead.scores.unique()) > 4
 
 
 def test_a_failure_ahead_is_told_by_the_call(judged):
-    rollouts, _, server = judged
+    build, server = judged
     server.faults = [401] * 20
     with pytest.raises(PrefoptError, match="401"):
-        first(rollouts)
+        first(build("cache")[0])
+    assert server.received == 2, "once ahead, and once by the call"

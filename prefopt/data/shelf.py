@@ -120,7 +120,8 @@ class _File(Generic[T]):
         except OSError as error:
             raise PrefoptError(
                 f"rows are kept in a file in {tempfile.tempdir or 'a temporary folder'}, which failed after "
-                f"{self.ends[-1] / 1e6:,.1f} MB ({error.strerror or error}): make room there, or let TMPDIR name another folder"
+                f"{self.ends[-1] / 1e6:,.1f} MB ({error.strerror or error}). If the disk is full, make room there, or let TMPDIR "
+                "name another folder"
             ) from error
 
 

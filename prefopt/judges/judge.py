@@ -3,7 +3,6 @@
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,9 @@ from prefopt.types import Prompt, Verdict
 
 Mode = Pairwise | Pointwise | Expected | Generative
 Count = Annotated[int, Field(gt=0)]
+IN_TURN = threading.Lock()
+"""Who holds it asks ahead: judges that share a server must not ask more at a time than its `concurrency`."""
+
 SELF = "self"
 """As a judge's model: the policy that is being trained."""
 
@@ -129,6 +131,7 @@ class Judge:
         for thread in self._threads:  # what was asked ahead is remembered by then
             thread.join()
         self._threads.clear()
+        self._failed.clear()
         return self.how.judge(self.text, self._manner, self._answers, prompts, completions, rows)
 
     @property
@@ -141,21 +144,24 @@ class Judge:
     ) -> None:
         """Ask a server now, in the background, what it is to be asked about these; whoever calls the judge later waits for it.
 
-        What goes wrong here is left to that call, which asks once more.
+        What goes wrong is left to that call, which asks once more; until then no more is asked ahead.
         """
         assert isinstance(self.asked, Memory)
         foresee = self.asked.foresee
-        before = self._threads[
-            -1:
-        ]  # one at a time, so that no more requests are under way than the server's `concurrency`
 
         def ask() -> None:
-            for thread in before:
-                thread.join()
-            with suppress(PrefoptError):
-                self.how.judge(self.text, self._manner, foresee, prompts, completions, rows)
+            with IN_TURN:
+                if self._failed.is_set():
+                    return
+                try:
+                    self.how.judge(self.text, self._manner, foresee, prompts, completions, rows)
+                except (
+                    PrefoptError,
+                    RuntimeError,
+                ):  # the latter at the end of the program: no thread can be started any more
+                    self._failed.set()
 
-        # A daemon, so that a server that is slow to answer does not keep a program from ending.
+        # A daemon, so that at the end of a program nobody waits for more than the requests that are under way.
         self._threads.append(threading.Thread(target=ask, name="judge ahead", daemon=True))
         self._threads[-1].start()
 
@@ -234,6 +240,11 @@ class Judge:
     def _threads(self) -> list[threading.Thread]:
         """That ask ahead."""
         return []
+
+    @cached_property
+    def _failed(self) -> threading.Event:
+        """Set when one of them did."""
+        return threading.Event()
 
     def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Answers in the order of the questions."""

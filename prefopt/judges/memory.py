@@ -110,6 +110,7 @@ class Memory:
         self.spent = Spent()
         self._answered = 0
         self._foreseen: Counter[bytes] = Counter()  # how often each question will be asked once more
+        self._unanswered: dict[bytes, Answer] = {}  # those of them that got no answer
         self._lock = threading.Lock()
 
     @property
@@ -131,15 +132,13 @@ class Memory:
         return [found[i] for i in range(len(questions))]
 
     def foresee(self, questions: Sequence[Question]) -> list[Answer]:
-        """`answers` to what will be asked once more, which is no hit then."""
-        answers = self.answers(questions)
-        identity = self.identity
+        """`answers` to what will be asked once more: that is no hit then, and what has no answer is not asked for again."""
+        found = dict(self._ask(questions, Counter()))
+        answers = [found[i] for i in range(len(questions))]
+        keys = [_key(self.identity, question) for question in questions]
         with self._lock:
-            self._foreseen.update(
-                _key(identity, question)
-                for question, answer in zip(questions, answers, strict=True)
-                if _is_answer(answer)
-            )
+            self._foreseen.update(keys)
+            self._unanswered.update((key, a) for key, a in zip(keys, answers, strict=True) if not _is_answer(a))
         return answers
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
@@ -148,6 +147,9 @@ class Memory:
         Raises:
             PrefoptError: the budget is spent, the backend cannot go on, or the file cannot be used; what came before is kept.
         """
+        return self._ask(questions, self._foreseen)
+
+    def _ask(self, questions: Sequence[Question], foreseen: Counter[bytes]) -> Iterator[tuple[int, Answer]]:
         identity = self.identity
         places: dict[bytes, list[int]] = {}
         for i, question in enumerate(questions):
@@ -156,15 +158,15 @@ class Memory:
         with closing(self._open()) as disk:
             missing: list[bytes] = []
             for key, same in places.items():
-                answer = self._recall(disk, key)
+                answer = self._recall(disk, key) or (self._unanswered.pop(key, None) if key in foreseen else None)
                 if answer is None:
                     missing.append(key)
                 else:
-                    yield from ((i, answer) for i in self._hits(key, same))
+                    yield from ((i, answer) for i in self._hits(len(same) - foreseen.pop(key, 0), same))
             for key, answer in self._bought(missing, [questions[places[key][0]] for key in missing]):
                 answer = self._keep(disk, key, judge, answer)
                 yield places[key][0], answer
-                yield from ((i, answer) for i in self._hits(key, places[key][1:]))
+                yield from ((i, answer) for i in self._hits(len(places[key]) - 1, places[key][1:]))
 
     def _bought(self, keys: Sequence[bytes], questions: Sequence[Question]) -> Iterator[tuple[bytes, Answer]]:
         """Answers of the backend within the budget."""
@@ -208,10 +210,9 @@ class Memory:
             "or raise `budget`"
         )
 
-    def _hits(self, key: bytes, places: Sequence[int]) -> Sequence[int]:
+    def _hits(self, count: int, places: Sequence[int]) -> Sequence[int]:
         with self._lock:
-            hits = max(0, len(places) - self._foreseen.pop(key, 0))
-            self.spent = dataclasses.replace(self.spent, hits=self.spent.hits + hits)
+            self.spent = dataclasses.replace(self.spent, hits=self.spent.hits + max(0, count))
         return places
 
     # The file

@@ -1,6 +1,7 @@
 """What judges were told is kept, and no more is bought than the budget allows."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -260,15 +261,29 @@ def rows(folder):
     return found
 
 
-def test_what_was_asked_ahead_is_no_hit(tmp_path):
-    one, two = question("one"), question("two")
+@pytest.mark.parametrize("parts", [[["one"], ["one"], ["two"]], [["one", "one"], ["one", "two"], ["two"]]])
+def test_what_was_asked_ahead_is_no_hit(tmp_path, parts):
     plain, ahead = Memory(Counting(), tmp_path / "plain"), Memory(Counting(), tmp_path / "ahead")
-    assert ahead.foresee([one]) == ahead.foresee([one]) and ahead.foresee([two])
+    for part in parts:
+        ahead.foresee([question(text) for text in part])
     for memory in (plain, ahead):
-        memory.answers([one, one, two])
-        assert memory.spent == Spent(calls=2, prompt_tokens=20, completion_tokens=4, hits=1)
-    assert plain.answers([two]) and ahead.answers([two])
-    assert plain.spent == ahead.spent and ahead.spent.hits == 2
+        memory.answers([question(text) for part in parts for text in part])
+    assert plain.spent == ahead.spent == Spent(2, 20, 4, hits=sum(map(len, parts)) - 2)
+    assert plain.answers([question("two")]) == ahead.answers([question("two")])
+    assert plain.spent == ahead.spent
+
+
+def test_what_has_no_answer_ahead_is_not_paid_twice(tmp_path):
+    class Silent(Counting):
+        def ask(self, questions):
+            for i, answer in super().ask(questions):
+                yield i, dataclasses.replace(answer, logps=None, text=None)
+
+    memory = Memory(Silent(), tmp_path)
+    assert memory.foresee(many(2)) == memory.answers(many(2))
+    assert memory.spent.calls == 2
+    memory.answers(many(1))
+    assert memory.spent.calls == 3, "a call of its own asks again"
 
 
 def test_what_failed_ahead_is_asked_again(tmp_path):
