@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -21,6 +21,9 @@ from prefopt.progress import show_evaluation, show_labelled, show_result
 
 if TYPE_CHECKING:
     from prefopt.recipe import Described, Recipe
+
+Verb = Callable[[Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+"""Adds a verb, which is a function, with its help."""
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -238,13 +241,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(function: Callable[[argparse.Namespace], None], help: str, **more: Any) -> argparse.ArgumentParser:
+    def verb(function: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(
-            function.__name__, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter, **more
+            function.__name__, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         made.set_defaults(verb=function)
         return made
 
+    _add_training(verb)
+    _add_measuring(verb)
+    _add_looking_up(verb)
+    return parser
+
+
+def _add_training(verb: Verb) -> None:
     made = verb(run, "train one recipe")
     made.add_argument("recipe", metavar="RECIPE", help="a YAML file; with --resume, also a run folder")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-6 objective.beta=0.3")
@@ -268,6 +278,9 @@ def _parser() -> argparse.ArgumentParser:
         help="check everything, print runs, differences between arms and the time needed",
     )
     made.add_argument("--untimed", action="store_true", help="with --dry-run: load no model to estimate the time")
+
+
+def _add_measuring(verb: Verb) -> None:
     made = verb(evaluate, "measure a policy on held-out data, or a judge against people, with intervals")
     made.add_argument(
         "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"
@@ -301,6 +314,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--metric", metavar="NAME", help="the one that decides, such as gold or gold_at_kl (default: gold)"
     )
+
+
+def _add_looking_up(verb: Verb) -> None:
     made = verb(check, "run the contract on an objective, yours or the catalogue's")
     made.add_argument("objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name")
     made.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
@@ -312,7 +328,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("kind", nargs="?", metavar="KIND", help="logps, embeddings or judges (default: all)")
     made.add_argument("--yes", action="store_true", help="do delete")
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -25,6 +25,7 @@ from prefopt.functional import seed_for
 from prefopt.parallel import draw
 from prefopt.players import Player, mismatched
 from prefopt.policy import TransformersSampler
+from prefopt.policy.sampler import prompts_together
 from prefopt.sources import KEPT_TIED, Ties, projected
 from prefopt.types import ORIGINS, Batch, Feedback, Needs, Sampler, Verdict
 
@@ -197,7 +198,8 @@ class Rollouts:
         places, size = list(enumerate(writings)), len(writings)
         if judges:  # in parts, as the sampler would draw them: like lengths together
             places.sort(key=lambda place: len(place[1].row.prompt_ids))
-            size = max(1, self.settings.rows // self.settings.completions) * self.accelerator.num_processes
+            together = prompts_together(self.settings.rows, self.settings.completions)
+            size = together * self.accelerator.num_processes
         for start in range(0, len(places), size):
             part = places[start : start + size]
             self._fill(part, players, turn)

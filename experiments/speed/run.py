@@ -205,7 +205,7 @@ def figures(options: argparse.Namespace) -> None:
             print(" ".join(key).ljust(40), shown, f" peak {peaks:.0f} MB, {len(found)} times")
     picture, axes = plt.subplots(figsize=(5, 3))
     styles = {("trl", "best"): "o", ("prefopt", "cold"): "-", ("prefopt", "warm"): "--"}
-    newest = next(reversed(list(rows())))["commit"]
+    newest = list(rows())[-1]["commit"]
     for (code, part, pairs, threads, side, setting), found in groups.items():
         if code == newest and part == "a" and (side, setting) in styles and len(found[0]["losses"].split()) > 1:
             losses = list(map(float, found[0]["losses"].split()))

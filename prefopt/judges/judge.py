@@ -18,7 +18,7 @@ from prefopt.judges.local import Live, Local
 from prefopt.judges.memory import Budget, Memory
 from prefopt.judges.pairs import Average, Pairwise
 from prefopt.judges.points import Expected, Pointwise
-from prefopt.judges.question import Answer, Backend, Question
+from prefopt.judges.question import Answer, Backend, Question, in_order
 from prefopt.judges.rubric import Rubric
 from prefopt.judges.rubric_file import load_rubric
 from prefopt.judges.server import Server
@@ -155,10 +155,7 @@ class Judge:
                     return
                 try:
                     self.how.judge(self.text, self._manner, foresee, prompts, completions, rows)
-                except (
-                    PrefoptError,
-                    RuntimeError,
-                ):  # the latter at the end of the program: no thread can be started any more
+                except Exception:  # whatever it is, the call meets it again
                     self._failed.set()
 
         # A daemon, so that at the end of a program nobody waits for more than the requests that are under way.
@@ -248,8 +245,7 @@ class Judge:
 
     def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Answers in the order of the questions."""
-        found = dict(self.asked.ask(questions))
-        return [found[i] for i in range(len(questions))]
+        return in_order(self.asked.ask(questions))
 
     @property
     def _manner(self) -> Manner:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from prefopt.errors import PrefoptError
-from prefopt.judges.question import Answer, Backend, Question
+from prefopt.judges.question import Answer, Backend, Question, in_order
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, judge TEXT NOT NULL, answer TEXT NOT NULL, at TEXT NOT NULL) WITHOUT ROWID
@@ -128,18 +128,21 @@ class Memory:
         Raises:
             PrefoptError: as `ask`.
         """
-        found = dict(self.ask(questions))
-        return [found[i] for i in range(len(questions))]
+        return in_order(self.ask(questions))
 
     def foresee(self, questions: Sequence[Question]) -> list[Answer]:
         """`answers` to what will be asked once more: that is no hit then, and what has no answer is not asked for again."""
-        found = dict(self._ask(questions, Counter()))
-        answers = [found[i] for i in range(len(questions))]
         keys = [_key(self.identity, question) for question in questions]
-        with self._lock:
-            self._foreseen.update(keys)
-            self._unanswered.update((key, a) for key, a in zip(keys, answers, strict=True) if not _is_answer(a))
-        return answers
+
+        def noted() -> Iterator[tuple[int, Answer]]:
+            for i, answer in self._ask(questions, Counter()):
+                with self._lock:
+                    self._foreseen[keys[i]] += 1
+                    if not _is_answer(answer):
+                        self._unanswered[keys[i]] = answer
+                yield i, answer
+
+        return in_order(noted())
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """What is remembered, at once; then the rest, each as it comes, and each distinct question asked once.

@@ -1,6 +1,6 @@
 """What a judge asks and is told: the nouns between a mode of judging, what remembers, and what answers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,3 +69,8 @@ class Backend(Protocol):
             PrefoptError: it cannot go on; what was yielded before is good.
         """
         ...
+
+
+def in_order(said: Iterable[tuple[int, Answer]]) -> list[Answer]:
+    """The answers to all questions, in the order of these and not in that in which they came."""
+    return [answer for _, answer in sorted(said, key=lambda pair: pair[0])]

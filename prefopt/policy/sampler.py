@@ -104,9 +104,14 @@ def voice(model: Speaker) -> AbstractContextManager:
     return model.policy.without_adapter() if isinstance(model, Reference | Following) else nullcontext()
 
 
+def prompts_together(rows: int, completions: int) -> int:
+    """Prompts with so many completions each that are drawn at a time, at most `rows` completions."""
+    return max(1, rows // completions)
+
+
 def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple[list[int], slice]]:
     """Prompts, and which of their completions, that are drawn together: at most `rows` of them."""
-    prompts, most = max(1, rows // completions), min(rows, completions)
+    prompts, most = prompts_together(rows, completions), min(rows, completions)
     for start in range(0, len(order), prompts):
         for first in range(0, completions, most):
             yield list(order[start : start + prompts]), slice(first, min(first + most, completions))

@@ -14,8 +14,6 @@ from prefopt.comparison import Comparison, Row, Table
 from prefopt.statistics import Mean
 from prefopt.verdict import named
 
-NO_WORDS: Mapping[str, str] = {}
-
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
 
 
@@ -52,7 +50,7 @@ def ends(better: str) -> dict[str, str]:
     return {"better": better, "worse": "lower" if better == "higher" else "higher"}
 
 
-def cells(row: Row, words: Mapping[str, str] = NO_WORDS) -> list[str]:
+def cells(row: Row, words: Mapping[str, str] | None = None) -> list[str]:
     """Under `HEADINGS`; claims in these words, or in their own."""
     lost = sum(not math.isfinite(value) for value in row.values.values())
     seeds = f"{len(row.values) - lost} of {len(row.values)}" if lost else str(len(row.values))
@@ -60,7 +58,7 @@ def cells(row: Row, words: Mapping[str, str] = NO_WORDS) -> list[str]:
     where = f" at KL {number(row.kl)}" if row.kl is not None and math.isfinite(row.kl) else ""
     if d is None:
         return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", ""]
-    verdict = words.get(row.claim, row.claim) + where
+    verdict = (words or {}).get(row.claim, row.claim) + where
     if row.claim == "undecided":
         verdict = f"too few seeds{where}" + (f": {d.needed} needed" if d.needed else "")
     numbers = [spread(d.mean, signed=True), interval(d.low, d.high), number(d.holm), number(d.correlation)]
