@@ -29,7 +29,7 @@ def pocket():
 def test_the_pocket_lm_judges_by_its_rating_lines_and_knows_the_gold_reward(pocket, samples):
     verdict = pocket(*samples)
     logps = torch.stack([rating_lines(samples[0], [group[k] for group in samples[1]]) for k in (0, 1)], 1)
-    torch.testing.assert_close(verdict.scores, logps[..., 0] - logps[..., 2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(verdict.scores, logps[..., 0] - logps[..., 2], atol=1e-5, rtol=0)
     truth = gold(*samples).scores
     assert spearmanr(verdict.scores.flatten(), truth.flatten()).statistic > 0.4
     assert ((verdict.preference[:, 0, 1] > 0.5) == (verdict.scores[:, 0] > verdict.scores[:, 1])).all()
@@ -39,7 +39,7 @@ def test_the_pocket_lm_judges_by_its_rating_lines_and_knows_the_gold_reward(pock
 def test_its_verdict_on_a_prompt_does_not_depend_on_the_others(pocket, samples):
     verdict = pocket(*samples)
     alone = Judge(**POCKET, batch_size=1)(*(part[5:8] for part in samples))
-    torch.testing.assert_close(alone.scores, verdict.scores[5:8], atol=1e-4, rtol=0)
+    torch.testing.assert_close(alone.scores, verdict.scores[5:8], atol=1e-5, rtol=0)
 
 
 def test_a_completion_that_writes_its_own_rating_gains_nothing(pocket):

@@ -23,7 +23,7 @@ def test_value_and_gradient_by_hand(beta, pairs):
     # d/d logp of each chosen token is −β σ(−β m) / B; of each rejected one its negative; 0 outside the mask.
     pull = torch.tensor([beta / (1 + math.exp(beta * m)) / 2 for m in MARGIN], dtype=torch.float64)
     by_hand = torch.stack([-pull, pull], 1)[:, :, None] * batch.mask
-    torch.testing.assert_close(policy.logps.grad, by_hand, rtol=0, atol=1e-10)
+    torch.testing.assert_close(policy.logps.grad, by_hand, rtol=0, atol=1e-12)
 
 
 def test_metrics_by_hand(pairs):

@@ -68,11 +68,11 @@ def naive_ppo(batch, policy, old, reference, ppo, scores=None):
 
 def assert_same(ours, theirs, *leaves, value=True):
     if value:
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     for leaf in leaves:
         one, other = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in (ours, theirs))
         assert other.abs().max() > 0
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_mixed_reward_gives_safe_rlhfs_mixed_advantage():
     ]
     mixed = dataclasses.replace(old, values=(old.values - nu * cost_values) / (1 + nu) * old.mask)
     found = objective.targets(batch, mixed, reference).rows["advantages"]
-    torch.testing.assert_close(found, (of_reward - nu * of_cost) / (1 + nu), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found, (of_reward - nu * of_cost) / (1 + nu), rtol=0, atol=1e-12)
 
 
 def test_the_multiplier_follows_the_mean_cost():

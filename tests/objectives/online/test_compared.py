@@ -19,10 +19,10 @@ def from_(batch, *origins, **fields):
 
 
 def assert_same(ours, theirs, policy):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     one, other = (torch.autograd.grad(loss, policy.logps, retain_graph=True)[0] for loss in (ours, theirs))
     assert other.abs().max() > 0
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_remax_by_hand():

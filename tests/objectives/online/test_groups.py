@@ -16,10 +16,10 @@ NAN = torch.nan
 
 def assert_same(ours, theirs, policy, value=True):
     if value:
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(loss, policy.logps, retain_graph=True)[0] for loss in (ours, theirs)]
     assert gradients[1].abs().max() > 0
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 def normalised(batch, e=1e-4):

@@ -158,7 +158,7 @@ def test_estimators_on_ratios_of_whole_completions():
             torch.autograd.grad(expected, parameters, retain_graph=True),
             strict=True,
         ):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_an_unknown_estimator():
