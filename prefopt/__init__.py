@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from prefopt import objectives
     from prefopt.checks import check_objective
     from prefopt.comparison import Comparison, compare
-    from prefopt.errors import PrefoptError
     from prefopt.functional import pair_metrics
     from prefopt.labelling import LabelRecipe, LabelResult, label, load_label_recipe
     from prefopt.objectives import load_objective
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from prefopt.recipe import Recipe, load_recipe
     from prefopt.runs import RunResult, run
     from prefopt.study import Study, load_study, run_study
+    from prefopt.support.errors import PrefoptError
     from prefopt.terms import evaluate_loss
     from prefopt.types import (
         Adaptive,
@@ -78,7 +78,7 @@ _HOMES = {
     "LabelRecipe": "labelling",
     "LabelResult": "labelling",
     "Comparison": "comparison",
-    "PrefoptError": "errors",
+    "PrefoptError": "support.errors",
     "Recipe": "recipe",
     "RunResult": "runs",
     "Study": "study",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefopt.curves import draw
-from prefopt.errors import PrefoptError
 from prefopt.labelling.recipe import LabelRecipe
 from prefopt.objectives import CATALOGUE, objective_class
 from prefopt.recipe import Recipe, Section, describe
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 
 MARKER = "<!-- The rest is made by `python -m prefopt.catalogue`. -->\n"

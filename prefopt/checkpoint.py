@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import unused
 from prefopt.types import Batch
 
 # accelerate reports at every checkpoint that tied weights are stored once, which is how they should be.
@@ -69,15 +70,6 @@ def save_batch(batch: Batch, path: Path) -> Path:
     target = unused(path.with_suffix(".pt"))
     torch.save(content, target)
     return target
-
-
-def unused(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, … that is not there."""
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate
 
 
 def _trainable_only(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from prefopt.errors import PrefoptError
-from prefopt.files import write_whole
-from prefopt.malloc import keep_freed_memory
 from prefopt.progress import show_evaluation, show_labelled, show_result
+from prefopt.support.allocator import keep_freed_memory
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import write_whole
+from prefopt.support.logs import quiet_libraries
 
 if TYPE_CHECKING:
     from prefopt.recipe import Described, Recipe
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """`prefopt run`."""
     from prefopt import runs
-    from prefopt.profile import profiling
     from prefopt.progress import show_profile
+    from prefopt.support.profile import profiling
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
@@ -77,10 +78,10 @@ def run(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
-    from prefopt.sharing import sharing
     from prefopt.study import load_study, run_study
     from prefopt.study.jobs import Jobs
     from prefopt.study.run import check, place_of
+    from prefopt.support.sharing import sharing
 
     settings = load_study(options.study, options.overrides)
     quiet_libraries()
@@ -179,7 +180,7 @@ def check(options: argparse.Namespace) -> None:
     """`prefopt check`."""
     from prefopt.checks import check_objective
     from prefopt.objectives import load_objective
-    from prefopt.plugins import checked_fields
+    from prefopt.support.plugins import checked_fields
 
     wrong = [field for field in options.fields if "=" not in field]
     if wrong:
@@ -205,8 +206,8 @@ def objectives(options: argparse.Namespace) -> None:
 
 def cache(options: argparse.Namespace) -> None:
     """`prefopt cache`."""
-    from prefopt import caches
     from prefopt.progress import show_kept, size
+    from prefopt.support import caches
 
     look = caches.verified if options.action == "verify" else caches.kept
     found = list(look(options.kind))
@@ -404,20 +405,6 @@ def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def quiet_libraries() -> None:
-    """Warnings of libraries and ours as lines for people, their progress bars off."""
-    import logging
-
-    import transformers
-    from rich.logging import RichHandler
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its retries, twice
-    handler = RichHandler(console=err, show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Literal
 
 from prefopt import verdict, wins
 from prefopt.accounting import CALLED
-from prefopt.errors import PrefoptError, nearest
 from prefopt.finished import Finished, Result, find_results, read_runs
 from prefopt.statistics import Difference, Mean, at_kl, bootstrap_t, differences, interquartile_mean, rigid, student
+from prefopt.support.errors import PrefoptError, nearest
 
 __all__ = ["Claim", "Comparison", "Result", "Row", "Table", "compare"]
 

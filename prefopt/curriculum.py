@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.errors import PrefoptError
-from prefopt.functional import digested
+from prefopt.support.errors import PrefoptError
+from prefopt.support.seeds import digested
 
 Numbers = NDArray[np.intp]
 """Of rows."""

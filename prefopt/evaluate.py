@@ -16,16 +16,17 @@ from prefopt import recipe
 from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
-from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
-from prefopt.functional import digested, kl_estimate, seed_for
+from prefopt.functional import kl_estimate
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
-from prefopt.profile import timed
 from prefopt.sources import project
-from prefopt.track import plain
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plain import plain
+from prefopt.support.profile import timed
+from prefopt.support.seeds import digested, seed_for
 from prefopt.types import ORIGINS, Batch, Feedback, Model, Needs, Outputs, Sampled
 from prefopt.winrate import Contest, Sample, key, rates, wins
 

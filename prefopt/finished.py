@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
-from prefopt.errors import PrefoptError
 from prefopt.evaluate import Evaluation
+from prefopt.support.errors import PrefoptError
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 

@@ -9,15 +9,15 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, tokenise
-from prefopt.errors import PrefoptError
 from prefopt.evaluate import Evaluation, Evaluator, decoded, distinct_prompts
 from prefopt.feedback import make_feedback
-from prefopt.functional import seed_for
 from prefopt.objectives import load_objective
 from prefopt.plan import plan
 from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
 from prefopt.progress import show_data
 from prefopt.runs import make_accelerator, saved_recipe
+from prefopt.support.errors import PrefoptError
+from prefopt.support.seeds import seed_for
 from prefopt.types import Batch
 from prefopt.winrate import contest
 

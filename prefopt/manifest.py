@@ -16,6 +16,7 @@ from torch import nn
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
+from prefopt.support.fingerprints import fingerprint_weights
 
 PACKAGES = (
     "prefopt-research",
@@ -85,21 +86,6 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
             "precision": accelerator.mixed_precision,
         },
     }
-
-
-def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
-    """A hash of every parameter's name, dtype and bytes, but those whose names begin like that."""
-    named = dict(model.named_parameters())
-    return fingerprint_tensors({name: p for name, p in named.items() if but is None or not name.startswith(but)})
-
-
-def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The like for any tensors, by name."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
-    return digest.hexdigest()
 
 
 def fingerprint_rows(rows: Sequence[Tokenised]) -> str:

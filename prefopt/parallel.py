@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prefopt.profile import timed
+from prefopt.support.profile import timed
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler
 
 

@@ -8,15 +8,15 @@ from prefopt import recipe
 from prefopt.checks import BASIC, check_objective
 from prefopt.data import Example, Shelf, Split, load_examples, prompts
 from prefopt.data.splits import divided
-from prefopt.downloads import rows_awaited
-from prefopt.errors import PrefoptError
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.players import SUPPLIED, without_players
-from prefopt.plugins import checked_fields
 from prefopt.policy import check_sampler, find_model
-from prefopt.sharing import shared, stamp
 from prefopt.sources import EMBED, project
+from prefopt.support.downloads import rows_awaited
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import checked_fields
+from prefopt.support.sharing import shared, stamp
 from prefopt.terms import Term, merged_needs
 from prefopt.types import Needs, Objective
 from prefopt.winrate import stored

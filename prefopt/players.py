@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import pad
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError
 from prefopt.policy import Following, Policy, Reference
 from prefopt.policy.sampler import Mixture
+from prefopt.support.errors import PrefoptError
 from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})

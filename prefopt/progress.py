@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefopt.caches import Kept
     from prefopt.data.tokenise import Report
     from prefopt.estimates import Estimate
     from prefopt.labelling import LabelResult
-    from prefopt.profile import Clock, Section
     from prefopt.runs import RunResult
+    from prefopt.support.caches import Kept
+    from prefopt.support.profile import Clock, Section
     from prefopt.train import Step
 
 Item = TypeVar("Item")

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefopt.errors import PrefoptError, nearest
+from prefopt.support.errors import PrefoptError, nearest
 
 BUILT_IN = {"pocket": str(Path(__file__).parent / "testbeds" / "pocket" / "lm")}
 """Variables that every recipe has: the folder of the pocket language model."""

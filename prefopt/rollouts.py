@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from prefopt.checkpoint import unused
 from prefopt.curriculum import Order, permutation
 from prefopt.data import Tokenised, collate
 from prefopt.data.tokenise import plainly
-from prefopt.errors import PrefoptError
 from prefopt.feedback import ask, foreseeing, together
 from prefopt.feedback.call import Foreseeing, restore, state_of
 from prefopt.feedback.shaping import Fitted
-from prefopt.functional import seed_for
 from prefopt.parallel import draw
 from prefopt.players import Player, mismatched
 from prefopt.policy import TransformersSampler
 from prefopt.policy.sampler import prompts_together
 from prefopt.sources import KEPT_TIED, Ties, projected
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import unused
+from prefopt.support.seeds import seed_for
 from prefopt.types import ORIGINS, Batch, Feedback, Needs, Sampler, Verdict
 
 ROUNDS = 10

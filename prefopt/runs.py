@@ -18,17 +18,14 @@ from rich.markup import escape
 
 from prefopt import recipe
 from prefopt.accounting import Spent, Work, flops, labels_per_prompt
-from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint, unused
+from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from prefopt.curriculum import ORDERS
 from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
 from prefopt.diagnostics import RolloutDiagnostics, beyond
-from prefopt.errors import PrefoptError, nearest
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
-from prefopt.files import write_whole
-from prefopt.functional import seed_for
-from prefopt.manifest import fingerprint_weights, manifest
+from prefopt.manifest import manifest
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
 from prefopt.players import players
 from prefopt.policy import (
@@ -46,13 +43,19 @@ from prefopt.policy import (
 )
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.policy.sampler import end_tokens
-from prefopt.profile import timed
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.rollouts import Rollouts
-from prefopt.sharing import shared, stamp
 from prefopt.sources import Recorded, projected
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.files import unused, write_whole
+from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.logs import silence_telemetry
+from prefopt.support.plain import plain
+from prefopt.support.profile import timed
+from prefopt.support.seeds import seed_for
+from prefopt.support.sharing import shared, stamp
 from prefopt.terms import Term
-from prefopt.track import Jsonl, Tracker, WandbRun, has_line, plain, rewind, silence_telemetry
+from prefopt.track import Jsonl, Tracker, WandbRun, has_line, rewind
 from prefopt.train import Step, Trainer
 from prefopt.types import Feedback, Needs, Source
 from prefopt.winrate import contest

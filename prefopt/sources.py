@@ -9,8 +9,8 @@ from prefopt.curriculum import Shuffled
 from prefopt.data.collate import collate
 from prefopt.data.formats import FORMATS, Matrix
 from prefopt.data.tokenise import Tokenised
-from prefopt.errors import PrefoptError
 from prefopt.players import ADDED
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Needs
 
 TIED = "completions dropped: tied with another one"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Needs, Objective, Outputs, Source, Targets
 
 

@@ -14,25 +14,14 @@ from typing import Any
 from urllib.parse import urlparse
 
 from prefopt import recipe
-from prefopt.checkpoint import unused
+from prefopt.support.files import unused
+from prefopt.support.plain import Number, plain
 
 log = logging.getLogger(__name__)
 
-Number = float | int
 
 PATIENCE = 30.0
 """Seconds that W&B gets to answer, when it starts and again when it finishes."""
-
-
-def silence_telemetry() -> None:
-    """Ask the libraries that phone home not to; whoever has set these already is not overruled."""
-    for name, value in {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_SILENT": "true",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 class Jsonl:
@@ -229,8 +218,3 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # cut short by the kill
-
-
-def plain(metrics: Mapping[str, Number]) -> dict[str, Number | None]:
-    """JSON has no NaN and no infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

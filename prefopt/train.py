@@ -15,10 +15,10 @@ from transformers import get_scheduler
 
 from prefopt import recipe
 from prefopt.checkpoint import save_batch
-from prefopt.errors import PrefoptError
-from prefopt.functional import generator, seed_for
 from prefopt.parallel import deal, forward
-from prefopt.profile import timed
+from prefopt.support.errors import PrefoptError
+from prefopt.support.profile import timed
+from prefopt.support.seeds import generator, seed_for
 from prefopt.terms import Term, counts, merged_needs, names, targets_of, total
 from prefopt.types import Adaptive, Batch, Model, Moving, Needs, Outputs, Source, Targets, Watch
 

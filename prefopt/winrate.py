@@ -14,8 +14,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from prefopt.data import Tokenised
-from prefopt.errors import PrefoptError
 from prefopt.feedback import ask
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt
 
 TIE = 1e-6

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from prefopt.catalogue import MARKER, default_needs, entries, entry, needs_in_words, pages
-from prefopt.errors import PrefoptError
 from prefopt.labelling import LabelRecipe
 from prefopt.objectives import CATALOGUE
 from prefopt.recipe import Recipe, describe
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 
 DOCS = Path(__file__).parent.parent / "docs"

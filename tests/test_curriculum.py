@@ -3,7 +3,7 @@ import math
 import pytest
 
 from prefopt.curriculum import ORDERS, EasyFirst, SelfPaced, Shuffled
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 LENGTHS = [5, 3, 9, 1, 7, 3, 2, 8]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from prefopt import Batch
-from prefopt.functional import generator, list_metrics, masked_log_softmax, pair_metrics, seed_for
+from prefopt.functional import list_metrics, masked_log_softmax, pair_metrics
+from prefopt.support.seeds import generator, seed_for
 
 
 def test_pair_metrics_by_hand():

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from prefopt.data import Tokenised
-from prefopt.manifest import fingerprint_plugins, fingerprint_rows, fingerprint_weights, git_state, manifest
+from prefopt.manifest import fingerprint_plugins, fingerprint_rows, git_state, manifest
 from prefopt.recipe import load_recipe
 from prefopt.runs import make_accelerator
+from prefopt.support.fingerprints import fingerprint_weights
 
 
 @pytest.fixture

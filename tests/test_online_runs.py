@@ -18,7 +18,7 @@ from prefopt import PrefoptError, load_recipe, run
 from prefopt.data import tokenise
 from prefopt.plan import plan
 from prefopt.runs import Run
-from prefopt.sharing import sharing
+from prefopt.support.sharing import sharing
 
 ONE_UPDATE = ("train.passes=1", "train.minibatch_size=null")
 

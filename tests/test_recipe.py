@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefopt.errors import PrefoptError
 from prefopt.recipe import BUILT_IN, Recipe, describe, load_recipe
+from prefopt.support.errors import PrefoptError
 
 LEAST = "policy: {model: m}\nsource: {data: d.jsonl}\nobjective: DPO\ntrain: {steps: 1}\n"
 

@@ -15,11 +15,11 @@ import pytest
 from _tiny import tiny_model, tiny_pairs
 
 from prefopt import PrefoptError, load_recipe, run
-from prefopt.manifest import fingerprint_weights
 from prefopt.objectives import CATALOGUE
 from prefopt.plan import plan
 from prefopt.policy import load_policy, load_tokenizer
 from prefopt.recipe import Policy
+from prefopt.support.fingerprints import fingerprint_weights
 
 DRIFTING = Path(__file__).with_name("updates.py")
 

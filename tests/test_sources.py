@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from prefopt import sources
 from prefopt.curriculum import permutation
 from prefopt.data import Example, Tokenised, parse
-from prefopt.errors import PrefoptError
 from prefopt.sources import Recorded
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 
 PAIRWISE = Needs(completions=2, ordered=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from prefopt import recipe, track
-from prefopt.track import Jsonl, Tracker, WandbRun, rewind, silence_telemetry, wandb_mode
+from prefopt.support.logs import silence_telemetry
+from prefopt.track import Jsonl, Tracker, WandbRun, rewind, wandb_mode
 
 wandb = pytest.importorskip("wandb")
 

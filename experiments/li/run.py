@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from prefopt import evaluate_loss
 from prefopt.estimates import over_seeds
-from prefopt.functional import generator
 from prefopt.objectives import DPO, RLOO, BradleyTerry
+from prefopt.support.seeds import generator
 from prefopt.testbeds.bandit import Bandit, contexts_of, make_trainer, tabular
 from prefopt.testbeds.bandit_online import Payoff, make_players, make_rollouts, online_trainer
 from prefopt.types import Batch, Needs, Outputs

@@ -19,7 +19,7 @@ import torch
 
 from prefopt import load_recipe, run
 from prefopt.feedback import RewardModel
-from prefopt.functional import seed_for
+from prefopt.support.seeds import seed_for
 from prefopt.testbeds.pocket import gold, prompts
 from prefopt.testbeds.pocket.language import sample
 

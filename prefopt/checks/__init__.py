@@ -13,7 +13,7 @@ from typing import Any
 
 from prefopt.checks.case import Case, make_case
 from prefopt.checks.contract import CHECKS, Finding
-from prefopt.errors import PrefoptError, nearest
+from prefopt.support.errors import PrefoptError, nearest
 from prefopt.types import Needs, Objective
 
 __all__ = ["BASIC", "CHECKS", "ContractError", "check_objective", "make_case"]

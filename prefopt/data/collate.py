@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prefopt.data.tokenise import Tokenised
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.types import COMPLETION_COLUMNS, Batch
 
 

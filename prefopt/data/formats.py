@@ -12,8 +12,8 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from torch import Tensor
 
-from prefopt.errors import PrefoptError, nearest
-from prefopt.functional import digested
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.seeds import digested
 from prefopt.types import COMPLETION_COLUMNS, Message, Prompt
 
 Completion = str | tuple[Message, ...]

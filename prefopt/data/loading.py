@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from prefopt.data.formats import Example, parse, recognise
 from prefopt.data.shelf import Shelf
-from prefopt.downloads import HUB_ID, note_data, rows_awaited
-from prefopt.errors import PrefoptError, nearest
-from prefopt.plugins import load_object
+from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import load_object
 
 Row = tuple[str, Mapping[str, Any]]
 """What messages call the row (file:line), and its columns."""

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from torch import Tensor
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 class Placed(Protocol):

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from prefopt.data.shelf import Placed, Shelf
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 class Grouped(Placed, Protocol):

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from prefopt.data.formats import Completion, Example, Matrix, select_matrix
 from prefopt.data.shelf import Shelf
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 
 

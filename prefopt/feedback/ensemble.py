@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prefopt.errors import PrefoptError
 from prefopt.feedback.call import restore, run_feedback, state_of
 from prefopt.feedback.shaping import Fitted
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 
 

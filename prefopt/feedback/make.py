@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError, nearest
 from prefopt.feedback.call import Foreseeing, Loadable, Spending, Stateful, run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.panel import Panel
@@ -25,9 +24,10 @@ from prefopt.feedback.shaping import (
     Shaped,
 )
 from prefopt.judges.judge import SELF, Judge
-from prefopt.plugins import checked_fields, load_object
 from prefopt.policy import Policy, Scorer
-from prefopt.profile import timed
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import checked_fields, load_object
+from prefopt.support.profile import timed
 from prefopt.types import Feedback, Prompt, Verdict
 
 T = TypeVar("T")

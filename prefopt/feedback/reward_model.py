@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import Example, collate, tokenise
-from prefopt.errors import PrefoptError
 from prefopt.parallel import forward
 from prefopt.policy import Scorer, find_scorer, load_scorer, load_tokenizer
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs, Prompt, Verdict
 
 Count = Annotated[int, Field(gt=0)]

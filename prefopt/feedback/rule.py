@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError
 from prefopt.feedback.call import run_feedback
-from prefopt.plugins import load_object
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import load_object
 from prefopt.types import Prompt, Verdict
 
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError
 from prefopt.feedback.call import refuse_infinite, restore, run_feedback, state_of
 from prefopt.policy import find_model, load_tokenizer
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 
 Positive = Annotated[float, Field(gt=0)]

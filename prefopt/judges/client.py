@@ -12,7 +12,7 @@ import openai
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from prefopt.errors import PrefoptError
 from prefopt.judges.asking import Ask, Manner, Reply, Tally, replies, tallied
 from prefopt.judges.pairs import LETTERS, Average, compared_by_letters, pairs
 from prefopt.judges.points import TEN, expected, numbers, points, table
 from prefopt.judges.rubric import Rubric
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt, Verdict
 
 REFUSAL = re.compile(

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from accelerate import Accelerator
 from pydantic import Field
 
-from prefopt.errors import PrefoptError, nearest
 from prefopt.judges.asking import Manner
 from prefopt.judges.generative import Generative
 from prefopt.judges.local import Live, Local
@@ -23,8 +22,9 @@ from prefopt.judges.rubric import Rubric
 from prefopt.judges.rubric_file import load_rubric
 from prefopt.judges.server import Server
 from prefopt.judges.trust import Bounds, check_report
-from prefopt.plugins import checked_fields
 from prefopt.policy import Policy
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import checked_fields
 from prefopt.types import Prompt, Verdict
 
 Mode = Pairwise | Pointwise | Expected | Generative

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError
 from prefopt.judges.question import Answer, Question
 from prefopt.judges.reading import Reading
 from prefopt.policy import Policy, find_model, load_policy, load_tokenizer
+from prefopt.support.errors import PrefoptError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from prefopt.errors import PrefoptError
 from prefopt.judges.question import Answer, Backend, Question, in_order
+from prefopt.support.errors import PrefoptError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, judge TEXT NOT NULL, answer TEXT NOT NULL, at TEXT NOT NULL) WITHOUT ROWID

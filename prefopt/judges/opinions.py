@@ -11,10 +11,10 @@ import torch
 
 from prefopt.calibration import brier, calibration_error
 from prefopt.data import Example
-from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate, Observations, estimate
 from prefopt.judges.agreement import Compared, Rated, of_singles, right, two_raters, with_a_rater
 from prefopt.labelling.rows import texts
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prefopt.errors import PrefoptError
 from prefopt.judges.asking import Ask, Case, Manner, likelihoods, margin, replies, tallied
 from prefopt.judges.rubric import Rubric
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt, Verdict
 
 Average = Literal["probabilities", "logits", "none"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.errors import PrefoptError
 from prefopt.judges.asking import Ask, Case, Manner, likelihoods, margin, replies, tallied
 from prefopt.judges.rubric import Rubric
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt, Verdict
 
 TEN = tuple(map(str, range(1, 11)))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.errors import PrefoptError
 from prefopt.judges.question import Question
 from prefopt.judges.texts import whole
+from prefopt.support.errors import PrefoptError
 
 GO_ON = "Go on from exactly there, without repeating it."
 """Asks a chat server, which cannot be given the beginning of its answer, to behave as if it had been."""

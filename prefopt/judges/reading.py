@@ -14,11 +14,11 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data.tokenise import plainly
-from prefopt.errors import PrefoptError
 from prefopt.judges.question import Answer, Question
 from prefopt.judges.texts import broken
 from prefopt.policy import Policy
 from prefopt.policy.sampler import TransformersSampler, is_stateful
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Needs
 
 SHARED = 8

@@ -13,16 +13,16 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, load_examples
-from prefopt.errors import PrefoptError
 from prefopt.estimates import Estimate
 from prefopt.feedback import Shaped, ask, check_feedback, make_feedback
-from prefopt.functional import seed_for
 from prefopt.judges.judge import Judge
 from prefopt.judges.opinions import Row, Said, measured
 from prefopt.judges.trust import Bounds
 from prefopt.recipe import Data, Opinion, Section
 from prefopt.runs import make_accelerator
-from prefopt.track import plain
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plain import plain
+from prefopt.support.seeds import seed_for
 
 
 class JudgeRecipe(Section):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError, nearest
-from prefopt.functional import seed_for
 from prefopt.judges.template import Template, parsed
 from prefopt.judges.texts import broken, conversation, shown, whole
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.seeds import seed_for
 from prefopt.types import Prompt
 
 TEXTS = ("prompt", "completion", "completion_a", "completion_b")

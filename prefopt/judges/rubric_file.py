@@ -7,9 +7,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError, nearest
 from prefopt.judges.rubric import TEXTS, Rubric
 from prefopt.judges.template import Template, is_template, parsed
+from prefopt.support.errors import PrefoptError, nearest
 
 SECTIONS = ("system", "question", "thought", "rationale", "answer", "labels", "example", "principles")
 """What a rubric may hold; docs/judges.md says what each is for."""

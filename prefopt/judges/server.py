@@ -15,12 +15,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError
 from prefopt.judges import prompts
 from prefopt.judges.client import Client, Reply, TooLongError, read_key
 from prefopt.judges.listed import label_logps, merged
 from prefopt.judges.question import Answer, Question
 from prefopt.policy import find_model, load_tokenizer
+from prefopt.support.errors import PrefoptError
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 
 from prefopt.data import Example, Shelf, prompts, tokenise
 from prefopt.data.tokenise import plainly
-from prefopt.errors import PrefoptError
-from prefopt.functional import seed_for
 from prefopt.labelling.recipe import LabelRecipe
 from prefopt.labelling.rows import texts
-from prefopt.manifest import fingerprint_weights
 from prefopt.parallel import draw
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.policy.sampler import end_tokens
 from prefopt.recipe import Samples
+from prefopt.support.errors import PrefoptError
+from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.seeds import seed_for
 
 
 class Completions(Protocol):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError
 from prefopt.labelling.rows import Row, judged
+from prefopt.support.errors import PrefoptError
 
 
 @dataclass(frozen=True)

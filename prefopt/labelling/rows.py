@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.data import Example
 from prefopt.data.formats import Completion
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 
 Row = dict[str, Any]

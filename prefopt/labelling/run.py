@@ -15,19 +15,20 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from prefopt.data import Example, Shelf, load_examples
-from prefopt.errors import PrefoptError
 from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
-from prefopt.files import write_whole
 from prefopt.labelling.completions import Completions, Given, Written, to_label
 from prefopt.labelling.ledger import Ledger
 from prefopt.labelling.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.labelling.rows import written_out
-from prefopt.manifest import circumstances, fingerprint_examples, fingerprint_weights
+from prefopt.manifest import circumstances, fingerprint_examples
 from prefopt.policy import check_sampler, find_model
 from prefopt.progress import followed, show_labelling
 from prefopt.recipe import Samples
 from prefopt.runs import make_accelerator
-from prefopt.track import silence_telemetry
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import write_whole
+from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.logs import silence_telemetry
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError, nearest
 from prefopt.objectives.online.a2c import A2C
 from prefopt.objectives.online.cispo import CISPO
 from prefopt.objectives.online.dapo import DAPO
@@ -60,7 +59,8 @@ from prefopt.objectives.reward.k_wise import KWise
 from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
 from prefopt.objectives.reward.regression import RatingRegression
 from prefopt.objectives.supervised import SFT
-from prefopt.plugins import load_object
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import load_object
 from prefopt.types import Needs, Objective
 
 CATALOGUE: dict[str, type[Objective]] = {

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefopt.caches import cache_folder
-from prefopt.manifest import fingerprint_tensors
 from prefopt.policy.attention import NAME
 from prefopt.policy.policy import Policy
-from prefopt.segments import KEY, Store
+from prefopt.support.caches import cache_folder
+from prefopt.support.disk_store import KEY, Store
+from prefopt.support.fingerprints import fingerprint_tensors
 from prefopt.types import ORIGINS, Batch, Outputs
 
 KIND = "logps"

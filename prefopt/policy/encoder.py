@@ -20,10 +20,10 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.caches import cache_folder
 from prefopt.data import Shelf, Tokenised
-from prefopt.manifest import fingerprint_weights
 from prefopt.policy.load import load_backbone, load_tokenizer
+from prefopt.support.caches import cache_folder
+from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.types import Prompt
 
 log = logging.getLogger(__name__)

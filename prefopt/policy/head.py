@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 CHUNK_ELEMENTS = 2**24
 """Logits alive at a time: 64 MB in fp32, whatever the vocabulary and the number of tokens."""

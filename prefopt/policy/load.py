@@ -25,13 +25,13 @@ from transformers import (
 )
 
 from prefopt import recipe
-from prefopt.downloads import HUB_ID, is_awaited, note_model
-from prefopt.errors import PrefoptError
-from prefopt.functional import seed_for
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.scorer import Scorer
 from prefopt.policy.value import Critic, ValueHead
-from prefopt.sharing import shared, stamp
+from prefopt.support.downloads import HUB_ID, is_awaited, note_model
+from prefopt.support.errors import PrefoptError
+from prefopt.support.seeds import seed_for
+from prefopt.support.sharing import shared, stamp
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.errors import PrefoptError
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
 from prefopt.policy.layout import Rows, completions_alone, lay
 from prefopt.policy.trunk import Trunk
 from prefopt.policy.value import Critic, ValueHead
-from prefopt.profile import counted
+from prefopt.support.errors import PrefoptError
+from prefopt.support.profile import counted
 from prefopt.types import Batch, Needs, Outputs
 
 log = logging.getLogger(__name__)

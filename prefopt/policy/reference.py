@@ -8,12 +8,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError
 from prefopt.policy.cache import KeptLogps, recorded
 from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.load import check_vocabulary, load_policy
 from prefopt.policy.policy import Policy
-from prefopt.profile import timed
+from prefopt.support.errors import PrefoptError
+from prefopt.support.profile import timed
 from prefopt.types import Batch, Needs, Outputs
 
 

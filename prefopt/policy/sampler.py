@@ -15,13 +15,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prefopt.errors import PrefoptError
 from prefopt.policy.noise import RowNoise, drawn, row_keys
 from prefopt.policy.policy import Policy
 from prefopt.policy.reading import Reading, reading_of
 from prefopt.policy.reference import Following, Reference
-from prefopt.profile import counted
 from prefopt.recipe import Sampling
+from prefopt.support.errors import PrefoptError
+from prefopt.support.profile import counted
 from prefopt.types import Sampled
 
 LEAVE = 1 / 8

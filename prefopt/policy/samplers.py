@@ -5,10 +5,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from prefopt import recipe
-from prefopt.errors import PrefoptError, nearest
-from prefopt.plugins import load_object
 from prefopt.policy.sampler import TransformersSampler
 from prefopt.policy.vllm import START, VLLMSampler
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import load_object
 
 KNOWN = ("transformers", "vllm")
 

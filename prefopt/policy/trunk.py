@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from prefopt.policy.attention import NAME, attends_by_segments
 from prefopt.policy.layout import Rows, completions_alone, lay, pack, tree_mask
-from prefopt.profile import counted
+from prefopt.support.profile import counted
 from prefopt.types import Batch
 
 log = logging.getLogger(__name__)

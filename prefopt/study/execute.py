@@ -15,11 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
-from prefopt.checkpoint import unused
-from prefopt.files import write_whole
-from prefopt.malloc import keep_freed_memory
-from prefopt.sharing import sharing
 from prefopt.study.job import Piece, finished
+from prefopt.support.allocator import keep_freed_memory
+from prefopt.support.files import unused, write_whole
+from prefopt.support.sharing import sharing
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def _work(pipe: Any, device: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    from prefopt.cli import quiet_libraries
+    from prefopt.support.logs import quiet_libraries
 
     quiet_libraries()
     keep_freed_memory()

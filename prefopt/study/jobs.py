@@ -9,11 +9,11 @@ import yaml
 
 from prefopt import recipe
 from prefopt.accounting import labels_per_prompt
-from prefopt.errors import PrefoptError
 from prefopt.labelling.recipe import LabelRecipe
 from prefopt.recipe import Recipe, Section, Wandb
 from prefopt.study.job import Job, Labels, Piece
 from prefopt.study.spec import CHANCES, Study, Varied
+from prefopt.support.errors import PrefoptError
 
 Kind = TypeVar("Kind", bound=Section)
 

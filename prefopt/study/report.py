@@ -7,10 +7,10 @@ from rich.console import Console
 
 from prefopt.comparison import Comparison, Result, compare
 from prefopt.controls import claim, confounds
-from prefopt.errors import PrefoptError
 from prefopt.report import show
 from prefopt.report import write_report as write_page
 from prefopt.study.spec import Study
+from prefopt.support.errors import PrefoptError
 
 __all__ = ["Result", "write_report"]
 

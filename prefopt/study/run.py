@@ -9,11 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prefopt.checkpoint import unused
 from prefopt.comparison import AT_KL
-from prefopt.errors import PrefoptError
-from prefopt.files import write_whole
-from prefopt.sharing import sharing
 from prefopt.study.execute import Executor, Outcome, Workers, failed, one_by_one
 from prefopt.study.job import Piece, finished
 from prefopt.study.jobs import Jobs, changed_declarations
@@ -21,6 +17,9 @@ from prefopt.study.report import Result, write_report
 from prefopt.study.spec import Study
 from prefopt.study.tracked import log_comparison
 from prefopt.study.tuning import chosen, trials, tune, tuned_arms
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import unused, write_whole
+from prefopt.support.sharing import sharing
 
 
 def run_study(

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prefopt.errors import nearest
 from prefopt.recipe import Names, Recipe, Section, Seeds, Wandb, checked, read
+from prefopt.support.errors import nearest
 
 
 def _tree(value: Any) -> Any:

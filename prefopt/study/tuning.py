@@ -10,13 +10,13 @@ from statistics import fmean
 from typing import Any
 
 from prefopt.comparison import AT_KL
-from prefopt.errors import PrefoptError
-from prefopt.files import write_whole
-from prefopt.functional import seed_for
 from prefopt.study.execute import Executor, Outcome
 from prefopt.study.job import Job
 from prefopt.study.jobs import Jobs
 from prefopt.study.spec import Choices, Range, Study
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import write_whole
+from prefopt.support.seeds import seed_for
 
 Settings = Mapping[str, Any]
 

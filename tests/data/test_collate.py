@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from prefopt.data import Example, Tokenised, collate
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 def tokenised(*completions, row=0, scores=None, preference=None, masks=None, **columns):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data.formats import FORMATS, parse, prompts, recognise, shared_prefix
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 def user(text):

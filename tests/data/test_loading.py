@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from prefopt.data import load_examples
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 PAIRS = [
     {"prompt": f"p{i}", "chosen": "c", "rejected": "r", "split": "test" if i % 3 == 0 else "train"} for i in range(6)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import Example, Shelf, load_examples, split, tokenise
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 def examples(count, **columns):

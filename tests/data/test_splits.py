@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import split
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import parse, preview, tokenise
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 
 
 def pair(prompt, chosen, rejected, **columns):

@@ -9,9 +9,9 @@ from rich.console import Console
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.feedback import RewardModel
 from prefopt.inspection import evaluate, trained
-from prefopt.manifest import fingerprint_weights
 from prefopt.policy import load_policy
 from prefopt.recipe import Policy
+from prefopt.support.fingerprints import fingerprint_weights
 
 
 @pytest.fixture(scope="module")

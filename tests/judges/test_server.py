@@ -12,7 +12,7 @@ from prefopt import PrefoptError
 from prefopt.judges import Answer, Backend, Question
 from prefopt.judges.memory import Budget, Memory
 from prefopt.judges.server import OPENAI, Server
-from prefopt.plugins import checked_fields
+from prefopt.support.plugins import checked_fields
 
 AB = (" A", " B")
 KEY = "sk-Geheim0123456789"

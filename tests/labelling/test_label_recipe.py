@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.errors import PrefoptError
 from prefopt.labelling import LabelRecipe, load_label_recipe
 from prefopt.labelling.recipe import in_the_way
 from prefopt.recipe import describe
+from prefopt.support.errors import PrefoptError
 
 LEAST = "source: {data: d.jsonl}\nfeedback: lab:rule\n"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from prefopt.data.formats import parse
-from prefopt.errors import PrefoptError
 from prefopt.labelling.rows import judged, plainly, preferences, texts, written_out
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 
 NAN = math.nan

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from prefopt.errors import PrefoptError
 from prefopt.labelling.ledger import Ledger
+from prefopt.support.errors import PrefoptError
 
 
 def row(number, *scores, **more):

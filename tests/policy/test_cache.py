@@ -8,13 +8,13 @@ import torch
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt import Batch, Needs, load_recipe, run
-from prefopt.caches import cache_folder
 from prefopt.policy import Reference, load_policy, make_reference
 from prefopt.policy.cache import entry_keys
 from prefopt.recipe import Adapter
 from prefopt.recipe import Policy as Spec
 from prefopt.recipe import Reference as ReferenceSpec
-from prefopt.segments import segments
+from prefopt.support.caches import cache_folder
+from prefopt.support.disk_store import segments
 from prefopt.types import ORIGINS
 
 ROUNDING = {"rtol": 0, "atol": 5e-6}  # prompts that are computed with other companions

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from prefopt import recipe
-from prefopt.caches import cache_folder
 from prefopt.data import Example, collate, tokenise
-from prefopt.errors import PrefoptError
 from prefopt.policy import load_tokenizer
 from prefopt.policy.encoder import Encoder, embedded, load_encoder, plain_text
+from prefopt.support.caches import cache_folder
+from prefopt.support.errors import PrefoptError
 
 PROMPTS = ["the film was", "a room", "the film was", "the view is very good", "food"]
 

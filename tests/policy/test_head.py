@@ -4,8 +4,8 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prefopt.errors import PrefoptError
 from prefopt.policy import head
+from prefopt.support.errors import PrefoptError
 
 
 @pytest.mark.parametrize("grad", [False, True])

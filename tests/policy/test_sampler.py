@@ -8,12 +8,12 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prefopt import Batch, Needs
-from prefopt.errors import PrefoptError
 from prefopt.policy import Policy, Reference, TransformersSampler, load_policy
 from prefopt.policy.noise import BLOCK, GOLDEN, drawn, gumbel, mix, row_keys
 from prefopt.policy.sampler import Mixture, end_tokens, is_stateful
 from prefopt.recipe import Adapter, Sampling
 from prefopt.recipe import Policy as Spec
+from prefopt.support.errors import PrefoptError
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13), (5, 6), (8,)]
 SEEDS = torch.tensor([11, 22, 33, 44, 55])

@@ -10,10 +10,10 @@ import torch
 from scipy.optimize import minimize
 
 from prefopt import Needs, evaluate_loss
-from prefopt.errors import PrefoptError
 from prefopt.objectives.preference.dpo import DPO
 from prefopt.objectives.preference.ipo import IPO
-from prefopt.plugins import load_object
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import load_object
 from prefopt.testbeds.bandit import (
     best_of_n,
     best_of_n_divergence,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-from prefopt.functional import seed_for
+from prefopt.support.seeds import seed_for
 
 from . import lexicon
 from .grammar import write

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from prefopt.functional import seed_for
+from prefopt.support.seeds import seed_for
 
 from .language import FOLDER, LABELS, load, sample
 from .requests import Topics, draw

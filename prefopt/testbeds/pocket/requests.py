@@ -8,7 +8,7 @@ from functools import lru_cache
 from random import Random
 from typing import Literal
 
-from prefopt.errors import PrefoptError, nearest
+from prefopt.support.errors import PrefoptError, nearest
 
 from . import lexicon
 

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 import pytest
 
 from prefopt.data.formats import recognise
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.testbeds import pocket
 from prefopt.testbeds.pocket.lexicon import tokens
 from prefopt.testbeds.pocket.requests import HELD_OUT_TOPICS, TOPICS, pool, read

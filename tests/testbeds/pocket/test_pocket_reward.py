@@ -6,7 +6,7 @@ from random import Random
 import pytest
 import torch
 
-from prefopt.errors import PrefoptError
+from prefopt.support.errors import PrefoptError
 from prefopt.testbeds.pocket import gold
 from prefopt.testbeds.pocket.grammar import write
 from prefopt.testbeds.pocket.lexicon import bend

@@ -7,12 +7,12 @@ from safetensors.numpy import save_file
 from test_segments import keys_of, put
 
 from prefopt import Needs, cli
-from prefopt.caches import cache_folder, clear, kept, verified
 from prefopt.cli import main
 from prefopt.policy import load_policy, make_reference
 from prefopt.progress import size
 from prefopt.recipe import Policy, Reference
-from prefopt.segments import Store, segments
+from prefopt.support.caches import cache_folder, clear, kept, verified
+from prefopt.support.disk_store import Store, segments
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
-from prefopt import cli, load_recipe, profile, run
+from prefopt import cli, load_recipe, run
 from prefopt.cli import main
-from prefopt.profile import Clock, counted, profiling, timed
+from prefopt.support import profile
+from prefopt.support.profile import Clock, counted, profiling, timed
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from prefopt import segments as module
-from prefopt.segments import KEY, PARTS, Store, blocks, packed, segments
+from prefopt.support import disk_store as module
+from prefopt.support.disk_store import KEY, PARTS, Store, blocks, packed, segments
 
 ROOM = 10**9
 

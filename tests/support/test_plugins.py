@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from prefopt.errors import PrefoptError
-from prefopt.plugins import checked_fields, load_object
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import checked_fields, load_object
 
 
 def test_a_file_has_one_module_until_it_is_edited(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from copy import deepcopy
 from pathlib import Path
 
-from prefopt.sharing import MOST, shared, sharing, stamp
+from prefopt.support.sharing import MOST, shared, sharing, stamp
 
 
 def test_nothing_is_remembered_outside() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from prefopt.errors import PrefoptError, nearest
-from prefopt.segments import SUFFIX, blocks, checksum, keys_of, mapped
+from prefopt.support.disk_store import SUFFIX, blocks, checksum, keys_of, mapped
+from prefopt.support.errors import PrefoptError, nearest
 
 KINDS = ("logps", "embeddings", "judges")
 """Folders of the cache: log-probs of references, embeddings of prompts, verdicts of judges."""

@@ -8,7 +8,7 @@ import pytest
 
 PROBE = """
 import resource
-from prefopt.malloc import keep_freed_memory
+from prefopt.support.allocator import keep_freed_memory
 {call}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,3 +9,12 @@ def write_whole(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.writing")
     staging.write_text(text, encoding="utf-8")
     os.replace(staging, path)
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, … that is not there."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from prefopt.errors import PrefoptError, nearest
+from prefopt.support.errors import PrefoptError, nearest
 
 Record = TypeVar("Record")
 

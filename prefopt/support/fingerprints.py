@@ -1,0 +1,22 @@
+"""Hashes that tell whether two models have the same weights."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
+    """A hash of every parameter's name, dtype and bytes, but those whose names begin like that."""
+    named = dict(model.named_parameters())
+    return fingerprint_tensors({name: p for name, p in named.items() if but is None or not name.startswith(but)})
+
+
+def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The like for any tensors, by name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
