@@ -15,7 +15,7 @@ from prefopt.judges.report import JudgeRecipe
 from prefopt.objectives import CATALOGUE
 from prefopt.recipe import load, sections_of
 
-FOLDER = Path(__file__).parent.parent / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 BASES = {"base", "online"}
 POCKET = [file for file in RECIPES if file.parent.name == "pocket" and file.stem not in BASES]

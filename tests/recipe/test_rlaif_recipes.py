@@ -14,7 +14,7 @@ from prefopt.judges.report import JudgeRecipe, report
 from prefopt.recipe import load
 from prefopt.testbeds.pocket.language import FOLDER as POCKET
 
-RLAIF = Path(__file__).parent.parent / "recipes" / "pocket" / "rlaif"
+RLAIF = Path(__file__).parents[2] / "recipes" / "pocket" / "rlaif"
 QUIET = Console(quiet=True)
 SMALL = [
     *("source.test.arguments.n=8", "source.split=[1,0,0]", "evaluate.rows=4", "evaluate.prompts=0"),

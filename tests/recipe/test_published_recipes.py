@@ -14,7 +14,7 @@ from prefopt import load_recipe, run
 from prefopt.cli import main
 from prefopt.data import load_examples
 
-FOLDER = Path(__file__).parent.parent / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
 DATA_SETS = {
     "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
     "hh": "Anthropic/hh-rlhf",

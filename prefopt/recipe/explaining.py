@@ -1,0 +1,111 @@
+"""Recipes in words: what is wrong with one, and what each field means."""
+
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prefopt.recipe.schema import Feedback, Recipe, Shape, Source, Term
+from prefopt.support.errors import nearest
+
+
+def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe) -> str:
+    """A pydantic error, a line for each key that is wrong: where, what, and what to write instead."""
+    known = {field.key: field for field in describe(kind)}
+    lines = list(dict.fromkeys(_line(item, known) for item in error.errors()))
+    return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
+
+
+def _line(item: Any, known: Mapping[str, "Described"]) -> str:
+    # pydantic also names the branch of a union and the item of a list; 0 is left out because one objective needs no list.
+    path = [
+        str(part) for part in item["loc"] if part != 0 and not re.search(r"[\[(]|^(str|int|float|bool)$", str(part))
+    ]
+    key = ".".join(path)
+    plain = ".".join(part for part in path if not part.isdigit())
+    if item["type"] == "extra_forbidden":
+        return f"unknown key `{key}`.{_suggestion(plain, known)}"
+    if item["type"] == "missing":
+        return f"`{key}` is missing: {known[plain].description if plain in known else 'it is required'}"
+    if item["type"] == "value_error":
+        return f"`{key}`: {item['msg'].removeprefix('Value error, ')}"
+    message = (
+        item["msg"].replace("Input should", "must").replace("a valid integer", "an integer").partition(", unable to")[0]
+    )
+    if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        message = "must hold keys and values"
+    given = repr(item["input"])
+    return f"`{key}` {message}, got {given if len(given) <= 80 else given[:77] + '…'}"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    """The nearest key of the section, or the same word in another section, or else what the section has."""
+    parent, _, last = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    has = [k.rpartition(".")[2] for k in siblings]
+    guess = nearest(last, has) or (nearest(elsewhere[0], elsewhere) if elsewhere else "")
+    return guess or f" {f'`{parent}`' if parent else 'A recipe'} has: {', '.join(has)}"
+
+
+class Described(NamedTuple):
+    """One field of a recipe, for help and docs."""
+
+    key: str
+    kind: str
+    default: str
+    description: str
+
+
+def describe(section: type[BaseModel], prefix: str = "") -> Iterator[Described]:
+    """Every field of a recipe, nested sections after their own line."""
+    for name, info in section.model_fields.items():
+        default = "required" if info.is_required() else _show(info.get_default(call_default_factory=True))
+        yield Described(prefix + name, _kind(info.annotation), default, info.description or "")
+        for nested in _sections_in(info.annotation):
+            # A term's source is like the run's, and every feedback like the first.
+            if not (nested is Source and prefix) and not (nested is Feedback and prefix + name != "feedback"):
+                yield from describe(nested, f"{prefix}{name}.")
+
+
+def _show(default: Any) -> str:
+    """A default as it would stand in a recipe; nothing for a section, whose fields have their own."""
+    if isinstance(default, BaseModel):
+        return ""
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_show, default))}]"
+    if isinstance(default, float):
+        return f"{default:g}".replace("e-0", "e-")
+    return yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kind(parts[0])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        words = [_kind(part) for part in parts]
+        return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
+    if origin is tuple:
+        lists: dict[Any, str] = {str: "text or list"}
+        lists |= dict.fromkeys((Term, Shape, Feedback), "name, section or list")
+        return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
+    if annotation is Feedback:
+        return "name or section"
+    if _sections_in(annotation):
+        return "section"
+    words_for = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "null"}
+    return words_for.get(annotation, "mapping")
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in _sections_in(part)]

@@ -1,0 +1,282 @@
+"""Reading a recipe: its file, what it inherits, overrides and variables."""
+
+import copy
+import glob
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from prefopt.recipe.explaining import explain
+from prefopt.recipe.schema import Recipe, Section, named_section
+from prefopt.support.errors import PrefoptError, nearest
+
+BUILT_IN = {"pocket": str(Path(__file__).parent.parent / "testbeds" / "pocket" / "lm")}
+"""Variables that every recipe has: the folder of the pocket language model."""
+
+
+FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".yaml", ".yml"}
+"""Endings by which a string in a recipe is known to be a file. Such a string, or one that begins with ./ or ../, is looked for
+beside the recipe first."""
+
+
+WHOLE = {"objective", "feedback", "cost", "judge", "evaluate.gold", "evaluate.judge"}
+"""Keys that a recipe takes from its base or replaces whole: the fields of one class mean nothing to another."""
+
+
+Kind = typing.TypeVar("Kind", bound=Section)
+
+
+def sections_of(path: str | Path) -> set[str]:
+    """The keys at the top of a recipe of any kind, inherited ones included: they tell which kind it is.
+
+    Raises:
+        PrefoptError: no such file, or no recipe.
+    """
+    return set(_read(Path(path).expanduser(), seen=()))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe of a run; `load` says how.
+
+    Raises:
+        PrefoptError: what `load` refuses.
+    """
+    return load(Recipe, path, overrides)
+
+
+def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """Read a recipe of any kind, what it inherits, and the overrides.
+
+    Args:
+        kind: what it is a recipe of: `Recipe` is a run; it has a field `name`.
+        path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` and feedbacks
+            are replaced whole.
+        overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
+
+    Raises:
+        PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
+    """
+    return checked(kind, interpolated(read(path, overrides)), str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load` checks: a file, what it inherits and the overrides, as one tree whose ${variables} are still there.
+
+    Raises:
+        PrefoptError: no such file, no YAML, an override that is none.
+    """
+    file = Path(path).expanduser()
+    tree = _read(file, seen=())
+    parent = file.resolve().parent.name
+    tree.setdefault("name", f"{parent}-{file.stem}" if parent else file.stem)
+    for override in overrides:
+        _set(tree, override)
+    return tree
+
+
+def refined(tree: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tree with more on top, in order: dotted keys as overrides put them, all others as a recipe refines its base.
+
+    An objective or feedback without a name changes the fields of the one that is there.
+
+    Raises:
+        PrefoptError: a dotted key leads through something that has no keys; begins with `where`.
+    """
+    merged = copy.deepcopy(dict(tree))
+    for key, value in copy.deepcopy(dict(fields)).items():
+        if key in WHOLE and isinstance(value, Mapping) and "name" not in value:
+            for name, one in value.items():
+                _put(merged, f"{key}.{name}", one, f"{where}: `{key}.{name}`")
+        elif "." in key:
+            _put(merged, key, value, f"{where}: `{key}`")
+        else:
+            merged = _merge(merged, _named({key: value}))
+    return merged
+
+
+def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
+    """The tree as a recipe of that kind.
+
+    Raises:
+        PrefoptError: an unknown key (with the nearest known one), a value that cannot be.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise PrefoptError(explain(error, where, kind)) from None
+
+
+def differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """The dotted keys in which two recipes, as `model_dump` gives them, differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if one == other else [key]
+
+
+def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A file and what it inherits, as one tree."""
+    base_of = f" (the base of {seen[-1]})" if seen else ""
+    if not file.is_file():
+        known = [f.name for f in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        raise PrefoptError(f"no recipe {file}{base_of}.{nearest(file.name, known)}")
+    if file.resolve() in seen:
+        raise PrefoptError(f"{file} inherits from itself: {' → '.join(str(f) for f in (*seen, file.resolve()))}")
+    try:
+        tree = _parse(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError:
+        raise PrefoptError(f"{file} is not a text file in UTF-8") from None
+    if not isinstance(tree, dict):
+        found = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise PrefoptError(f"{file} must hold keys and values, got {found}")
+    base = tree.pop("base", None)
+    tree = _absolute(_named(tree), file.resolve().parent)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise PrefoptError(f"{file}: `base` must name one other recipe, got {base!r}")
+    return _merge(_read(file.parent / Path(base).expanduser(), (*seen, file.resolve())), tree)
+
+
+def _named(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with `objective: DPO` written out as `{name: DPO}`, so that overrides can reach into it; feedbacks alike."""
+    named = tree | {key: named_section(tree[key]) for key in ("objective", "feedback", "cost", "judge") if key in tree}
+    if isinstance(named.get("objective"), list):
+        named["objective"] = [named_section(term) for term in named["objective"]]
+    if isinstance(measured := named.get("evaluate"), dict):
+        named["evaluate"] = measured | {
+            key: named_section(measured[key]) for key in ("gold", "judge") if key in measured
+        }
+    return named
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """File names that are found beside the recipe, made absolute, so that the resolved recipe works from anywhere."""
+    if isinstance(value, Mapping):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    if isinstance(value, str):
+        name, colon, rest = value.partition(":")
+        relative = name.startswith(("./", "../"))
+        if (relative or Path(name).suffix in FILES) and (
+            glob.glob(name, root_dir=folder, recursive=True) or (relative and (folder / name).exists())
+        ):
+            return f"{os.path.normpath(folder / name)}{colon}{rest}"
+    return value
+
+
+def _merge(base: Mapping[str, Any], child: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in child.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        where = prefix + key if isinstance(key, str) else prefix
+        merged[key] = _merge(merged[key], value, f"{where}.") if both and where not in WHOLE else value
+    return merged
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Put an override's value where its dotted key says."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
+    _put(tree, key.strip(), _absolute(_parse(text, repr(override)), Path.cwd()), repr(override))
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Put a value where a dotted key says; messages begin with what was `said`."""
+    *path, last = key.split(".")
+    if path and path[0] == "objective" and isinstance(tree.get("objective"), str):
+        tree["objective"] = {"name": tree["objective"]}  # the short form, of an objective with its defaults
+    if path and path[0] == "objective" and (*path[1:], last)[0].isdigit() and isinstance(tree.get("objective"), dict):
+        tree["objective"] = [tree["objective"]]  # objective.0.beta=… also where there is only one
+    node: Any = tree
+    for depth, part in enumerate(path):
+        where = ".".join(path[: depth + 1])
+        if isinstance(node, dict):
+            node[part] = {} if node.get(part) is None else node[part]
+        node = node[_place(node, part, said, ".".join(path[:depth]))]
+        if not isinstance(node, dict | list):
+            raise PrefoptError(f"{said}: `{where}` is {node!r}, which has no keys")
+    node[_place(node, last, said, ".".join(path))] = value
+
+
+def _place(node: Any, part: str, said: str, where: str) -> Any:
+    """The key or the number of an item that `part` stands for in `node`."""
+    if isinstance(node, dict):
+        return part
+    if not part.isdigit():
+        raise PrefoptError(f"{said}: `{where}` is a list; say which item, as in {where}.0.{part}")
+    if int(part) >= len(node):
+        raise PrefoptError(f"{said}: `{where}` has {len(node)} items, numbered from 0")
+    return int(part)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, except that 1e-6 is a number, as everyone who types it means, and that a key is there only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; refuses a key that is given twice, of which YAML would silently take the last."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise PrefoptError(f"{where}{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise PrefoptError(f"{where} is not YAML: {error}") from None
+
+
+def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
+    """The tree with every ${name} replaced, by its own variables and by `more`.
+
+    Raises:
+        PrefoptError: a variable that there is not, or that is made of itself.
+    """
+    given = tree.get("variables")
+    variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}) | dict(more)
+
+    def value_of(name: str, through: tuple[str, ...]) -> str:
+        if name.startswith("env:"):
+            if name[4:] not in os.environ:
+                raise PrefoptError(f"${{{name}}}: the environment variable {name[4:]} is not set")
+            return os.environ[name[4:]]
+        if name not in variables:
+            raise PrefoptError(f"unknown variable ${{{name}}}.{nearest(name, variables)} Known: {', '.join(variables)}")
+        if name in through:
+            raise PrefoptError(f"the variable ${{{name}}} is made of itself: {' → '.join((*through, name))}")
+        return os.path.expanduser(replaced(variables[name], (*through, name)))
+
+    def replaced(text: str, through: tuple[str, ...] = ()) -> str:
+        return re.sub(r"\$\{([^}]*)\}", lambda match: value_of(match[1], through), text)
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        return replaced(value) if isinstance(value, str) else value
+
+    return walk({k: v for k, v in tree.items() if k != "variables"}) | {"variables": tree.get("variables") or {}}
