@@ -15,14 +15,14 @@ from torch import Tensor
 from prefopt import recipe
 from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.data import Tokenised, collate
-from prefopt.data.tokenise import plainly
+from prefopt.data.selecting import project
+from prefopt.data.texts import plainly
 from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
 from prefopt.functional import kl_estimate
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens
-from prefopt.sources import project
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plain import plain
 from prefopt.support.profile import timed

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from prefopt import recipe
 from prefopt.checks import BASIC, check_objective
 from prefopt.data import Example, Shelf, Split, load_examples, prompts
+from prefopt.data.selecting import EMBED, project
 from prefopt.data.splits import divided
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.players import SUPPLIED, without_players
 from prefopt.policy import check_sampler, find_model
-from prefopt.sources import EMBED, project
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefopt.data.tokenise import Report
+    from prefopt.data.tokenising import Report
     from prefopt.estimates import Estimate
     from prefopt.labelling import LabelResult
     from prefopt.runs import RunResult

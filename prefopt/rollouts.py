@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from prefopt.curriculum import Order, permutation
 from prefopt.data import Tokenised, collate
-from prefopt.data.tokenise import plainly
+from prefopt.data.ordering import Order, permutation
+from prefopt.data.selecting import KEPT_TIED, Ties, projected
+from prefopt.data.texts import plainly
 from prefopt.feedback import ask, foreseeing, together
 from prefopt.feedback.call import Foreseeing, restore, state_of
 from prefopt.feedback.shaping import Fitted
@@ -23,7 +24,6 @@ from prefopt.parallel import draw
 from prefopt.players import Player, mismatched
 from prefopt.policy import TransformersSampler
 from prefopt.policy.sampler import prompts_together
-from prefopt.sources import KEPT_TIED, Ties, projected
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.support.seeds import seed_for

@@ -19,8 +19,9 @@ from rich.markup import escape
 from prefopt import recipe
 from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from prefopt.curriculum import ORDERS
 from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
+from prefopt.data.ordering import ORDERS
+from prefopt.data.selecting import projected
 from prefopt.diagnostics import RolloutDiagnostics, beyond
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
@@ -45,7 +46,7 @@ from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.policy.sampler import end_tokens
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.rollouts import Rollouts
-from prefopt.sources import Recorded, projected
+from prefopt.sources import Recorded
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import unused, write_whole
 from prefopt.support.fingerprints import fingerprint_weights

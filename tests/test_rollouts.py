@@ -12,8 +12,8 @@ from _server import Loopback
 from accelerate import Accelerator
 
 from prefopt import Needs, PrefoptError, recipe
-from prefopt.curriculum import Shuffled
 from prefopt.data import parse, tokenise
+from prefopt.data.ordering import Shuffled
 from prefopt.feedback import Shaped
 from prefopt.judges import Judge
 from prefopt.players import Player

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt import sources
-from prefopt.curriculum import permutation
-from prefopt.data import Example, Tokenised, parse
+from prefopt.data import Example, Tokenised, parse, selecting
+from prefopt.data.ordering import permutation
 from prefopt.sources import Recorded
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
@@ -32,7 +31,7 @@ def tokenised(example, row=0):
 
 def project(rows, needs, ties="drop"):
     counts = Counter()
-    return list(sources.project(rows, needs, ties, counts)), dict(+counts)
+    return list(selecting.project(rows, needs, ties, counts)), dict(+counts)
 
 
 def names(rows):

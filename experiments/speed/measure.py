@@ -35,7 +35,7 @@ def peak() -> float:
 
 def order(pairs: int, batch: int, steps: int, by_length: list[int] | None = None) -> list[int]:
     """Row numbers as prefopt's batches take them; each batch in order of length, for a trainer whose own batches are parts."""
-    from prefopt.curriculum import Shuffled
+    from prefopt.data.ordering import Shuffled
 
     shuffled = Shuffled(pairs, 0)
     batches = [list(shuffled.take(batch)) for _ in range(steps)]

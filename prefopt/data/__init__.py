@@ -1,11 +1,11 @@
 """The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`. All rows are on a `Shelf`."""
 
-from prefopt.data.collate import collate
+from prefopt.data.collating import collate
+from prefopt.data.disk_rows import Shelf
 from prefopt.data.formats import FORMATS, Example, parse, prompts
 from prefopt.data.loading import load_examples
-from prefopt.data.shelf import Shelf
 from prefopt.data.splits import Split, split
-from prefopt.data.tokenise import Report, Tokenised, preview, tokenise
+from prefopt.data.tokenising import Report, Tokenised, preview, tokenise
 
 __all__ = [
     "FORMATS",

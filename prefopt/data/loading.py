@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prefopt.data.disk_rows import Shelf
 from prefopt.data.formats import Example, parse, recognise
-from prefopt.data.shelf import Shelf
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import load_object

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from prefopt.data.shelf import Placed, Shelf
+from prefopt.data.disk_rows import Placed, Shelf
 from prefopt.support.errors import PrefoptError
 
 

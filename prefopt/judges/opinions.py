@@ -11,9 +11,9 @@ import torch
 
 from prefopt.calibration import brier, calibration_error
 from prefopt.data import Example
+from prefopt.data.texts import texts
 from prefopt.estimates import Estimate, Observations, estimate
 from prefopt.judges.agreement import Compared, Rated, of_singles, right, two_raters, with_a_rater
-from prefopt.labelling.rows import texts
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data.tokenise import plainly
+from prefopt.data.texts import plainly
 from prefopt.judges.question import Answer, Question
 from prefopt.judges.texts import broken
 from prefopt.policy import Policy

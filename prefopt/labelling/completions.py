@@ -10,9 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from prefopt.data import Example, Shelf, prompts, tokenise
-from prefopt.data.tokenise import plainly
+from prefopt.data.texts import plainly, texts
 from prefopt.labelling.recipe import LabelRecipe
-from prefopt.labelling.rows import texts
 from prefopt.parallel import draw
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.policy.sampler import end_tokens

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from prefopt.data import Example
-from prefopt.data.formats import Completion
-from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 
 Row = dict[str, Any]
@@ -62,23 +60,6 @@ def preferences(verdict: Verdict, sharpness: float | None) -> Tensor | None:
 def judged(row: Row) -> bool:
     """Whether there are verdicts enough to learn from: on all of a single completion, on two of several."""
     return sum(score is not None for score in row["scores"]) >= min(2, len(row["scores"]))
-
-
-def texts(example: Example) -> list[str]:
-    """The completions as a feedback sees them.
-
-    Raises:
-        PrefoptError: one has several turns.
-    """
-    return [_text(completion, example.where) for completion in example.completions]
-
-
-def _text(completion: Completion, where: str) -> str:
-    if isinstance(completion, str):
-        return completion
-    if len(completion) > 1 or not isinstance(completion[0].get("content"), str):
-        raise PrefoptError(f"{where}: a completion of several turns; a feedback reads single answers")
-    return str(completion[0]["content"])
 
 
 def _kept(example: Example) -> Row:

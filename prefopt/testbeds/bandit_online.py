@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from prefopt import recipe
-from prefopt.curriculum import Shuffled
 from prefopt.data import Tokenised
 from prefopt.data.formats import Example
+from prefopt.data.ordering import Shuffled
+from prefopt.data.selecting import Ties
 from prefopt.players import TRAINED, Player
 from prefopt.policy.noise import row_keys
 from prefopt.policy.sampler import Mixture, chosen_tokens
 from prefopt.rollouts import Rollouts
-from prefopt.sources import Ties
 from prefopt.terms import Term
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.train import Trainer

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prefopt.data.formats import parse
-from prefopt.labelling.rows import judged, plainly, preferences, texts, written_out
+from prefopt.data.texts import texts
+from prefopt.labelling.rows import judged, plainly, preferences, written_out
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 

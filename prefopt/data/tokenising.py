@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.text import Text
 
+from prefopt.data.disk_rows import Shelf
 from prefopt.data.formats import Completion, Example, Matrix, select_matrix
-from prefopt.data.shelf import Shelf
+from prefopt.data.texts import _decode
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt
 
@@ -397,12 +398,3 @@ def _runs(ids: Ids, mask: tuple[bool, ...]) -> list[tuple[bool, list[int]]]:
             runs.append((written, []))
         runs[-1][1].append(token)
     return runs
-
-
-def plainly(tokenizer: Any, ids: Sequence[int]) -> str:
-    """A completion as it was written, without special tokens and without prettier spaces."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from prefopt.curriculum import ORDERS, EasyFirst, SelfPaced, Shuffled
+from prefopt.data.ordering import ORDERS, EasyFirst, SelfPaced, Shuffled
 from prefopt.support.errors import PrefoptError
 
 LENGTHS = [5, 3, 9, 1, 7, 3, 2, 8]
