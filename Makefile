@@ -19,7 +19,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 docs: .venv/installed  ## the pages that are made from the code
-	$(BIN)/python -m prefopt.catalogue
+	$(BIN)/python docs/make.py
 
 pocket: .venv/installed  ## train the pocket language model again
 	$(BIN)/python -m prefopt.testbeds.pocket.build

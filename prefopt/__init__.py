@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt import objectives
-    from prefopt.checks import check_objective
     from prefopt.comparison import Comparison, compare
-    from prefopt.functional import pair_metrics
     from prefopt.labelling import LabelRecipe, LabelResult, label, load_label_recipe
     from prefopt.objectives import load_objective
+    from prefopt.objectives.contract import check_objective
+    from prefopt.objectives.maths import pair_metrics
     from prefopt.objectives.parts import log_ratios, reference_sums
+    from prefopt.objectives.terms import evaluate_loss
     from prefopt.recipe import Recipe, load_recipe
     from prefopt.runs import RunResult, run
     from prefopt.study import Study, load_study, run_study
     from prefopt.support.errors import PrefoptError
-    from prefopt.terms import evaluate_loss
     from prefopt.types import (
         Adaptive,
         Batch,
@@ -82,16 +82,16 @@ _HOMES = {
     "Recipe": "recipe",
     "RunResult": "runs",
     "Study": "study",
-    "check_objective": "checks",
+    "check_objective": "objectives.contract",
     "compare": "comparison",
-    "evaluate_loss": "terms",
+    "evaluate_loss": "objectives.terms",
     "label": "labelling",
     "load_label_recipe": "labelling",
     "load_objective": "objectives",
     "load_recipe": "recipe",
     "load_study": "study",
     "log_ratios": "objectives.parts",
-    "pair_metrics": "functional",
+    "pair_metrics": "objectives.maths",
     "reference_sums": "objectives.parts",
     "run": "runs",
     "run_study": "study",

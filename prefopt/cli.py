@@ -178,8 +178,8 @@ def report(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """`prefopt check`."""
-    from prefopt.checks import check_objective
     from prefopt.objectives import load_objective
+    from prefopt.objectives.contract import check_objective
     from prefopt.support.plugins import checked_fields
 
     wrong = [field for field in options.fields if "=" not in field]
@@ -194,7 +194,7 @@ def check(options: argparse.Namespace) -> None:
 
 def objectives(options: argparse.Namespace) -> None:
     """`prefopt objectives`."""
-    from prefopt.catalogue import entries, entry
+    from prefopt.objectives.listing import entries, entry
 
     for one in [entry(name) for name in options.names] or entries():
         paper = f"  arXiv {one.paper}" if one.paper else ""

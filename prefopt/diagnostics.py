@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from prefopt.functional import kl_estimate
+from prefopt.objectives.maths import kl_estimate
 from prefopt.types import ORIGINS, Batch, Needs, Outputs
 
 GRAM = 3

@@ -19,7 +19,7 @@ from prefopt.data.selecting import project
 from prefopt.data.texts import plainly
 from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
-from prefopt.functional import kl_estimate
+from prefopt.objectives.maths import kl_estimate
 from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.sampler import end_tokens

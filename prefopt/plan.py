@@ -5,19 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prefopt import recipe
-from prefopt.checks import BASIC, check_objective
 from prefopt.data import Example, Shelf, Split, load_examples, prompts
 from prefopt.data.selecting import EMBED, project
 from prefopt.data.splits import divided
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
+from prefopt.objectives.contract import BASIC, check_objective
+from prefopt.objectives.terms import Term, merged_needs
 from prefopt.players import SUPPLIED, without_players
 from prefopt.policy import check_sampler, find_model
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
 from prefopt.support.sharing import shared, stamp
-from prefopt.terms import Term, merged_needs
 from prefopt.types import Needs, Objective
 from prefopt.winrate import stored
 

@@ -27,6 +27,7 @@ from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
 from prefopt.manifest import manifest
+from prefopt.objectives.terms import Term
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
 from prefopt.players import players
 from prefopt.policy import (
@@ -55,7 +56,6 @@ from prefopt.support.plain import plain
 from prefopt.support.profile import timed
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
-from prefopt.terms import Term
 from prefopt.track import Jsonl, Tracker, WandbRun, has_line, rewind
 from prefopt.train import Step, Trainer
 from prefopt.types import Feedback, Needs, Source

@@ -23,7 +23,9 @@ os.environ |= {
 from jaxtyping import install_import_hook
 
 # Before anything of prefopt is imported: every call in every test checks these modules' shapes.
-SHAPED = "calibration functional objectives.parts objectives.online.advantage objectives.online.surrogate policy.head"
+SHAPED = (
+    "calibration objectives.maths objectives.parts objectives.online.advantage objectives.online.surrogate policy.head"
+)
 install_import_hook([f"prefopt.{module}" for module in SHAPED.split()], "beartype.beartype")
 
 import pytest

@@ -16,9 +16,9 @@ from updates import CASES, Batches, Drifting, make_policy, random_batch, seven_r
 import prefopt.train
 from prefopt import recipe
 from prefopt.objectives import DPO, SFT
+from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, make_reference
 from prefopt.support.errors import PrefoptError
-from prefopt.terms import Term
 from prefopt.train import Trainer
 from prefopt.types import Batch
 

@@ -16,8 +16,8 @@ from updates import VOCABULARY, Batches, tiny_llama
 from prefopt import recipe
 from prefopt.data import collate, parse, tokenise
 from prefopt.objectives import DPO
+from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, make_reference
-from prefopt.terms import Term
 from prefopt.train import Trainer
 
 STEPS, ROWS = 10, 4

@@ -18,9 +18,9 @@ from scipy.special import lambertw
 from torch import Tensor, nn
 
 from prefopt import recipe
+from prefopt.objectives.terms import Term
 from prefopt.policy.head import DIVERGENCES, STATISTICS
 from prefopt.support.errors import PrefoptError
-from prefopt.terms import Term
 from prefopt.train import Trainer
 from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
 

@@ -16,11 +16,11 @@ from prefopt.data import Tokenised
 from prefopt.data.formats import Example
 from prefopt.data.ordering import Shuffled
 from prefopt.data.selecting import Ties
+from prefopt.objectives.terms import Term
 from prefopt.players import TRAINED, Player
 from prefopt.policy.noise import row_keys
 from prefopt.policy.sampler import Mixture, chosen_tokens
 from prefopt.rollouts import Rollouts
-from prefopt.terms import Term
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.train import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict

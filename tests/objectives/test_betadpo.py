@@ -6,7 +6,7 @@ import torch
 from trl_dpo import assert_same, random_pairs
 
 from prefopt import Batch, Outputs, evaluate_loss
-from prefopt.checks import check_objective
+from prefopt.objectives.contract import check_objective
 from prefopt.objectives.preference.betadpo import BetaDPO
 from prefopt.objectives.preference.dpo import DPO
 from prefopt.types import Adaptive

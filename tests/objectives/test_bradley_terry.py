@@ -6,7 +6,7 @@ import torch
 
 from prefopt import Outputs, evaluate_loss
 from prefopt.objectives import DPO, BradleyTerry, MarginBradleyTerry, SoftBradleyTerry
-from prefopt.terms import Term, merged_needs
+from prefopt.objectives.terms import Term, merged_needs
 
 REWARDS = [[1.0, -0.5], [0.25, 2.25]]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Batch, Outputs, evaluate_loss
-from prefopt.checks import check_objective
+from prefopt.objectives.contract import check_objective
 from prefopt.objectives.preference.chipo import ChiPO
 from prefopt.objectives.preference.fdpo import FDPO
 

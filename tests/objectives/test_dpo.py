@@ -6,7 +6,7 @@ import torch
 
 from prefopt import evaluate_loss
 from prefopt.objectives import DPO
-from prefopt.terms import Term, targets_of
+from prefopt.objectives.terms import Term, targets_of
 
 # Sums: policy (−3.5, −4), (−1, −4); reference (−4.5, −3.5), (−3, −1). So Δ = (1, −.5), (2, −3) and Δ_w − Δ_l = 1.5, 5.
 DELTA = [[1.0, -0.5], [2.0, -3.0]]

@@ -6,7 +6,7 @@ import torch
 from trl_dpo import assert_same, random_pairs, trl_dpo
 
 from prefopt import evaluate_loss
-from prefopt.checks import check_objective
+from prefopt.objectives.contract import check_objective
 from prefopt.objectives.preference.dpo import DPO
 from prefopt.objectives.preference.dponll import DPONLL
 

@@ -6,7 +6,7 @@ import torch
 from trl_dpo import assert_same, random_pairs
 
 from prefopt import evaluate_loss
-from prefopt.checks import make_case
+from prefopt.objectives.contract import make_case
 from prefopt.objectives.preference.exo import EXO, EXOList
 
 

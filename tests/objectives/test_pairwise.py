@@ -8,7 +8,7 @@ import torch
 from trl_dpo import assert_same, random_pairs, trl_dpo
 
 from prefopt import Batch, Outputs, evaluate_loss
-from prefopt.checks import check_objective
+from prefopt.objectives.contract import check_objective
 from prefopt.objectives.preference.alphapo import AlphaPO
 from prefopt.objectives.preference.apo import APODown, APOZero
 from prefopt.objectives.preference.caldpo import CalDPO

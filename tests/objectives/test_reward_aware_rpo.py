@@ -6,7 +6,7 @@ import torch
 from trl_dpo import random_pairs
 
 from prefopt import evaluate_loss
-from prefopt.checks import check_objective
+from prefopt.objectives.contract import check_objective
 from prefopt.objectives.preference.exo import EXO
 from prefopt.objectives.preference.ipo import IPO
 from prefopt.objectives.preference.reward_aware_rpo import RewardAwareRPO

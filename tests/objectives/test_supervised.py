@@ -3,7 +3,7 @@ import torch
 
 from prefopt import evaluate_loss
 from prefopt.objectives import DPO, SFT
-from prefopt.terms import Term, merged_needs
+from prefopt.objectives.terms import Term, merged_needs
 
 
 def test_value_and_gradient_by_hand(pairs):

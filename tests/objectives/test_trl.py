@@ -40,7 +40,7 @@ from prefopt.objectives import (
     SimPO,
     SLiC,
 )
-from prefopt.terms import Term, counts, targets_of, total
+from prefopt.objectives.terms import Term, counts, targets_of, total
 from prefopt.types import ORIGINS
 
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-6)]

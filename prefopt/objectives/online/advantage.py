@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prefopt.functional import gae, masked_sum, whiten
+from prefopt.objectives.maths import gae, masked_sum, whiten
 from prefopt.types import ORIGINS, Batch, Outputs
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from prefopt.functional import kl_estimate, masked_sum
+from prefopt.objectives.maths import kl_estimate, masked_sum
 from prefopt.types import Outputs, Targets
 
 Estimator = Literal["k1", "k2", "k3", "exact"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-from prefopt.functional import bounded_exp
+from prefopt.objectives.maths import bounded_exp
 from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
 from prefopt.objectives.online.kl import (
     KL,

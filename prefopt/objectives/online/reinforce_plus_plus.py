@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from prefopt.functional import discounted_returns, whiten
+from prefopt.objectives.maths import discounted_returns, whiten
 from prefopt.objectives.online.advantage import advantage_metrics, centred, episodes, scores_of, token_rewards
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, ratio_rows, token_ratio, token_sums

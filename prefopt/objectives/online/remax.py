@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prefopt.functional import discounted_returns, masked_sum
+from prefopt.objectives.maths import discounted_returns, masked_sum
 from prefopt.objectives.online.advantage import (
     advantage_metrics,
     came_from,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prefopt.functional import bounded_exp, masked_mean, masked_sum
+from prefopt.objectives.maths import bounded_exp, masked_mean, masked_sum
 from prefopt.objectives.online.kl import KL
 from prefopt.types import Batch, Needs, Outputs, Targets, Unit
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.functional import pair_metrics
+from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.online.advantage import came_from, scores_of
 from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.functional import pair_metrics
+from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import desirability, log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

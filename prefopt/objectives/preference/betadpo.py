@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.functional import pair_metrics
+from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.functional import list_metrics, masked_log_softmax
+from prefopt.objectives.maths import list_metrics, masked_log_softmax
 from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefopt.functional import list_metrics, plackett_luce
+from prefopt.objectives.maths import list_metrics, plackett_luce
 from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

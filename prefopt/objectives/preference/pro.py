@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prefopt.functional import list_metrics, masked_log_softmax
+from prefopt.objectives.maths import list_metrics, masked_log_softmax
 from prefopt.objectives.parts import nothing
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prefopt.functional import better, list_metrics
+from prefopt.objectives.maths import better, list_metrics
 from prefopt.objectives.parts import nothing
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

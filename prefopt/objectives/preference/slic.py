@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefopt.functional import pair_metrics
+from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.functional import pair_metrics
+from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

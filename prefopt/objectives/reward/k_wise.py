@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.functional import better, list_metrics
+from prefopt.objectives.maths import better, list_metrics
 from prefopt.objectives.parts import nothing, off_centre
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

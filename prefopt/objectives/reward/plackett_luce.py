@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefopt.functional import list_metrics, plackett_luce
+from prefopt.objectives.maths import list_metrics, plackett_luce
 from prefopt.objectives.parts import nothing, off_centre
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.functional import list_metrics
+from prefopt.objectives.maths import list_metrics
 from prefopt.objectives.parts import nothing
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 

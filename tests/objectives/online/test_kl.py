@@ -4,9 +4,9 @@ import pytest
 import torch
 from trl_grpo import rollouts
 
-from prefopt.checks import check_objective
-from prefopt.functional import kl_estimate
 from prefopt.objectives import A2C, GRPO, PPO, PPOKL, REINFORCE, RLOO, DrGRPO, LagrangianPPO, ReinforcePlusPlus
+from prefopt.objectives.contract import check_objective
+from prefopt.objectives.maths import kl_estimate
 from prefopt.objectives.online.kl import KL, doubled_or_halved, proportional
 from prefopt.types import Outputs, Targets
 

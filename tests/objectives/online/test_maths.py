@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prefopt.functional import bounded_exp, discounted_returns, gae, kl_estimate, masked_mean, masked_sum, whiten
+from prefopt.objectives.maths import bounded_exp, discounted_returns, gae, kl_estimate, masked_mean, masked_sum, whiten
 
 DOUBLE = {"dtype": torch.float64}
 

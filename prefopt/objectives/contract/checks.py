@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from prefopt.checks.case import Case, same, sign_of
+from prefopt.objectives.contract.case import Case, same, sign_of
 from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Adaptive, Batch, Loss, Outputs, Targets
 
 FIELDS = ("logps", "values", "rewards")

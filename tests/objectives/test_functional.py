@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Batch
-from prefopt.functional import list_metrics, masked_log_softmax, pair_metrics
+from prefopt.objectives.maths import list_metrics, masked_log_softmax, pair_metrics
 from prefopt.support.seeds import generator, seed_for
 
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefopt import Loss, Needs, Targets, check_objective
-from prefopt.checks import CHECKS, ContractError
 from prefopt.objectives import CATALOGUE, DPO, GRPO, PPO, RLOO, SFT, BradleyTerry, ReinforcePlusPlus
+from prefopt.objectives.contract import CHECKS, ContractError
 
 ONLINE = [
     PPO(estimator="exact", placement="loss", tis=2.0, whiten_rewards=True, target=6.0),

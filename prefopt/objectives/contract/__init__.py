@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt.checks.case import Case, make_case
-from prefopt.checks.contract import CHECKS, Finding
+from prefopt.objectives.contract.case import Case, make_case
+from prefopt.objectives.contract.checks import CHECKS, Finding
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.types import Needs, Objective
 

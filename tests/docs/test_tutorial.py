@@ -17,7 +17,7 @@ import pytest
 import prefopt
 from prefopt.cli import main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "tutorial.md").read_text()
 
 SMALLER = {
