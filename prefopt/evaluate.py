@@ -20,9 +20,9 @@ from prefopt.data.texts import plainly
 from prefopt.estimates import Estimate, Observations, change, common, estimate
 from prefopt.feedback import ask
 from prefopt.objectives.maths import kl_estimate
-from prefopt.parallel import draw, forward
 from prefopt.policy import Policy, Scorer, TransformersSampler
-from prefopt.policy.sampler import end_tokens
+from prefopt.policy.decode.sampler import end_tokens
+from prefopt.policy.parallel import draw, forward
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plain import plain
 from prefopt.support.profile import timed

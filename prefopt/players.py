@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from prefopt import recipe
 from prefopt.policy import Following, Policy, Reference
-from prefopt.policy.sampler import Mixture
+from prefopt.policy.decode.sampler import Mixture
 from prefopt.support.errors import PrefoptError
 from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Needs
 

@@ -43,8 +43,8 @@ from prefopt.policy import (
     make_reference,
     make_sampler,
 )
+from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.encoder import embedded, load_encoder
-from prefopt.policy.sampler import end_tokens
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.rollouts import Rollouts
 from prefopt.sources import Recorded

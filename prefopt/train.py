@@ -16,7 +16,7 @@ from transformers import get_scheduler
 from prefopt import recipe
 from prefopt.checkpoint import save_batch
 from prefopt.objectives.terms import Term, counts, merged_needs, names, targets_of, total
-from prefopt.parallel import deal, forward
+from prefopt.policy.parallel import deal, forward
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for

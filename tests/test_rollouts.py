@@ -18,7 +18,7 @@ from prefopt.feedback import Shaped
 from prefopt.judges import Judge
 from prefopt.players import Player
 from prefopt.policy import Policy, Reference, TransformersSampler
-from prefopt.policy.sampler import Mixture, end_tokens
+from prefopt.policy.decode.sampler import Mixture, end_tokens
 from prefopt.rollouts import Rollouts
 from prefopt.types import ORIGINS, Verdict
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import Example, collate, tokenise
-from prefopt.parallel import forward
 from prefopt.policy import Scorer, find_scorer, load_scorer, load_tokenizer
+from prefopt.policy.parallel import forward
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs, Prompt, Verdict
 

@@ -17,7 +17,7 @@ from prefopt.data.texts import plainly
 from prefopt.judges.question import Answer, Question
 from prefopt.judges.texts import broken
 from prefopt.policy import Policy
-from prefopt.policy.sampler import TransformersSampler, is_stateful
+from prefopt.policy.decode.sampler import TransformersSampler, is_stateful
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Needs
 

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from prefopt.data import Example, Shelf, prompts, tokenise
 from prefopt.data.texts import plainly, texts
 from prefopt.labelling.recipe import LabelRecipe
-from prefopt.parallel import draw
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
-from prefopt.policy.sampler import end_tokens
+from prefopt.policy.decode.sampler import end_tokens
+from prefopt.policy.parallel import draw
 from prefopt.recipe import Samples
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights

@@ -1,11 +1,11 @@
 """Models behind one call: the policy, the scorer, the reference, and what draws completions."""
 
+from prefopt.policy.decode.making import check_sampler, make_sampler
+from prefopt.policy.decode.sampler import TransformersSampler
 from prefopt.policy.head import DIVERGENCES
-from prefopt.policy.load import find_model, find_scorer, load_critic, load_policy, load_scorer, load_tokenizer
+from prefopt.policy.loading import find_model, find_scorer, load_critic, load_policy, load_scorer, load_tokenizer
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference, make_reference
-from prefopt.policy.sampler import TransformersSampler
-from prefopt.policy.samplers import check_sampler, make_sampler
 from prefopt.policy.scorer import Scorer
 
 __all__ = [

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import Shelf, Tokenised
-from prefopt.policy.load import load_backbone, load_tokenizer
+from prefopt.policy.loading import load_backbone, load_tokenizer
 from prefopt.support.caches import cache_folder
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.types import Prompt

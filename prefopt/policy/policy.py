@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
-from prefopt.policy.layout import Rows, completions_alone, lay
-from prefopt.policy.trunk import Trunk
-from prefopt.policy.value import Critic, ValueHead
+from prefopt.policy.rows.layout import Rows, completions_alone, lay
+from prefopt.policy.rows.trunk import Trunk
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import counted
 from prefopt.types import Batch, Needs, Outputs

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.policy.cache import KeptLogps, recorded
 from prefopt.policy.head import DIVERGENCES
-from prefopt.policy.load import check_vocabulary, load_policy
+from prefopt.policy.loading import check_vocabulary, load_policy
+from prefopt.policy.logp_cache import KeptLogps, recorded
 from prefopt.policy.policy import Policy
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed

@@ -8,8 +8,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.policy.layout import Rows, lay
 from prefopt.policy.policy import save_weights
+from prefopt.policy.rows.layout import Rows, lay
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import counted
 from prefopt.types import Batch, Needs, Outputs

@@ -18,8 +18,8 @@ from prefopt.data.ordering import Shuffled
 from prefopt.data.selecting import Ties
 from prefopt.objectives.terms import Term
 from prefopt.players import TRAINED, Player
-from prefopt.policy.noise import row_keys
-from prefopt.policy.sampler import Mixture, chosen_tokens
+from prefopt.policy.decode.noise import row_keys
+from prefopt.policy.decode.sampler import Mixture, chosen_tokens
 from prefopt.rollouts import Rollouts
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.train import Trainer

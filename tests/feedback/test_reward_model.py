@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.data import collate, parse, tokenise
 from prefopt.feedback import RewardModel
-from prefopt.parallel import forward
+from prefopt.policy.parallel import forward
 from prefopt.types import Needs
 
 PROMPTS = ["the film was", "a room is"]

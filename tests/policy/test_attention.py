@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefopt.policy.attention import Segments, segment_attention
+from prefopt.policy.rows.attention import Segments, segment_attention
 
 SEGMENTS = Segments([(5, [3, 2]), (1, [4]), (6, [])])
 

@@ -9,7 +9,7 @@ from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt import Batch, Needs, load_recipe, run
 from prefopt.policy import Reference, load_policy, make_reference
-from prefopt.policy.cache import entry_keys
+from prefopt.policy.logp_cache import entry_keys
 from prefopt.recipe import Adapter
 from prefopt.recipe import Policy as Spec
 from prefopt.recipe import Reference as ReferenceSpec

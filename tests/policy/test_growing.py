@@ -6,7 +6,7 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from prefopt.policy.growing import ROOM, GrowingLayer, growing_cache
+from prefopt.policy.decode.growing import ROOM, GrowingLayer, growing_cache
 
 KINDS = ["sliding_attention", "full_attention"]
 WINDOW = {"head_dim": 8, "sliding_window": 5}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Batch
-from prefopt.policy.layout import lay, pack, tree_mask
+from prefopt.policy.rows.layout import lay, pack, tree_mask
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from prefopt import Needs, PrefoptError
-from prefopt.policy import find_model, load, load_policy, load_scorer, load_tokenizer
-from prefopt.policy.load import without_dropout
+from prefopt.policy import find_model, load_policy, load_scorer, load_tokenizer, loading
+from prefopt.policy.loading import without_dropout
 from prefopt.recipe import Adapter
 from prefopt.recipe import Policy as Spec
 
@@ -52,8 +52,8 @@ class TestFindModel:
 
     @pytest.mark.parametrize("name", ["/not/there", "./there", "../there", "not/a/model", "~/nothing-here"])
     def test_missing_says_how_to_get_one_and_loads_nothing(self, name, monkeypatch, tokenizer):
-        monkeypatch.setattr(load, "AutoModelForCausalLM", None)
-        monkeypatch.setattr(load, "AutoTokenizer", None)
+        monkeypatch.setattr(loading, "AutoModelForCausalLM", None)
+        monkeypatch.setattr(loading, "AutoTokenizer", None)
         for function in (
             lambda: find_model([name]),
             lambda: load_tokenizer(Spec(model=name)),

@@ -8,7 +8,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from prefopt.policy import Policy
-from prefopt.policy.reading import Reading, SharedReading, reading_of
+from prefopt.policy.decode.reading import Reading, SharedReading, reading_of
 
 WIDE = {"initializer_range": 0.2}
 SHARED = {
@@ -81,14 +81,14 @@ def test_one_row_a_prompt_shares_nothing(make_policy):
 
 def test_longer_prompts_are_compared_again(make_policy, monkeypatch):
     compared = []
-    monkeypatch.setattr("prefopt.policy.reading._doubt", lambda policy, prompts: compared.append(prompts) or "")
+    monkeypatch.setattr("prefopt.policy.decode.reading._doubt", lambda policy, prompts: compared.append(prompts) or "")
     for length in (3, 6, 7, 4):
         reading_of(make_policy("Llama"), [[1], [2] * length], 2)
     assert compared == [[[1], [2] * 3], [[1], [2] * 7]]
 
 
 def test_what_is_not_exact_is_found_out_once_and_said(make_policy, monkeypatch, caplog):
-    monkeypatch.setattr("prefopt.policy.attention.torch.sigmoid", torch.ones_like)  # sees the prompt alone
+    monkeypatch.setattr("prefopt.policy.rows.attention.torch.sigmoid", torch.ones_like)  # sees the prompt alone
     with caplog.at_level(logging.INFO, "prefopt"):
         assert type(reading_of(make_policy("Llama"), PROMPTS, 3)) is Reading
         assert type(reading_of(make_policy("Llama"), PROMPTS, 3)) is Reading

@@ -10,10 +10,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from prefopt import Batch, Needs
 from prefopt.policy import Policy
-from prefopt.policy.attention import NAME, Segments
-from prefopt.policy.layout import tree_mask
-from prefopt.policy.trunk import Trunk
-from prefopt.policy.value import Critic, ValueHead
+from prefopt.policy.critic import Critic, ValueHead
+from prefopt.policy.rows.attention import NAME, Segments
+from prefopt.policy.rows.layout import tree_mask
+from prefopt.policy.rows.trunk import Trunk
 
 GEMMA = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8}
 KINDS = ["sliding_attention", "full_attention"]
@@ -153,7 +153,7 @@ def test_a_difference_that_shows_in_long_rows_only_is_found(make_model, monkeypa
     """A window that the mask does not know of must be noticed when rows grow beyond it."""
     trunk, backbone = Trunk(), make_model("Mistral", sliding_window=40).model
     trunk.packs = False
-    monkeypatch.setattr("prefopt.policy.trunk.tree_mask", lambda rows, dtype, window: tree_mask(rows, dtype))
+    monkeypatch.setattr("prefopt.policy.rows.trunk.tree_mask", lambda rows, dtype, window: tree_mask(rows, dtype))
     with torch.no_grad():
         trunk(backbone, groups(prompt=8))
         assert trunk.shares

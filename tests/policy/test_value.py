@@ -5,8 +5,8 @@ from transformers import BertConfig, BertModel
 
 from prefopt import Needs, PrefoptError, recipe
 from prefopt.policy import Policy, Reference, load_policy
-from prefopt.policy.load import load_critic
-from prefopt.policy.value import Critic, ValueHead
+from prefopt.policy.critic import Critic, ValueHead
+from prefopt.policy.loading import load_critic
 
 VALUES = Needs(values=True)
 

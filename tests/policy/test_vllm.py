@@ -5,7 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from prefopt import PrefoptError
-from prefopt.policy import check_sampler, vllm
+from prefopt.policy import check_sampler
+from prefopt.policy.decode import vllm
 from prefopt.recipe import Rollouts, Sampling
 
 

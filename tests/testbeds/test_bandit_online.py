@@ -8,7 +8,7 @@ import torch
 
 from prefopt import Batch, Needs, Outputs, evaluate_loss, recipe
 from prefopt.objectives import A2C, GRPO, RLOO
-from prefopt.policy.sampler import Mixture
+from prefopt.policy.decode.sampler import Mixture
 from prefopt.support.plugins import load_object
 from prefopt.testbeds.bandit import tabular, total_variation
 from prefopt.testbeds.bandit_online import (

@@ -111,7 +111,7 @@ def sample(
 def _sampled(
     texts: tuple[str, ...], completions: int, seeds: tuple[int, ...], temperature: float, folder: str | Path
 ) -> list[list[str]]:
-    from prefopt.policy.sampler import TransformersSampler
+    from prefopt.policy.decode.sampler import TransformersSampler
     from prefopt.recipe import Sampling
 
     if not texts:

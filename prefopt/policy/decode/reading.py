@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.policy import trunk
-from prefopt.policy.attention import Prompts, attends_by_segments
-from prefopt.policy.growing import GrowingLayer, growing_cache
+from prefopt.policy.decode.growing import GrowingLayer, growing_cache
 from prefopt.policy.policy import Policy
+from prefopt.policy.rows import trunk
+from prefopt.policy.rows.attention import Prompts, attends_by_segments
 
 log = logging.getLogger(__name__)
 

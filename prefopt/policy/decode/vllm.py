@@ -7,8 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
+from prefopt.policy.decode.sampler import Drawn, end_tokens, padded
 from prefopt.policy.policy import Policy
-from prefopt.policy.sampler import Drawn, end_tokens, padded
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Sampled

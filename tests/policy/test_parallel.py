@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from updates import random_batch
 
 from prefopt import recipe
-from prefopt.parallel import Deal, forward
 from prefopt.policy import Policy, Reference, make_reference
+from prefopt.policy.parallel import Deal, forward
 from prefopt.types import Batch, Needs, Outputs
 
 

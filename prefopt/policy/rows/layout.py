@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefopt.policy.attention import Segments
+from prefopt.policy.rows.attention import Segments
 from prefopt.types import Batch
 
 

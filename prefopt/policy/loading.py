@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from prefopt import recipe
+from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.scorer import Scorer
-from prefopt.policy.value import Critic, ValueHead
 from prefopt.support.downloads import HUB_ID, is_awaited, note_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for

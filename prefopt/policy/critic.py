@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefopt.policy.trunk import Trunk
+from prefopt.policy.rows.trunk import Trunk
 from prefopt.types import Batch
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from prefopt import recipe
-from prefopt.policy.sampler import TransformersSampler
-from prefopt.policy.vllm import START, VLLMSampler
+from prefopt.policy.decode.sampler import TransformersSampler
+from prefopt.policy.decode.vllm import START, VLLMSampler
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import load_object
 

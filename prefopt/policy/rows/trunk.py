@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from prefopt.policy.attention import NAME, attends_by_segments
-from prefopt.policy.layout import Rows, completions_alone, lay, pack, tree_mask
+from prefopt.policy.rows.attention import NAME, attends_by_segments
+from prefopt.policy.rows.layout import Rows, completions_alone, lay, pack, tree_mask
 from prefopt.support.profile import counted
 from prefopt.types import Batch
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefopt.policy.attention import NAME
 from prefopt.policy.policy import Policy
+from prefopt.policy.rows.attention import NAME
 from prefopt.support.caches import cache_folder
 from prefopt.support.disk_store import KEY, Store
 from prefopt.support.fingerprints import fingerprint_tensors

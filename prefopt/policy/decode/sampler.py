@@ -15,9 +15,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prefopt.policy.noise import RowNoise, drawn, row_keys
+from prefopt.policy.decode.noise import RowNoise, drawn, row_keys
+from prefopt.policy.decode.reading import Reading, reading_of
 from prefopt.policy.policy import Policy
-from prefopt.policy.reading import Reading, reading_of
 from prefopt.policy.reference import Following, Reference
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
