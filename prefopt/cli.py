@@ -115,8 +115,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
     """A judge against people, and against what the recipe requires of it."""
-    from prefopt.judges.report import JudgeRecipe, report
-    from prefopt.judges.trust import untrusted
+    from prefopt.feedback.judges.report import JudgeRecipe, report
+    from prefopt.feedback.judges.trust import untrusted
     from prefopt.recipe import load
 
     settings = load(JudgeRecipe, options.target, options.overrides)

@@ -18,8 +18,8 @@ from prefopt.data.ordering import Order, permutation
 from prefopt.data.selecting import KEPT_TIED, Ties, projected
 from prefopt.data.texts import plainly
 from prefopt.feedback import ask, foreseeing, together
-from prefopt.feedback.call import Foreseeing, restore, state_of
-from prefopt.feedback.shaping import Fitted
+from prefopt.feedback.calling import Foreseeing, restore, state_of
+from prefopt.feedback.transforms import Fitted
 from prefopt.players import Player, mismatched
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together

@@ -15,7 +15,7 @@ from prefopt import Needs, PrefoptError, recipe
 from prefopt.data import parse, tokenise
 from prefopt.data.ordering import Shuffled
 from prefopt.feedback import Shaped
-from prefopt.judges import Judge
+from prefopt.feedback.judges import Judge
 from prefopt.players import Player
 from prefopt.policy import Policy, Reference, TransformersSampler
 from prefopt.policy.decode.sampler import Mixture, end_tokens

@@ -11,7 +11,7 @@ from random import Random
 import torch
 
 from prefopt import label
-from prefopt.judges import Local, Question, load_rubric
+from prefopt.feedback.judges import Local, Question, load_rubric
 from prefopt.labelling.recipe import LabelRecipe
 
 MODEL = str(Path("~/.cache/prefopt-assets/smollm2-135m-instruct").expanduser())

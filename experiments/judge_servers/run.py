@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefopt import PrefoptError
-from prefopt.judges import Question
-from prefopt.judges.memory import Memory
-from prefopt.judges.server import Server
+from prefopt.feedback.judges import Question
+from prefopt.feedback.judges.memory import Memory
+from prefopt.feedback.judges.server import Server
 
 ANSWERS = ["Paris.", "London.", "I do not know.", "Four.", "42", "It is blue.", "Never mind.", "A whale is a mammal."]
 LABELS = tuple(f" {n}" for n in range(1, 11))

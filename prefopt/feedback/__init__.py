@@ -1,6 +1,6 @@
 """Where scores come from: prompts and completions in, a `Verdict` out."""
 
-from prefopt.feedback.call import run_feedback
+from prefopt.feedback.calling import run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.make import (
     FEEDBACKS,
@@ -16,7 +16,7 @@ from prefopt.feedback.make import (
 from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
-from prefopt.feedback.shaping import (
+from prefopt.feedback.transforms import (
     Clip,
     LengthPenalty,
     MissingEOS,

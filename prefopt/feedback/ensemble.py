@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prefopt.feedback.call import restore, run_feedback, state_of
-from prefopt.feedback.shaping import Fitted
+from prefopt.feedback.calling import restore, run_feedback, state_of
+from prefopt.feedback.transforms import Fitted
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 

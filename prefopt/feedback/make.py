@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
-from prefopt.feedback.call import Foreseeing, Loadable, Spending, Stateful, run_feedback
+from prefopt.feedback.calling import Foreseeing, Loadable, Spending, Stateful, run_feedback
 from prefopt.feedback.ensemble import Ensemble
+from prefopt.feedback.judges.judge import SELF, Judge
 from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
-from prefopt.feedback.shaping import (
+from prefopt.feedback.transforms import (
     Clip,
     LengthPenalty,
     MissingEOS,
@@ -23,7 +24,6 @@ from prefopt.feedback.shaping import (
     RepetitionPenalty,
     Shaped,
 )
-from prefopt.judges.judge import SELF, Judge
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import checked_fields, load_object

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prefopt.feedback.call import run_feedback
+from prefopt.feedback.calling import run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict

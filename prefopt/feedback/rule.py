@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefopt.feedback.call import run_feedback
+from prefopt.feedback.calling import run_feedback
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import load_object
 from prefopt.types import Prompt, Verdict

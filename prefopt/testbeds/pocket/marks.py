@@ -52,7 +52,7 @@ def marks(prompts: int = 256, seed: int = 0, topics: Topics = "all", folder: str
 
 def judge(texts: Sequence[str], completions: Sequence[str], folder: str | Path = FOLDER) -> Tensor:
     """[N, 3] log-probabilities of good, fine and bad after `=>`, renormalised over the three."""
-    from prefopt.judges import Live, Question, load_rubric
+    from prefopt.feedback.judges import Live, Question, load_rubric
 
     rubric = load_rubric("prefopt.testbeds.pocket:judge.txt")
     asked = [

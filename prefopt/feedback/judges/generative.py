@@ -1,0 +1,127 @@
+"""Verdicts that a judge writes, for servers that give no likelihoods."""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prefopt.feedback.judges.asking import Ask, Manner, Reply, Tally, replies, tallied
+from prefopt.feedback.judges.pairs import LETTERS, Average, compared_by_letters, pairs
+from prefopt.feedback.judges.points import TEN, expected, numbers, points, table
+from prefopt.feedback.judges.rubric import Rubric
+from prefopt.support.errors import PrefoptError
+from prefopt.types import Prompt, Verdict
+
+REFUSAL = re.compile(
+    r"\b(?:I(?:['’]m| am) (?:sorry|unable|not able)|I (?:can['’]t|cannot|can not|won['’]t|will not|must decline)"
+    r"|as an AI|unable to (?:assist|judge|rate))",
+    re.IGNORECASE,
+)
+OPENING = r"[\s*_`\"'“‘(\[]*"
+"""What may stand between a mark and its verdict: space, emphasis, quotation marks, brackets."""
+CLOSING = r"[*_`\"'”’)\]]*"
+
+
+@dataclass(frozen=True)
+class Generative:
+    """A number or a letter that is read from what the judge writes.
+
+    A rubric that shows two completions is answered by the first's label, the second's, or a third for a tie: the wins of both
+    orders are averaged (or not: `average: none`), as in `Pairwise`. One that shows a single completion is answered by a number,
+    rescaled to [−1, 1]; with `samples`, the answers are the distribution that `Expected` reads from likelihoods.
+
+    Only a text that leaves no doubt has a verdict: it is the label, begins with it, or has it after the mark, which is the rubric's
+    [answer]. Anything else is counted, as refused or malformed, and is no verdict.
+
+    Attributes:
+        average: over the two orders of a pair.
+    """
+
+    average: Average = "probabilities"
+    shows: tuple[str, ...] = ("completion",)
+    written = True
+
+    def labels(self, rubric: Rubric, manner: Manner) -> tuple[str, ...]:
+        """Two or three, or numbers.
+
+        Raises:
+            PrefoptError: they are something else.
+        """
+        labels = manner.choose(rubric, LETTERS if rubric.compares else TEN)
+        if rubric.compares and len(labels) not in (2, 3):
+            raise PrefoptError(
+                f"{rubric.name}: labels are the first's, the second's, and perhaps one for a tie, not {len(labels)}"
+            )
+        if not rubric.compares:
+            numbers(labels, rubric.name)
+        return labels
+
+    def judge(
+        self, rubric: Rubric, manner: Manner, ask: Ask, prompts: Sequence[Prompt], completions: Any, rows: Any
+    ) -> Verdict:
+        """Scores [B, K] and preference [B, K, K]."""
+        labels = self.labels(rubric, manner)
+        cases = (
+            pairs(prompts, completions, rows, self.average) if rubric.compares else points(prompts, completions, rows)
+        )
+        said = replies(cases, rubric, manner, ask, labels, True)
+        tallies = tallied(said, completions)
+        found = {
+            place: [v for reply in group if (v := read(reply, labels, rubric.mark, tallies[place[0]])) is not None]
+            for place, group in itertools.groupby(said, key=lambda reply: reply.case.place)
+        }
+        if rubric.compares:
+            wins = {place: _mean([(1.0, 0.0, 0.5)[v] for v in verdicts]) for place, verdicts in found.items()}
+            return compared_by_letters(wins, completions, self.average, tallies)
+        return self._scored(found, labels, rubric, completions, tallies)
+
+    @staticmethod
+    def _scored(
+        found: Mapping[tuple[int, ...], Sequence[int]],
+        labels: Sequence[str],
+        rubric: Rubric,
+        completions: Any,
+        tallies: Any,
+    ) -> Verdict:
+        weights = table(completions, len(labels))
+        for place, verdicts in found.items():
+            if verdicts:
+                weights[place] = torch.bincount(torch.tensor(verdicts), minlength=len(labels)).double() / len(verdicts)
+        return expected(weights, numbers(labels, rubric.name), [tally.note for tally in tallies])
+
+
+def read(reply: Reply, labels: Sequence[str], mark: str, tally: Tally) -> int | None:
+    """Which label a reply is; None, and counted, where it is none."""
+    if reply.answer.text is None:
+        return None
+    found = parse(reply.answer.text, labels, mark)
+    if found is None:
+        tally.counts["refused" if REFUSAL.search(reply.answer.text) else "malformed"] += 1
+    return found
+
+
+def parse(text: str, labels: Sequence[str], mark: str = "") -> int | None:
+    """Which of the labels a text gives as its verdict; None where it gives none, or leaves doubt.
+
+    Args:
+        text: what was written, with the mark or, where that was given to it, without.
+        labels: the possible ones.
+        mark: what stands before the verdict; the last one in the text counts.
+    """
+    stripped = {label.strip(): i for i, label in enumerate(labels)}
+    longest_first = "|".join(re.escape(label) for label in sorted(stripped, key=len, reverse=True))
+    # "8/10" and "8 out of 10" name the scale's end themselves. After a label comes the end of what is said, or nothing to go by:
+    # "A film" and "1.5" are no verdicts.
+    label = rf"({longest_first})(?:\s*(?:/|out of)\s*\d+)?{CLOSING}(?:\s*$|\s*\n|[.,:;!?](?!\d)|\s+[-–—(])"
+    if mark and mark in text:
+        text = text.rpartition(mark)[2]
+    match = re.match(OPENING + label, text)
+    return stripped[match[1]] if match else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,271 @@
+"""A language model whose opinion is feedback."""
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from accelerate import Accelerator
+from pydantic import Field
+
+from prefopt.feedback.judges.asking import Manner
+from prefopt.feedback.judges.generative import Generative
+from prefopt.feedback.judges.local import Live, Local
+from prefopt.feedback.judges.memory import Budget, Memory
+from prefopt.feedback.judges.pairs import Average, Pairwise
+from prefopt.feedback.judges.points import Expected, Pointwise
+from prefopt.feedback.judges.question import Answer, Backend, Question, in_order
+from prefopt.feedback.judges.rubric import Rubric
+from prefopt.feedback.judges.rubric_file import load_rubric
+from prefopt.feedback.judges.server import Server
+from prefopt.feedback.judges.trust import Bounds, check_report
+from prefopt.policy import Policy
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import checked_fields
+from prefopt.types import Prompt, Verdict
+
+Mode = Pairwise | Pointwise | Expected | Generative
+Count = Annotated[int, Field(gt=0)]
+IN_TURN = threading.Lock()
+"""Who holds it asks ahead: judges that share a server must not ask more at a time than its `concurrency`."""
+
+SELF = "self"
+"""As a judge's model: the policy that is being trained."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores [B, K] and P(y_i beats y_j) [B, K, K] by a language model that is shown a rubric.
+
+    Modes, with their formulas in docs/judges.md: `pairwise` (likelihoods of two labels, in both orders), `pointwise` (margin
+    between the best and the worst of several label words), `expected` (expected score under the likelihoods of 1 to 10, in
+    [−1, 1]), and `generative` (a verdict that is written, for servers without likelihoods).
+
+    Completions that are empty, verdicts that are malformed and refusals are no verdict (NaN) and are counted in each prompt's
+    note, with what the questions cost, rationales, the mass outside of the labels, and how a pairwise judge depends on the order.
+
+    Attributes:
+        rubric: a file, one that comes with prefopt, or `package:file`; its examples are beside it, in .jsonl.
+        mode: of judging.
+        model: a local model: folder, run folder or hub id; of several, the first that is on disk; `self` is the policy that is
+            being trained, as it is at the time (self-rewarding).
+        server: in its place, a server: the fields of `Server`.
+        backend: in the place of both, anything that answers; from Python only.
+        average: of a pair's two orders: their probabilities, their logits, or none, which asks one order only.
+        labels: in place of the rubric's.
+        thought: let it write a rationale before each verdict.
+        thought_tokens: of the longest rationale.
+        verdict_tokens: of the longest written verdict.
+        temperature: of what is written.
+        samples: verdicts of each question, averaged, where something is written.
+        scale: of a pointwise judge's preference, σ(scale · difference).
+        seed: of what is written.
+        tokenizer: of the local model; None is its own.
+        template: whether the local model's chat template writes the turns, where it has one; false makes plain text of them.
+        dtype: of the local model's weights.
+        batch_size: questions that the local model reads together.
+        remote_code: allow the local model's repository to run its own code.
+        cache: folder in which answers are kept, for all runs. None is one below $PREFOPT_CACHE for a server's, and no folder at all
+            for a local model's, which cost nothing but time.
+        budget: what a run may spend: the fields of `Budget`, calls and tokens; None sets no limit.
+        report: of this very judge, as `prefopt evaluate` wrote it; without one that keeps `require`, nothing is asked.
+        require: bounds of the report's estimates, `{auc: [0.7, null]}`, which whole intervals must keep.
+        accelerator: knows the device; None finds it.
+        live: the policy that is being trained, for `model: self`.
+
+    Raises:
+        ValueError: fields that contradict one another.
+    """
+
+    rubric: str
+    mode: Literal["pairwise", "pointwise", "expected", "generative"]
+    model: str | tuple[str, ...] | None = None
+    server: Mapping[str, Any] | None = None
+    backend: Backend | None = field(default=None, repr=False)
+    average: Average = "probabilities"
+    labels: tuple[str, ...] = ()
+    thought: bool = False
+    thought_tokens: Count = 256
+    verdict_tokens: Count = 16
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    samples: Count = 1
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    tokenizer: str | None = None
+    template: bool = True
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    batch_size: Count = 32
+    remote_code: bool = False
+    cache: str | None = None
+    budget: Mapping[str, int] | None = None
+    report: str | None = None
+    require: Mapping[str, Bounds] = field(default_factory=dict)
+    accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
+    live: Policy | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("model", "server", "backend") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of model, server and backend, not {' and '.join(given) or 'none'}")
+        if self.model == SELF and (self.cache or self.budget or self.report):
+            raise ValueError("a judge that changes as it learns (model: self) has no cache, no budget and no report")
+        if self.require and self.report is None:
+            raise ValueError("require sets bounds on a report of the judge: name the file in report")
+        if self.samples != 1 and not (self.temperature and (self.thought or self.mode == "generative")):
+            raise ValueError(
+                "several samples of an answer are all the same unless something is written (mode: generative, or thought: true) "
+                "at a temperature above 0"
+            )
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> Verdict:
+        """Scores [B, K] and preference [B, K, K].
+
+        Raises:
+            PrefoptError: the rubric shows a column that is not there, or the backend cannot go on.
+        """
+        for thread in self._threads:  # what was asked ahead is remembered by then
+            thread.join()
+        self._threads.clear()
+        self._failed.clear()
+        return self.how.judge(self.text, self._manner, self._answers, prompts, completions, rows)
+
+    @property
+    def foresees(self) -> bool:
+        """Whether somebody else answers, and there is a `Memory`."""
+        return self.server is not None
+
+    def ahead(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Ask a server now, in the background, what it is to be asked about these; whoever calls the judge later waits for it.
+
+        What goes wrong is left to that call, which asks once more; until then no more is asked ahead.
+        """
+        assert isinstance(self.asked, Memory)
+        foresee = self.asked.foresee
+
+        def ask() -> None:
+            with IN_TURN:
+                if self._failed.is_set():
+                    return
+                try:
+                    self.how.judge(self.text, self._manner, foresee, prompts, completions, rows)
+                except Exception:  # whatever it is, the call meets it again
+                    self._failed.set()
+
+        # A daemon, so that at the end of a program nobody waits for more than the requests that are under way.
+        self._threads.append(threading.Thread(target=ask, name="judge ahead", daemon=True))
+        self._threads[-1].start()
+
+    def check(self) -> None:
+        """Refuse a rubric that does not fit the mode, and a model or server that cannot serve; loads nothing.
+
+        Raises:
+            PrefoptError: says which file or field, and what to do.
+        """
+        labels = self.how.labels(self.text, self._manner)
+        self.text.check(self.how.shows, labels, self.thought)
+        self.asked.check()
+        if self.report is not None:
+            check_report(self.report, self.identity, self.require)
+
+    def load(self) -> None:
+        """Check, and load the local model where it will be asked: in the main process."""
+        self.check()
+        if isinstance(self._source, Live):
+            self._source.present()
+        if isinstance(self._source, Local) and (self.accelerator is None or self.accelerator.is_main_process):
+            _ = self._source.reading
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """What its answers have cost so far, where that is counted: by a `Memory`."""
+        return dataclasses.asdict(self.asked.spent) if isinstance(self.asked, Memory) else {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that its verdicts depend on, but for the seed of what is written."""
+        return {
+            "rubric": self.text.fingerprint,
+            "mode": self.mode,
+            "average": self.average,
+            "scale": self.scale,
+            "manner": {name: value for name, value in dataclasses.asdict(self._manner).items() if name != "seed"},
+            "answers": dict(self.asked.identity),
+        }
+
+    @cached_property
+    def text(self) -> Rubric:
+        """The rubric, read once: editing it does not change a reward in the middle of a run."""
+        return load_rubric(self.rubric)
+
+    @cached_property
+    def how(self) -> Mode:
+        """The mode with its fields."""
+        if self.mode == "generative":
+            pair = self.text.compares
+            return Generative(self.average, Pairwise.shows if pair else Pointwise.shows)
+        if self.mode == "pairwise":
+            return Pairwise(self.average)
+        return Pointwise(self.scale) if self.mode == "pointwise" else Expected()
+
+    @cached_property
+    def asked(self) -> Backend:
+        """Who answers: a backend, or a `Memory` before it where answers are kept or paid for."""
+        if self.cache is None and self.budget is None and self.server is None:
+            return self._source
+        folder = None if self.cache is None else Path(self.cache).expanduser()
+        return Memory(self._source, folder, _made(Budget, self.budget or {}, "budget"))
+
+    @cached_property
+    def _source(self) -> Backend:
+        if self.backend is not None:
+            return self.backend
+        if self.server is not None:
+            return _made(Server, self.server, "server")
+        if self.model == SELF:
+            return Live(self.live, self.batch_size, self.template)
+        names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
+        return Local(**{name: getattr(self, name) for name in names})
+
+    @cached_property
+    def _threads(self) -> list[threading.Thread]:
+        """That ask ahead."""
+        return []
+
+    @cached_property
+    def _failed(self) -> threading.Event:
+        """Set when one of them did."""
+        return threading.Event()
+
+    def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
+        """Answers in the order of the questions."""
+        return in_order(self.asked.ask(questions))
+
+    @property
+    def _manner(self) -> Manner:
+        names = {f.name for f in dataclasses.fields(Manner)}
+        return Manner(**{name: getattr(self, name) for name in names})
+
+
+def _made(cls: Any, fields: Mapping[str, Any], name: str) -> Any:
+    """A dataclass by the fields that a recipe gives.
+
+    Raises:
+        PrefoptError: one that it does not have, that is missing, or of a wrong type.
+    """
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for field_name in fields:
+        if field_name not in known:
+            raise PrefoptError(
+                f"{name} has no field {field_name!r}.{nearest(field_name, known)} It has: {', '.join(known)}."
+            )
+    try:
+        return checked_fields(cls(**fields), name)
+    except (TypeError, ValueError) as error:
+        raise PrefoptError(f"{name} cannot be made: {error}") from error

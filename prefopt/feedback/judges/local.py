@@ -1,0 +1,126 @@
+"""A language model on this machine as the one who answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+
+from prefopt import recipe
+from prefopt.feedback.judges.question import Answer, Question
+from prefopt.feedback.judges.reading import Reading
+from prefopt.policy import Policy, find_model, load_policy, load_tokenizer
+from prefopt.support.errors import PrefoptError
+
+
+@dataclass(frozen=True)
+class Local:
+    """Any causal LM: a folder, a run folder or a hub id.
+
+    Questions are read in batches. What all of them begin with, the rubric and its examples, is read once and kept; each question is
+    read once for all its labels. A model without a chat template reads the turns as plain text.
+
+    Attributes:
+        model: folder, run folder or hub id; of several, the first that is on disk.
+        tokenizer: folder or hub id; None is the model's own.
+        template: whether turns are written by the model's chat template, where it has one. False makes plain text of them, which
+            suits worked examples and small models better.
+        dtype: of its weights.
+        batch_size: questions read together; memory and speed only.
+        remote_code: allow the model's repository to run its own code.
+        accelerator: knows the device; None finds it.
+    """
+
+    model: str | tuple[str, ...]
+    tokenizer: str | None = None
+    template: bool = True
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    remote_code: bool = False
+    accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Its name, its files' sizes and times, and how it is read."""
+        name = find_model(self._names)
+        folder = Path(name)
+        kept = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
+        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in kept]
+        own = {"tokenizer": self.tokenizer, "template": self.template, "dtype": self.dtype}
+        return {"kind": "local", "model": name, "files": files, **own}
+
+    def check(self) -> None:
+        """Find it, loading nothing.
+
+        Raises:
+            PrefoptError: it is not there.
+        """
+        find_model(self._names)
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """Answers, a batch at a time."""
+        return self.reading.answers(questions)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The model, loaded once."""
+        spec = recipe.Policy(
+            model=self._names, tokenizer=self.tokenizer, dtype=self.dtype, remote_code=self.remote_code
+        )
+        policy = load_policy(spec, load_tokenizer(spec), seed=0).eval().requires_grad_(False)
+        accelerator = self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+        return Reading(policy.to(accelerator.device), self.batch_size, self.template)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self.model,) if isinstance(self.model, str) else tuple(self.model)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A policy that is being trained, as its own judge (self-rewarding, arXiv 2401.10020): it answers as it is at the time.
+
+    Attributes:
+        policy: with a tokenizer; None until there is one, when nothing can be asked.
+        batch_size: questions read together; memory and speed only.
+        template: as of `Local`.
+    """
+
+    policy: Policy | None
+    batch_size: int = 32
+    template: bool = True
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """A fingerprint of the weights as they are now: an answer that is remembered is of these weights."""
+        policy = self.present()
+        sums = [float(p.detach().double().abs().sum()) for p in policy.parameters()]
+        dots = [float(p.detach().double().flatten() @ _ramp(p)) for p in policy.parameters()]
+        return {"kind": "live", "template": self.template, "sums": sums, "dots": dots}
+
+    def check(self) -> None:
+        """Nothing can be wrong with what is there."""
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """Answers of the policy as it is now."""
+        # A new reading every time: what is kept of the last one was computed by other weights.
+        return Reading(self.present(), self.batch_size, self.template).answers(questions)
+
+    def present(self) -> Policy:
+        """The policy.
+
+        Raises:
+            PrefoptError: there is none.
+        """
+        if self.policy is None:
+            raise PrefoptError("a judge with `model: self` is the policy of a run that trains one: there is none here")
+        return self.policy
+
+
+def _ramp(parameter: torch.Tensor) -> torch.Tensor:
+    """Different weights for the places of a parameter, so that two that change places are seen."""
+    return torch.linspace(0, 1, parameter.numel(), dtype=torch.float64, device=parameter.device)

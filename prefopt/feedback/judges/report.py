@@ -1,0 +1,148 @@
+"""A judge before it is trusted: compared with people on the same texts, and people with each other."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from rich.console import Console
+
+from prefopt import recipe
+from prefopt.data import Example, load_examples
+from prefopt.estimates import Estimate
+from prefopt.feedback import Shaped, ask, check_feedback, make_feedback
+from prefopt.feedback.judges.judge import Judge
+from prefopt.feedback.judges.opinions import Row, Said, measured
+from prefopt.feedback.judges.trust import Bounds
+from prefopt.recipe import Data, Opinion, Section
+from prefopt.runs import make_accelerator
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plain import plain
+from prefopt.support.seeds import seed_for
+
+
+class JudgeRecipe(Section):
+    """A judge, and what people said about the same texts."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    name: str = Field("judge", pattern=r"^[^/\\]+$", description="a file's default is its folder and name")
+    variables: dict[str, str] = Field(
+        default_factory=dict, description="used elsewhere as ${name}; ${env:NAME} reads the environment"
+    )
+    seed: int = Field(0, ge=0, description="of the resampling, and of repeats")
+    judge: Opinion = Field(description="who is compared with people: {name: Judge, …}, or any other feedback")
+    source: Data = Field(
+        description="texts with people's opinion: a column `ratings` (for each completion, a list of its raters' numbers), or a "
+        "preference, votes or scores of several completions"
+    )
+    rows: int | None = Field(None, gt=0, description="the first so many; null is all")
+    middle: float = Field(0.0, description="ratings above it are good, below it bad")
+    repeats: int = Field(2, gt=0, description="times that each row is judged; 1 says nothing about consistency")
+    batch_size: int = Field(32, gt=0, description="rows that are judged together")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
+    require: dict[str, Bounds] = Field(
+        default_factory=dict, description="bounds that whole intervals must keep: `{auc: [0.7, null]}`"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of models; auto is bf16 on devices that have it"
+    )
+    threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What a judge is worth.
+
+    Attributes:
+        estimates: agreement and biases, with intervals that resample rows.
+        numbers: those without an interval: counts of what was no verdict, calibration error, cost.
+        identity: of the judge: everything that its verdicts depend on.
+        confidence: of the intervals.
+    """
+
+    estimates: Mapping[str, Estimate]
+    numbers: Mapping[str, float]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    confidence: float = 0.95
+
+    def to_json(self) -> str:
+        """What `Judge.report` reads."""
+        content = {
+            "identity": dict(self.identity),
+            "confidence": self.confidence,
+            "estimates": {name: plain(asdict(e)) for name, e in self.estimates.items()},
+            "numbers": plain(self.numbers),
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def report(settings: JudgeRecipe, console: Console | None = None) -> JudgeReport:
+    """Ask the judge about every row, and compare.
+
+    Args:
+        settings: whom to ask about what.
+        console: where a person follows it.
+
+    Raises:
+        PrefoptError: whatever a user can put right: a judge that cannot work, rows about which people said nothing.
+    """
+    console = console or Console(stderr=True)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    check_feedback(settings.judge, "judge", fixed=True)
+    rows = [Row.of(example) for example in load_rows(settings.source)[: settings.rows]]
+    accelerator = make_accelerator(settings)
+    judge = make_feedback(settings.judge, accelerator, "judge")
+    parts = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+    started = time.perf_counter()
+    rounds = []
+    for repeat in range(settings.repeats):
+        asked = again(judge, repeat)
+        with console.status(f"judging {len(rows)} rows, round {repeat + 1} of {settings.repeats}"):
+            rounds.append(Said.of([ask(asked, "judge", *_shown(part), accelerator) for part in parts], rows))
+    seconds = (time.perf_counter() - started) / (len(rows) * settings.repeats)
+    estimates, numbers = measured(rows, rounds, settings.middle, settings.confidence, seed_for(settings.seed, "report"))
+    numbers |= {"seconds_per_row": seconds}
+    return JudgeReport(estimates, numbers, identity(judge, settings.judge), settings.confidence)
+
+
+def identity(judge: Shaped, spec: recipe.Feedback) -> dict[str, Any]:
+    """Everything that the verdicts depend on."""
+    inner = judge.feedback
+    return inner.identity if isinstance(inner, Judge) else spec.model_dump(mode="json")
+
+
+def load_rows(source: Data) -> list[Example]:
+    """The rows with completions of a source.
+
+    Raises:
+        PrefoptError: there are none.
+    """
+    rows = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
+    found = [row for row in rows if row.size]
+    if not found:
+        raise PrefoptError(f"{', '.join(source.data)} has no completions to judge")
+    return found
+
+
+def again(judge: Shaped, repeat: int) -> Shaped:
+    """The same judge for another round; what it writes is drawn anew."""
+    inner = judge.feedback
+    if not repeat or not isinstance(inner, Judge):
+        return judge
+    fresh = dataclasses.replace(
+        inner, seed=inner.seed + 1000 * repeat, backend=inner.asked, model=None, server=None, cache=None, budget=None
+    )
+    return dataclasses.replace(judge, feedback=fresh)
+
+
+def _shown(rows: Sequence[Row]) -> tuple[list[Any], list[tuple[str, ...]], list[dict[str, Any]]]:
+    """What the judge sees: prompts, completions, other columns; not what people said."""
+    hidden = {"ratings", "scores"}
+    columns = [{name: value for name, value in row.example.columns.items() if name not in hidden} for row in rows]
+    return [row.example.prompt for row in rows], [row.texts for row in rows], columns

@@ -1,0 +1,312 @@
+"""Any OpenAI-compatible server as the one who answers, through the `openai` client."""
+
+import itertools
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from prefopt import recipe
+from prefopt.feedback.judges import prompts
+from prefopt.feedback.judges.client import Client, Reply, TooLongError, read_key
+from prefopt.feedback.judges.listed import label_logps, merged
+from prefopt.feedback.judges.question import Answer, Question
+from prefopt.policy import find_model, load_tokenizer
+from prefopt.support.errors import PrefoptError
+
+log = logging.getLogger(__name__)
+
+OPENAI = "https://api.openai.com/v1"
+SHORTEST = 5
+"""Tokens in the shortest list that is asked for."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model behind OpenAI's HTTP interface: OpenAI itself, vLLM, SGLang, llama.cpp, `transformers serve`, …
+
+    Texts can be had of all of them, log-likelihoods of those that list the likeliest tokens: labels are looked up in the lists
+    (`label_logps`). A label of several tokens takes further requests, each with the label's beginning given, and so a server that
+    can be given one. What is asked first is asked alone, so that a server that cannot serve is found out once.
+
+    Overload, failures of the server, time-outs and broken connections are tried again (`Client`); each retry is logged and counted.
+    All else fails at once, but for a question that is too long for the server: its answer is empty.
+
+    Attributes:
+        model: as the server knows it.
+        base_url: usually ends in /v1.
+        key_env: the environment variable with the key, which is kept in no field and no file. None, or a variable that is not set,
+            sends none.
+        endpoint: chat gives the turns to the server's own chat template; completions gives one text, the turns line by line, or as
+            `template` writes them.
+        template: for completions: folder or hub id of a tokenizer whose chat template writes the turns.
+        starts: how a chat server is given the beginning of an answer. ask: as a turn of the assistant, and a further turn that asks
+            to go on; works everywhere, and labels lose their leading space. continue: by `continue_final_message` (vLLM, SGLang).
+        top: tokens in a list; OpenAI gives at most 20 (completions: 5), vLLM as many as --max-logprobs.
+        timeout: seconds for one request.
+        retries: of one request.
+        concurrency: requests at a time.
+        extra: more fields of each request, {top_p: 0.9} perhaps; null takes one away.
+        seen: what happened: requests, retries, unlisted (labels that no list had), unlistable (no first token), too_long.
+    """
+
+    model: str
+    base_url: str = OPENAI
+    key_env: str | None = "OPENAI_API_KEY"
+    endpoint: Literal["chat", "completions"] = "chat"
+    template: str | None = None
+    starts: Literal["ask", "continue"] = "ask"
+    top: Annotated[int, Field(gt=0)] = 20
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    concurrency: Annotated[int, Field(gt=0)] = 8
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that answers depend on. The address, too: two servers may call two models by one name."""
+        names = ("model", "base_url", "endpoint", "template", "starts", "top", "extra")
+        return {"kind": "server", **{name: getattr(self, name) for name in names}}
+
+    def check(self) -> None:
+        """Refuse an address that cannot be, and a key that is missing or that anybody could read on its way.
+
+        Raises:
+            PrefoptError: says what to do.
+        """
+        where, key = urlsplit(self.base_url), read_key(self.key_env)
+        if where.username or where.password or where.query:
+            raise PrefoptError(
+                "server.base_url must hold neither password nor key, for it is written to manifests: put the key into an "
+                f"environment variable, and name that: key_env, now {self.key_env}"
+            )
+        if where.scheme not in ("http", "https") or not where.hostname:
+            raise PrefoptError(f"server.base_url must be like http://localhost:8000/v1, not {self.base_url!r}")
+        if self.base_url == OPENAI and not key:
+            raise PrefoptError(f"OpenAI wants a key: set ${self.key_env or 'OPENAI_API_KEY, and key_env to that name'}")
+        if key and where.scheme == "http" and where.hostname not in LOOPBACK:
+            raise PrefoptError(
+                f"the key in ${self.key_env} would go to {self.base_url} for all to read: use https, or `key_env: null`, "
+                "which sends none"
+            )
+        if self.template is not None:
+            if self.endpoint == "chat":
+                raise PrefoptError("server.template is for `endpoint: completions`: a chat server has its own")
+            find_model((self.template,))
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """Answers as they come. After a failure no more is asked; what is under way is waited for and passed on.
+
+        Raises:
+            PrefoptError: the server refuses, gives no log-likelihoods, or fails again and again.
+        """
+        self.check()
+        with Client(self.base_url, self.key_env, self.timeout, self.retries, self.seen) as client:
+            left = iter(enumerate(questions))
+            if not self.seen["answered"] and (first := next(left, None)):
+                yield first[0], self._answer(first[1], client)
+            yield from self._together(left, client)
+
+    def _together(self, left: Iterator[tuple[int, Question]], client: Client) -> Iterator[tuple[int, Answer]]:
+        failure: BaseException | None = None
+        flying: dict[Future[Answer], int] = {}
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
+        try:
+            while True:
+                while failure is None and len(flying) < self.concurrency and (one := next(left, None)):
+                    flying[pool.submit(self._answer, one[1], client)] = one[0]
+                if not flying:
+                    break
+                for done in wait(flying, return_when=FIRST_COMPLETED).done:
+                    i = flying.pop(done)
+                    if (error := done.exception()) is None:
+                        yield i, done.result()
+                    failure = failure or error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if failure is not None:
+            raise failure
+
+    def _answer(self, question: Question, client: Client) -> Answer:
+        bill = Bill(client)
+        try:
+            answer = self._likelihoods(question, bill) if question.labels else self._text(question, bill)
+        except TooLongError as error:
+            self._count("too_long")
+            log.warning("a question is too long for %s, and has no answer: %s", self.base_url, error)
+            answer = Answer()
+        self._count("answered")
+        return replace(
+            answer, calls=bill.calls, prompt_tokens=bill.prompt_tokens, completion_tokens=bill.completion_tokens
+        )
+
+    def _text(self, question: Question, bill: "Bill") -> Answer:
+        sampled = {"seed": question.seed} if question.temperature else {}
+        reply = self._request(
+            question, bill, max_tokens=question.max_tokens, temperature=question.temperature, **sampled
+        )
+        choice: Any = reply.choices[0]
+        if self.endpoint == "completions":
+            return Answer(text=choice.text or "")
+        said = choice.message.content or choice.message.refusal or ""
+        return Answer(text=said if self._continues else prompts.unstarted(said, question.start))
+
+    def _likelihoods(self, question: Question, bill: "Bill") -> Answer:
+        labels = tuple(map(self._plain, question.labels))
+
+        def look(given: str) -> Mapping[str, float]:
+            if given and not self._continues:
+                self._refuse_unless_single(
+                    [one for one in labels if one.startswith(given) and one != given], given, bill
+                )
+                return {}
+            listed = self._listed(replace(question, start=question.start + given), bill)
+            if listed is None:
+                raise _UnlistableError
+            self._single.update(one for one in labels if not given and one in listed)
+            return listed
+
+        try:
+            logps = label_logps(labels, look)
+        except _UnlistableError:  # the answer ended before it began, and llama.cpp then lists nothing
+            self._count("unlistable")
+            return Answer()
+        if missing := logps.count(float("-inf")):
+            self._count("unlisted", missing)
+        return Answer(logps)
+
+    def _listed(self, question: Question, bill: "Bill") -> dict[str, float] | None:
+        """The likeliest first tokens; None where there is no first token.
+
+        llama.cpp lists nothing where the answer's end is drawn as its first token: it is then drawn again, twice at most, at a
+        temperature that makes that less likely. And of tokens with one text it keeps the last log-prob, in the first one's place,
+        which shows as disorder: a shorter list has no such token.
+        """
+        top = self.top
+        for seed, temperature in enumerate((1.0, 2.0, 2.0)):
+            pairs = self._list_of(question, bill, top, seed, temperature)
+            while _is_in_disorder(pairs) and top > SHORTEST:
+                top = max(top // 2, SHORTEST)
+                pairs = self._list_of(question, bill, top, seed, temperature)
+            if pairs:
+                return merged((self._plain(token), logp) for token, logp in pairs)
+        return None
+
+    def _list_of(
+        self, question: Question, bill: "Bill", top: int, seed: int, temperature: float
+    ) -> list[tuple[str, float]]:
+        """The list as it came, [] where there is none. The temperature is not 0: some servers list what it leaves."""
+        chat = self.endpoint == "chat"
+        asked: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
+        drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
+        choice: Any = self._request(question, bill, **drawn, **asked).choices[0]
+        found = choice.logprobs and (choice.logprobs.content if chat else choice.logprobs.top_logprobs)
+        if found is None:
+            raise PrefoptError(
+                f"the judge's server {self.base_url} gives no log-probs (`transformers serve` has none, nor have some of OpenAI's "
+                "models): use `mode: generative`, or a server that does, such as vLLM or llama.cpp"
+            )
+        if not found:
+            return []
+        return [(t.token, t.logprob) for t in found[0].top_logprobs] if chat else list(found[0].items())
+
+    def _refuse_unless_single(self, labels: Sequence[str], given: str, bill: "Bill") -> None:
+        """A label that is not listed although its beginning is: improbable, or several tokens? Saying it shows which."""
+        for label in labels:
+            if label not in self._single:
+                say = Question((("user", f"Write exactly this, and nothing else: {label}"),))
+                if label not in (self._listed(say, bill) or {}):
+                    raise PrefoptError(
+                        f"the label {label!r} may be several tokens to {self.base_url}: {given!r} is one, and a chat cannot be "
+                        "asked what follows it. Use labels of one token (1 to 9 rather than 1 to 10), `starts: continue` with a "
+                        "server that continues a given answer (vLLM, SGLang), or `endpoint: completions`"
+                    )
+                self._single.add(label)
+
+    def _request(self, question: Question, bill: "Bill", **settings: Any) -> Reply:
+        body = {"model": self.model, **settings}
+        if self.endpoint == "completions":
+            reply: Reply = bill.client.complete(
+                prompt=prompts.text(question, self._tokenizer), **self._with_extra(body)
+            )
+        else:
+            goes_on = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
+            more = goes_on if question.start and self._continues else {}
+            turns = prompts.messages(question, ask=not self._continues)
+            reply = bill.client.chat(messages=turns, **self._with_extra(body | more))
+        bill.add(reply)
+        return reply
+
+    def _with_extra(self, body: dict[str, Any]) -> dict[str, Any]:
+        """With the recipe's own fields, whatever they are."""
+        kept = {name: value for name, value in body.items() if name not in self.extra}
+        added = {name: value for name, value in self.extra.items() if value is not None}
+        return kept | {"extra_body": kept.get("extra_body", {}) | added}
+
+    def _plain(self, token: str) -> str:
+        """Without leading space where an answer is asked for in a turn of its own, which begins with none."""
+        return token if self._continues else token.lstrip()
+
+    def _count(self, what: str, times: int = 1) -> None:
+        with self._lock:
+            self.seen[what] += times
+
+    @property
+    def _continues(self) -> bool:
+        return self.endpoint == "completions" or self.starts == "continue"
+
+    @cached_property
+    def _single(self) -> set[str]:
+        """Labels that are known to be one token to this server."""
+        return set()
+
+    @cached_property
+    def _lock(self) -> Any:
+        return threading.Lock()
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        if self.template is None:
+            return None
+        tokenizer = load_tokenizer(recipe.Policy(model=self.template))
+        if not tokenizer.chat_template:
+            raise PrefoptError(f"server.template: {self.template} has no chat template; without one, leave it out")
+        return tokenizer
+
+
+@dataclass
+class Bill:
+    """Requests for one answer, by whom and at what cost."""
+
+    client: Client
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, reply: Reply) -> None:
+        """One more; servers that count nothing add nothing."""
+        self.calls += 1
+        if reply.usage is not None:
+            self.prompt_tokens += reply.usage.prompt_tokens or 0
+            self.completion_tokens += reply.usage.completion_tokens or 0
+
+
+def _is_in_disorder(pairs: Sequence[tuple[str, float]]) -> bool:
+    """Whether a list does not descend. Its last may: that is what was drawn, wherever it belongs."""
+    logps = [logp for _, logp in pairs[:-1]]
+    return any(first < second for first, second in itertools.pairwise(logps))
+
+
+class _UnlistableError(Exception):
+    """There is no first token whose alternatives could be listed."""

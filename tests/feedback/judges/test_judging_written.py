@@ -1,0 +1,118 @@
+import pytest
+
+from prefopt.feedback.judges import Judge
+from prefopt.feedback.judges.generative import parse
+
+TEN = [f" {i}" for i in range(1, 11)]
+PAIR = "[question]\n{completion_a}\n{completion_b}\n[answer]\nBetter:\n[labels]\nA\nB\n"
+POINT = "[question]\n{completion}\n[answer]\nScore:"
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("8", 8),
+        (" 10", 10),
+        ("1", 1),
+        ("**7**", 7),
+        ("7/10", 7),
+        ("7 out of 10.", 7),
+        ("7, because it is long", 7),
+        ("Score: 3", 3),
+        ("I first thought Score: 9.\nBut no.\nScore: **2**", 2),
+        ("“6”", 6),
+        ("9\n\nIt is very good.", 9),
+        ("11", None),
+        ("0", None),
+        ("7.5", None),
+        ("-5", None),
+        ("70", None),
+        ("2 of the claims are false", None),
+        ("somewhere between 3 and 4", None),
+        ("Score: high", None),
+        ("", None),
+        ("\ud800 \x00 ١٠ ⑩ 你好", None),
+    ],
+)
+def test_a_number_is_read_only_where_there_is_no_doubt(text, score):
+    found = parse(text, TEN, "Score:")
+    assert found == (None if score is None else score - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A", 0),
+        (" B.", 1),
+        ("(B)", 1),
+        ("Better: A\n", 0),
+        ("B - it is shorter", 1),
+        ("A film like this", None),
+        ("a", None),
+        ("AB", None),
+    ],
+)
+def test_a_letter_is_no_word(text, letter):
+    assert parse(text, ("A", "B"), "Better:") == letter
+
+
+def test_scores_are_rescaled_and_what_is_no_verdict_is_counted(scripted, make_rubric):
+    said = {"x": "10", "y": "4", "z": "great!", "refuse": "I'm sorry, I cannot rate this."}
+    judge = Judge(make_rubric(POINT), "generative", backend=scripted(lambda q: said[q.turns[-1][1].split("\n")[1]]))
+    judge.check()
+    verdict = judge(["p"], [["x", "y", "z", "refuse", ""]], [{}])
+    assert verdict.scores[0, :2].tolist() == pytest.approx([1, -1 / 3])
+    assert verdict.scores[0, 2:].isnan().all()
+    assert {name: verdict.notes[0][name] for name in ("malformed", "refused", "empty")} == {
+        "malformed": 1,
+        "refused": 1,
+        "empty": 1,
+    }
+    assert verdict.preference[0, 0].tolist() == [0.5, 1, 0.5, 0.5, 0.5]
+    assert {q.labels for q in judge.backend.asked} == {()}
+
+
+def test_letters_of_both_orders_are_averaged(scripted, make_rubric):
+    first = Judge(make_rubric(PAIR), "generative", backend=scripted(lambda q: "A"))
+    first.check()
+    verdict = first(["p"], [["x", "y"]], [{}])
+    assert verdict.preference[0, 0, 1] == 0.5
+    assert verdict.notes[0]["prefers_first"] == 1 and verdict.notes[0]["turned"] == 1
+    one = Judge(make_rubric(PAIR), "generative", backend=scripted(lambda q: "A"), average="none")
+    assert one(["p"], [["x", "y"]], [{}]).preference[0, 0, 1] == 1
+    honest = Judge(
+        make_rubric(PAIR), "generative", backend=scripted(lambda q: "AB"[q.turns[-1][1].startswith("```\ny")])
+    )
+    assert honest(["p"], [["x", "y"]], [{}]).scores.tolist() == [[1, 0]]
+
+
+def test_a_third_label_is_a_tie_and_half_a_pair_is_no_verdict(scripted, make_rubric):
+    tie = Judge(make_rubric(PAIR + "C\n"), "generative", backend=scripted(lambda q: "C"))
+    assert tie(["p"], [["x", "y"]], [{}]).scores.tolist() == [[0.5, 0.5]]
+    half = Judge(
+        make_rubric(PAIR), "generative", backend=scripted(lambda q: "A" if q.turns[-1][1].startswith("```\ny") else "?")
+    )
+    verdict = half(["p"], [["x", "y"]], [{}])
+    assert verdict.scores.isnan().all()
+    assert verdict.notes[0]["malformed"] == 1
+
+
+def test_several_samples_are_a_distribution(scripted, make_rubric):
+    judge = Judge(
+        make_rubric(POINT),
+        "generative",
+        backend=scripted(lambda q: ["2", "4", "?"][q.seed - 5]),
+        samples=3,
+        temperature=1.0,
+        seed=5,
+    )
+    verdict = judge(["p"], [["x"]], [{}])
+    assert verdict.scores.item() == pytest.approx(2 * (3 - 1) / 9 - 1)
+    assert verdict.notes[0]["malformed"] == 1
+    assert verdict.notes[0]["usage"]["calls"] == 3
+
+
+def test_samples_that_would_all_be_the_same_are_refused(scripted, make_rubric):
+    for fields in ({"mode": "generative"}, {"mode": "expected", "temperature": 1.0}):
+        with pytest.raises(ValueError, match="all the same"):
+            Judge(make_rubric(POINT), backend=scripted(str), samples=2, **fields)
