@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
     from prefopt import runs
     from prefopt.progress import show_profile
     from prefopt.support.profile import profiling
+    from prefopt.training.devices import leave_processes
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         return _dry_run(settings)
     with profiling() if options.profile else nullcontext() as clock:
         result = runs.run(settings, folder, options.resume, err)
-    runs.leave_processes()
+    leave_processes()
     err.print()
     show_result(out, result, result.rows, settings.evaluate.confidence)
     if clock is not None:
@@ -149,12 +150,13 @@ def sample(options: argparse.Namespace) -> None:
 
 def label(options: argparse.Namespace) -> None:
     """`prefopt label`."""
-    from prefopt import labelling, runs
+    from prefopt import labelling
+    from prefopt.training.devices import leave_processes
 
     settings = labelling.load_label_recipe(options.recipe, options.overrides)
     quiet_libraries()
     result = labelling.label(settings, Path(options.out), err)
-    runs.leave_processes()
+    leave_processes()
     show_labelled(out, result)
 
 

@@ -15,9 +15,10 @@ from prefopt.objectives import load_objective
 from prefopt.plan import plan
 from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
 from prefopt.progress import show_data
-from prefopt.runs import make_accelerator, saved_recipe
+from prefopt.runs import saved_recipe
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
+from prefopt.training.devices import make_accelerator
 from prefopt.types import Batch
 from prefopt.winrate import contest
 

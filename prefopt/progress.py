@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefopt.runs import RunResult
     from prefopt.support.caches import Kept
     from prefopt.support.profile import Clock, Section
-    from prefopt.train import Step
+    from prefopt.training.loop import Step
 
 Item = TypeVar("Item")
 

@@ -8,17 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 
 from prefopt import recipe
 from prefopt.accounting import Spent, Work, flops, labels_per_prompt
-from prefopt.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
@@ -56,8 +54,10 @@ from prefopt.support.plain import plain
 from prefopt.support.profile import timed
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
-from prefopt.track import Jsonl, Tracker, WandbRun, has_line, rewind
-from prefopt.train import Step, Trainer
+from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from prefopt.training.devices import make_accelerator
+from prefopt.training.loop import Step, Trainer
+from prefopt.training.trackers import Jsonl, Tracker, WandbRun, has_line, rewind
 from prefopt.types import Feedback, Needs, Source
 from prefopt.winrate import contest
 
@@ -477,32 +477,8 @@ class Run:
         return Tracker(places)
 
 
-class Precise(Protocol):
-    """A section that says in which arithmetic models compute."""
-
-    @property
-    def precision(self) -> str: ...  # noqa: D102
-
-
-def make_accelerator(settings: Precise) -> Accelerator:
-    """Devices, processes and precision, from the environment and the recipe."""
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
-    # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
-    # MPS has no float64, in which sampling noise and metrics are made.
-    cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
-
-
 def _parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def leave_processes() -> None:
-    """Take leave of the other processes; a program that just ends may be aborted by their threads."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def saved_recipe(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:

@@ -10,8 +10,8 @@ from torch import nn
 from prefopt.data import Tokenised
 from prefopt.manifest import fingerprint_plugins, fingerprint_rows, git_state, manifest
 from prefopt.recipe import load_recipe
-from prefopt.runs import make_accelerator
 from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.training.devices import make_accelerator
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from prefopt.objectives.preference.rpo import RPO, RPODiagonal, RPOUnpaired
 from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, make_reference
 from prefopt.policy.critic import ValueHead
-from prefopt.train import Trainer
+from prefopt.training.loop import Trainer
 from prefopt.types import ORIGINS, Batch, Loss, Needs, Outputs, Targets
 
 VOCABULARY = 50

@@ -24,11 +24,11 @@ from prefopt.manifest import circumstances, fingerprint_examples
 from prefopt.policy import check_sampler, find_model
 from prefopt.progress import followed, show_labelling
 from prefopt.recipe import Samples
-from prefopt.runs import make_accelerator
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
+from prefopt.training.devices import make_accelerator
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""

@@ -10,7 +10,7 @@ from prefopt.report.figures import draw
 from prefopt.study.jobs import Jobs
 from prefopt.study.report import Result
 from prefopt.support.logs import silence_telemetry
-from prefopt.track import WandbRun
+from prefopt.training.trackers import WandbRun
 
 FILES = ("report.html", "table.md", "table.tex", "results.csv", "study.yaml")
 """What goes into the artifact, as far as it is there."""

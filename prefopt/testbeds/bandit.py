@@ -21,7 +21,7 @@ from prefopt import recipe
 from prefopt.objectives.terms import Term
 from prefopt.policy.head import DIVERGENCES, STATISTICS
 from prefopt.support.errors import PrefoptError
-from prefopt.train import Trainer
+from prefopt.training.loop import Trainer
 from prefopt.types import Batch, Loss, Needs, Objective, Outputs, Targets
 
 

@@ -22,7 +22,7 @@ from prefopt.policy.decode.noise import row_keys
 from prefopt.policy.decode.sampler import Mixture, chosen_tokens
 from prefopt.rollouts import Rollouts
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
-from prefopt.train import Trainer
+from prefopt.training.loop import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict
 
 SAMPLING = recipe.Sampling(max_tokens=1)

@@ -19,10 +19,10 @@ from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.judges.opinions import Row, Said, measured
 from prefopt.feedback.judges.trust import Bounds
 from prefopt.recipe import Data, Opinion, Section
-from prefopt.runs import make_accelerator
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plain import plain
 from prefopt.support.seeds import seed_for
+from prefopt.training.devices import make_accelerator
 
 
 class JudgeRecipe(Section):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from prefopt import recipe, track
+from prefopt import recipe
 from prefopt.support.logs import silence_telemetry
-from prefopt.track import Jsonl, Tracker, WandbRun, rewind, wandb_mode
+from prefopt.training import trackers
+from prefopt.training.trackers import Jsonl, Tracker, WandbRun, rewind, wandb_mode
 
 wandb = pytest.importorskip("wandb")
 
@@ -107,7 +108,7 @@ def test_broken_wandb_ends_itself_only(tmp_path, monkeypatch, caplog, what):
         tracker.log(step, {"loss": 1.0})
     tracker.finish({"finished": True})
     assert len(file.read_text().splitlines()) == 3
-    (message,) = [r.getMessage() for r in caplog.records if r.name == "prefopt.track"]  # said once
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "prefopt.training.trackers"]  # said once
     assert message.startswith("W&B: ") and "metrics.jsonl has everything" in message
 
 
@@ -118,7 +119,7 @@ def test_finish_that_never_returns_is_not_waited_for(tmp_path, monkeypatch, capl
         def finish(self, **more):
             time.sleep(30)
 
-    monkeypatch.setattr(track, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
     monkeypatch.setattr(wandb, "init", lambda **k: Slow())
     start = time.monotonic()
     WandbRun(recipe.Wandb(), tmp_path, "n", {}).finish({})
@@ -130,10 +131,12 @@ def test_service_that_is_away(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from prefopt import recipe, track
-track.silence_telemetry()
-track.PATIENCE = 2
-run = track.WandbRun(recipe.Wandb(mode="online"), Path({str(tmp_path)!r}), "n", {{"a": 1}})
+from prefopt import recipe
+from prefopt.support.logs import silence_telemetry
+from prefopt.training import trackers
+silence_telemetry()
+trackers.PATIENCE = 2
+run = trackers.WandbRun(recipe.Wandb(mode="online"), Path({str(tmp_path)!r}), "n", {{"a": 1}})
 assert run.run.settings.mode == "offline", run.run
 run.log(1, {{"loss": 0.5}})
 run.finish({{"finished": True}})

@@ -18,7 +18,7 @@ from prefopt.data import collate, parse, tokenise
 from prefopt.objectives import DPO
 from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, make_reference
-from prefopt.train import Trainer
+from prefopt.training.loop import Trainer
 
 STEPS, ROWS = 10, 4
 

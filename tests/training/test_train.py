@@ -13,13 +13,13 @@ import updates
 from accelerate import Accelerator
 from updates import CASES, Batches, Drifting, make_policy, random_batch, seven_rows, tiny_llama, train, update, weights
 
-import prefopt.train
+import prefopt.training.loop
 from prefopt import recipe
 from prefopt.objectives import DPO, SFT
 from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, make_reference
 from prefopt.support.errors import PrefoptError
-from prefopt.train import Trainer
+from prefopt.training.loop import Trainer
 from prefopt.types import Batch
 
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -181,7 +181,7 @@ def test_draws_in_targets_do_not_depend_on_the_global_state() -> None:
 
 
 def test_the_loop_names_no_algorithm() -> None:
-    tree = ast.parse(Path(str(prefopt.train.__file__)).read_text())
+    tree = ast.parse(Path(str(prefopt.training.loop.__file__)).read_text())
     imported = {
         name
         for node in ast.walk(tree)

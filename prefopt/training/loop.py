@@ -3,7 +3,7 @@
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from prefopt import recipe
-from prefopt.checkpoint import save_batch
 from prefopt.objectives.terms import Term, counts, merged_needs, names, targets_of, total
 from prefopt.policy.parallel import deal, forward
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
+from prefopt.training.checkpoints import save_batch
+from prefopt.training.optimisers import make_optimizer, make_schedule, parameter_groups
 from prefopt.types import Adaptive, Batch, Model, Moving, Needs, Outputs, Source, Targets, Watch
 
 Metrics = dict[str, float]
@@ -92,7 +92,7 @@ class Trainer:
         self.asked_before = False  # whether a batch went through the policy once more, before its updates
         self.tokens = 0  # trained on so far, and the seconds that it took
         self.seconds = 0.0
-        optimizer = make_optimizer(_groups(model, settings), settings)
+        optimizer = make_optimizer(parameter_groups(model, settings), settings)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
         self.schedule = make_schedule(self.optimizer, settings, steps * updates)
@@ -316,52 +316,6 @@ class Trainer:
             f"the weights were touched.{where} Usual causes: train.lr too high, bf16 or fp16 weights, an objective that overflows "
             "(`prefopt check` tries extreme log-ratios)."
         )
-
-
-def _groups(model: nn.Module, settings: recipe.Train) -> list[dict[str, Any]]:
-    """Trainable weights; those of a critic may have a learning rate of their own."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in named if not name.startswith("critic.")]},
-        {"params": [p for name, p in named if name.startswith("critic.")], "lr": settings.critic_lr or settings.lr},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def make_optimizer(parameters: Sequence[dict[str, Any]], settings: recipe.Train) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names.
-
-    Raises:
-        PrefoptError: there is nothing to train.
-    """
-    if not parameters:
-        raise PrefoptError("no weight of this model is trainable")
-    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "adamw": lambda: torch.optim.AdamW(
-            parameters, betas=settings.betas, eps=settings.eps, fused=_can_fuse(parameters), **common
-        ),
-        "rmsprop": lambda: torch.optim.RMSprop(parameters, eps=settings.eps, **common),
-        "sgd": lambda: torch.optim.SGD(parameters, **common),
-    }
-    return makers[settings.optimizer]()
-
-
-def _can_fuse(groups: Sequence[dict[str, Any]]) -> bool | None:
-    """Whether one kernel can do a whole update of these weights; None leaves it to torch."""
-    weights = [weight for group in groups for weight in group["params"]]
-    return all(w.device.type in ("cpu", "cuda") and w.is_floating_point() for w in weights) or None
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Train, updates: int):
-    """Linear warm-up, then the recipe's decay; it counts optimiser steps.
-
-    Not handed to accelerate, which would step it once for every process.
-    """
-    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * updates
-    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return get_scheduler(name, inner, num_warmup_steps=round(warmup), num_training_steps=max(updates, 1))
 
 
 def _watched(needs: Needs, watch: Watch | None) -> Needs:

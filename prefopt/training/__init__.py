@@ -1,0 +1,4 @@
+"""The training loop, optimisers, checkpoints, trackers and devices. It names no algorithm.
+
+May import support, types, recipe, data, objectives, policy, environments and feedback.
+"""
