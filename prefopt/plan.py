@@ -12,8 +12,8 @@ from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
-from prefopt.players import SUPPLIED, without_players
 from prefopt.policy import check_sampler, find_model
+from prefopt.sources.players import SUPPLIED, without_players
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields

@@ -20,14 +20,12 @@ from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
-from prefopt.diagnostics import RolloutDiagnostics, beyond
 from prefopt.estimates import Estimate
 from prefopt.evaluate import Evaluation, Evaluator
 from prefopt.feedback import Shaped, make_feedback, reward_models
 from prefopt.manifest import manifest
 from prefopt.objectives.terms import Term
 from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
-from prefopt.players import players
 from prefopt.policy import (
     DIVERGENCES,
     Following,
@@ -44,8 +42,10 @@ from prefopt.policy import (
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
-from prefopt.rollouts import Rollouts
-from prefopt.sources import Recorded
+from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
+from prefopt.sources.players import players
+from prefopt.sources.recorded import Recorded
+from prefopt.sources.rollouts import Rollouts
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import unused, write_whole
 from prefopt.support.fingerprints import fingerprint_weights

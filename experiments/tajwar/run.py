@@ -17,8 +17,8 @@ from torch import Tensor
 
 from prefopt.estimates import over_seeds
 from prefopt.objectives import DPO, IPO, PPO, RLOO, SFT
-from prefopt.players import Player
-from prefopt.rollouts import Rollouts
+from prefopt.sources.players import Player
+from prefopt.sources.rollouts import Rollouts
 from prefopt.testbeds.bandit import best_of_n, divergence, make_trainer, tabular
 from prefopt.testbeds.bandit_online import SAMPLING, Payoff, make_rollouts, online_trainer
 from prefopt.types import Batch, Needs, Objective

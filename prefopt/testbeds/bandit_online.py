@@ -17,10 +17,10 @@ from prefopt.data.formats import Example
 from prefopt.data.ordering import Shuffled
 from prefopt.data.selecting import Ties
 from prefopt.objectives.terms import Term
-from prefopt.players import TRAINED, Player
 from prefopt.policy.decode.noise import row_keys
 from prefopt.policy.decode.sampler import Mixture, chosen_tokens
-from prefopt.rollouts import Rollouts
+from prefopt.sources.players import TRAINED, Player
+from prefopt.sources.rollouts import Rollouts
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.training.loop import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict

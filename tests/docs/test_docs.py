@@ -10,12 +10,12 @@ import pytest
 import yaml
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
-from prefopt.diagnostics import RolloutDiagnostics
 from prefopt.feedback import FEEDBACKS, SHAPES
 from prefopt.objectives import CATALOGUE, GRPO
 from prefopt.objectives.contract import make_case
 from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs import run
+from prefopt.sources.diagnostics import RolloutDiagnostics
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS = {"dpo": "DPO", "sft": "SFT", "reward": "BradleyTerry", "two": "[{name: DPO}, {name: SFT, weight: 0.5}]"}

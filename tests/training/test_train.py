@@ -193,7 +193,7 @@ def test_the_loop_names_no_algorithm() -> None:
             else []
         )
     }
-    assert not {name for name in imported if "objectives" in name}
+    assert not {n for n in imported if "objectives" in n and not n.startswith("prefopt.objectives.terms")}
     words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
         n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)
     }

@@ -6,7 +6,7 @@ from typing import Any
 from prefopt.data.collating import collate
 from prefopt.data.ordering import Shuffled
 from prefopt.data.tokenising import Tokenised
-from prefopt.players import ADDED
+from prefopt.sources.players import ADDED
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch
 

@@ -16,10 +16,10 @@ from prefopt.data import parse, tokenise
 from prefopt.data.ordering import Shuffled
 from prefopt.feedback import Shaped
 from prefopt.feedback.judges import Judge
-from prefopt.players import Player
 from prefopt.policy import Policy, Reference, TransformersSampler
 from prefopt.policy.decode.sampler import Mixture, end_tokens
-from prefopt.rollouts import Rollouts
+from prefopt.sources.players import Player
+from prefopt.sources.rollouts import Rollouts
 from prefopt.types import ORIGINS, Verdict
 
 PROMPTS = ["the film was", "a room is", "the food", "view", "room was not and"]

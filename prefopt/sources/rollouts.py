@@ -20,10 +20,10 @@ from prefopt.data.texts import plainly
 from prefopt.feedback import ask, foreseeing, together
 from prefopt.feedback.calling import Foreseeing, restore, state_of
 from prefopt.feedback.transforms import Fitted
-from prefopt.players import Player, mismatched
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.policy.parallel import draw
+from prefopt.sources.players import Player, mismatched
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.support.seeds import seed_for

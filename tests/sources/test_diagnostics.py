@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Batch, Outputs
-from prefopt.diagnostics import RolloutDiagnostics, repetition
+from prefopt.sources.diagnostics import RolloutDiagnostics, repetition
 from prefopt.types import ORIGINS
 
 POLICY, GREEDY = ORIGINS.index("policy"), ORIGINS.index("greedy")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prefopt.data import Example, Tokenised, parse, selecting
 from prefopt.data.ordering import permutation
-from prefopt.sources import Recorded
+from prefopt.sources.recorded import Recorded
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Needs, PrefoptError
-from prefopt.players import mismatched, without_players
+from prefopt.sources.players import mismatched, without_players
 from prefopt.types import ORIGINS
 
 COMPARES = Needs(completions=2, scores=True, columns=("origin", "embeddings"))
