@@ -116,7 +116,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
     """A judge against people, and against what the recipe requires of it."""
-    from prefopt.feedback.judges.report import JudgeRecipe, report
+    from prefopt.evaluation.judges.report import JudgeRecipe, report
     from prefopt.feedback.judges.trust import untrusted
     from prefopt.recipe import load
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from prefopt.evaluate import Evaluation
+from prefopt.evaluation.evaluator import Evaluation
 from prefopt.support.errors import PrefoptError
 
 State = Literal["finished", "stopped", "failed", "unfinished"]

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, tokenise
-from prefopt.evaluate import Evaluation, Evaluator, decoded, distinct_prompts
+from prefopt.evaluation.evaluator import Evaluation, Evaluator, decoded, distinct_prompts
+from prefopt.evaluation.win_rates import contest
 from prefopt.feedback import make_feedback
 from prefopt.objectives import load_objective
 from prefopt.plan import plan
@@ -20,7 +21,6 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import make_accelerator
 from prefopt.types import Batch
-from prefopt.winrate import contest
 
 
 def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:

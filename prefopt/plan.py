@@ -8,6 +8,7 @@ from prefopt import recipe
 from prefopt.data import Example, Shelf, Split, load_examples, prompts
 from prefopt.data.selecting import EMBED, project
 from prefopt.data.splits import divided
+from prefopt.evaluation.win_rates import stored
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
@@ -19,7 +20,6 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
 from prefopt.support.sharing import shared, stamp
 from prefopt.types import Needs, Objective
-from prefopt.winrate import stored
 
 EMBEDDINGS = "embeddings"
 """The column that `source.embeddings` adds."""

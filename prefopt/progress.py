@@ -11,12 +11,12 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from prefopt.data.tokenising import Report
-    from prefopt.estimates import Estimate
     from prefopt.labelling import LabelResult
     from prefopt.runs import RunResult
     from prefopt.support.caches import Kept
     from prefopt.support.profile import Clock, Section
     from prefopt.training.loop import Step
+    from prefopt.types import Estimate
 
 Item = TypeVar("Item")
 

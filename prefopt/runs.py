@@ -20,8 +20,8 @@ from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
-from prefopt.estimates import Estimate
-from prefopt.evaluate import Evaluation, Evaluator
+from prefopt.evaluation.evaluator import Evaluation, Evaluator
+from prefopt.evaluation.win_rates import contest
 from prefopt.feedback import Shaped, make_feedback, reward_models
 from prefopt.manifest import manifest
 from prefopt.objectives.terms import Term
@@ -58,8 +58,7 @@ from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_chec
 from prefopt.training.devices import make_accelerator
 from prefopt.training.loop import Step, Trainer
 from prefopt.training.trackers import Jsonl, Tracker, WandbRun, has_line, rewind
-from prefopt.types import Feedback, Needs, Source
-from prefopt.winrate import contest
+from prefopt.types import Estimate, Feedback, Needs, Source
 
 
 @dataclass(frozen=True)

@@ -382,3 +382,23 @@ def _map_tensors(record: Any, function: Any) -> Any:
         return value
 
     return dataclasses.replace(record, **{f.name: apply(getattr(record, f.name)) for f in dataclasses.fields(record)})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the percentile bootstrap interval; NaN where there are fewer than two prompts.
+        high: upper end.
+        prompts: how many were resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    prompts: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

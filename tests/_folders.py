@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from prefopt.estimates import Observations
-from prefopt.evaluate import Evaluation
+from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.intervals import Observations
 
 RECIPE = {
     "name": "tiny",

@@ -24,7 +24,7 @@ from jaxtyping import install_import_hook
 
 # Before anything of prefopt is imported: every call in every test checks these modules' shapes.
 SHAPED = (
-    "calibration objectives.maths objectives.parts objectives.online.advantage objectives.online.surrogate policy.head"
+    "evaluation.calibration objectives.maths objectives.parts objectives.online.advantage objectives.online.surrogate policy.head"
 )
 install_import_hook([f"prefopt.{module}" for module in SHAPED.split()], "beartype.beartype")
 

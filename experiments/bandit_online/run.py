@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from scipy.optimize import brentq
 from torch import Tensor
 
-from prefopt.estimates import over_seeds
+from prefopt.evaluation.intervals import over_seeds
 from prefopt.objectives import A2C, DPO, GRPO, PPO, REINFORCE, RLOO, DrGRPO, LagrangianPPO, NashMD, SoftDPO
 from prefopt.testbeds.bandit import bradley_terry, divergence, frontier, optimum, tabular, total_variation
 from prefopt.testbeds.bandit_online import Duel, Payoff, make_players, make_rollouts, online_trainer

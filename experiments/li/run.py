@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt import evaluate_loss
-from prefopt.estimates import over_seeds
+from prefopt.evaluation.intervals import over_seeds
 from prefopt.objectives import DPO, RLOO, BradleyTerry
 from prefopt.support.seeds import generator
 from prefopt.testbeds.bandit import Bandit, contexts_of, make_trainer, tabular

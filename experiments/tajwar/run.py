@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from scipy import stats
 from torch import Tensor
 
-from prefopt.estimates import over_seeds
+from prefopt.evaluation.intervals import over_seeds
 from prefopt.objectives import DPO, IPO, PPO, RLOO, SFT
 from prefopt.sources.players import Player
 from prefopt.sources.rollouts import Rollouts

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from prefopt import load_label_recipe, load_recipe, run
-from prefopt.feedback.judges.report import JudgeRecipe
+from prefopt.evaluation.judges.report import JudgeRecipe
 from prefopt.objectives import CATALOGUE
 from prefopt.recipe import load, sections_of
 

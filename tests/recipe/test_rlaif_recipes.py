@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from prefopt import PrefoptError, label, load_label_recipe, load_recipe, recipe, run
+from prefopt.evaluation.judges.report import JudgeRecipe, report
 from prefopt.feedback import check_feedback
 from prefopt.feedback.judges import Judge
-from prefopt.feedback.judges.report import JudgeRecipe, report
 from prefopt.recipe import load
 from prefopt.testbeds.pocket.language import FOLDER as POCKET
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt.estimates import Estimate
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.types import Estimate
 
 Bounds = tuple[float | None, float | None]
 """Lowest and highest value, None for any."""

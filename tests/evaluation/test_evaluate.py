@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefopt import recipe
 from prefopt.data import formats, tokenise
-from prefopt.estimates import Observations
-from prefopt.evaluate import Evaluation, Evaluator, _ahead, distinct
+from prefopt.evaluation.evaluator import Evaluation, Evaluator, _ahead, distinct
+from prefopt.evaluation.intervals import Observations
 from prefopt.feedback import MissingEOS, Shaped
 from prefopt.policy import Policy, Reference, Scorer
 from prefopt.types import Verdict

@@ -13,12 +13,12 @@ from scipy.special import expit
 
 from prefopt import PrefoptError, load_recipe, recipe, run
 from prefopt.data import formats, tokenise
-from prefopt.estimates import Observations, estimate
-from prefopt.evaluate import Evaluator
+from prefopt.evaluation.evaluator import Evaluator
+from prefopt.evaluation.intervals import Observations, estimate
+from prefopt.evaluation.win_rates import Contest, Sample, length_controlled, rates, stored, wins
 from prefopt.inspection import evaluate, trained
 from prefopt.policy import Policy, Reference
 from prefopt.types import Verdict
-from prefopt.winrate import Contest, Sample, length_controlled, rates, stored, wins
 
 
 def prompts(tokenizer, *texts):

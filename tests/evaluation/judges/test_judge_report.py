@@ -5,8 +5,8 @@ from rich.console import Console
 
 from prefopt import PrefoptError
 from prefopt.cli import main
+from prefopt.evaluation.judges.report import JudgeRecipe, report
 from prefopt.feedback import make_feedback
-from prefopt.feedback.judges.report import JudgeRecipe, report
 from prefopt.recipe import Feedback, load
 
 QUIET = Console(quiet=True)
@@ -111,9 +111,9 @@ def test_a_judge_of_pairs_beside_people(recipe_of):
 def test_a_judge_with_a_place_it_likes(recipe_of, scripted, make_rubric, tmp_path):
     """d = ±2 by what is better, b = 3 for the first: one order says the first always; the average sees through it."""
     from prefopt.data import load_examples
+    from prefopt.evaluation.judges.opinions import Row, Said, measured
     from prefopt.feedback.judges import Answer
     from prefopt.feedback.judges.judge import Judge
-    from prefopt.feedback.judges.opinions import Row, Said, measured
 
     def say(question):
         text = question.turns[-1][1]

@@ -13,16 +13,16 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, load_examples
-from prefopt.estimates import Estimate
+from prefopt.evaluation.judges.opinions import Row, Said, measured
 from prefopt.feedback import Shaped, ask, check_feedback, make_feedback
 from prefopt.feedback.judges.judge import Judge
-from prefopt.feedback.judges.opinions import Row, Said, measured
 from prefopt.feedback.judges.trust import Bounds
 from prefopt.recipe import Data, Opinion, Section
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plain import plain
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import make_accelerator
+from prefopt.types import Estimate
 
 
 class JudgeRecipe(Section):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from prefopt.estimates import Estimate
+from prefopt.types import Estimate
 
 Floats = NDArray[np.float64]
 

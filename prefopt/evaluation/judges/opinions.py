@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefopt.calibration import brier, calibration_error
 from prefopt.data import Example
 from prefopt.data.texts import texts
-from prefopt.estimates import Estimate, Observations, estimate
-from prefopt.feedback.judges.agreement import Compared, Rated, of_singles, right, two_raters, with_a_rater
+from prefopt.evaluation.calibration import brier, calibration_error
+from prefopt.evaluation.intervals import Observations, estimate
+from prefopt.evaluation.judges.agreement import Compared, Rated, of_singles, right, two_raters, with_a_rater
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Verdict
+from prefopt.types import Estimate, Verdict
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from prefopt import recipe
-from prefopt.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.data import Tokenised, collate
 from prefopt.data.selecting import project
 from prefopt.data.texts import plainly
-from prefopt.estimates import Estimate, Observations, change, common, estimate
+from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
+from prefopt.evaluation.intervals import Observations, change, common, estimate
+from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
 from prefopt.feedback import ask
 from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
@@ -27,8 +28,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.plain import plain
 from prefopt.support.profile import timed
 from prefopt.support.seeds import digested, seed_for
-from prefopt.types import ORIGINS, Batch, Feedback, Model, Needs, Outputs, Sampled
-from prefopt.winrate import Contest, Sample, key, rates, wins
+from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampled
 
 PAIR = Needs(completions=2, ordered=True)
 BEST = Needs(completions=1, ordered=True)

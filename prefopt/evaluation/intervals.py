@@ -7,27 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from prefopt.types import Estimate
+
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        value: the estimate.
-        low: lower end of the percentile bootstrap interval; NaN where there are fewer than two prompts.
-        high: upper end.
-        prompts: how many were resampled.
-    """
-
-    value: float
-    low: float
-    high: float
-    prompts: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prefopt.calibration import BINS, brier, by_gap, calibration_error, pair_nll
+from prefopt.evaluation.calibration import BINS, brier, by_gap, calibration_error, pair_nll
 
 
 def tensor(*values):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.feedback.judges.agreement import (
+from prefopt.evaluation.judges.agreement import (
     Rated,
     against_the_rest,
     auc,

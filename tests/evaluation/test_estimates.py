@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.estimates import Observations, change, estimate, over_seeds
+from prefopt.evaluation.intervals import Observations, change, estimate, over_seeds
 
 
 def observed(values, groups=None, weights=None) -> Observations:
