@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from curves import draw
-from prefopt.labelling.recipe import LabelRecipe
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
 from prefopt.recipe import Recipe, Section, describe
+from prefopt.runs.label.recipe import LabelRecipe
 
 MARKER = "<!-- The rest is made by `python docs/make.py`. -->\n"
 """What stands above it on a page of a recipe's fields is written by hand."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt import objectives
     from prefopt.comparison import Comparison, compare
-    from prefopt.labelling import LabelRecipe, LabelResult, label, load_label_recipe
     from prefopt.objectives import load_objective
     from prefopt.objectives.contract import check_objective
     from prefopt.objectives.maths import pair_metrics
     from prefopt.objectives.parts import log_ratios, reference_sums
     from prefopt.objectives.terms import evaluate_loss
     from prefopt.recipe import Recipe, load_recipe
-    from prefopt.runs import RunResult, run
+    from prefopt.runs.label import LabelRecipe, LabelResult, label, load_label_recipe
+    from prefopt.runs.run import RunResult, run
     from prefopt.study import Study, load_study, run_study
     from prefopt.support.errors import PrefoptError
     from prefopt.types import (
@@ -75,25 +75,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LabelRecipe": "labelling",
-    "LabelResult": "labelling",
+    "LabelRecipe": "runs.label",
+    "LabelResult": "runs.label",
     "Comparison": "comparison",
     "PrefoptError": "support.errors",
     "Recipe": "recipe",
-    "RunResult": "runs",
+    "RunResult": "runs.run",
     "Study": "study",
     "check_objective": "objectives.contract",
     "compare": "comparison",
     "evaluate_loss": "objectives.terms",
-    "label": "labelling",
-    "load_label_recipe": "labelling",
+    "label": "runs.label",
+    "load_label_recipe": "runs.label",
     "load_objective": "objectives",
     "load_recipe": "recipe",
     "load_study": "study",
     "log_ratios": "objectives.parts",
     "pair_metrics": "objectives.maths",
     "reference_sums": "objectives.parts",
-    "run": "runs",
+    "run": "runs.run",
     "run_study": "study",
 }
 """Where the public names live; those of `types` are not listed."""

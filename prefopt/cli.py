@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from prefopt.progress import show_evaluation, show_labelled, show_result
+from prefopt.runs.results import show_evaluation, show_labelled, show_result
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
@@ -50,26 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`prefopt run`."""
-    from prefopt import runs
-    from prefopt.progress import show_profile
+    from prefopt.runs.results import show_profile
+    from prefopt.runs.run import run as train
+    from prefopt.runs.run import saved_recipe, unfinished
     from prefopt.support.profile import profiling
     from prefopt.training.devices import leave_processes
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
         folder = Path(options.recipe)
-        settings = runs.saved_recipe(folder)
+        settings = saved_recipe(folder)
         if not options.resume or options.overrides or options.out:
             raise PrefoptError(f"{folder} is a run folder; all it can do is go on: prefopt run {folder} --resume")
     else:
         settings = _recipe(options)
         if options.resume and folder is None:
-            folder = runs.unfinished(settings)
+            folder = unfinished(settings)
     quiet_libraries()
     if options.dry_run:
         return _dry_run(settings)
     with profiling() if options.profile else nullcontext() as clock:
-        result = runs.run(settings, folder, options.resume, err)
+        result = train(settings, folder, options.resume, err)
     leave_processes()
     err.print()
     show_result(out, result, result.rows, settings.evaluate.confidence)
@@ -99,8 +100,8 @@ def study(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
-    from prefopt import inspection
     from prefopt.recipe import sections_of
+    from prefopt.runs import inspecting
 
     target = Path(options.out) if options.out else None
     if target is not None and target.exists():
@@ -108,7 +109,7 @@ def evaluate(options: argparse.Namespace) -> None:
     quiet_libraries()
     if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
         return _evaluate_judge(options, target)
-    evaluation = inspection.evaluate(_target(options), err)
+    evaluation = inspecting.evaluate(_target(options), err)
     title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(out, title, evaluation.estimates(), evaluation.numbers)
     _keep(target, evaluation.to_json())
@@ -139,10 +140,10 @@ def _keep(target: Path | None, text: str) -> None:
 
 def sample(options: argparse.Namespace) -> None:
     """`prefopt sample`."""
-    from prefopt import inspection
+    from prefopt.runs import inspecting
 
     quiet_libraries()
-    for prompt, completions in inspection.sample(_target(options), options.prompt, options.number, options.completions):
+    for prompt, completions in inspecting.sample(_target(options), options.prompt, options.number, options.completions):
         out.print(Text(prompt, style="bold"))
         for completion in completions:
             out.print(Padding(Text(f"→ {completion.strip()}"), (0, 0, 0, 2)))
@@ -150,12 +151,13 @@ def sample(options: argparse.Namespace) -> None:
 
 def label(options: argparse.Namespace) -> None:
     """`prefopt label`."""
-    from prefopt import labelling
+    from prefopt.runs.label import label as make_labels
+    from prefopt.runs.label import load_label_recipe
     from prefopt.training.devices import leave_processes
 
-    settings = labelling.load_label_recipe(options.recipe, options.overrides)
+    settings = load_label_recipe(options.recipe, options.overrides)
     quiet_libraries()
-    result = labelling.label(settings, Path(options.out), err)
+    result = make_labels(settings, Path(options.out), err)
     leave_processes()
     show_labelled(out, result)
 
@@ -164,7 +166,7 @@ def report(options: argparse.Namespace) -> None:
     """`prefopt report`."""
     from prefopt.comparison import compare
     from prefopt.controls import claim, confounds
-    from prefopt.finished import find_results
+    from prefopt.runs.records import find_results
     from prefopt.study.report import compared, put_down
     from prefopt.study.spec import load_study
 
@@ -208,7 +210,7 @@ def objectives(options: argparse.Namespace) -> None:
 
 def cache(options: argparse.Namespace) -> None:
     """`prefopt cache`."""
-    from prefopt.progress import show_kept, size
+    from prefopt.runs.results import show_kept, size
     from prefopt.support import caches
 
     look = caches.verified if options.action == "verify" else caches.kept
@@ -348,8 +350,8 @@ def _run_fields() -> "Iterator[Described]":
 
 
 def _label_fields() -> "Iterator[Described]":
-    from prefopt.labelling import LabelRecipe
     from prefopt.recipe import describe
+    from prefopt.runs.label import LabelRecipe
 
     return describe(LabelRecipe)
 
@@ -387,15 +389,15 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 
 def _target(options: argparse.Namespace) -> "Recipe":
     """The recipe of a file, or of a run folder with the trained policy in place of the one it started from."""
-    from prefopt.inspection import trained
     from prefopt.recipe import load_recipe
+    from prefopt.runs.inspecting import trained
 
     folder = Path(options.target)
     return trained(folder, options.overrides) if folder.is_dir() else load_recipe(folder, options.overrides)
 
 
 def _dry_run(settings: "Recipe") -> None:
-    from prefopt.dry_run import dry_run, report
+    from prefopt.runs.dry_run import dry_run, report
 
     made = dry_run(settings)
     out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Literal
 
 from prefopt import verdict, wins
-from prefopt.accounting import CALLED
-from prefopt.finished import Finished, Result, find_results, read_runs
+from prefopt.runs.accounting import CALLED
+from prefopt.runs.records import Finished, Result, find_results, read_runs
 from prefopt.statistics import Difference, Mean, at_kl, bootstrap_t, differences, interquartile_mean, rigid, student
 from prefopt.support.errors import PrefoptError, nearest
 
@@ -69,7 +69,7 @@ class Comparison:
         primary: the family: all arms × the primary metric.
         others: exploratory, each its own family; the primary metric's other reading comes first.
         runs: every run, also those that failed.
-        costs: of an arm, means over its runs that trained at all, by the fields of `prefopt.accounting.Spent`; NaN where none says.
+        costs: of an arm, means over its runs that trained at all, by the fields of `Spent`; NaN where none says.
         wins: for arm and other, how often the arm's sample has the higher gold score, prompt by prompt; over seeds.
         confounds: what differs between arms beside what was meant to.
         notes: what a reader has to know: failures, stops, seeds that did not vary.

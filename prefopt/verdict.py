@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prefopt.finished import Finished
+from prefopt.runs.records import Finished
 
 if TYPE_CHECKING:
     from prefopt.comparison import Row, Table

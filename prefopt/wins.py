@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from prefopt.finished import Finished
+from prefopt.runs.records import Finished
 from prefopt.statistics import Mean, student
 
 

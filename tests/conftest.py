@@ -23,9 +23,8 @@ os.environ |= {
 from jaxtyping import install_import_hook
 
 # Before anything of prefopt is imported: every call in every test checks these modules' shapes.
-SHAPED = (
-    "evaluation.calibration objectives.maths objectives.parts objectives.online.advantage objectives.online.surrogate policy.head"
-)
+SHAPED = """evaluation.calibration objectives.maths objectives.parts objectives.online.advantage objectives.online.surrogate
+policy.head"""
 install_import_hook([f"prefopt.{module}" for module in SHAPED.split()], "beartype.beartype")
 
 import pytest
@@ -36,6 +35,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from prefopt import Batch
 
 torch.set_num_threads(1)
+
+pytest_plugins = ["_judging"]
 
 TEXT = """</s> <unk> <tool> . , the a film food view room is was seems very not good bad fine dull bright grim great awful
 slow quick warm cold and but"""

@@ -10,7 +10,7 @@ from scipy import stats
 import prefopt
 from prefopt import PrefoptError
 from prefopt.comparison import Result, compare
-from prefopt.finished import find_results
+from prefopt.runs.records import find_results
 
 BASE = [0.0, 0.1, 0.2, 0.1]
 

@@ -12,7 +12,7 @@ import torch
 
 from prefopt import label
 from prefopt.feedback.judges import Local, Question, load_rubric
-from prefopt.labelling.recipe import LabelRecipe
+from prefopt.runs.label.recipe import LabelRecipe
 
 MODEL = str(Path("~/.cache/prefopt-assets/smollm2-135m-instruct").expanduser())
 RUNS = Path("runs") / "constitutional"

@@ -91,7 +91,7 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
     """A run's trainer, from its first step to its last: what `prefopt run` does between its two evaluations."""
     from rich.console import Console
 
-    from prefopt.runs import Run
+    from prefopt.runs.run import Run
     from prefopt.support.allocator import keep_freed_memory
     from prefopt.support.profile import profiling
 

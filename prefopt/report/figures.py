@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prefopt.comparison import Comparison
-from prefopt.finished import Finished
 from prefopt.report.style import INK, Look, looks, rc, svg
+from prefopt.runs.records import Finished
 from prefopt.verdict import named
 
 WIDTH = 4.7

@@ -10,11 +10,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from prefopt.accounting import CALLED
 from prefopt.comparison import Comparison
-from prefopt.finished import Finished
 from prefopt.report import tables
 from prefopt.report.figures import draw
+from prefopt.runs.accounting import CALLED
+from prefopt.runs.records import Finished
 from prefopt.verdict import named
 
 PROMPTS = 8

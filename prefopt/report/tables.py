@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from prefopt.accounting import CALLED
 from prefopt.comparison import Comparison, Row, Table
+from prefopt.runs.accounting import CALLED
 from prefopt.statistics import Mean
 from prefopt.verdict import named
 

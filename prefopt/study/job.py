@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from prefopt import recipe
-from prefopt.labelling.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.recipe import Recipe
+from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Job(_Made):
         Raises:
             PrefoptError: a recipe, data or model that will not do.
         """
-        from prefopt.plan import plan
+        from prefopt.runs.planning import plan
 
         plan(self.recipe)
 
     def drifted(self) -> list[str]:
         """The fields in which what is in the folder was begun with another recipe."""
-        from prefopt.runs import saved_recipe
+        from prefopt.runs.run import saved_recipe
 
         if not (self.folder / "recipe.yaml").exists():
             return []
@@ -66,7 +66,7 @@ class Job(_Made):
 
     def make(self, console: Console) -> None:
         """Begin it, or go on from its last checkpoint; without one, begin again in the same folder."""
-        from prefopt.runs import run
+        from prefopt.runs.run import run
 
         run(self.recipe, self.folder, resume=(self.folder / "recipe.yaml").exists(), console=console)
 
@@ -89,7 +89,7 @@ class Labels(_Made):
         Raises:
             PrefoptError: a feedback, data or model that will not do.
         """
-        from prefopt.labelling.run import rows_of
+        from prefopt.runs.label.labelling import rows_of
 
         rows_of(self.recipe)
 
@@ -100,7 +100,7 @@ class Labels(_Made):
 
     def make(self, console: Console) -> None:
         """Begin it, or go on after what is labelled already."""
-        from prefopt.labelling.run import label
+        from prefopt.runs.label.labelling import label
 
         label(self.recipe, self.folder, console)
 

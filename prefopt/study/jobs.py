@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import yaml
 
 from prefopt import recipe
-from prefopt.accounting import labels_per_prompt
-from prefopt.labelling.recipe import LabelRecipe
 from prefopt.recipe import Recipe, Section, Wandb
+from prefopt.runs.accounting import labels_per_prompt
+from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.study.job import Job, Labels, Piece
 from prefopt.study.spec import CHANCES, Study, Varied
 from prefopt.support.errors import PrefoptError

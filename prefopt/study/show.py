@@ -108,8 +108,8 @@ def _estimate(missing: Sequence[Piece], jobs: int) -> str:
 
 def rehearsed(job: Job) -> float:
     """Seconds that a run may take: its start, its steps and its evaluations, each measured on a small run of the same recipe."""
-    from prefopt.plan import plan
-    from prefopt.runs import Run
+    from prefopt.runs.planning import plan
+    from prefopt.runs.run import Run
 
     steps, small = plan(job.recipe).steps, _small(job.recipe)
     with tempfile.TemporaryDirectory() as folder:

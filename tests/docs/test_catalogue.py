@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from make import MARKER, pages
-from prefopt.labelling import LabelRecipe
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import default_needs, entries, entry, needs_in_words
 from prefopt.recipe import Recipe, describe
+from prefopt.runs.label import LabelRecipe
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 

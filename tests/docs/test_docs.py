@@ -14,7 +14,7 @@ from prefopt.feedback import FEEDBACKS, SHAPES
 from prefopt.objectives import CATALOGUE, GRPO
 from prefopt.objectives.contract import make_case
 from prefopt.recipe import Feedback, load_recipe
-from prefopt.runs import run
+from prefopt.runs.run import run
 from prefopt.sources.diagnostics import RolloutDiagnostics
 
 DOCS = Path(__file__).parents[2] / "docs"

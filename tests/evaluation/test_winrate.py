@@ -16,8 +16,8 @@ from prefopt.data import formats, tokenise
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.intervals import Observations, estimate
 from prefopt.evaluation.win_rates import Contest, Sample, length_controlled, rates, stored, wins
-from prefopt.inspection import evaluate, trained
 from prefopt.policy import Policy, Reference
+from prefopt.runs.inspecting import evaluate, trained
 from prefopt.types import Verdict
 
 
@@ -223,7 +223,7 @@ def test_another_run_may_be_the_opponent(home):
     ],
 )
 def test_contests_that_cannot_be_are_refused_before_the_policy_is_loaded(home, overrides, words, monkeypatch):
-    monkeypatch.setattr("prefopt.runs.load_policy", None)
+    monkeypatch.setattr("prefopt.runs.run.load_policy", None)
     with pytest.raises(PrefoptError, match=words):
         run(load_recipe(home / "recipe.yaml", [o.replace("{home}", str(home)) for o in overrides]), home / "never")
 

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.feedback import RewardModel
-from prefopt.inspection import evaluate, trained
 from prefopt.policy import load_policy
 from prefopt.recipe import Policy
+from prefopt.runs.inspecting import evaluate, trained
 from prefopt.support.fingerprints import fingerprint_weights
 
 
@@ -58,7 +58,7 @@ def test_a_reward_model_measures_samples(home):
     ],
 )
 def test_recipes_that_cannot_be_are_refused_before_the_policy_is_loaded(home, overrides, words, monkeypatch):
-    monkeypatch.setattr("prefopt.runs.load_policy", None)
+    monkeypatch.setattr("prefopt.runs.run.load_policy", None)
     settings = load_recipe(home / "recipe.yaml", [text.replace("{home}", str(home)) for text in overrides])
     with pytest.raises(PrefoptError, match=words):
         run(settings, home / "never")

@@ -13,8 +13,8 @@ from _tiny import WORDS, tiny_model, tiny_pairs
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from prefopt import PrefoptError, load_recipe, run
-from prefopt.plan import plan
 from prefopt.policy.encoder import Encoder
+from prefopt.runs.planning import plan
 
 RPO = "prefopt.objectives.preference.rpo:RPO"
 

@@ -9,8 +9,8 @@ from test_segments import keys_of, put
 from prefopt import Needs, cli
 from prefopt.cli import main
 from prefopt.policy import load_policy, make_reference
-from prefopt.progress import size
 from prefopt.recipe import Policy, Reference
+from prefopt.runs.results import size
 from prefopt.support.caches import cache_folder, clear, kept, verified
 from prefopt.support.disk_store import Store, segments
 

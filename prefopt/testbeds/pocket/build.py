@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefopt.recipe import Recipe
-from prefopt.runs import run
+from prefopt.runs.run import run
 
 from .language import FOLDER, tokenizer, untrained
 from .marks import marks

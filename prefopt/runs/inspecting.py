@@ -13,10 +13,10 @@ from prefopt.evaluation.evaluator import Evaluation, Evaluator, decoded, distinc
 from prefopt.evaluation.win_rates import contest
 from prefopt.feedback import make_feedback
 from prefopt.objectives import load_objective
-from prefopt.plan import plan
 from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
-from prefopt.progress import show_data
-from prefopt.runs import saved_recipe
+from prefopt.runs.planning import plan
+from prefopt.runs.progress import show_data
+from prefopt.runs.run import saved_recipe
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import make_accelerator

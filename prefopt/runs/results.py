@@ -1,134 +1,25 @@
-"""What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
+"""What a person sees at the end: results, labels, caches, and where the time went."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from prefopt.runs.progress import in_decimals, show_labelling
+
 if TYPE_CHECKING:
-    from prefopt.data.tokenising import Report
-    from prefopt.labelling import LabelResult
-    from prefopt.runs import RunResult
+    from prefopt.runs.label import LabelResult
+    from prefopt.runs.run import RunResult
     from prefopt.support.caches import Kept
     from prefopt.support.profile import Clock, Section
-    from prefopt.training.loop import Step
     from prefopt.types import Estimate
 
-Item = TypeVar("Item")
 
 WIDE = 110
 """Columns from which results have the room to show every interval."""
-
-
-def show_data(console: Console, name: str, report: "Report") -> None:
-    """A line on one part of the data, and one for each thing that was dropped or cut."""
-    (prompt, prompt_most), (completion, completion_most) = report.prompt_tokens, report.completion_tokens
-    rows = f"{report.kept}" if report.kept == report.examples else f"{report.kept} of {report.examples}"
-    lengths = f"prompts {prompt} (≤ {prompt_most}), completions {completion} (≤ {completion_most}) tokens"
-    console.print(f"  {name:<11}{rows:>6} rows · {lengths if report.kept else 'none'}", highlight=False)
-    for what, count in sorted(report.counts.items()):
-        show_count(console, count, what)
-
-
-def show_count(console: Console, count: int, what: str) -> None:
-    """Something that was dropped, cut or kept, and how often."""
-    console.print(f"  {'':<11}{count:>6} {what}", style="yellow", highlight=False)
-
-
-def show_example(console: Console, example: Text, lines: int = 16) -> None:
-    """One row as the model sees it; the middle of a long one is left out."""
-    wrapped = list(example.wrap(console, max(console.width - 2, 20)))
-    while wrapped and not wrapped[-1].plain.strip():
-        wrapped.pop()
-    if len(wrapped) > lines + 2:
-        gap = Text(f"… {len(wrapped) - lines} lines …", style="dim italic")
-        wrapped = [*wrapped[: lines // 2], gap, *wrapped[-lines // 2 :]]
-    console.print(Text("first training row; ⟦what the loss counts⟧", style="dim"))
-    for line in wrapped:
-        console.print(Text("  ") + line, soft_wrap=True)
-
-
-def shown(steps: "Iterable[Step]", total: int, console: Console, done: int = 0) -> "Iterator[Step]":
-    """The same steps, with loss, reward margin, tokens/s and time left shown as they pass.
-
-    Args:
-        steps: a trainer.
-        total: how many there will be.
-        console: where to show them.
-        done: steps that a resumed run has behind it.
-    """
-    yield from followed(steps, total, console, "step", lambda step: (step.number, _numbers(step)), done)
-
-
-def followed(
-    items: Iterable[Item],
-    total: int,
-    console: Console,
-    word: str,
-    told: Callable[[Item], tuple[int, str]],
-    done: int = 0,
-) -> Iterator[Item]:
-    """The same items, shown as they pass, with the time left.
-
-    Args:
-        items: what is done, piece by piece.
-        total: how much there will be.
-        console: where to show it; one that is no terminal gets about ten plain lines instead of a bar.
-        word: what is counted.
-        told: how much is done with an item, and what is to be said then.
-        done: how much was done before.
-    """
-    if not total:  # nothing to follow: a run that is measured and not trained
-        yield from items
-        return
-    if not console.is_terminal:
-        next_line = (done * 10 // total + 1) * total / 10
-        for item in items:
-            number, words = told(item)
-            if number == total or number >= next_line:
-                next_line = (number * 10 // total + 1) * total / 10
-                console.print(f"{word} {number}/{total} · {words}", highlight=False, soft_wrap=True)
-            yield item
-        return
-    columns = (
-        BarColumn(bar_width=max(8, min(30, console.width - 70))),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(word, total=total, completed=done, numbers="")
-        for item in items:
-            number, words = told(item)
-            progress.update(task, completed=number, numbers=words)
-            yield item
-
-
-def show_validation(console: Console, step: int, estimates: "Mapping[str, Estimate]") -> None:
-    """A line, above the bar, on an evaluation in the middle of a run."""
-    numbers = [
-        f"{name} {_number(estimates[name].value)}" for name in ("gold", "accuracy", "nll", "kl") if name in estimates
-    ]
-    console.print(f"validation at step {step}: {' · '.join(numbers)}", highlight=False, soft_wrap=True)
-
-
-def show_limit(console: Console, step: int, what: str) -> None:
-    """A line, above the bar, on a metric that has left its bounds."""
-    console.print(f"step {step}: {what}", style="bold yellow", highlight=False, soft_wrap=True)
-
-
-def _numbers(step: "Step") -> str:
-    parts = [f"loss {step.metrics['loss']:.4f}"]
-    watched = {name: step.metrics.get(f"rollouts/{name}") for name in ("reward", "kl")}
-    parts += [f"{name} {value:+.3f}" for name, value in watched.items() if value is not None]
-    if "rewards/margin" in step.metrics:
-        parts.append(f"margin {step.metrics['rewards/margin']:+.3f}")
-    return " · ".join([*parts, f"{step.tokens / max(step.seconds, 1e-9):,.0f} tokens/s"])
 
 
 def show_result(console: Console, result: "RunResult", rows: int, confidence: float) -> None:
@@ -163,7 +54,7 @@ def _table(result: "RunResult", rows: int, confidence: float, wide: bool) -> Tab
             Text(interval(change, signed=True), style="bold" if sure else ""),
         )
     for name, (old, new) in result.numbers.items():
-        table.add_row(name, _number(old), _number(new), _number(new - old, signed=True))
+        table.add_row(name, in_decimals(old), in_decimals(new), in_decimals(new - old, signed=True))
     return table
 
 
@@ -172,22 +63,15 @@ def _estimate(e: "Estimate | None", wide: bool) -> str:
         return ""
     if wide:
         return interval(e)
-    return _number(e.value) + (f" ±{_number((e.high - e.low) / 2)}" if e.low == e.low else "")
+    return in_decimals(e.value) + (f" ±{in_decimals((e.high - e.low) / 2)}" if e.low == e.low else "")
 
 
 def interval(e: "Estimate | None", signed: bool = False) -> str:
     """`value [low, high]`, as rich text sees it when it is not markup."""
     if e is None:
         return ""
-    ends = f" [{_number(e.low, signed)}, {_number(e.high, signed)}]" if e.low == e.low else ""
-    return _number(e.value, signed) + ends
-
-
-def _number(value: float, signed: bool = False) -> str:
-    """Three decimals, fewer for large numbers; never a negative zero."""
-    decimals = 3 if abs(value) < 100 else 1
-    value = round(value, decimals) + 0.0
-    return f"{value:{'+' if signed and value else ''}.{decimals}f}"
+    ends = f" [{in_decimals(e.low, signed)}, {in_decimals(e.high, signed)}]" if e.low == e.low else ""
+    return in_decimals(e.value, signed) + ends
 
 
 def show_evaluation(
@@ -200,13 +84,8 @@ def show_evaluation(
     for name, e in estimates.items():
         table.add_row(name, Text(interval(e)), str(e.prompts))
     for name, value in numbers.items():
-        table.add_row(name, _number(value), "")
+        table.add_row(name, in_decimals(value), "")
     console.print(table)
-
-
-def show_labelling(spent: Mapping[str, float]) -> str:
-    """What has been used so far, in words."""
-    return " · ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in spent.items()) or "no cost"
 
 
 def show_labelled(console: Console, result: "LabelResult") -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prefopt import recipe
-from prefopt.memory import Part, estimate_memory
-from prefopt.plan import Plan, plan
+from prefopt.runs.memory import Part, estimate_memory
+from prefopt.runs.planning import Plan, plan
 from prefopt.support.downloads import Downloads, noting_downloads
 
 GB = 1e9

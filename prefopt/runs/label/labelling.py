@@ -16,14 +16,14 @@ from rich.console import Console
 
 from prefopt.data import Example, Shelf, load_examples
 from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
-from prefopt.labelling.completions import Completions, Given, Written, to_label
-from prefopt.labelling.ledger import Ledger
-from prefopt.labelling.recipe import LabelRecipe, in_the_way, load_label_recipe
-from prefopt.labelling.rows import written_out
-from prefopt.manifest import circumstances, fingerprint_examples
 from prefopt.policy import check_sampler, find_model
-from prefopt.progress import followed, show_labelling
 from prefopt.recipe import Samples
+from prefopt.runs.label.completions import Completions, Given, Written, to_label
+from prefopt.runs.label.ledger import Ledger
+from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
+from prefopt.runs.label.rows import written_out
+from prefopt.runs.manifest import circumstances, fingerprint_examples
+from prefopt.runs.progress import followed, show_labelling
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 from prefopt.support.fingerprints import fingerprint_weights

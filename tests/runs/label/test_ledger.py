@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prefopt.labelling.ledger import Ledger
+from prefopt.runs.label.ledger import Ledger
 from prefopt.support.errors import PrefoptError
 
 

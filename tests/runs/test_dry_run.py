@@ -3,9 +3,9 @@
 import pytest
 
 from prefopt import load_recipe
-from prefopt.dry_run import dry_run, report
-from prefopt.memory import size_of
 from prefopt.policy import find_model, load_policy, load_tokenizer
+from prefopt.runs.dry_run import dry_run, report
+from prefopt.runs.memory import size_of
 from prefopt.support.errors import PrefoptError
 
 PAIRS = '{"prompt": "the film", "chosen": "was good", "rejected": "was bad"}\n'

@@ -6,7 +6,7 @@ import pytest
 from _tiny import tiny_recipe
 
 from prefopt import load_recipe
-from prefopt.accounting import Work, flops, labels_per_prompt
+from prefopt.runs.accounting import Work, flops, labels_per_prompt
 
 
 def test_flops_of_full_training_are_six_for_each_weight_and_token() -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefopt import recipe
-from prefopt.plan import Plan
 from prefopt.policy import find_model
+from prefopt.runs.planning import Plan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}

@@ -16,12 +16,12 @@ from _tiny import tiny_model, tiny_pairs
 
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.objectives import CATALOGUE
-from prefopt.plan import plan
 from prefopt.policy import load_policy, load_tokenizer
 from prefopt.recipe import Policy
+from prefopt.runs.planning import plan
 from prefopt.support.fingerprints import fingerprint_weights
 
-DRIFTING = Path(__file__).with_name("updates.py")
+DRIFTING = Path(__file__).parents[1] / "updates.py"
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""What tests of judges share: a scripted backend, rubric files, a chat tokenizer."""
+
 from dataclasses import dataclass, field
 
 import pytest

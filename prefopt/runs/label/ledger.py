@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.labelling.rows import Row, judged
+from prefopt.runs.label.rows import Row, judged
 from prefopt.support.errors import PrefoptError
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.labelling import LabelRecipe, load_label_recipe
-from prefopt.labelling.recipe import in_the_way
 from prefopt.recipe import describe
+from prefopt.runs.label import LabelRecipe, load_label_recipe
+from prefopt.runs.label.recipe import in_the_way
 from prefopt.support.errors import PrefoptError
 
 LEAST = "source: {data: d.jsonl}\nfeedback: lab:rule\n"

@@ -19,7 +19,7 @@ from prefopt.data import load_examples
 from prefopt.feedback import RewardModel
 from prefopt.testbeds.pocket import gold
 
-RECIPES = Path(__file__).parent.parent.parent / "recipes" / "pocket" / "rlaif"
+RECIPES = Path(__file__).parents[3] / "recipes" / "pocket" / "rlaif"
 
 RULES = '''
 import math
@@ -193,7 +193,7 @@ def test_a_budget_that_ends_and_a_bigger_one_that_goes_on(recipe_file, tmp_path)
     ],
 )
 def test_refused_before_anything_is_loaded(recipe_file, tmp_path, overrides, words, monkeypatch):
-    monkeypatch.setattr("prefopt.labelling.completions.load_policy", None)
+    monkeypatch.setattr("prefopt.runs.label.completions.load_policy", None)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n')
     places = {"{here}": str(tmp_path), "{pocket}": str(tmp_path / "prompts.jsonl")}
     for place, value in places.items():

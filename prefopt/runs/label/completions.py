@@ -11,11 +11,11 @@ from accelerate import Accelerator
 
 from prefopt.data import Example, Shelf, prompts, tokenise
 from prefopt.data.texts import plainly, texts
-from prefopt.labelling.recipe import LabelRecipe
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.parallel import draw
 from prefopt.recipe import Samples
+from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for

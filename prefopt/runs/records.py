@@ -47,7 +47,7 @@ class Finished:
         before: held-out numbers at step 0.
         after: held-out numbers at the end.
         history: lines of metrics.jsonl, in order.
-        costs: what training cost, as `prefopt.accounting.Spent` has it; empty where the run did not say.
+        costs: what training cost, as `prefopt.runs.accounting.Spent` has it; empty where the run did not say.
     """
 
     arm: str

@@ -16,16 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefopt import recipe
-from prefopt.accounting import Spent, Work, flops, labels_per_prompt
 from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
 from prefopt.evaluation.evaluator import Evaluation, Evaluator
 from prefopt.evaluation.win_rates import contest
 from prefopt.feedback import Shaped, make_feedback, reward_models
-from prefopt.manifest import manifest
 from prefopt.objectives.terms import Term
-from prefopt.plan import EMBEDDINGS, plan, to_train_on, wanted
 from prefopt.policy import (
     DIVERGENCES,
     Following,
@@ -41,7 +38,10 @@ from prefopt.policy import (
 )
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.encoder import embedded, load_encoder
-from prefopt.progress import show_count, show_data, show_example, show_limit, show_validation, shown
+from prefopt.runs.accounting import Spent, Work, flops, labels_per_prompt
+from prefopt.runs.manifest import manifest
+from prefopt.runs.planning import EMBEDDINGS, plan, to_train_on, wanted
+from prefopt.runs.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.sources.players import players
 from prefopt.sources.recorded import Recorded

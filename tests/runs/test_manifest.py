@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from prefopt.data import Tokenised
-from prefopt.manifest import fingerprint_plugins, fingerprint_rows, git_state, manifest
 from prefopt.recipe import load_recipe
+from prefopt.runs.manifest import fingerprint_plugins, fingerprint_rows, git_state, manifest
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.training.devices import make_accelerator
 

@@ -9,7 +9,7 @@ import torch
 
 from prefopt.data.formats import parse
 from prefopt.data.texts import texts
-from prefopt.labelling.rows import judged, plainly, preferences, written_out
+from prefopt.runs.label.rows import judged, plainly, preferences, written_out
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 

@@ -1,0 +1,136 @@
+"""What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from prefopt.data.tokenising import Report
+    from prefopt.training.loop import Step
+    from prefopt.types import Estimate
+
+Item = TypeVar("Item")
+
+
+def show_data(console: Console, name: str, report: "Report") -> None:
+    """A line on one part of the data, and one for each thing that was dropped or cut."""
+    (prompt, prompt_most), (completion, completion_most) = report.prompt_tokens, report.completion_tokens
+    rows = f"{report.kept}" if report.kept == report.examples else f"{report.kept} of {report.examples}"
+    lengths = f"prompts {prompt} (≤ {prompt_most}), completions {completion} (≤ {completion_most}) tokens"
+    console.print(f"  {name:<11}{rows:>6} rows · {lengths if report.kept else 'none'}", highlight=False)
+    for what, count in sorted(report.counts.items()):
+        show_count(console, count, what)
+
+
+def show_count(console: Console, count: int, what: str) -> None:
+    """Something that was dropped, cut or kept, and how often."""
+    console.print(f"  {'':<11}{count:>6} {what}", style="yellow", highlight=False)
+
+
+def show_example(console: Console, example: Text, lines: int = 16) -> None:
+    """One row as the model sees it; the middle of a long one is left out."""
+    wrapped = list(example.wrap(console, max(console.width - 2, 20)))
+    while wrapped and not wrapped[-1].plain.strip():
+        wrapped.pop()
+    if len(wrapped) > lines + 2:
+        gap = Text(f"… {len(wrapped) - lines} lines …", style="dim italic")
+        wrapped = [*wrapped[: lines // 2], gap, *wrapped[-lines // 2 :]]
+    console.print(Text("first training row; ⟦what the loss counts⟧", style="dim"))
+    for line in wrapped:
+        console.print(Text("  ") + line, soft_wrap=True)
+
+
+def shown(steps: "Iterable[Step]", total: int, console: Console, done: int = 0) -> "Iterator[Step]":
+    """The same steps, with loss, reward margin, tokens/s and time left shown as they pass.
+
+    Args:
+        steps: a trainer.
+        total: how many there will be.
+        console: where to show them.
+        done: steps that a resumed run has behind it.
+    """
+    yield from followed(steps, total, console, "step", lambda step: (step.number, _numbers(step)), done)
+
+
+def followed(
+    items: Iterable[Item],
+    total: int,
+    console: Console,
+    word: str,
+    told: Callable[[Item], tuple[int, str]],
+    done: int = 0,
+) -> Iterator[Item]:
+    """The same items, shown as they pass, with the time left.
+
+    Args:
+        items: what is done, piece by piece.
+        total: how much there will be.
+        console: where to show it; one that is no terminal gets about ten plain lines instead of a bar.
+        word: what is counted.
+        told: how much is done with an item, and what is to be said then.
+        done: how much was done before.
+    """
+    if not total:  # nothing to follow: a run that is measured and not trained
+        yield from items
+        return
+    if not console.is_terminal:
+        next_line = (done * 10 // total + 1) * total / 10
+        for item in items:
+            number, words = told(item)
+            if number == total or number >= next_line:
+                next_line = (number * 10 // total + 1) * total / 10
+                console.print(f"{word} {number}/{total} · {words}", highlight=False, soft_wrap=True)
+            yield item
+        return
+    columns = (
+        BarColumn(bar_width=max(8, min(30, console.width - 70))),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(word, total=total, completed=done, numbers="")
+        for item in items:
+            number, words = told(item)
+            progress.update(task, completed=number, numbers=words)
+            yield item
+
+
+def show_validation(console: Console, step: int, estimates: "Mapping[str, Estimate]") -> None:
+    """A line, above the bar, on an evaluation in the middle of a run."""
+    numbers = [
+        f"{name} {in_decimals(estimates[name].value)}"
+        for name in ("gold", "accuracy", "nll", "kl")
+        if name in estimates
+    ]
+    console.print(f"validation at step {step}: {' · '.join(numbers)}", highlight=False, soft_wrap=True)
+
+
+def show_limit(console: Console, step: int, what: str) -> None:
+    """A line, above the bar, on a metric that has left its bounds."""
+    console.print(f"step {step}: {what}", style="bold yellow", highlight=False, soft_wrap=True)
+
+
+def _numbers(step: "Step") -> str:
+    parts = [f"loss {step.metrics['loss']:.4f}"]
+    watched = {name: step.metrics.get(f"rollouts/{name}") for name in ("reward", "kl")}
+    parts += [f"{name} {value:+.3f}" for name, value in watched.items() if value is not None]
+    if "rewards/margin" in step.metrics:
+        parts.append(f"margin {step.metrics['rewards/margin']:+.3f}")
+    return " · ".join([*parts, f"{step.tokens / max(step.seconds, 1e-9):,.0f} tokens/s"])
+
+
+def show_labelling(spent: Mapping[str, float]) -> str:
+    """What has been used so far, in words."""
+    return " · ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in spent.items()) or "no cost"
+
+
+def in_decimals(value: float, signed: bool = False) -> str:
+    """Three decimals, fewer for large numbers; never a negative zero."""
+    decimals = 3 if abs(value) < 100 else 1
+    value = round(value, decimals) + 0.0
+    return f"{value:{'+' if signed and value else ''}.{decimals}f}"
