@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt import objectives
-    from prefopt.comparison import Comparison, compare
     from prefopt.objectives import load_objective
     from prefopt.objectives.contract import check_objective
     from prefopt.objectives.maths import pair_metrics
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from prefopt.runs.label import LabelRecipe, LabelResult, label, load_label_recipe
     from prefopt.runs.run import RunResult, run
     from prefopt.study import Study, load_study, run_study
+    from prefopt.study.comparison.compare import compare
+    from prefopt.study.comparison.tables import Comparison
     from prefopt.support.errors import PrefoptError
     from prefopt.types import (
         Adaptive,
@@ -77,13 +78,13 @@ __all__ = [
 _HOMES = {
     "LabelRecipe": "runs.label",
     "LabelResult": "runs.label",
-    "Comparison": "comparison",
+    "Comparison": "study.comparison.tables",
     "PrefoptError": "support.errors",
     "Recipe": "recipe",
     "RunResult": "runs.run",
     "Study": "study",
     "check_objective": "objectives.contract",
-    "compare": "comparison",
+    "compare": "study.comparison.compare",
     "evaluate_loss": "objectives.terms",
     "label": "runs.label",
     "load_label_recipe": "runs.label",

@@ -90,7 +90,7 @@ def study(options: argparse.Namespace) -> None:
     if not options.dry_run:
         run_study(settings, options.out, options.jobs, out)
         return
-    from prefopt.study.show import show_plan
+    from prefopt.study.showing import show_plan
 
     planned = Jobs(settings, place_of(settings, options.out))
     with sharing():
@@ -164,10 +164,10 @@ def label(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """`prefopt report`."""
-    from prefopt.comparison import compare
-    from prefopt.controls import claim, confounds
     from prefopt.runs.records import find_results
-    from prefopt.study.report import compared, put_down
+    from prefopt.study.comparison.compare import compare
+    from prefopt.study.comparison.confounds import claim, confounds
+    from prefopt.study.reporting import compared, put_down
     from prefopt.study.spec import load_study
 
     results = find_results(options.folders)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from prefopt.statistics import bonferroni, half_widths
+from prefopt.study.comparison.statistics import bonferroni, half_widths
 
 REPEATS = 10_000
 SEEDS = (3, 5, 8, 10)

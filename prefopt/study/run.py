@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from prefopt.comparison import AT_KL
+from prefopt.study.comparison.tables import AT_KL
 from prefopt.study.execute import Executor, Outcome, Workers, failed, one_by_one
 from prefopt.study.job import Piece, finished
 from prefopt.study.jobs import Jobs, changed_declarations
-from prefopt.study.report import Result, write_report
+from prefopt.study.reporting import Result, write_report
 from prefopt.study.spec import Study
 from prefopt.study.tracked import log_comparison
 from prefopt.study.tuning import chosen, trials, tune, tuned_arms

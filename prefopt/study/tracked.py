@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.comparison import AT_KL, Comparison
-from prefopt.report.figures import draw
+from prefopt.study.comparison.tables import AT_KL, Comparison
 from prefopt.study.jobs import Jobs
-from prefopt.study.report import Result
+from prefopt.study.report.figures import draw
+from prefopt.study.reporting import Result
 from prefopt.support.logs import silence_telemetry
 from prefopt.training.trackers import WandbRun
 

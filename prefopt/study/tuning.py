@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prefopt.comparison import AT_KL
+from prefopt.study.comparison.tables import AT_KL
 from prefopt.study.execute import Executor, Outcome
 from prefopt.study.job import Job
 from prefopt.study.jobs import Jobs

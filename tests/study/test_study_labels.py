@@ -10,13 +10,13 @@ from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
 from prefopt import PrefoptError, load_label_recipe
-from prefopt.controls import confounds
 from prefopt.study import Study, load_study, run_study
+from prefopt.study.comparison.confounds import confounds
 from prefopt.study.execute import attempt
 from prefopt.study.job import Labels, finished
 from prefopt.study.jobs import Jobs
 from prefopt.study.run import check
-from prefopt.study.show import show_plan
+from prefopt.study.showing import show_plan
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 QUIET = Console(quiet=True)

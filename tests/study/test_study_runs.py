@@ -15,11 +15,11 @@ from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
 from prefopt import PrefoptError
-from prefopt.controls import claim, confounds, varied
 from prefopt.study import Study, run_study
+from prefopt.study.comparison.confounds import claim, confounds, varied
 from prefopt.study.execute import Workers
 from prefopt.study.jobs import Jobs
-from prefopt.study.report import Result
+from prefopt.study.reporting import Result
 
 QUIET = Console(quiet=True)
 LIMITED = {"train.limits": {"nonsense": [0, 1]}}

@@ -6,12 +6,12 @@ import pytest
 from _tiny import tiny_recipe
 
 from prefopt import PrefoptError, load_recipe
-from prefopt.controls import said
 from prefopt.objectives import LNDPO
 from prefopt.recipe import describe
 from prefopt.study import Study, load_study
+from prefopt.study.comparison.confounds import said
 from prefopt.study.jobs import Jobs
-from prefopt.study.show import flat, with_defaults
+from prefopt.study.showing import flat, with_defaults
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

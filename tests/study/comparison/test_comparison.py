@@ -9,8 +9,8 @@ from scipy import stats
 
 import prefopt
 from prefopt import PrefoptError
-from prefopt.comparison import Result, compare
 from prefopt.runs.records import find_results
+from prefopt.study.comparison.compare import Result, compare
 
 BASE = [0.0, 0.1, 0.2, 0.1]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prefopt.runs.records import Finished
 
 if TYPE_CHECKING:
-    from prefopt.comparison import Row, Table
+    from prefopt.study.comparison.tables import Row, Table
 
 
 def sentence(table: "Table", runs: Sequence[Finished], better: str, confidence: float) -> str:

@@ -10,12 +10,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from prefopt.comparison import Comparison
-from prefopt.report import tables
-from prefopt.report.figures import draw
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import Finished
-from prefopt.verdict import named
+from prefopt.study.comparison.tables import Comparison
+from prefopt.study.comparison.verdict import named
+from prefopt.study.report import tables
+from prefopt.study.report.figures import draw
 
 PROMPTS = 8
 """Prompts whose samples are shown."""

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from prefopt.comparison import Comparison, Row, Table
 from prefopt.runs.accounting import CALLED
-from prefopt.statistics import Mean
-from prefopt.verdict import named
+from prefopt.study.comparison.statistics import Mean
+from prefopt.study.comparison.tables import Comparison, Row, Table
+from prefopt.study.comparison.verdict import named
 
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.controls import IMMATERIAL, said, within
 from prefopt.objectives import load_objective
 from prefopt.recipe import Recipe
+from prefopt.study.comparison.confounds import IMMATERIAL, said, within
 from prefopt.study.job import Job, Piece
 from prefopt.study.jobs import Jobs
 from prefopt.study.run import in_words, waits

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prefopt.comparison import Comparison
-from prefopt.report.style import INK, Look, looks, rc, svg
 from prefopt.runs.records import Finished
-from prefopt.verdict import named
+from prefopt.study.comparison.tables import Comparison
+from prefopt.study.comparison.verdict import named
+from prefopt.study.report.style import INK, Look, looks, rc, svg
 
 WIDTH = 4.7
 """Inches: as wide as a telephone shows it, so that nothing becomes too small to read there."""

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 
 from prefopt.runs.records import Finished
-from prefopt.statistics import Mean, student
+from prefopt.study.comparison.statistics import Mean, student
 
 
 def matrix(runs: Sequence[Finished], arms: Sequence[str], confidence: float = 0.95) -> dict[tuple[str, str], Mean]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.statistics import (
+from prefopt.study.comparison.statistics import (
     at_kl,
     bonferroni,
     bootstrap_t,

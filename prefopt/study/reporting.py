@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.comparison import Comparison, Result, compare
-from prefopt.controls import claim, confounds
-from prefopt.report import show
-from prefopt.report import write_report as write_page
+from prefopt.study.comparison.compare import Result, compare
+from prefopt.study.comparison.confounds import claim, confounds
+from prefopt.study.comparison.tables import Comparison
+from prefopt.study.report import show
+from prefopt.study.report import write_report as write_page
 from prefopt.study.spec import Study
 from prefopt.support.errors import PrefoptError
 
