@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from prefopt.recipe.explaining import explain
+from prefopt.recipe.renamed import with_new_name, with_new_names
 from prefopt.recipe.schema import Recipe, Section, named_section
 from prefopt.support.errors import PrefoptError, nearest
 
@@ -90,7 +91,8 @@ def refined(tree: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> d
         PrefoptError: a dotted key leads through something that has no keys; begins with `where`.
     """
     merged = copy.deepcopy(dict(tree))
-    for key, value in copy.deepcopy(dict(fields)).items():
+    for key, value in with_new_names(copy.deepcopy(dict(fields)), where).items():
+        key = with_new_name(key, where)
         if key in WHOLE and isinstance(value, Mapping) and "name" not in value:
             for name, one in value.items():
                 _put(merged, f"{key}.{name}", one, f"{where}: `{key}.{name}`")
@@ -137,7 +139,7 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise PrefoptError(f"{file} must hold keys and values, got {found}")
     base = tree.pop("base", None)
-    tree = _absolute(_named(tree), file.resolve().parent)
+    tree = _absolute(_named(with_new_names(tree, str(file))), file.resolve().parent)
     if base is None:
         return tree
     if not isinstance(base, str):
@@ -187,7 +189,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
-    _put(tree, key.strip(), _absolute(_parse(text, repr(override)), Path.cwd()), repr(override))
+    key = with_new_name(key.strip(), repr(override))
+    value = with_new_names(_parse(text, repr(override)), repr(override), key)
+    _put(tree, key, _absolute(value, Path.cwd()), repr(override))
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:

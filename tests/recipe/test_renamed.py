@@ -1,0 +1,43 @@
+"""Recipes of the previous version load, and say what their keys are called now."""
+
+import pytest
+
+from prefopt.recipe import read
+from prefopt.recipe import renamed as names
+from prefopt.support.errors import PrefoptError
+
+
+@pytest.fixture(autouse=True)
+def one_renamed_key(monkeypatch):
+    monkeypatch.setattr(names, "RENAMED", {"source.players": "writers"})
+
+
+def test_a_file_with_an_old_key_is_read_by_its_new_name(tmp_path, caplog):
+    file = tmp_path / "old.yaml"
+    file.write_text("source: {players: [mismatched]}\nobjective: [{name: KTO, source: {players: [greedy]}}]\n")
+    tree = read(file)
+    assert tree["source"] == {"writers": ["mismatched"]}
+    assert tree["objective"][0]["source"] == {"writers": ["greedy"]}
+    assert "`source.players` is now called `writers`" in caplog.text and str(file) in caplog.text
+
+
+def test_an_override_with_an_old_key_sets_the_new_one(tmp_path, caplog):
+    file = tmp_path / "new.yaml"
+    file.write_text("source: {writers: [mismatched]}\n")
+    assert read(file, ["source.players=[greedy]"])["source"] == {"writers": ["greedy"]}
+    assert read(file, ["source={players: [greedy]}"])["source"] == {"writers": ["greedy"]}
+    assert "is now called `writers`" in caplog.text
+
+
+def test_the_same_word_elsewhere_keeps_its_name(tmp_path, caplog):
+    file = tmp_path / "mine.yaml"
+    file.write_text("objective: {name: Own, players: 2}\n")
+    assert read(file)["objective"] == {"name": "Own", "players": 2}
+    assert not caplog.text
+
+
+def test_both_names_are_refused(tmp_path):
+    file = tmp_path / "both.yaml"
+    file.write_text("source: {players: [greedy], writers: [greedy]}\n")
+    with pytest.raises(PrefoptError, match="`players` is now called `writers`, and both are given"):
+        read(file)
