@@ -1,7 +1,7 @@
-"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`. All rows are on a `Shelf`."""
+"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`. Rows are kept on disk (`DiskRows`)."""
 
 from prefopt.data.collating import collate
-from prefopt.data.disk_rows import Shelf
+from prefopt.data.disk_rows import DiskRows
 from prefopt.data.formats import FORMATS, Example, parse, prompts
 from prefopt.data.loading import load_examples
 from prefopt.data.splits import Split, split
@@ -9,9 +9,9 @@ from prefopt.data.tokenising import Report, Tokenised, preview, tokenise
 
 __all__ = [
     "FORMATS",
+    "DiskRows",
     "Example",
     "Report",
-    "Shelf",
     "Split",
     "Tokenised",
     "collate",

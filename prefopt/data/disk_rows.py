@@ -17,8 +17,8 @@ from torch import Tensor
 from prefopt.support.errors import PrefoptError
 
 
-class Placed(Protocol):
-    """Anything that messages can name, such as an `Example`."""
+class Located(Protocol):
+    """Anything whose origin error messages can name, such as an `Example`."""
 
     @property
     def where(self) -> str:
@@ -26,31 +26,31 @@ class Placed(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Placed)
+RowT = TypeVar("RowT", bound=Located)
 
 PROTOCOL = pickle.HIGHEST_PROTOCOL
 
-_COUNT = count()
-"""Numbers of files; none is given twice."""
+_FILE_NUMBERS = count()
+"""Numbers of files; each is used once in a process."""
 
 
-class Shelf(Sequence[T]):
-    """Rows that were written once, in order, and are read when they are asked for; what is read is a new object, equal to the old.
+class DiskRows(Sequence[RowT]):
+    """A sequence of rows in a temporary file. Each row is written once; indexing reads it and returns a new, equal object.
 
-    A slice or a selection is a shelf, too, which reads the same file. The file has no name: no other process can open it, and it
-    goes with the last shelf that reads it.
+    A slice or a selection is again a `DiskRows`, which reads the same file. The file has no name, so no other process can open it;
+    it is deleted when the last `DiskRows` that reads it is.
 
-    Rows are pickled one by one and read by position, rather than memory-mapped as Arrow: a column may hold anything, threads and
-    forks read side by side, and what was read once does not count as memory of the process.
+    Rows are pickled one by one and read by position, rather than memory-mapped as Arrow: a column may hold anything that can be
+    pickled, threads and forks can read at the same time, and pages that were read do not count as memory of the process.
     """
 
-    def __init__(self, file: "_File[T]", numbers: range | array) -> None:
+    def __init__(self, file: "_File[RowT]", numbers: range | array) -> None:
         self._file = file
         self._numbers = numbers
 
     @classmethod
-    def of(cls, rows: Iterable[T]) -> Self:
-        """These rows, taken one by one; those that are on a shelf already stay where they are.
+    def of(cls, rows: Iterable[RowT]) -> Self:
+        """Write rows one by one; a `DiskRows` is returned as it is.
 
         Raises:
             PrefoptError: the disk is full, or a row cannot be pickled.
@@ -64,15 +64,15 @@ class Shelf(Sequence[T]):
         return len(self._numbers)
 
     @overload
-    def __getitem__(self, at: int) -> T: ...
+    def __getitem__(self, at: int) -> RowT: ...
     @overload
     def __getitem__(self, at: slice) -> Self: ...
-    def __getitem__(self, at: int | slice) -> T | Self:
+    def __getitem__(self, at: int | slice) -> RowT | Self:
         if isinstance(at, slice):
             return type(self)(self._file, self._numbers[at])
         return self._file.read(self._numbers[at])
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[RowT]:
         return map(self._file.read, self._numbers)
 
     def select(self, numbers: Iterable[int]) -> Self:
@@ -81,40 +81,40 @@ class Shelf(Sequence[T]):
 
     @property
     def identity(self) -> Hashable:
-        """The same for shelves of the same rows of one file, and for no others in this process."""
+        """A key that is equal for the same rows of one file in the same order, and for nothing else in this process."""
         return self._file.number, blake2b(array("Q", self._numbers), digest_size=16).digest()
 
 
-class _File(Generic[T]):
+class _File(Generic[RowT]):
     """Pickled rows, one after another.
 
     Attributes:
-        number: no other file has it.
-        ends: where each row ends, after a 0.
+        number: unique to this file within the process.
+        ends: byte offsets: 0, then the end of each row.
     """
 
-    def __init__(self, rows: Iterable[T]) -> None:
-        self.number = next(_COUNT)
+    def __init__(self, rows: Iterable[RowT]) -> None:
+        self.number = next(_FILE_NUMBERS)
         self.ends = array("Q", [0])
-        with self._room_needed():
+        with self._disk_errors():
             self._opened = tempfile.TemporaryFile(prefix="prefopt-rows-")  # noqa: SIM115
         weakref.finalize(self, self._opened.raw.close)  # the raw file: by then there is nothing left to be written
         for row in rows:
             record = _pickled(row)
-            with self._room_needed():
+            with self._disk_errors():
                 self._opened.write(record)
             self.ends.append(self.ends[-1] + len(record))
-        with self._room_needed():
+        with self._disk_errors():
             self._opened.flush()
 
-    def read(self, number: int) -> T:
-        """A row."""
+    def read(self, number: int) -> RowT:
+        """The row with this number, unpickled."""
         start, end = self.ends[number], self.ends[number + 1]
-        row: T = pickle.loads(os.pread(self._opened.fileno(), end - start, start))
+        row: RowT = pickle.loads(os.pread(self._opened.fileno(), end - start, start))
         return row
 
     @contextmanager
-    def _room_needed(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -127,16 +127,16 @@ class _File(Generic[T]):
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        """A tensor alone: one that is a part of a larger one would be written with all of it."""
+        """Copy a tensor first: a view would otherwise be pickled with its whole storage."""
         return value.detach().clone().__reduce_ex__(PROTOCOL) if isinstance(value, Tensor) else NotImplemented
 
 
-def _pickled(row: Placed) -> bytes:
-    written = io.BytesIO()
+def _pickled(row: Located) -> bytes:
+    buffer = io.BytesIO()
     try:
-        _Pickler(written, PROTOCOL).dump(row)
-    except Exception as error:  # what cannot be pickled raises whatever it likes
+        _Pickler(buffer, PROTOCOL).dump(row)
+    except Exception as error:  # pickling raises exceptions of many kinds
         raise PrefoptError(
-            f"{row.where}: rows are kept on disk, and this one cannot be ({error}): give text, numbers, lists, dicts or arrays"
+            f"{row.where}: rows are kept on disk, and this one cannot be pickled ({error}); give text, numbers, lists or arrays"
         ) from error
-    return written.getvalue()
+    return buffer.getvalue()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefopt.data.disk_rows import Shelf
+from prefopt.data.disk_rows import DiskRows
 from prefopt.data.formats import Example, parse, recognise
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
@@ -28,7 +28,7 @@ def load_examples(
     split: str | None = None,
     folder: Path | None = None,
     adapt: str | None = None,
-) -> Shelf[Example]:
+) -> DiskRows[Example]:
     """The examples of a data set, read one after another and kept on disk.
 
     Args:
@@ -48,7 +48,7 @@ def load_examples(
     if not parts:
         raise PrefoptError("data is an empty list; name at least one file, function or data set")
     change = None if adapt is None else _function(adapt, folder)
-    examples = Shelf.of(
+    examples = DiskRows.of(
         example
         for part in parts
         for rows in _sources(str(part), arguments, split, folder)

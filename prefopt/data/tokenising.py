@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.text import Text
 
-from prefopt.data.disk_rows import Shelf
+from prefopt.data.disk_rows import DiskRows
 from prefopt.data.formats import Completion, Example, Matrix, select_matrix
 from prefopt.data.texts import _decode
 from prefopt.support.errors import PrefoptError
@@ -133,7 +133,7 @@ def tokenise(
     max_completion: int | None = None,
     *,
     fewest: int = 1,
-) -> tuple[Shelf[Tokenised], Report]:
+) -> tuple[DiskRows[Tokenised], Report]:
     """Examples as tokens, kept on disk, and a report of what was dropped and cut.
 
     Prompts that are too long lose their beginning (a BOS stays), completions that are too long their end, EOS included.
@@ -174,7 +174,7 @@ def tokenise(
                 completion_lengths.update(map(len, row.completion_ids))
                 yield row
 
-    rows = Shelf.of(written())
+    rows = DiskRows.of(written())
     lengths = _typical(prompt_lengths), _typical(completion_lengths)
     return rows, Report(len(examples), len(rows), dict(+counts), *lengths)
 

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import Shelf, Tokenised
+from prefopt.data import DiskRows, Tokenised
 from prefopt.policy.loading import load_backbone, load_tokenizer
 from prefopt.support.caches import cache_folder
 from prefopt.support.fingerprints import fingerprint_weights
@@ -97,7 +97,7 @@ def load_encoder(spec: recipe.Embeddings, policy: recipe.Policy) -> Encoder:
     return Encoder(load_backbone(named, head=False).eval(), load_tokenizer(named), spec.max_tokens, spec.batch_size)
 
 
-def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = None) -> Shelf[Tokenised]:
+def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = None) -> DiskRows[Tokenised]:
     """The rows with the column `embeddings`, a NumPy array [D] each.
 
     Args:
@@ -106,13 +106,13 @@ def embedded(rows: Sequence[Tokenised], encoder: Encoder, folder: Path | None = 
         folder: where embeddings are kept, by what the encoder is and what it read; `cache_folder("embeddings")` unless given.
     """
     if not rows:
-        return Shelf.of(rows)
+        return DiskRows.of(rows)
     read = encoder.ids(rows)
     distinct = sorted(set(read))
     places = {ids: place for place, ids in enumerate(distinct)}
     found = _kept(distinct, encoder, cache_folder("embeddings") if folder is None else folder).numpy()
     columns = ({**row.columns, "embeddings": found[places[ids]]} for row, ids in zip(rows, read, strict=True))
-    return Shelf.of(
+    return DiskRows.of(
         dataclasses.replace(row, example=dataclasses.replace(row.example, columns=new))
         for row, new in zip(rows, columns, strict=True)
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prefopt import recipe
-from prefopt.data import Example, Shelf, Split, load_examples, prompts
+from prefopt.data import DiskRows, Example, Split, load_examples, prompts
 from prefopt.data.selecting import EMBED, project
 from prefopt.data.splits import divided
 from prefopt.evaluation.win_rates import stored
@@ -248,7 +248,7 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Examp
     return parts, sum(1 for _ in to_train_on(parts.train, needs, source))
 
 
-def _examples(data: recipe.Data) -> Shelf[Example]:
+def _examples(data: recipe.Data) -> DiskRows[Example]:
     files = [file for name in data.data for file in [name.partition(":")[0], *glob.glob(name, recursive=True)]]
     key = (data.model_dump_json(include={"data", "arguments", "hub_split", "adapt"}), *map(stamp, files))
     rows = shared(

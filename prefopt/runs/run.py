@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prefopt import recipe
-from prefopt.data import Example, Shelf, Tokenised, preview, tokenise
+from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
 from prefopt.evaluation.evaluator import Evaluation, Evaluator
@@ -297,16 +297,16 @@ class Run:
         self.accelerator.wait_for_everyone()
         return result
 
-    def _parts(self) -> dict[str, Shelf[Example]]:
+    def _parts(self) -> dict[str, DiskRows[Example]]:
         """Train, validation and test rows; of training rows for rollouts, their prompts."""
         parts, source, needs = self.plan.data._asdict(), self.settings.source, self.plan.wanted
         if source.rollouts is not None:
-            rows: Shelf[Example] = parts["train"]
+            rows: DiskRows[Example] = parts["train"]
             key = ("to train on", rows.identity, needs, source.ties, source.players)
-            parts["train"] = shared("examples", key, lambda: Shelf.of(to_train_on(rows, needs, source)))
+            parts["train"] = shared("examples", key, lambda: DiskRows.of(to_train_on(rows, needs, source)))
         return parts
 
-    def _tokenised(self, rows: Shelf[Example], tokenizer: Any, name: str) -> Shelf[Tokenised]:
+    def _tokenised(self, rows: DiskRows[Example], tokenizer: Any, name: str) -> DiskRows[Tokenised]:
         source = self.settings.source
         name_of = self.settings.policy.tokenizer or self.plan.model
         longest = (source.max_prompt_tokens, source.max_completion_tokens)
@@ -368,7 +368,7 @@ class Run:
         if source.rollouts is not None:
             return rows, columns
         counts: Counter[str] = Counter()
-        kept = Shelf.of(projected(rows, needs, source.ties, counts))
+        kept = DiskRows.of(projected(rows, needs, source.ties, counts))
         for reason, count in (+counts).items():
             show_count(self.console, count, reason)
         return kept, columns

@@ -30,7 +30,7 @@ def shared(kind: str, key: Hashable, make: Callable[[], T], copy: Callable[[T], 
 
     Args:
         kind: of result, one of `MOST`.
-        key: everything that the result depends on; rows go by the identity of their shelf.
+        key: everything that the result depends on; rows go by `DiskRows.identity`.
         make: a pure function.
         copy: makes what is handed out from what is kept.
     """

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from prefopt.data import Example, Shelf, prompts, tokenise
+from prefopt.data import DiskRows, Example, prompts, tokenise
 from prefopt.data.texts import plainly, texts
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.policy.decode.sampler import end_tokens
@@ -34,14 +34,14 @@ class Completions(Protocol):
         ...
 
 
-def to_label(examples: Shelf[Example], settings: LabelRecipe) -> Shelf[Example]:
+def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Example]:
     """What gets a row: distinct prompts for a policy to complete, or the data's rows.
 
     Raises:
         PrefoptError: nobody has written completions, or one is no single answer.
     """
     if settings.policy is not None:
-        return Shelf.of(islice(prompts(examples), settings.prompts))
+        return DiskRows.of(islice(prompts(examples), settings.prompts))
     rows = examples[: settings.prompts]
     for row in rows:
         if not row.size:

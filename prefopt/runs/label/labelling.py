@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from prefopt.data import Example, Shelf, load_examples
+from prefopt.data import DiskRows, Example, load_examples
 from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
 from prefopt.policy import check_sampler, find_model
 from prefopt.recipe import Samples
@@ -68,7 +68,7 @@ def label(settings: LabelRecipe, folder: str | Path, console: Console | None = N
     return Labelling(settings, Path(folder), console or Console(stderr=True)).finish()
 
 
-def rows_of(settings: LabelRecipe) -> Shelf[Example]:
+def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     """What it will label; refuses what can be known to be wrong before a model is loaded.
 
     Raises:

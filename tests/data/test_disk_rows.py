@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import Example, Shelf, load_examples, split, tokenise
+from prefopt.data import DiskRows, Example, load_examples, split, tokenise
 from prefopt.support.errors import PrefoptError
 
 
@@ -39,33 +39,33 @@ chosen = st.lists(
 @settings(deadline=None)
 def test_parts_of_parts_are_those_of_a_list(parts, at):
     rows = examples(12)
-    shelf = Shelf.of(rows)
+    stored = DiskRows.of(rows)
     for how, which in parts:
         if how == "slice":
-            rows, shelf = rows[which], shelf[which]
+            rows, stored = rows[which], stored[which]
         else:
             which = [number % len(rows) for number in which] if rows else []
-            rows, shelf = [rows[number] for number in which], shelf.select(which)
-    assert len(shelf) == len(rows) and bool(shelf) == bool(rows)
-    assert list(shelf) == rows and list(reversed(shelf)) == rows[::-1]
+            rows, stored = [rows[number] for number in which], stored.select(which)
+    assert len(stored) == len(rows) and bool(stored) == bool(rows)
+    assert list(stored) == rows and list(reversed(stored)) == rows[::-1]
     for number in at:
         if -len(rows) <= number < len(rows):
-            assert shelf[number] == shelf[np.int64(number)] == rows[number]
+            assert stored[number] == stored[np.int64(number)] == rows[number]
         else:
             with pytest.raises(IndexError):
-                shelf[number]
+                stored[number]
 
 
-def test_rows_on_a_shelf_are_not_written_again():
-    shelf = Shelf.of(examples(3))
-    assert Shelf.of(shelf) is shelf
-    assert len(Shelf.of(())) == 0
+def test_rows_on_disk_are_not_written_again():
+    stored = DiskRows.of(examples(3))
+    assert DiskRows.of(stored) is stored
+    assert len(DiskRows.of(())) == 0
 
 
 def test_what_a_reader_does_to_a_row_is_its_own_affair():
-    shelf = Shelf.of(examples(1, cost=[1, 2]))
-    shelf[0].columns["cost"].append(3)
-    assert shelf[0].columns["cost"] == [1, 2]
+    stored = DiskRows.of(examples(1, cost=[1, 2]))
+    stored[0].columns["cost"].append(3)
+    assert stored[0].columns["cost"] == [1, 2]
 
 
 def test_columns_of_all_kinds_come_back():
@@ -78,7 +78,7 @@ def test_columns_of_all_kinds_come_back():
         "weight": torch.nn.Parameter(torch.ones(1)),
         "nested": [{"a": (1, None), "b": {"ö\ud800": [True, 2.5]}}],
     }
-    (row,) = Shelf.of(examples(1, **columns))
+    (row,) = DiskRows.of(examples(1, **columns))
     assert row.columns.keys() == columns.keys()
     for name in ("array", "number"):
         assert row.columns[name].dtype == columns[name].dtype
@@ -91,12 +91,12 @@ def test_columns_of_all_kinds_come_back():
 def test_a_part_of_a_tensor_is_written_alone():
     whole = torch.arange(100_000)
     rows = (Example("p", where="x", columns={"part": part}) for part in whole.split(1000))
-    assert written(Shelf.of(rows)) < 2 * whole.nbytes
+    assert written(DiskRows.of(rows)) < 2 * whole.nbytes
 
 
-def written(shelf):
+def written(stored):
     """Bytes in the file."""
-    return os.fstat(shelf._file._opened.fileno()).st_size
+    return os.fstat(stored._file._opened.fileno()).st_size
 
 
 def test_the_memory_of_a_row_is_a_number():
@@ -105,9 +105,9 @@ def test_the_memory_of_a_row_is_a_number():
     def rows():
         return (Example(f"p{i}" * 100, (f" a{i}",), where=f"x:{i}", columns={"id": [i]}) for i in range(20_000))
 
-    Shelf.of(rows())
+    DiskRows.of(rows())
     held = {}
-    for make in (Shelf.of, list):
+    for make in (DiskRows.of, list):
         tracemalloc.start()
         made = make(rows())
         sum(len(row.prompt) for row in made)
@@ -115,11 +115,13 @@ def test_the_memory_of_a_row_is_a_number():
         tracemalloc.stop()
         if make is not list:
             assert most < 20_000 * 10 + 100_000
-    assert held[Shelf.of] < 20_000 * 10 < 20_000 * 750 < held[list]
+    assert held[DiskRows.of] < 20_000 * 10 < 20_000 * 750 < held[list]
 
 
 def test_splitting_and_tokenising_hold_nothing_either(plain):
-    rows = Shelf.of(Example(f"question {i} " * 20, (" yes", " no"), where=f"x:{i}", group=str(i)) for i in range(3000))
+    rows = DiskRows.of(
+        Example(f"question {i} " * 20, (" yes", " no"), where=f"x:{i}", group=str(i)) for i in range(3000)
+    )
     tracemalloc.start()
     parts = split(rows, (0.5, 0.25, 0.25))
     tokenised, report = tokenise(parts.train, plain)
@@ -130,18 +132,18 @@ def test_splitting_and_tokenising_hold_nothing_either(plain):
 
 
 def test_the_same_rows_have_the_same_identity_and_no_others():
-    shelf = Shelf.of(examples(9))
-    same = [shelf, shelf[:], shelf[:20], shelf.select(range(9)), shelf[::-1][::-1]]
+    stored = DiskRows.of(examples(9))
+    same = [stored, stored[:], stored[:20], stored.select(range(9)), stored[::-1][::-1]]
     assert len({rows.identity for rows in same}) == 1
-    others = [shelf, shelf[1:], shelf[:-1], shelf[::-1], shelf[:0], shelf.select([3]), Shelf.of(examples(9))]
+    others = [stored, stored[1:], stored[:-1], stored[::-1], stored[:0], stored.select([3]), DiskRows.of(examples(9))]
     assert len({rows.identity for rows in others}) == len(others)
-    assert len({Shelf.of(examples(1)).identity for _ in range(5)}) == 5  # also when the one before is gone
+    assert len({DiskRows.of(examples(1)).identity for _ in range(5)}) == 5  # also when the one before is gone
 
 
 def test_a_row_that_cannot_be_kept_is_named():
     rows = [*examples(2), Example("p", where="mine.py:rows:row 3", columns={"lock": threading.Lock()})]
     with pytest.raises(PrefoptError, match=r"mine\.py:rows:row 3: .*cannot pickle '_thread\.lock' object.*give text"):
-        Shelf.of(rows)
+        DiskRows.of(rows)
 
 
 def test_a_users_own_class_comes_back(tmp_path):
@@ -162,7 +164,7 @@ def test_a_full_disk_is_said():
             with pytest.raises(
                 PrefoptError, match=rf"{tempfile.gettempdir()}, which failed after [\d.]+ MB \(File too large"
             ):
-                Shelf.of(Example("p" * (120_000 // count), where="x") for _ in range(count))
+                DiskRows.of(Example("p" * (120_000 // count), where="x") for _ in range(count))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -170,7 +172,7 @@ def test_a_full_disk_is_said():
 def test_a_folder_for_temporary_files_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(PrefoptError, match=r"a file in /nowhere.*TMPDIR"):
-        Shelf.of(())
+        DiskRows.of(())
 
 
 def test_what_goes_wrong_in_making_rows_is_not_the_disks_fault():
@@ -179,15 +181,15 @@ def test_what_goes_wrong_in_making_rows_is_not_the_disks_fault():
         raise OSError(errno.EIO, "their own")
 
     with pytest.raises(OSError, match="their own"):
-        Shelf.of(rows())
+        DiskRows.of(rows())
 
 
 def test_the_file_has_no_name_and_goes_with_the_last_part(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shelf = Shelf.of(examples(9))
+    stored = DiskRows.of(examples(9))
     assert list(tmp_path.iterdir()) == []
-    part, descriptor = shelf[3:], shelf._file._opened.fileno()
-    del shelf
+    part, descriptor = stored[3:], stored._file._opened.fileno()
+    del stored
     assert part[0].prompt == "p3"
     os.fstat(descriptor)
     del part
@@ -196,22 +198,22 @@ def test_the_file_has_no_name_and_goes_with_the_last_part(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.deepcopy])
-def test_a_shelf_is_not_copied_by_mistake(duplicate):
+def test_rows_on_disk_are_not_copied_by_mistake(duplicate):
     """A descriptor means nothing in another process."""
     with pytest.raises(TypeError, match="cannot pickle"):
-        duplicate(Shelf.of(examples(1)))
+        duplicate(DiskRows.of(examples(1)))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_threads_and_forks_read_side_by_side():
-    shelf = Shelf.of(examples(300))
+    stored = DiskRows.of(examples(300))
     found = {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: list(shelf)})) for n in range(4)]
+    threads = [threading.Thread(target=lambda n=n: found.update({n: list(stored)})) for n in range(4)]
     for thread in threads:
         thread.start()
     child = os.fork()
     if child == 0:
-        os._exit(list(shelf) != examples(300))
+        os._exit(list(stored) != examples(300))
     for thread in threads:
         thread.join()
     assert os.waitpid(child, 0)[1] == 0
