@@ -1,4 +1,7 @@
-"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`. Rows are kept on disk (`DiskRows`)."""
+"""The data path: rows of any format → `Example` → splits → `Tokenised` → `Batch`. Rows are kept on disk (`DiskRows`).
+
+May import support, types and recipe.
+"""
 
 from prefopt.data.collating import collate
 from prefopt.data.disk_rows import DiskRows

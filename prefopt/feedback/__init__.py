@@ -1,4 +1,7 @@
-"""Where scores come from: prompts and completions in, a `Verdict` out."""
+"""Where scores come from: prompts and completions in, a `Verdict` out. judges/ are language models that judge.
+
+May import support, types, recipe, data, objectives, policy and environments.
+"""
 
 from prefopt.feedback.calling import run_feedback
 from prefopt.feedback.ensemble import Ensemble

@@ -1,4 +1,7 @@
-"""The catalogue: every objective by its name, and the way to a user's own."""
+"""The catalogue of objectives by name and the way to a user's own; their maths, parts and terms; contract/ checks one.
+
+May import support, types, recipe and data.
+"""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Models behind one call: the policy, the scorer, the reference, and what draws completions."""
+"""Models behind one call: the policy, the scorer, the reference, and what draws completions.
+
+May import support, types, recipe, data and objectives.
+"""
 
 from prefopt.policy.decode.making import check_sampler, make_sampler
 from prefopt.policy.decode.sampler import TransformersSampler

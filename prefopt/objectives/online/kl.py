@@ -11,7 +11,7 @@ from prefopt.objectives.maths import kl_estimate, masked_sum
 from prefopt.types import Outputs, Targets
 
 Estimator = Literal["k1", "k2", "k3", "exact"]
-"""How the KL of a token is had: from the token itself (`functional.kl_estimate`), or exactly, over the whole vocabulary."""
+"""How the KL of a token is had: from the token itself (`maths.kl_estimate`), or exactly, over the whole vocabulary."""
 
 Placement = Literal["reward", "loss"]
 """Where it goes: subtracted from the reward of each token, or added to the loss of each token."""

@@ -55,20 +55,11 @@ def compare(
     Raises:
         PrefoptError: no runs, one arm only, an unknown baseline or metric.
     """
-    results = [run if isinstance(run, Result) else None for run in runs]
-    given = [r for r in results if r is not None]
-    found = read_runs(given + find_results([r for r in runs if not isinstance(r, Result)]))
+    results = [run for run in runs if isinstance(run, Result)]
+    found = read_runs(results + find_results([run for run in runs if not isinstance(run, Result)]))
     arms = _arms(found, baseline)
-    known = list(dict.fromkeys(name for run in found for name in run.after))
-    metric = metric or ("gold" if "gold" in known else "accuracy")
-    if metric.removesuffix(AT_KL) not in known:
-        raise PrefoptError(
-            f"no run has measured {metric!r}.{nearest(metric, known)} They have: {', '.join(known) or 'nothing'}"
-        )
-    named = [name for name in measure or known if name != metric]
-    extra = [name for name in (f"{metric}{AT_KL}", metric.removesuffix(AT_KL)) if name != metric and _has_paths(found)]
-    names = list(dict.fromkeys([*(extra if not metric.endswith(AT_KL) else extra[-1:]), *named]))
-    tables = [_table(found, arms, name, better, confidence, paired) for name in [metric, *names]]
+    metric, *others = _metrics(found, metric, measure)
+    tables = [_table(found, arms, name, better, confidence, paired) for name in (metric, *others)]
     return Comparison(
         question,
         verdict.sentence(tables[0], found, better, confidence),
@@ -85,6 +76,20 @@ def compare(
         tuple(confounds),
         (*notes, *verdict.notes(tables[0], found)),
     )
+
+
+def _metrics(runs: Sequence[Finished], metric: str | None, measure: Sequence[str]) -> list[str]:
+    """The primary metric, its other reading (as trained, or at matched KL) where runs have paths, and the further ones."""
+    known = list(dict.fromkeys(name for run in runs for name in run.after))
+    metric = metric or ("gold" if "gold" in known else "accuracy")
+    plain = metric.removesuffix(AT_KL)
+    if plain not in known:
+        raise PrefoptError(
+            f"no run has measured {metric!r}.{nearest(metric, known)} They have: {', '.join(known) or 'nothing'}"
+        )
+    other_reading = plain if metric.endswith(AT_KL) else f"{metric}{AT_KL}"
+    further = [name for name in measure or known if name != metric]
+    return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs) else []), *further]))
 
 
 def _arms(runs: Sequence[Finished], baseline: str | None) -> list[str]:
