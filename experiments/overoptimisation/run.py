@@ -48,7 +48,7 @@ def train() -> None:
         finish(POCKET / "bradleyterry.yaml", made, reward)
         for seed in SEEDS:
             climbs = [
-                f"feedback={{name: RewardModel, model: {reward}, shape: ReferenceNormalise}}",
+                f"feedback={{name: RewardModel, model: {reward}, transforms: ReferenceNormalise}}",
                 *("objective.beta=0", "train.steps=120", "train.lr=3e-4", "train.schedule=constant", "train.limits={}"),
                 *("train.threads=1", "evaluate.prompts=64", f"seed={seed}"),
             ]

@@ -35,8 +35,10 @@ def rlhf(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     pairs = f"source.arguments.n={PAIRS}"
     yield "RLHF-DPO", trained("dpo", "RLHF-DPO", seed, pairs)
     trained("bradleyterry", "reward", seed, pairs, "train.lr=1e-3")
-    shape = "[{name: ReferenceNormalise, std: 0.5}]"
-    feedback = f"{{name: RewardModel, model: {RUNS}/reward-seed{seed}, max_completion_tokens: 48, shape: {shape}}}"
+    transforms = "[{name: ReferenceNormalise, std: 0.5}]"
+    feedback = (
+        f"{{name: RewardModel, model: {RUNS}/reward-seed{seed}, max_completion_tokens: 48, transforms: {transforms}}}"
+    )
     yield "RLHF-PPO", trained("ppo", "RLHF-PPO", seed, f"feedback={feedback}")
 
 

@@ -7,7 +7,7 @@ from prefopt.feedback.calling import run_feedback
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.make import (
     FEEDBACKS,
-    SHAPES,
+    TRANSFORMS,
     ask,
     check_feedback,
     foreseeing,
@@ -26,13 +26,13 @@ from prefopt.feedback.transforms import (
     Normalise,
     ReferenceNormalise,
     RepetitionPenalty,
-    Shape,
-    Shaped,
+    Transform,
+    Transformed,
 )
 
 __all__ = [
     "FEEDBACKS",
-    "SHAPES",
+    "TRANSFORMS",
     "Clip",
     "Ensemble",
     "LengthPenalty",
@@ -43,8 +43,8 @@ __all__ = [
     "RepetitionPenalty",
     "RewardModel",
     "Rule",
-    "Shape",
-    "Shaped",
+    "Transform",
+    "Transformed",
     "ask",
     "check_feedback",
     "foreseeing",

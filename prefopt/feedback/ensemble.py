@@ -24,8 +24,8 @@ class Ensemble:
 
     Where members that were trained alike disagree, their scores say little; the latter two are conservative there, against
     over-optimisation. Members should speak on one scale: a reward model's is arbitrary, and a `ReferenceNormalise` in the
-    `shape` of each gives them one. A completion on which a member has no verdict has none, for a minimum over those left would be
-    larger. P(y_i beats y_j) is the mean of the members', where all have one.
+    `transforms` of each gives them one. A completion on which a member has no verdict has none, for a minimum over those left would
+    be larger. P(y_i beats y_j) is the mean of the members', where all have one.
 
     Each prompt's note has `std`, K numbers: the standard deviation (population) of the members' scores; and `members`, their notes,
     where they have any.

@@ -22,7 +22,7 @@ from prefopt.feedback.transforms import (
     Normalise,
     ReferenceNormalise,
     RepetitionPenalty,
-    Shaped,
+    Transformed,
 )
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError, nearest
@@ -35,15 +35,15 @@ T = TypeVar("T")
 FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel)}
 """Every feedback by the name that recipes give it."""
 
-SHAPES: dict[str, type] = {
+TRANSFORMS: dict[str, type] = {
     cls.__name__: cls for cls in (LengthPenalty, RepetitionPenalty, Clip, Normalise, ReferenceNormalise, MissingEOS)
 }
-"""Every shape by the name that recipes give it."""
+"""Every transform by the name that recipes give it."""
 
 
 def make_feedback(
     spec: recipe.Feedback, accelerator: Accelerator, where: str = "feedback", live: Policy | None = None
-) -> Shaped:
+) -> Transformed:
     """What a recipe's section describes, loaded and ready.
 
     Args:
@@ -148,7 +148,7 @@ def spent_by(feedback: Any) -> dict[str, float]:
     return dict(total)
 
 
-def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Shaped:
+def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Transformed:
     members = tuple(_made(member, f"{where}.members.{i}", running) for i, member in enumerate(spec.members))
     fields = spec.fields | ({"members": members} if members else {})
     found = _named(spec.name, FEEDBACKS, "feedback", where)
@@ -164,13 +164,13 @@ def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Shap
         raise PrefoptError(
             f"{where}: {spec.name} cannot be called; a feedback is called with prompts, completions and rows"
         )
-    shapes = tuple(_shape(shape, f"{where}.shape.{i}") for i, shape in enumerate(spec.shape))
+    transforms = tuple(_transform(transform, f"{where}.transforms.{i}") for i, transform in enumerate(spec.transforms))
     name = feedback.path if isinstance(feedback, Rule) else spec.name
-    return Shaped(feedback, shapes, name, spec.timeout)
+    return Transformed(feedback, transforms, name, spec.timeout)
 
 
-def _shape(spec: recipe.Shape, where: str) -> Any:
-    found = _named(spec.name, SHAPES, "shape", where)
+def _transform(spec: recipe.Transform, where: str) -> Any:
+    found = _named(spec.name, TRANSFORMS, "transform", where)
     if isinstance(found, type):
         return _record(found, spec.name, spec.fields, where, {"accelerator": None})
     if spec.fields:
@@ -224,11 +224,11 @@ def _record(cls: type, name: str, given: Mapping[str, Any], where: str, running:
 
 
 def _parts(feedback: Any) -> Iterator[Any]:
-    """A feedback, its shapes, and those of its members."""
+    """A feedback, its transforms, and those of its members."""
     yield feedback
-    if isinstance(feedback, Shaped):
+    if isinstance(feedback, Transformed):
         yield from _parts(feedback.feedback)
-        yield from feedback.shapes
+        yield from feedback.transforms
     if isinstance(feedback, Ensemble | Panel):
         for member in feedback.members:
             yield from _parts(member)
@@ -240,4 +240,4 @@ def _moves(part: Any) -> bool:
         return part.unfitted
     if isinstance(part, Judge):
         return part.model == SELF
-    return isinstance(part, Stateful) and not isinstance(part, Shaped | Ensemble | Panel)
+    return isinstance(part, Stateful) and not isinstance(part, Transformed | Ensemble | Panel)

@@ -1,8 +1,8 @@
-"""What is done to scores before anything learns from them: penalties, clipping, normalisation.
+"""Transforms of rewards, applied before anything learns from them: penalties, clipping, normalisation.
 
-A shape is a function of scores [B, K] and of what was scored: shape(scores, prompts, completions, rows) → scores [B, K].
-`Shaped` applies a list of them, the first one to the feedback's own scores, each next one to what the last one made. What has no
-verdict (NaN) has none afterwards.
+A transform is a function of scores [B, K] and of what was scored: transform(scores, prompts, completions, rows) → scores [B, K].
+`Transformed` applies a list of them, the first one to the feedback's own scores, each further one to the scores before it. A
+missing verdict (NaN) stays missing.
 """
 
 import copy
@@ -31,11 +31,11 @@ Texts = Sequence[Sequence[str]]
 Rows = Sequence[Mapping[str, Any]]
 
 
-class Shape(Protocol):
-    """Scores to scores, [B, K]; NaN stands for no verdict, and what a shape makes of one is not looked at."""
+class Transform(Protocol):
+    """Scores to scores, [B, K]. NaN stands for no verdict, and stays NaN whatever a transform returns for it."""
 
     def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
-        """The scores that take their place."""
+        """The transformed scores."""
         ...
 
 
@@ -296,21 +296,21 @@ class MissingEOS:
 
 
 @dataclass(frozen=True)
-class Shaped:
-    """A feedback with what is done to its scores: checked, limited in time, then shaped in the order of the list.
+class Transformed:
+    """A feedback and the transforms of its scores. Each call is checked and limited in time.
 
-    `make_feedback` makes one of every feedback in a recipe. A preference [B, K, K] passes as it is. With shapes, each
-    prompt's note has the feedback's own scores, as `unshaped`.
+    `make_feedback` makes one of every feedback in a recipe. A preference [B, K, K] is left as it is. With transforms, each
+    prompt's note keeps the feedback's own scores as `untransformed`.
 
     Attributes:
         feedback: any.
-        shapes: applied one after another.
+        transforms: applied in this order.
         name: what messages call the feedback.
         timeout: seconds that a call of it may take; None is any time.
     """
 
     feedback: Feedback
-    shapes: tuple[Shape, ...] = ()
+    transforms: tuple[Transform, ...] = ()
     name: str = ""
     timeout: float | None = None
 
@@ -318,27 +318,29 @@ class Shaped:
         """Scores [B, K].
 
         Raises:
-            PrefoptError: the feedback or a shape raised something, took too long or returned something else.
+            PrefoptError: the feedback or a transform raised something, took too long or returned something else.
         """
         verdict = self._raw(prompts, completions, rows)
-        if not self.shapes:
+        if not self.transforms:
             return verdict
         scores = verdict.scores
-        for shape in self.shapes:
-            scores = _applied(shape, scores, prompts, completions, rows)
+        for transform in self.transforms:
+            scores = _applied(transform, scores, prompts, completions, rows)
         notes = verdict.notes or [{}] * len(prompts)
         raw = [[None if score != score else score for score in row] for row in verdict.scores.tolist()]
         return dataclasses.replace(
             verdict,
             scores=scores,
-            notes=[{**note, "unshaped": own} for note, own in zip(notes, raw, strict=True)],
+            notes=[{**note, "untransformed": own} for note, own in zip(notes, raw, strict=True)],
         )
 
     @property
     def unfitted(self) -> bool:
         """Whether a `ReferenceNormalise` in it wants `fit` to be called before anything is scored."""
         inner = isinstance(self.feedback, Fitted) and self.feedback.unfitted
-        return inner or any(isinstance(shape, ReferenceNormalise) and shape.unfitted for shape in self.shapes)
+        return inner or any(
+            isinstance(transform, ReferenceNormalise) and transform.unfitted for transform in self.transforms
+        )
 
     def fit(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> None:
         """Fix every `ReferenceNormalise` in it by samples of the reference, each by the scores that reach it.
@@ -353,21 +355,25 @@ class Shaped:
         if not self.unfitted:
             return
         scores = self._raw(prompts, completions, rows).scores
-        for shape in self.shapes:
-            if isinstance(shape, ReferenceNormalise) and shape.unfitted:
-                shape.fit(scores)
+        for transform in self.transforms:
+            if isinstance(transform, ReferenceNormalise) and transform.unfitted:
+                transform.fit(scores)
             # A copy, because what runs over the policy's scores must not begin with the reference's.
-            scores = _applied(copy.copy(shape), scores, prompts, completions, rows)
+            scores = _applied(copy.copy(transform), scores, prompts, completions, rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running numbers of the feedback and its shapes."""
-        return {"feedback": state_of(self.feedback), "shapes": [state_of(shape) for shape in self.shapes]}
+        """The running numbers of the feedback and its transforms."""
+        return {
+            "feedback": state_of(self.feedback),
+            "transforms": [state_of(transform) for transform in self.transforms],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them up again."""
         restore(self.feedback, state["feedback"])
-        for shape, own in zip(self.shapes, state["shapes"], strict=True):
-            restore(shape, own)
+        saved = state["transforms"] if "transforms" in state else state["shapes"]  # the name in older checkpoints
+        for transform, own in zip(self.transforms, saved, strict=True):
+            restore(transform, own)
 
     def _raw(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Verdict:
         name = self.name or type(self.feedback).__name__
@@ -376,7 +382,7 @@ class Shaped:
 
 @runtime_checkable
 class Fitted(Protocol):
-    """A feedback with parts that samples of the reference have to fix first: `Shaped`, and what is made of several."""
+    """A feedback with parts that samples of the reference have to fix first: `Transformed`, and what is made of several."""
 
     @property
     def unfitted(self) -> bool:
@@ -388,25 +394,25 @@ class Fitted(Protocol):
         ...
 
 
-def _applied(shape: Shape, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
-    """What a shape makes of the scores, checked; no verdict stays none."""
-    name = getattr(shape, "__name__", type(shape).__name__)
+def _applied(transform: Transform, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    """What a transform makes of the scores, checked; no verdict stays none."""
+    name = getattr(transform, "__name__", type(transform).__name__)
     try:
-        made = shape(scores, prompts, completions, rows)
+        made = transform(scores, prompts, completions, rows)
     except PrefoptError:
         raise
     except Exception as error:
-        raise PrefoptError(f"the shape {name} raised {type(error).__name__}: {error}") from error
+        raise PrefoptError(f"the transform {name} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, Tensor) or made.shape != scores.shape:
         found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise PrefoptError(f"the shape {name} must return scores of shape {list(scores.shape)}, not {found}")
+        raise PrefoptError(f"the transform {name} must return scores of shape {list(scores.shape)}, not {found}")
     made = torch.where(scores.isnan(), scores, made.to(scores))
     if (lost := made.isnan() & ~scores.isnan()).any():
         b, k = lost.nonzero()[0].tolist()
         raise PrefoptError(
-            f"the shape {name} made NaN of the score {scores[b, k]:g} of completion {k + 1} of prompt {b + 1}"
+            f"the transform {name} made NaN of the score {scores[b, k]:g} of completion {k + 1} of prompt {b + 1}"
         )
-    refuse_infinite(made, f"the shape {name}")
+    refuse_infinite(made, f"the transform {name}")
     return made
 
 

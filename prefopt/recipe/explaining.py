@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from prefopt.recipe.schema import Feedback, Recipe, Shape, Source, Term
+from prefopt.recipe.schema import Feedback, Recipe, Source, Term, Transform
 from prefopt.support.errors import nearest
 
 
@@ -95,7 +95,7 @@ def _kind(annotation: Any) -> str:
         return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
     if origin is tuple:
         lists: dict[Any, str] = {str: "text or list"}
-        lists |= dict.fromkeys((Term, Shape, Feedback), "name, section or list")
+        lists |= dict.fromkeys((Term, Transform, Feedback), "name, section or list")
         return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
     if annotation is Feedback:
         return "name or section"

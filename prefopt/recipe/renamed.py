@@ -8,7 +8,9 @@ from prefopt.support.errors import PrefoptError
 
 log = logging.getLogger(__name__)
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    f"{section}.shape": "transforms" for section in ("feedback", "cost", "gold", "judge", "members")
+}
 """`section.old key` → new key, for every section of that name wherever it stands: `source.players` is also that of a term."""
 
 
@@ -29,7 +31,7 @@ def with_new_names(tree: Any, where: str, path: str = "") -> Any:
         return tree
     renamed: dict[Any, Any] = {}
     for key, value in tree.items():
-        new = new_name(f"{path}.{key}")
+        new = _new_key(path, key)
         if new in renamed or (new != key and new in tree):
             raise PrefoptError(f"{where}: `{key}` is now called `{new}`, and both are given: leave out `{key}`")
         if new != key:
@@ -54,6 +56,16 @@ def new_name(path: str) -> str:
     above, _, key = path.rpartition(".")
     sections = [part for part in above.split(".") if part and not part.isdigit()]
     return RENAMED.get(f"{sections[-1]}.{key}" if sections else key, key)
+
+
+def _new_key(path: str, key: Any) -> Any:
+    """The present name of a key under `path`. The key may be dotted, as studies write overrides, or no text at all."""
+    if not isinstance(key, str):
+        return key
+    parts: list[str] = []
+    for part in key.split("."):
+        parts.append(new_name(".".join([path, *parts, part])))
+    return ".".join(parts)
 
 
 def _warn(where: str, old: str, new: str) -> None:

@@ -197,8 +197,8 @@ def named_section(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class Shape(BaseModel):
-    """Something done to scores; keys other than its name are its fields."""
+class Transform(BaseModel):
+    """What is done to scores before anything learns from them; keys other than the name are its fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -208,7 +208,7 @@ class Shape(BaseModel):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The shape's numbers."""
+        """The settings of the transform."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -218,14 +218,15 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(
-        description="RewardModel, Ensemble, or your own function or class: `package.module:name`, `file.py:name`"
+        description="RewardModel, Judge, Ensemble, Panel, or your own function or class: `package.module:name`, `file.py:name`"
     )
     timeout: float | None = Field(None, gt=0, description="seconds that a call may take; null is any time")
-    shape: typing.Annotated[tuple[Shape, ...], BeforeValidator(_terms)] = Field(
+    transforms: typing.Annotated[tuple[Transform, ...], BeforeValidator(_terms)] = Field(
         (), description="what is done to its scores, in this order: [{name: Clip, low: -5, high: 5}, …]"
     )
     members: typing.Annotated[tuple["Feedback", ...], BeforeValidator(_terms)] = Field(
-        (), description="of an Ensemble: feedbacks, each a name or a section like this one"
+        (),
+        description="of an Ensemble or Panel, or of your own class: feedbacks, each a name or a section like this one",
     )
 
     @property

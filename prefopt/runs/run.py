@@ -21,7 +21,7 @@ from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
 from prefopt.evaluation.evaluator import Evaluation, Evaluator
 from prefopt.evaluation.win_rates import contest
-from prefopt.feedback import Shaped, make_feedback, reward_models
+from prefopt.feedback import Transformed, make_feedback, reward_models
 from prefopt.objectives.terms import Term
 from prefopt.policy import (
     DIVERGENCES,
@@ -340,7 +340,7 @@ class Run:
     def _sharded(self) -> bool:
         return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
-    def _feedback(self, key: str, spec: recipe.Feedback | None) -> Shaped | None:
+    def _feedback(self, key: str, spec: recipe.Feedback | None) -> Transformed | None:
         live = self.model if isinstance(self.model, Policy) else None
         return None if spec is None else make_feedback(spec, self.accelerator, key, live)
 

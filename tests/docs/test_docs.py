@@ -10,7 +10,7 @@ import pytest
 import yaml
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
-from prefopt.feedback import FEEDBACKS, SHAPES
+from prefopt.feedback import FEEDBACKS, TRANSFORMS
 from prefopt.objectives import CATALOGUE, GRPO
 from prefopt.objectives.contract import make_case
 from prefopt.recipe import Feedback, load_recipe
@@ -114,11 +114,11 @@ def online_metrics() -> set[str]:
     return {name for name in found if not name.startswith("rewards/")}
 
 
-@pytest.mark.parametrize("name", [*FEEDBACKS, *SHAPES])
+@pytest.mark.parametrize("name", [*FEEDBACKS, *TRANSFORMS])
 def test_every_feedback_and_shape_is_explained_with_all_its_fields(name):
     row = next(line for line in (DOCS / "feedback.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
     assert len(re.split(r"(?<!\\)\|", row)) == 6
-    for field in dataclasses.fields((FEEDBACKS | SHAPES)[name]):
+    for field in dataclasses.fields((FEEDBACKS | TRANSFORMS)[name]):
         if not field.init or field.name in ("accelerator", "folder"):  # what a run gives, and a recipe does not
             continue
         default = field.default if field.default != () else []

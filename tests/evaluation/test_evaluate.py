@@ -11,7 +11,7 @@ from prefopt import recipe
 from prefopt.data import formats, tokenise
 from prefopt.evaluation.evaluator import Evaluation, Evaluator, _ahead, distinct
 from prefopt.evaluation.intervals import Observations
-from prefopt.feedback import MissingEOS, Shaped
+from prefopt.feedback import MissingEOS, Transformed
 from prefopt.policy import Policy, Reference, Scorer
 from prefopt.types import Verdict
 
@@ -122,7 +122,7 @@ def test_samples_without_a_verdict_are_counted(measured):
 
 def test_gold_may_ask_what_has_ended(models, rows):
     settings = recipe.Evaluate(completions=50, sampling=recipe.Sampling(max_tokens=2))
-    gold = Shaped(Shout(), (MissingEOS(score=-7.0),))
+    gold = Transformed(Shout(), (MissingEOS(score=-7.0),))
     samples = Evaluator(rows, settings, Accelerator(cpu=True), models[1], gold)(models[0]).samples
     for sample in samples:
         assert math.isnan(sample["gold"]) or (sample["gold"] == -7) == (not sample["ended"])

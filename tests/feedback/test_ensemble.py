@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import PrefoptError, Verdict
-from prefopt.feedback import Clip, Ensemble, Normalise, ReferenceNormalise, Shaped
+from prefopt.feedback import Clip, Ensemble, Normalise, ReferenceNormalise, Transformed
 
 PROMPTS, TEXTS, ROWS = ["p", "q"], [["a", "b"], ["c", "d"]], [{}, {}]
 SAID = ([[1.0, 2.0], [0.0, math.nan]], [[3.0, 2.0], [0.5, 1.0]], [[5.0, -4.0], [1.0, 1.0]])
@@ -53,17 +53,17 @@ def test_what_is_wrong_names_the_member():
 
 def test_fits_and_restores_its_members():
     def make():
-        normal = Shaped(member(SAID[1]), (ReferenceNormalise(), Normalise()))
-        return Ensemble((normal, Shaped(member(SAID[2]), (Clip(0.0, 1.0),))))
+        normal = Transformed(member(SAID[1]), (ReferenceNormalise(), Normalise()))
+        return Ensemble((normal, Transformed(member(SAID[2]), (Clip(0.0, 1.0),))))
 
     one, other = make(), make()
-    outer = Shaped(one)
+    outer = Transformed(one)
     assert outer.unfitted
     outer.fit(PROMPTS, TEXTS, ROWS)
     assert not outer.unfitted
     outer(PROMPTS, TEXTS, ROWS)
-    Shaped(other).load_state_dict(outer.state_dict())
+    Transformed(other).load_state_dict(outer.state_dict())
     assert one.state_dict() == other.state_dict()
-    assert one.state_dict()["members"][0]["shapes"][1]["count"] == 4
+    assert one.state_dict()["members"][0]["transforms"][1]["count"] == 4
     with pytest.raises(PrefoptError, match="a state of 2 members for an ensemble of 3"):
         Ensemble((*one.members, member(SAID[0]))).load_state_dict(one.state_dict())

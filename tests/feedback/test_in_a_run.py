@@ -25,7 +25,7 @@ def home(tmp_path_factory):
 
 
 def test_a_reward_model_measures_samples(home):
-    gold = f"evaluate.gold={{name: RewardModel, model: {home}/reward, shape: [{{name: Clip, low: -0.01}}]}}"
+    gold = f"evaluate.gold={{name: RewardModel, model: {home}/reward, transforms: [{{name: Clip, low: -0.01}}]}}"
     result = run(load_recipe(home / "recipe.yaml", [gold, "evaluate.completions=4"]), home / "dpo")
     kept = json.loads((home / "dpo" / "evaluations" / "test-step-000002.json").read_text())
     samples = [sample for sample in kept["samples"] if sample["gold"] is not None]
@@ -45,7 +45,7 @@ def test_a_reward_model_measures_samples(home):
     [
         (["evaluate.gold={name: RewardModel, model: {home}/lm}"], "evaluate.gold: .*/lm is no reward model"),
         (
-            ["evaluate.gold={name: RewardModel, model: {home}/reward, shape: Normalise}"],
+            ["evaluate.gold={name: RewardModel, model: {home}/reward, transforms: Normalise}"],
             "Normalise has numbers that move",
         ),
         (["evaluate.gold=RewardModle"], "evaluate.gold: unknown feedback 'RewardModle'. Did you mean 'RewardModel'"),
@@ -68,7 +68,7 @@ def test_recipes_that_cannot_be_are_refused_before_the_policy_is_loaded(home, ov
 def test_a_reward_model_that_teaches_is_in_the_manifest(home):
     online = [
         "source.rollouts={completions: 2, sampling: {max_tokens: 4}}",
-        f"feedback={{name: RewardModel, model: {home}/reward, shape: ReferenceNormalise}}",
+        f"feedback={{name: RewardModel, model: {home}/reward, transforms: ReferenceNormalise}}",
         "objective={name: RLOO, beta: 0.1}",
     ]
     folder = run(load_recipe(home / "recipe.yaml", online), home / "rloo", console=Console(quiet=True)).folder

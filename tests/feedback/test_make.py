@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from prefopt import PrefoptError, recipe
 from prefopt.feedback import (
     FEEDBACKS,
-    SHAPES,
+    TRANSFORMS,
     Clip,
     Ensemble,
     Normalise,
@@ -90,16 +90,21 @@ def test_functions_and_classes_of_ones_own(own, accelerator):
     assert make_feedback(section(name="Rule", path=f"{own}:words"), accelerator).feedback == rule.feedback
 
 
-def test_shapes_in_their_order(own, accelerator):
-    shapes = [f"{own}:halved", {"name": "Clip", "high": "1"}]
-    made = make_feedback(section(name=f"{own}:words", shape=shapes, timeout=60), accelerator)
+def test_transforms_in_their_order(own, accelerator):
+    transforms = [f"{own}:halved", {"name": "Clip", "high": "1"}]
+    made = make_feedback(section(name=f"{own}:words", transforms=transforms, timeout=60), accelerator)
     assert made(*GIVEN).scores.tolist() == [[0.5, 1], [0.5, 1]]
-    assert made.shapes[1] == Clip(high=1.0) and made.timeout == 60
-    assert make_feedback(section(name=f"{own}:words", shape="Normalise"), accelerator).shapes == (Normalise(),)
+    assert made.transforms[1] == Clip(high=1.0) and made.timeout == 60
+    assert make_feedback(section(name=f"{own}:words", transforms="Normalise"), accelerator).transforms == (Normalise(),)
 
 
 def test_reward_models_and_ensembles(own, accelerator, scorer_folder):
-    scorer = {"name": "RewardModel", "model": str(scorer_folder), "max_prompt_tokens": 8, "shape": "ReferenceNormalise"}
+    scorer = {
+        "name": "RewardModel",
+        "model": str(scorer_folder),
+        "max_prompt_tokens": 8,
+        "transforms": "ReferenceNormalise",
+    }
     spec = section(name="Ensemble", members=[scorer, f"{own}:words"], combine="min", timeout=60)
     made = make_feedback(spec, accelerator)
     assert isinstance(made.feedback, Ensemble) and made.unfitted
@@ -138,21 +143,36 @@ def test_reward_models_and_ensembles(own, accelerator, scorer_folder):
         ({"name": "{own}:Letters"}, "Letters needs 'letter'"),
         ({"name": "{own}:Letters", "leter": "x"}, "has no field 'leter'. Did you mean 'letter'?"),
         ({"name": "{own}:Silent"}, "{own}:Silent cannot be called"),
-        ({"name": "{own}:words", "shape": "Clpi"}, "where.shape.0: unknown shape 'Clpi'. Did you mean 'Clip'?"),
-        ({"name": "{own}:words", "shape": ["Clip"]}, "where.shape.0: Clip cannot be made: give low, high or both"),
-        ({"name": "{own}:words", "shape": [{"name": "Clip", "lo": 1}]}, "Clip has no field 'lo'. Did you mean 'low'?"),
-        ({"name": "{own}:words", "shape": [{"name": "LengthPenalty", "weight": 1}]}, "LengthPenalty needs 'limit'"),
+        (
+            {"name": "{own}:words", "transforms": "Clpi"},
+            "where.transforms.0: unknown transform 'Clpi'. Did you mean 'Clip'?",
+        ),
+        (
+            {"name": "{own}:words", "transforms": ["Clip"]},
+            "where.transforms.0: Clip cannot be made: give low, high or both",
+        ),
+        (
+            {"name": "{own}:words", "transforms": [{"name": "Clip", "lo": 1}]},
+            "Clip has no field 'lo'. Did you mean 'low'?",
+        ),
+        (
+            {"name": "{own}:words", "transforms": [{"name": "LengthPenalty", "weight": 1}]},
+            "LengthPenalty needs 'limit'",
+        ),
         (
             {
                 "name": "{own}:words",
-                "shape": [{"name": "LengthPenalty", "weight": 1, "limit": 1, "tokenizer": "/gone"}],
+                "transforms": [{"name": "LengthPenalty", "weight": 1, "limit": 1, "tokenizer": "/gone"}],
             },
             "where: no model at /gone",
         ),
-        ({"name": "{own}:words", "shape": [{"name": "RepetitionPenalty", "n": 0}]}, "field 'n' must be greater than 0"),
-        ({"name": "{own}:words", "shape": [{"name": "Normalise", "count": 1}]}, "Normalise has no field 'count'"),
-        ({"name": "{own}:words", "shape": [{"name": "ReferenceNormalise", "gain": 1}]}, "give gain and bias"),
-        ({"name": "{own}:words", "shape": [{"name": "MissingEOS"}]}, "give either penalty or score"),
+        (
+            {"name": "{own}:words", "transforms": [{"name": "RepetitionPenalty", "n": 0}]},
+            "field 'n' must be greater than 0",
+        ),
+        ({"name": "{own}:words", "transforms": [{"name": "Normalise", "count": 1}]}, "Normalise has no field 'count'"),
+        ({"name": "{own}:words", "transforms": [{"name": "ReferenceNormalise", "gain": 1}]}, "give gain and bias"),
+        ({"name": "{own}:words", "transforms": [{"name": "MissingEOS"}]}, "give either penalty or score"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
@@ -178,11 +198,11 @@ def test_what_measures_must_not_move(own):
     def check(**content):
         check_feedback(section(name=f"{own}:words", **content), "evaluate.gold", fixed=True)
 
-    check(shape=[{"name": "Clip", "low": 0}, {"name": "ReferenceNormalise", "gain": 2, "bias": 0}])
-    for shape in ("Normalise", "ReferenceNormalise"):
-        with pytest.raises(PrefoptError, match=f"{shape} has numbers that move"):
-            check(shape=shape)
-    member = {"name": f"{own}:words", "shape": "Normalise"}
+    check(transforms=[{"name": "Clip", "low": 0}, {"name": "ReferenceNormalise", "gain": 2, "bias": 0}])
+    for transform in ("Normalise", "ReferenceNormalise"):
+        with pytest.raises(PrefoptError, match=f"{transform} has numbers that move"):
+            check(transforms=transform)
+    member = {"name": f"{own}:words", "transforms": "Normalise"}
     both = section(name="Ensemble", members=[member, member])
     with pytest.raises(PrefoptError, match="Normalise has numbers that move"):
         check_feedback(both, "evaluate.gold", fixed=True)
@@ -206,4 +226,4 @@ def test_a_timeout_names_the_section(tmp_path, accelerator):
 
 
 def test_every_name_is_that_of_its_class():
-    assert all(name == cls.__name__ and cls.__doc__ for name, cls in (FEEDBACKS | SHAPES).items())
+    assert all(name == cls.__name__ and cls.__doc__ for name, cls in (FEEDBACKS | TRANSFORMS).items())

@@ -57,12 +57,12 @@ def test_a_feedback_may_be_its_name_and_is_replaced_whole(tmp_path):
     assert (base.feedback.name, base.feedback.fields, base.feedback.timeout) == ("RewardModel", {"model": "m"}, 5)
     assert (base.cost.name, base.evaluate.gold.name) == ("lab:cost", "lab:gold")
     members = "[lab:gold, {name: RewardModel, model: n}]"
-    child = f"base: base.yaml\nfeedback: {{name: Ensemble, members: {members}, shape: Normalise}}\n"
+    child = f"base: base.yaml\nfeedback: {{name: Ensemble, members: {members}, transforms: Normalise}}\n"
     child += "evaluate: {rows: 3, gold: a:b}\n"
     recipe = load_recipe(write(tmp_path, child))
     assert (recipe.feedback.fields, recipe.feedback.timeout) == ({}, None)
     assert [(m.name, m.fields) for m in recipe.feedback.members] == [("lab:gold", {}), ("RewardModel", {"model": "n"})]
-    assert [shape.name for shape in recipe.feedback.shape] == ["Normalise"]
+    assert [transform.name for transform in recipe.feedback.transforms] == ["Normalise"]
     assert (recipe.evaluate.rows, recipe.evaluate.gold.name) == (3, "a:b")
     assert load_recipe(write(tmp_path / "run", recipe.to_yaml())) == recipe
 
@@ -78,7 +78,7 @@ def test_overrides_of_a_feedback(tmp_path, key):
         return getattr(getattr(recipe, outer[0]) if outer else recipe, last)
 
     assert found(f"{key}.timeout=5").timeout == 5
-    assert found(f"{key}.shape=Clip", f"{key}.limit=3").fields == {"limit": 3}
+    assert found(f"{key}.transforms=Clip", f"{key}.limit=3").fields == {"limit": 3}
     assert found(f"{key}=lab:other").name == "lab:other"
     assert found(f"{key}=null") is None
     assert f"`{key}.timeout` must be greater than 0, got 0" in refusal(file, f"{key}.timeout=0")

@@ -36,6 +36,15 @@ def test_the_same_word_elsewhere_keeps_its_name(tmp_path, caplog):
     assert not caplog.text
 
 
+def test_dotted_keys_as_studies_write_them(caplog):
+    tree = {"arms": {"KTO": {"source.players": ["greedy"], "objective.beta": 0.1}}, 1: "one"}
+    assert names.with_new_names(tree, "study.yaml") == {
+        "arms": {"KTO": {"source.writers": ["greedy"], "objective.beta": 0.1}},
+        1: "one",
+    }
+    assert "`arms.KTO.source.players` is now called `source.writers`" in caplog.text and "beta" not in caplog.text
+
+
 def test_both_names_are_refused(tmp_path):
     file = tmp_path / "both.yaml"
     file.write_text("source: {players: [greedy], writers: [greedy]}\n")

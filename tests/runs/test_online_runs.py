@@ -66,7 +66,7 @@ def recipe_file(tmp_path: Path) -> Path:
         },
         "feedback": {
             "name": f"{tmp_path / 'feedback.py'}:vowels",
-            "shape": [{"name": "ReferenceNormalise"}, {"name": "Normalise"}],
+            "transforms": [{"name": "ReferenceNormalise"}, {"name": "Normalise"}],
         },
         "objective": {"name": "PPO", "target": 0.1, "horizon": 100},
         "train": {"steps": 12, "batch_size": 6, "minibatch_size": 3, "passes": 2, "lr": 1e-3, "checkpoint_every": 3},
@@ -217,7 +217,7 @@ def test_a_limit_of_no_metric_is_refused_after_the_first_step(recipe_file, tmp_p
 
 def test_a_reference_that_cannot_be_measured_first_stops_and_keeps_its_texts(recipe_file, tmp_path):
     (tmp_path / "alike.py").write_text("def alike(prompts, texts, rows):\n    return [[1.0] * len(t) for t in texts]\n")
-    spec = f"{{name: '{tmp_path / 'alike.py'}:alike', shape: ReferenceNormalise}}"
+    spec = f"{{name: '{tmp_path / 'alike.py'}:alike', transforms: ReferenceNormalise}}"
     with pytest.raises(PrefoptError, match=r"12 equal scores.*feedback-failed-batch"):
         quiet(recipe_file, tmp_path, f"feedback={spec}")
     assert (tmp_path / "run" / "recipe.yaml").exists()

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from prefopt import Needs, PrefoptError, recipe
 from prefopt.data import parse, tokenise
 from prefopt.data.ordering import Shuffled
-from prefopt.feedback import Shaped
+from prefopt.feedback import Transformed
 from prefopt.feedback.judges import Judge
 from prefopt.policy import Policy, Reference, TransformersSampler
 from prefopt.policy.decode.sampler import Mixture, end_tokens
@@ -313,7 +313,7 @@ def judged(make, tmp_path, monkeypatch):
             monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / cache))
             told = {"model": "m", "base_url": server.url, "key_env": None, "endpoint": "completions"}
             judge = Judge(str(tmp_path / "rubric.txt"), "pointwise", server=told)
-            feedback = {"scores": Shaped(judge, (), "judge"), **more}
+            feedback = {"scores": Transformed(judge, (), "judge"), **more}
             return make(feedback=feedback, completions=2, rows=2, batch_size=4), judge
 
         yield build, server

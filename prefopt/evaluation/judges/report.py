@@ -14,7 +14,7 @@ from rich.console import Console
 from prefopt import recipe
 from prefopt.data import Example, load_examples
 from prefopt.evaluation.judges.opinions import Row, Said, measured
-from prefopt.feedback import Shaped, ask, check_feedback, make_feedback
+from prefopt.feedback import Transformed, ask, check_feedback, make_feedback
 from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.judges.trust import Bounds
 from prefopt.recipe import Data, Opinion, Section
@@ -111,7 +111,7 @@ def report(settings: JudgeRecipe, console: Console | None = None) -> JudgeReport
     return JudgeReport(estimates, numbers, identity(judge, settings.judge), settings.confidence)
 
 
-def identity(judge: Shaped, spec: recipe.Feedback) -> dict[str, Any]:
+def identity(judge: Transformed, spec: recipe.Feedback) -> dict[str, Any]:
     """Everything that the verdicts depend on."""
     inner = judge.feedback
     return inner.identity if isinstance(inner, Judge) else spec.model_dump(mode="json")
@@ -130,7 +130,7 @@ def load_rows(source: Data) -> list[Example]:
     return found
 
 
-def again(judge: Shaped, repeat: int) -> Shaped:
+def again(judge: Transformed, repeat: int) -> Transformed:
     """The same judge for another round; what it writes is drawn anew."""
     inner = judge.feedback
     if not repeat or not isinstance(inner, Judge):

@@ -72,8 +72,8 @@ def test_no_text_crashes_it(pocket):
 
 
 def test_a_recipe_s_section_makes_one(samples, tmp_path):
-    shape = [{"name": "Clip", "low": -1, "high": 1}]
-    section = recipe.Feedback.model_validate({"name": "Judge", **POCKET, "scale": 2, "shape": shape})
+    transforms = [{"name": "Clip", "low": -1, "high": 1}]
+    section = recipe.Feedback.model_validate({"name": "Judge", **POCKET, "scale": 2, "transforms": transforms})
     check_feedback(section, fixed=True)
     made = make_feedback(section, Accelerator(cpu=True))
     verdict = made(*(part[:4] for part in samples))

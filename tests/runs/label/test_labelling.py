@@ -186,7 +186,7 @@ def test_a_budget_that_ends_and_a_bigger_one_that_goes_on(recipe_file, tmp_path)
     [
         (["policy=null", "samples=null", "source.data={pocket}"], "a prompt without completions"),
         (["feedback=rules.py:evn"], "no file rules.py"),
-        (["feedback={name: '{here}/rules.py:even', shape: Normalise}"], "Normalise has numbers that move"),
+        (["feedback={name: '{here}/rules.py:even', transforms: Normalise}"], "Normalise has numbers that move"),
         (["policy.model={here}/gone"], "gone: give a folder"),
         (["samples.sampler=vlm"], "samples.sampler: unknown sampler 'vlm'"),
         (["source.data=gone.jsonl"], "gone.jsonl: no such file"),

@@ -1,4 +1,4 @@
-"""Every shape by hand; NaN through all of them; their order; what a checkpoint holds."""
+"""Every transform by hand; NaN through all of them; their order; what a checkpoint holds."""
 
 import math
 
@@ -13,7 +13,7 @@ from prefopt.feedback import (
     Normalise,
     ReferenceNormalise,
     RepetitionPenalty,
-    Shaped,
+    Transformed,
 )
 
 PROMPTS = ["p", "q"]
@@ -22,8 +22,8 @@ ROWS = [{"ended": [True, False]}, {"ended": [False, True]}]
 SCORES = torch.tensor([[1.0, -2.0], [4.0, 0.5]], dtype=torch.float64)
 
 
-def shaped(*shapes, scores=SCORES, rows=ROWS):
-    return Shaped(lambda *_: Verdict(scores), shapes)(PROMPTS, TEXTS, rows).scores
+def transformed(*transforms, scores=SCORES, rows=ROWS):
+    return Transformed(lambda *_: Verdict(scores), transforms)(PROMPTS, TEXTS, rows).scores
 
 
 def expect(found, *rows):
@@ -31,37 +31,37 @@ def expect(found, *rows):
 
 
 def test_length_by_hand(lm_folder):
-    expect(shaped(LengthPenalty(limit=3, weight=0.5)), [0.5, -2], [4 - 1.5, 0.5])
+    expect(transformed(LengthPenalty(limit=3, weight=0.5)), [0.5, -2], [4 - 1.5, 0.5])
     # Its tokenizer has a token for each of these words, and one for "a  b" as well: two.
     counted = LengthPenalty(limit=3, weight=0.5, tokenizer=str(lm_folder))
     assert counted.length("a film was very good") == 5
-    expect(shaped(counted), [0.5, -2], [4 - 1.5, 0.5])
+    expect(transformed(counted), [0.5, -2], [4 - 1.5, 0.5])
 
 
 def test_repetition_by_hand():
     """a b a b a b has 5 bigrams, ab ba ab ba ab, of which 2 are distinct."""
-    expect(shaped(RepetitionPenalty(weight=2.0, n=2)), [1, -2], [4 - 2 * 3 / 5, 0.5])
+    expect(transformed(RepetitionPenalty(weight=2.0, n=2)), [1, -2], [4 - 2 * 3 / 5, 0.5])
     penalty = RepetitionPenalty(n=3)
     assert [penalty.repeated(text) for text in ("", "a b", "a b c", "a " * 100)] == [0, 0, 0, 1 - 1 / 98]
 
 
 def test_clip_by_hand():
-    expect(shaped(Clip(-1, 2)), [1, -1], [2, 0.5])
-    expect(shaped(Clip(high=0)), [0, -2], [0, 0])
+    expect(transformed(Clip(-1, 2)), [1, -1], [2, 0.5])
+    expect(transformed(Clip(high=0)), [0, -2], [0, 0])
     for wrong in ({}, {"low": 2, "high": 1}):
         with pytest.raises(ValueError, match="low"):
             Clip(**wrong)
 
 
 def test_missing_eos_by_hand():
-    expect(shaped(MissingEOS(penalty=0.5)), [1, -2.5], [3.5, 0.5])
-    expect(shaped(MissingEOS(score=-1.0)), [1, -1], [-1, 0.5])
+    expect(transformed(MissingEOS(penalty=0.5)), [1, -2.5], [3.5, 0.5])
+    expect(transformed(MissingEOS(score=-1.0)), [1, -1], [-1, 0.5])
     for wrong in ({}, {"penalty": 1.0, "score": 0.0}):
         with pytest.raises(ValueError, match="either"):
             MissingEOS(**wrong)
     for rows in ([{}, {}], [{"ended": [True, True]}, {"ended": [True]}]):
         with pytest.raises(PrefoptError, match=r"MissingEOS: the row of prompt \d has no `ended`"):
-            shaped(MissingEOS(penalty=1.0), rows=rows)
+            transformed(MissingEOS(penalty=1.0), rows=rows)
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -69,17 +69,17 @@ def test_running_numbers_are_those_of_all_scores_so_far(center):
     draw = torch.Generator().manual_seed(0)
     batches = [torch.randn(3, 2, generator=draw, dtype=torch.float64) * s + 1e4 for s in (1, 5, 0.1)]
     batches[1][0, 1] = math.nan
-    shape, seen = Normalise(center), torch.empty(0, dtype=torch.float64)
+    transform, seen = Normalise(center), torch.empty(0, dtype=torch.float64)
     for scores in batches:
-        found = shape(scores, (), (), ())
+        found = transform(scores, (), (), ())
         seen = torch.cat([seen, scores[~scores.isnan()]])
         mean, deviation = seen.mean(), seen.std(correction=0)
         expected = (scores - mean if center else scores) / deviation
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
-    assert shape.count == len(seen) == 17
+    assert transform.count == len(seen) == 17
     again = Normalise(center)
-    again.load_state_dict(shape.state_dict())
-    torch.testing.assert_close(again(batches[0], (), (), ()), shape(batches[0], (), (), ()), rtol=0, atol=0)
+    again.load_state_dict(transform.state_dict())
+    torch.testing.assert_close(again(batches[0], (), (), ()), transform(batches[0], (), (), ()), rtol=0, atol=0)
 
 
 def test_equal_scores_are_not_divided_by_nothing():
@@ -90,19 +90,19 @@ def test_equal_scores_are_not_divided_by_nothing():
 
 
 def test_reference_samples_get_the_mean_and_deviation_asked_for():
-    shape = ReferenceNormalise(mean=2.0, std=0.5)
-    assert shape.unfitted
+    transform = ReferenceNormalise(mean=2.0, std=0.5)
+    assert transform.unfitted
     with pytest.raises(PrefoptError, match="no gain and bias yet"):
-        shaped(shape)
+        transformed(transform)
     reference = torch.tensor([1.0, 3.0, 8.0, math.nan])
-    shape.fit(reference)
-    assert not shape.unfitted
-    made = shape(reference[:3, None].double(), (), (), ())
+    transform.fit(reference)
+    assert not transform.unfitted
+    made = transform(reference[:3, None].double(), (), (), ())
     assert made.mean().item() == pytest.approx(2) and made.std(correction=0).item() == pytest.approx(0.5)
     other = ReferenceNormalise()
-    other.load_state_dict(shape.state_dict())
-    assert (other.gain, other.bias) == (shape.gain, shape.bias)
-    expect(shaped(ReferenceNormalise(gain=2.0, bias=-1.0)), [1, -5], [7, 0])
+    other.load_state_dict(transform.state_dict())
+    assert (other.gain, other.bias) == (transform.gain, transform.bias)
+    expect(transformed(ReferenceNormalise(gain=2.0, bias=-1.0)), [1, -5], [7, 0])
     with pytest.raises(ValueError, match="gain and bias"):
         ReferenceNormalise(gain=2.0)
 
@@ -125,28 +125,28 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("shape", ALL, ids=lambda shape: getattr(shape, "__name__", str(shape)[:30]))
-def test_no_verdict_stays_none(shape):
+@pytest.mark.parametrize("transform", ALL, ids=lambda transform: getattr(transform, "__name__", str(transform)[:30]))
+def test_no_verdict_stays_none(transform):
     scores = SCORES.clone()
     scores[0, 1] = scores[1, 1] = math.nan
-    assert shaped(shape, scores=scores).isnan().tolist() == [[False, True], [False, True]]
+    assert transformed(transform, scores=scores).isnan().tolist() == [[False, True], [False, True]]
 
 
 def test_the_first_of_the_list_comes_first():
-    expect(shaped(Clip(high=2.0), ReferenceNormalise(2.0, 0.0)), [2, -4], [4, 1])
-    expect(shaped(ReferenceNormalise(2.0, 0.0), Clip(high=2.0)), [2, -4], [2, 1])
+    expect(transformed(Clip(high=2.0), ReferenceNormalise(2.0, 0.0)), [2, -4], [4, 1])
+    expect(transformed(ReferenceNormalise(2.0, 0.0), Clip(high=2.0)), [2, -4], [2, 1])
 
 
 def test_own_scores_and_notes_are_kept():
     scores = SCORES.clone()
     scores[0, 0] = math.nan
     preference = torch.full((2, 2, 2), 0.5)
-    feedback = Shaped(lambda *_: Verdict(scores, preference, [{"why": "x"}, {}]), (Clip(high=0.0),))
+    feedback = Transformed(lambda *_: Verdict(scores, preference, [{"why": "x"}, {}]), (Clip(high=0.0),))
     verdict = feedback(PROMPTS, TEXTS, ROWS)
-    assert verdict.notes == [{"why": "x", "unshaped": [None, -2.0]}, {"unshaped": [4.0, 0.5]}]
+    assert verdict.notes == [{"why": "x", "untransformed": [None, -2.0]}, {"untransformed": [4.0, 0.5]}]
     assert verdict.preference is preference
     plain = Verdict(SCORES)
-    assert Shaped(lambda *_: plain)(PROMPTS, TEXTS, ROWS) is plain
+    assert Transformed(lambda *_: plain)(PROMPTS, TEXTS, ROWS) is plain
 
 
 def bad_type(scores, *_):
@@ -154,24 +154,24 @@ def bad_type(scores, *_):
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
+    ("transform", "words"),
     [
-        (bad_type, "the shape bad_type must return scores of shape .2, 2., not a list"),
+        (bad_type, "the transform bad_type must return scores of shape .2, 2., not a list"),
         (lambda scores, *_: scores[0], "not shape .2"),
         (lambda scores, *_: scores / 0, "gave the score inf to completion 1 of prompt 1"),
         (lambda scores, *_: scores.log(), "made NaN of the score -2 of completion 2 of prompt 1"),
         (lambda scores: scores, "raised TypeError"),
     ],
 )
-def test_shapes_that_do_something_else(shape, words):
+def test_transforms_that_do_something_else(transform, words):
     with pytest.raises(PrefoptError, match=words):
-        shaped(shape)
+        transformed(transform)
 
 
 def test_fit_gives_each_the_scores_that_reach_it():
     running = Normalise()
     first, second = ReferenceNormalise(), ReferenceNormalise(mean=1.0)
-    feedback = Shaped(lambda *_: Verdict(SCORES), (Clip(-1, 2), first, running, second))
+    feedback = Transformed(lambda *_: Verdict(SCORES), (Clip(-1, 2), first, running, second))
     assert feedback.unfitted
     feedback.fit(PROMPTS, TEXTS, ROWS)
     assert not feedback.unfitted
@@ -186,7 +186,9 @@ def test_fit_gives_each_the_scores_that_reach_it():
 
 def test_a_restored_feedback_goes_on_as_if_nothing_had_been():
     def make():
-        return Shaped(Shaped(lambda *_: Verdict(SCORES), (Normalise(),)), (ReferenceNormalise(), Normalise(False)))
+        return Transformed(
+            Transformed(lambda *_: Verdict(SCORES), (Normalise(),)), (ReferenceNormalise(), Normalise(False))
+        )
 
     one, other = make(), make()
     one.fit(PROMPTS, TEXTS, ROWS)
@@ -194,3 +196,9 @@ def test_a_restored_feedback_goes_on_as_if_nothing_had_been():
     other.load_state_dict(one.state_dict())
     assert torch.equal(one(PROMPTS, TEXTS, ROWS).scores, other(PROMPTS, TEXTS, ROWS).scores)
     assert one.state_dict() == other.state_dict()
+
+
+def test_a_checkpoint_of_the_previous_version_is_read():
+    feedback = Transformed(lambda *_: Verdict(SCORES), (Normalise(),))
+    feedback.load_state_dict({"feedback": {}, "shapes": [{"count": 3, "mean": 1.0, "squares": 2.0}]})
+    assert feedback.state_dict()["transforms"] == [{"count": 3, "mean": 1.0, "squares": 2.0}]
