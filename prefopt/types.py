@@ -5,12 +5,13 @@ than a sum.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `role` and `content`."""
@@ -18,11 +19,33 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """Plain text, or the conversation so far."""
 
+Completion = str | Sequence[Message]
+"""The text of one turn; or several turns as messages, those of tools and users among them."""
+
 Unit = Literal["prompt", "completion", "token"]
 """What a loss is averaged over."""
 
-COMPLETION_COLUMNS = frozenset({"sampler_logps", "cost", "gold", "origin", "trained", "ended"})
-"""Columns whose second dimension is K; they are permuted and cut together with the completions."""
+Axis = Literal["prompt", "completion", "token"]
+"""What each entry of a column belongs to: the column is [B, ...], [B, K, ...] or [B, K, T]."""
+
+AXES: Mapping[str, Axis] = {
+    "sampler_logps": "token",
+    "cost": "completion",
+    "gold": "completion",
+    "origin": "completion",
+    "trained": "completion",
+    "ended": "completion",
+}
+"""The axes of the columns that prefopt itself writes. Any other column is of the prompt unless its axis is stated."""
+
+_BatchAxis = Axis | Literal["pair"]
+"""The axes of a batch's fields: those of columns, and [B, K, K]."""
+
+
+def axis_of(name: str, axes: Mapping[str, Axis]) -> Axis:
+    """The axis of a column: the one that is stated, else that of `AXES`, else "prompt"."""
+    return axes.get(name, AXES.get(name, "prompt"))
+
 
 ORIGINS = ("dataset", "policy", "reference", "mixture", "greedy", "mismatched")
 """Where a completion came from; the column `origin` holds places in this list."""
@@ -36,9 +59,15 @@ class Batch:
         prompt_ids: B token sequences, ragged.
         completion_ids: [B, K, T] int64, right-padded.
         mask: [B, K, T] bool; True on tokens the policy wrote, EOS included. An absent completion is all False.
-        scores: [B, K]; larger is better. A bare preference is (+.5, −.5), a label is +.5 or −.5.
+        scores: [B, K], of whole completions; larger is better. A bare preference is (+.5, −.5), a label is +.5 or −.5.
         preference: [B, K, K]; P(y_i beats y_j), for soft or multi-rater labels.
-        columns: anything else with leading dimension B; those in `COMPLETION_COLUMNS` have K as their second.
+        columns: anything else, by name: [B, ...] for each prompt, [B, K, ...] for each completion, [B, K, T] for each token.
+        axes: which of these a column is. Columns that are not named here have the axis in `AXES`, or else are of the prompt;
+            it is never guessed from the shape.
+        rewards: [B, K, T], what belongs to a token: the reward of a turn or a step, at its last token; 0 elsewhere. It comes
+            on top of `scores`.
+        named_scores: [B, K] each; several scores kept apart (helpful, safe, format), for objectives that combine them.
+        version: [B, K] int64; after how many updates of the policy a completion was written. None for recorded data.
 
     Raises:
         ValueError: a field whose shape or dtype contradicts the others, by name.
@@ -50,11 +79,15 @@ class Batch:
     scores: Tensor | None = None
     preference: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+    rewards: Tensor | None = None
+    named_scores: Mapping[str, Tensor] = field(default_factory=dict)
+    version: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.completion_ids.ndim != 3:
             raise ValueError(f"completion_ids must be [B, K, T], got {list(self.completion_ids.shape)}")
-        prompts, completions, _ = self.completion_ids.shape
+        prompts, completions, tokens = self.completion_ids.shape
         if len(self.prompt_ids) != prompts:
             raise ValueError(f"{len(self.prompt_ids)} prompts for {prompts} rows of completions")
         if self.mask.dtype != torch.bool or self.mask.shape != self.completion_ids.shape:
@@ -65,13 +98,30 @@ class Batch:
         for name, tensor, shape in (
             ("scores", self.scores, (prompts, completions)),
             ("preference", self.preference, (prompts, completions, completions)),
+            ("rewards", self.rewards, (prompts, completions, tokens)),
+            ("version", self.version, (prompts, completions)),
+            *(
+                (f"named_scores[{name!r}]", scores, (prompts, completions))
+                for name, scores in self.named_scores.items()
+            ),
         ):
             if tensor is not None and tensor.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        shapes: Mapping[Axis, tuple[int, ...]] = {
+            "prompt": (prompts,),
+            "completion": (prompts, completions),
+            "token": (prompts, completions, tokens),
+        }
+        for name, axis in self.axes.items():
+            if axis not in shapes:
+                raise ValueError(f"the axis of column {name!r} must be one of {', '.join(shapes)}, got {axis!r}")
         for name, column in self.columns.items():
-            expected = (prompts, completions) if name in COMPLETION_COLUMNS else (prompts,)
+            expected = shapes[self.axis(name)]
             if column.shape[: len(expected)] != expected:
-                raise ValueError(f"column {name!r} must start with {list(expected)}, got {list(column.shape)}")
+                raise ValueError(
+                    f"column {name!r}, whose axis is {self.axis(name)!r}, must start with {list(expected)}, "
+                    f"got {list(column.shape)}"
+                )
 
     def __len__(self) -> int:
         return self.completion_ids.shape[0]
@@ -81,36 +131,68 @@ class Batch:
         """[B, K] bool; False where a prompt has fewer than K completions."""
         return self.mask.any(-1)
 
+    def axis(self, column: str) -> Axis:
+        """What the entries of a column belong to."""
+        return axis_of(column, self.axes)
+
     def rows(self, index: Tensor | slice) -> Self:
         """These prompts alone, in this order; `index` is [b] int64 or a slice."""
         numbers = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].tolist()
         index = torch.tensor(numbers, dtype=torch.long, device=self.mask.device)
-        return dataclasses.replace(
-            self,
-            prompt_ids=tuple(self.prompt_ids[i] for i in numbers),
-            completion_ids=self.completion_ids[index],
-            mask=self.mask[index],
-            scores=None if self.scores is None else self.scores[index],
-            preference=None if self.preference is None else self.preference[index],
-            columns={name: column[index] for name, column in self.columns.items()},
-        )
+        return self._by_axis(lambda tensor, _: tensor[index], tuple(self.prompt_ids[i] for i in numbers))
 
     def first(self, completions: int) -> Self:
         """The first few completions of every prompt; all other fields are cut alike."""
         if completions == self.completion_ids.shape[1]:
             return self
-        return dataclasses.replace(
-            self,
-            completion_ids=self.completion_ids[:, :completions],
-            mask=self.mask[:, :completions],
-            scores=None if self.scores is None else self.scores[:, :completions],
-            preference=None if self.preference is None else self.preference[:, :completions, :completions],
-            columns={n: c[:, :completions] if n in COMPLETION_COLUMNS else c for n, c in self.columns.items()},
-        )
+
+        def cut(tensor: Tensor, axis: _BatchAxis) -> Tensor:
+            if axis == "prompt":
+                return tensor
+            return tensor[:, :completions, :completions] if axis == "pair" else tensor[:, :completions]
+
+        return self._by_axis(cut)
+
+    def extended(self, completions: int) -> Self:
+        """With as many absent completions after the present ones: 0 in every field, ½ in `preference`."""
+
+        def extend(tensor: Tensor, axis: _BatchAxis) -> Tensor:
+            if axis == "prompt":
+                return tensor
+            if axis == "pair":
+                return pad(tensor, (0, completions, 0, completions), value=0.5)
+            return pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, completions))
+
+        return self._by_axis(extend)
+
+    def padded(self, tokens: int) -> Self:
+        """With as many further places for tokens at the end, outside the mask: 0 in every field."""
+        return self._by_axis(lambda tensor, axis: pad(tensor, (0, tokens)) if axis == "token" else tensor)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""
         return _map_tensors(self, lambda tensor: tensor.to(device))
+
+    def _by_axis(
+        self, change: Callable[[Tensor, _BatchAxis], Tensor], prompt_ids: tuple[tuple[int, ...], ...] | None = None
+    ) -> Self:
+        """The batch with `change` applied to every tensor, given its axis."""
+
+        def changed(tensor: Tensor | None, axis: _BatchAxis) -> Tensor | None:
+            return None if tensor is None else change(tensor, axis)
+
+        return dataclasses.replace(
+            self,
+            prompt_ids=self.prompt_ids if prompt_ids is None else prompt_ids,
+            completion_ids=change(self.completion_ids, "token"),
+            mask=change(self.mask, "token"),
+            scores=changed(self.scores, "completion"),
+            preference=changed(self.preference, "pair"),
+            columns={name: change(column, self.axis(name)) for name, column in self.columns.items()},
+            rewards=changed(self.rewards, "token"),
+            named_scores={name: change(scores, "completion") for name, scores in self.named_scores.items()},
+            version=changed(self.version, "completion"),
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +226,17 @@ class Outputs:
             raise ValueError("these outputs hold no log-probabilities: the model is a scorer, not a language model")
         return self.logps
 
+    def fields(self) -> dict[str, Tensor]:
+        """Every tensor that a loss may have a gradient for, by name: `logps`, `values`, `rewards` and the statistics."""
+        named = {name: getattr(self, name) for name in _OUTPUT_FIELDS}
+        return {name: value for name, value in named.items() if value is not None} | dict(self.statistics)
+
+    def with_fields(self, fields: Mapping[str, Tensor]) -> Self:
+        """The same with other tensors for these fields; a name that is no attribute is a statistic."""
+        own: dict[str, Any] = {name: value for name, value in fields.items() if name in _OUTPUT_FIELDS}
+        statistics = {name: value for name, value in fields.items() if name not in own}
+        return dataclasses.replace(self, statistics={**self.statistics, **statistics}, **own)
+
     def rows(self, index: Tensor | slice) -> Self:
         """The outputs of these prompts alone, in this order."""
         return _map_tensors(self, lambda tensor: tensor[index])
@@ -155,6 +248,9 @@ class Outputs:
     def detach(self) -> Self:
         """The same numbers, without their history."""
         return _map_tensors(self, Tensor.detach)
+
+
+_OUTPUT_FIELDS = ("logps", "values", "rewards")
 
 
 @dataclass(frozen=True)
@@ -178,6 +274,9 @@ class Needs:
         whole_batch: rows are coupled: `loss` sees the logical batch whole, never sliced.
         one_update: there is no ratio to the policy that wrote the batch, so it is good for one update only.
         per: the unit whose count divides the summed loss.
+        axes: of `columns` that are not of the prompt, {"helpful": "completion"}: then they are ordered and cut together with
+            the completions. Columns in `AXES` need not be named.
+        named_scores: these `batch.named_scores` are there; they come from feedback.
     """
 
     completions: int | None = None
@@ -195,6 +294,8 @@ class Needs:
     whole_batch: bool = False
     one_update: bool = False
     per: Unit = "prompt"
+    axes: Mapping[str, Axis] = field(default_factory=dict, hash=False)
+    named_scores: tuple[str, ...] = ()
 
     def count(self, batch: Batch) -> int:
         """The number of `per` units in a batch: the denominator of its summed loss."""
@@ -302,11 +403,16 @@ class Verdict:
         scores: [B, K]; NaN = no verdict, and that completion becomes absent.
         preference: [B, K, K]; P(y_i beats y_j), from feedback that compares.
         notes: what is worth keeping beside each prompt: rationales, costs.
+        steps: for each prompt and completion, a number for each of its turns or steps, as many as there are; they come on top
+            of `scores`, and a source puts each on the last token of its turn (`Batch.rewards`).
+        named: [B, K] each; several scores kept apart, which become `Batch.named_scores`. NaN where there is none.
     """
 
     scores: Tensor
     preference: Tensor | None = None
     notes: Sequence[Mapping[str, Any]] = ()
+    steps: Sequence[Sequence[Sequence[float]]] | None = None
+    named: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -361,7 +467,61 @@ class Source(Protocol):
         ...
 
 
-class Watch(Protocol):
+class Turn(NamedTuple):
+    """What an environment answers to a turn of the policy.
+
+    Attributes:
+        text: what the policy reads next; one message of the environment, or several.
+        reward: of the policy's turn, which goes to its last token.
+        done: whether the episode is over.
+        info: numbers to log.
+    """
+
+    text: str | Sequence[Message] = ""
+    reward: float = 0.0
+    done: bool = False
+    info: Mapping[str, float] = {}
+
+
+class Environment(Protocol):
+    """What a policy acts in: one object for each completion, made by a factory that a recipe names.
+
+    An environment may also have `stop`, `tools` and `close`: see `Stopping`, `Equipped` and `Closing`.
+    """
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> str | Sequence[Message] | None:
+        """Begin the task of a row; the K completions of a prompt share its seed. Returns what follows the prompt, if anything."""
+        ...
+
+    def step(self, text: str, *, truncated: bool) -> Turn:
+        """Answer what the policy wrote; `truncated` says that the turn was cut by its length."""
+        ...
+
+
+@runtime_checkable
+class Stopping(Protocol):
+    """An environment in which certain texts end a turn of the policy."""
+
+    stop: Sequence[str]
+
+
+@runtime_checkable
+class Equipped(Protocol):
+    """An environment that offers tools: JSON schemas, as chat templates take them."""
+
+    tools: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """An environment that holds something which must be released."""
+
+    def close(self) -> None:
+        """Release it; called once, when the episode is over or has failed."""
+        ...
+
+
+class Monitor(Protocol):
     """Numbers about every logical batch, beside what objectives report."""
 
     needs: Needs

@@ -63,6 +63,12 @@ def test_first_cuts_what_belongs_to_completions(batch):
         ("preference", torch.zeros(3, 2), "preference"),
         ("columns", {"cost": torch.zeros(3)}, "'cost'"),
         ("columns", {"mine": torch.zeros(2)}, "'mine'"),
+        ("columns", {"sampler_logps": torch.zeros(3, 2)}, "'token'.*must start with .3, 2, 3."),
+        ("axes", {"embeddings": "token"}, "'embeddings', whose axis is 'token'"),
+        ("axes", {"mine": "row"}, "one of prompt, completion, token, got 'row'"),
+        ("rewards", torch.zeros(3, 2), "rewards must be .3, 2, 3."),
+        ("named_scores", {"safe": torch.zeros(3)}, "named_scores.'safe'. must be .3, 2."),
+        ("version", torch.zeros(3, 2, 3), "version must be .3, 2."),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(batch, field, value, words):
@@ -120,3 +126,61 @@ def test_targets_select_rows_and_keep_numbers():
     targets = Targets({"a": torch.arange(3)}, {"mean": 1.0}).select(slice(1, 2))
     assert targets.rows["a"].tolist() == [1]
     assert targets.metrics == {"mean": 1.0}
+
+
+def test_columns_move_by_their_axes(batch):
+    """A user's columns as well as ours: by rows, cut, extended and padded."""
+    mine = {
+        "each": torch.arange(12.0).view(3, 2, 2),  # two numbers for each completion
+        "token": torch.arange(18.0).view(3, 2, 3),
+        "prompt": torch.arange(6.0).view(3, 2),
+    }
+    whole = dataclasses.replace(
+        batch,
+        columns={**batch.columns, **mine},
+        axes={"each": "completion", "token": "token"},
+        rewards=torch.arange(18.0).view(3, 2, 3),
+        named_scores={"safe": torch.arange(6.0).view(3, 2)},
+        version=torch.arange(6).view(3, 2),
+    )
+    best = whole.first(1)
+    assert torch.equal(best.columns["each"], mine["each"][:, :1])
+    assert torch.equal(best.columns["token"], mine["token"][:, :1])
+    assert torch.equal(best.columns["prompt"], mine["prompt"])
+    assert torch.equal(best.rewards, whole.rewards[:, :1])
+    assert torch.equal(best.named_scores["safe"], whole.named_scores["safe"][:, :1])
+    assert best.version.tolist() == [[0], [2], [4]]
+    more = whole.extended(2)
+    assert more.present.tolist() == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [True, False, False, False],
+    ]
+    assert more.columns["each"][0].tolist() == [[0, 1], [2, 3], [0, 0], [0, 0]]
+    assert more.preference[0, 2:].eq(0.5).all() and torch.equal(more.preference[:, :2, :2], whole.preference)
+    assert torch.equal(more.columns["prompt"], mine["prompt"])
+    assert more.first(2).columns.keys() == whole.columns.keys()
+    assert torch.equal(more.first(2).version, whole.version)
+    wide = whole.padded(2)
+    for name, value in (("token", wide.columns["token"]), ("rewards", wide.rewards)):
+        assert value.shape == (3, 2, 5), name
+        assert value[..., 3:].eq(0).all(), name
+    assert wide.columns["each"].shape == (3, 2, 2)
+    assert not wide.mask[..., 3:].any()
+    order = torch.tensor([2, 0])
+    some = whole.rows(order).to("cpu")
+    assert torch.equal(some.rewards, whole.rewards[order])
+    assert torch.equal(some.named_scores["safe"], whole.named_scores["safe"][order])
+    assert some.version.tolist() == [[4, 5], [0, 1]]
+
+
+def test_fields_of_outputs_are_listed_in_one_place(batch):
+    logps, entropy = torch.randn(3, 2, 3), torch.randn(3, 2, 3)
+    outputs = Outputs(batch.mask, logps, rewards=torch.zeros(3, 2), statistics={"entropy": entropy})
+    assert set(outputs.fields()) == {"logps", "rewards", "entropy"}
+    assert outputs.fields()["entropy"] is entropy
+    other = outputs.with_fields({"logps": 2 * logps, "kl_policy_ref": entropy})
+    assert torch.equal(other.logps, 2 * logps)
+    assert other.rewards is outputs.rewards
+    assert set(other.statistics) == {"entropy", "kl_policy_ref"}
+    assert set(Outputs(batch.mask).with_fields(outputs.fields()).fields()) == set(outputs.fields())

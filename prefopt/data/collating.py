@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefopt.data.tokenising import Tokenised
 from prefopt.support.errors import PrefoptError
-from prefopt.types import COMPLETION_COLUMNS, Batch
+from prefopt.types import Batch
 
 
 def collate(rows: Sequence[Tokenised], columns: Sequence[str] = ()) -> Batch:
@@ -20,8 +20,8 @@ def collate(rows: Sequence[Tokenised], columns: Sequence[str] = ()) -> Batch:
 
     Args:
         rows: B of them.
-        columns: names of the rows' columns to put in as tensors: [B, ...]; [B, K] or [B, K, T] for those in
-            `COMPLETION_COLUMNS`. `row`, [B] int64, the number of each row's example, is always there.
+        columns: names of the rows' columns to put in as tensors, shaped by their axes (`Example.axes`): [B, ...], [B, K, ...]
+            or [B, K, T]. `row`, [B] int64, the number of each row's example, is always there.
 
     Raises:
         PrefoptError: a column that a row lacks, or that cannot be a tensor.
@@ -42,6 +42,7 @@ def collate(rows: Sequence[Tokenised], columns: Sequence[str] = ()) -> Batch:
         scores=_scores(rows, size),
         preference=_preference(rows, size),
         columns={"row": torch.tensor([row.row for row in rows], dtype=torch.long), **tensors},
+        axes=rows[0].axes if rows else {},
     )
 
 
@@ -64,7 +65,7 @@ def _preference(rows: Sequence[Tokenised], size: int) -> Tensor | None:
 
 
 def _column(rows: Sequence[Tokenised], name: str, size: int, length: int) -> Tensor:
-    """[B, ...] for a column of prompts; [B, K] for one of completions, or [B, K, T] with a number for each token."""
+    """[B, ...] for a column of prompts, [B, K, ...] for one of completions, [B, K, T] for one of tokens."""
     values = []
     for row in rows:
         if name not in row.columns:
@@ -72,9 +73,11 @@ def _column(rows: Sequence[Tokenised], name: str, size: int, length: int) -> Ten
                 f"{row.where}: no column {name!r}, which the objective needs; there are {sorted(row.columns)}"
             )
         value = row.columns[name]
-        values.append(
-            _padded(row, name, value, size, length) if name in COMPLETION_COLUMNS else _tensor(row, name, value)
-        )
+        axis = row.example.axis(name)
+        if axis == "prompt":
+            values.append(_tensor(row, name, value))
+        else:
+            values.append(_padded(row, name, value, size, length if axis == "token" else None))
     shapes = {tuple(value.shape) for value in values}
     if len(shapes) > 1:
         odd = next(i for i, value in enumerate(values) if value.shape != values[0].shape)
@@ -87,17 +90,22 @@ def _column(rows: Sequence[Tokenised], name: str, size: int, length: int) -> Ten
     return torch.stack([value.to(dtype) for value in values])
 
 
-def _padded(row: Tokenised, name: str, value: Any, size: int, length: int) -> Tensor:
-    """[K], or [K, T] where there is a value for each token."""
+def _padded(row: Tokenised, name: str, value: Any, size: int, length: int | None) -> Tensor:
+    """[K, ...], the entries of absent completions 0; [K, T] where `length` is the T of a column of tokens."""
     tensors = [_tensor(row, name, item) for item in value]
-    if any(tensor.ndim for tensor in tensors):
+    if length is not None:
         for tensor, ids in zip(tensors, row.completion_ids, strict=True):
             if tensor.shape != (len(ids),):
                 raise PrefoptError(
                     f"{row.where}: column {name!r} has shape {list(tensor.shape)} for a completion of {len(ids)} "
-                    "tokens; it needs one number for the completion or one for each of its tokens"
+                    "tokens; it needs one number for each of its tokens"
                 )
         tensors = [torch.nn.functional.pad(tensor, (0, length - len(tensor))) for tensor in tensors]
+    elif any(tensor.shape != tensors[0].shape for tensor in tensors):
+        raise PrefoptError(
+            f"{row.where}: column {name!r} has shapes {[list(tensor.shape) for tensor in tensors]} for its completions; "
+            "it needs the same shape for each"
+        )
     stacked = torch.stack(tensors)
     return torch.cat([stacked, stacked.new_zeros(size - len(stacked), *stacked.shape[1:])])
 

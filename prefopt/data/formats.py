@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.seeds import digested
-from prefopt.types import COMPLETION_COLUMNS, Message, Prompt
+from prefopt.types import Axis, Message, Prompt, axis_of
 
 Completion = str | tuple[Message, ...]
 """Plain text, or the turns that follow the prompt; the last one is the assistant's."""
@@ -48,7 +48,8 @@ class Example:
         preference: K × K, P(y_i beats y_j).
         group: rows of one group never straddle a split.
         where: file and line, for messages.
-        columns: every other column of the row. Those in `COMPLETION_COLUMNS` are lists of K.
+        columns: every other column of the row. Those of completions or tokens are lists of K.
+        axes: of the columns that are not of the prompt; `prefopt.types.AXES` has those that need not be named.
     """
 
     prompt: Prompt
@@ -58,11 +59,30 @@ class Example:
     group: str = ""
     where: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """K."""
         return len(self.completions)
+
+    def axis(self, column: str) -> Axis:
+        """What the entries of a column belong to."""
+        return axis_of(column, self.axes)
+
+    def with_axes(self, axes: Mapping[str, Axis]) -> Self:
+        """The same with the axes of its columns stated, by whoever is going to read them.
+
+        Raises:
+            PrefoptError: a column of completions or tokens that has not one entry for each completion.
+        """
+        if not axes or axes == self.axes:
+            return self
+        columns = {
+            name: value if axis_of(name, axes) == "prompt" else _per_completion(value, name, self.size, self.where)
+            for name, value in self.columns.items()
+        }
+        return dataclasses.replace(self, columns=columns, axes=axes)
 
     def select(self, order: Sequence[int]) -> Self:
         """These completions alone, in this order, together with everything that is said about them."""
@@ -71,7 +91,10 @@ class Example:
             completions=tuple(self.completions[i] for i in order),
             scores=None if self.scores is None else tuple(self.scores[i] for i in order),
             preference=select_matrix(self.preference, order),
-            columns={n: [c[i] for i in order] if n in COMPLETION_COLUMNS else c for n, c in self.columns.items()},
+            columns={
+                name: column if self.axis(name) == "prompt" else [column[i] for i in order]
+                for name, column in self.columns.items()
+            },
         )
 
     def scored(self, scores: tuple[float | None, ...]) -> Self:
@@ -94,7 +117,7 @@ def prompts(examples: Sequence[Example]) -> Iterator[Example]:
             completions=(),
             scores=None,
             preference=None,
-            columns={name: value for name, value in example.columns.items() if name not in COMPLETION_COLUMNS},
+            columns={name: value for name, value in example.columns.items() if example.axis(name) == "prompt"},
         )
 
 
@@ -137,8 +160,9 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
     prompt, completions, used = _CONTENTS[kind](row, where)
     scores, preference, judged = _judgement(row, kind, len(completions), where)
     columns = {name: value for name, value in row.items() if name not in used | judged | {"group"}}
-    for name in COMPLETION_COLUMNS & columns.keys():
-        columns[name] = _per_completion(columns[name], name, len(completions), where)
+    for name in columns:
+        if axis_of(name, {}) != "prompt":
+            columns[name] = _per_completion(columns[name], name, len(completions), where)
     if kind == "unpaired":  # kept: a label says more than its score, e.g. that a completion is not one to imitate
         columns["label"] = _label(row["label"], where)
     group = row["group"] if "group" in row else _key(prompt) if prompt else _key(completions[0])

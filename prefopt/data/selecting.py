@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
 from prefopt.data.formats import FORMATS, Matrix
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Needs
+from prefopt.types import Axis, Needs
 
 TIED = "completions dropped: tied with another one"
 NEITHER = "completions dropped: neither better nor worse than their prompt's mean"
@@ -36,6 +36,7 @@ class Judged(Protocol):
     def where(self) -> str: ...  # noqa: D102
     def select(self, order: Sequence[int]) -> Self: ...  # noqa: D102
     def scored(self, scores: tuple[float | None, ...]) -> Self: ...  # noqa: D102
+    def with_axes(self, axes: Mapping[str, Axis]) -> Self: ...  # noqa: D102
 
 
 Row = TypeVar("Row", bound=Judged)
@@ -71,6 +72,12 @@ def project(
         raise PrefoptError(f"ties must be 'drop' or 'keep', not {ties!r}")
     if needs.rollouts:
         _refuse(rows, needs, "it learns from the policy's own completions, which recorded data are not; use rollouts")
+    if needs.named_scores:
+        _refuse(
+            rows,
+            needs,
+            f"it reads the named scores {', '.join(needs.named_scores)}, which only feedback gives; use rollouts",
+        )
     counts = Counter() if counts is None else counts
     kept = 0
     for row in rows:
@@ -89,7 +96,7 @@ def projected(rows: Iterable[Row], needs: Needs, ties: Ties, counts: Counter[str
     change: Callable[[Row, Needs, Ties, Counter[str]], list[Row]] = _singles if needs.completions == 1 else _several
     if needs.completions == 1 and needs.ordered:
         change = _best
-    return (new for row in rows for new in change(_present(row), needs, ties, counts))
+    return (new for row in rows for new in change(_present(row.with_axes(needs.axes)), needs, ties, counts))
 
 
 def _check(row: Judged, rows: Sequence[Judged], needs: Needs) -> None:

@@ -17,7 +17,7 @@ from prefopt.data.disk_rows import DiskRows
 from prefopt.data.formats import Completion, Example, Matrix, select_matrix
 from prefopt.data.texts import _decode
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Prompt
+from prefopt.types import Axis, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +73,16 @@ class Tokenised:
     def columns(self) -> Mapping[str, Any]:
         """The example's."""
         return self.example.columns
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """The example's."""
+        return self.example.axes
+
+    def with_axes(self, axes: Mapping[str, Axis]) -> Self:
+        """The same with the axes of its columns stated; see `Example.with_axes`."""
+        example = self.example.with_axes(axes)
+        return self if example is self.example else dataclasses.replace(self, example=example)
 
     def select(self, order: Sequence[int]) -> Self:
         """These completions alone, in this order, together with everything that is said about them."""
@@ -133,6 +143,7 @@ def tokenise(
     max_completion: int | None = None,
     *,
     fewest: int = 1,
+    axes: Mapping[str, Axis] | None = None,
 ) -> tuple[DiskRows[Tokenised], Report]:
     """Examples as tokens, kept on disk, and a report of what was dropped and cut.
 
@@ -145,6 +156,7 @@ def tokenise(
         max_prompt: most tokens of a prompt.
         max_completion: most tokens of a completion, EOS included.
         fewest: a prompt that had completions and is left with fewer than this is dropped.
+        axes: of the examples' columns, `Needs.axes`, so that columns of completions lose those that are dropped.
 
     Raises:
         PrefoptError: the tokenizer has no EOS, or no chat template for conversations, or its template refuses one.
@@ -159,7 +171,7 @@ def tokenise(
 
     def written() -> Iterator[Tokenised]:
         for start in range(0, len(examples), CHUNK):
-            given = list(examples[start : start + CHUNK])
+            given = [example.with_axes(axes or {}) for example in examples[start : start + CHUNK]]
             chunk = [_present(example, counts) for example in given]
             texts = [writer.texts(example) for example in chunk]
             ids = iter(writer.encode([text for of_one in texts for text in of_one]))

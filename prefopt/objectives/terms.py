@@ -1,14 +1,13 @@
 """What a run minimises: Σ_terms weight · Σ total / count, over objectives that may share a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Batch, Needs, Objective, Outputs, Source, Targets
+from prefopt.types import Axis, Batch, Needs, Objective, Outputs, Source, Targets, axis_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,22 @@ def merged_needs(terms: Sequence[Term]) -> Needs:
         statistics=frozenset().union(*(n.statistics for n in needs)),
         whole_batch=any(n.whole_batch for n in needs),
         one_update=any(n.one_update for n in needs),
+        axes=_merged_axes(terms),
+        named_scores=tuple(dict.fromkeys(name for n in needs for name in n.named_scores)),
     )
+
+
+def _merged_axes(terms: Sequence[Term]) -> dict[str, Axis]:
+    axes: dict[str, Axis] = {}
+    for term in terms:
+        for name in term.objective.needs.columns:
+            axis = axis_of(name, term.objective.needs.axes)
+            if axes.setdefault(name, axis) != axis:
+                raise PrefoptError(
+                    f"terms that share a batch read the column {name!r} in two ways: {term.name} as one of the {axis}, another "
+                    f"as one of the {axes[name]}; state the same in both `Needs.axes`"
+                )
+    return {name: axis for name, axis in axes.items() if axis != axis_of(name, {})}
 
 
 def view(term: Term, batch: Batch, outputs: Outputs | None) -> tuple[Batch, Outputs | None]:
@@ -131,19 +145,10 @@ def _trained(batch: Batch, policy: Outputs) -> Outputs:
     if trained is None:
         return policy
 
-    def held(value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
+    def only_trained(value: Tensor) -> Tensor:
         return torch.where(trained.view(*trained.shape, *(1,) * (value.ndim - 2)), value, value.detach())
 
-    statistics: Any = {name: held(value) for name, value in policy.statistics.items()}
-    return replace(
-        policy,
-        logps=held(policy.logps),
-        values=held(policy.values),
-        rewards=held(policy.rewards),
-        statistics=statistics,
-    )
+    return policy.with_fields({name: only_trained(value) for name, value in policy.fields().items()})
 
 
 def names(terms: Sequence[Term]) -> list[str]:
@@ -185,6 +190,7 @@ def _missing(needs: Needs, batch: Batch, policy: Outputs, reference: Outputs | N
         "policy.values": not needs.values or policy.values is not None,
         "policy.rewards: outputs of a scorer": not needs.rewards or policy.rewards is not None,
         **{f"batch.columns[{name!r}]": name in batch.columns for name in needs.columns},
+        **{f"batch.named_scores[{name!r}]": name in batch.named_scores for name in needs.named_scores},
         **{f"policy.statistics[{name!r}]": name in policy.statistics for name in needs.statistics},
     }
     return [what for what, there in checks.items() if not there]

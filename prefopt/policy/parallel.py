@@ -3,7 +3,7 @@
 Every process holds the whole batch (token ids are small), forwards its own part of it, and gathers the small outputs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,17 +119,8 @@ def forward(
     with accelerator.autocast():  # a reference is not prepared by accelerate, and must do the policy's arithmetic
         parts = [model(batch.rows(piece.rows), needs) for piece in dealt.pieces]
 
-    def whole(field: Callable[[Outputs], Tensor | None]) -> Tensor | None:
-        found = [value for part in parts if (value := field(part)) is not None]
-        return dealt.gather(found) if found else None
-
-    return Outputs(
-        mask=batch.mask.to(parts[0].mask.device),
-        logps=whole(lambda o: o.logps),
-        values=whole(lambda o: o.values),
-        rewards=whole(lambda o: o.rewards),
-        statistics=dealt.gather_each([part.statistics for part in parts]),
-    )
+    whole = Outputs(batch.mask.to(parts[0].mask.device))
+    return whole.with_fields(dealt.gather_each([part.fields() for part in parts]))
 
 
 def draw(

@@ -126,7 +126,9 @@ class Run:
         self.plan = plan(settings)
         self._show_heading()
         tokenizer = load_tokenizer(settings.policy)
-        self.data = {name: self._tokenised(rows, tokenizer, name) for name, rows in self._parts().items()}
+        self.data = {
+            name: self._tokenised(rows, tokenizer, name, self.plan.needs) for name, rows in self._parts().items()
+        }
         terms = self._terms(tokenizer)
         rows, columns = self._prepared(self.data["train"], self.plan.wanted, settings.source)
         self.rows = len(rows)
@@ -306,12 +308,12 @@ class Run:
             parts["train"] = shared("examples", key, lambda: DiskRows.of(to_train_on(rows, needs, source)))
         return parts
 
-    def _tokenised(self, rows: DiskRows[Example], tokenizer: Any, name: str) -> DiskRows[Tokenised]:
+    def _tokenised(self, rows: DiskRows[Example], tokenizer: Any, name: str, needs: Needs) -> DiskRows[Tokenised]:
         source = self.settings.source
         name_of = self.settings.policy.tokenizer or self.plan.model
         longest = (source.max_prompt_tokens, source.max_completion_tokens)
-        key = (stamp(name_of), *longest, rows.identity)
-        tokenised, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest))
+        key = (stamp(name_of), *longest, rows.identity, tuple(sorted(needs.axes.items())))
+        tokenised, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest, axes=needs.axes))
         show_data(self.console, name, report)
         return tokenised
 
@@ -350,9 +352,9 @@ class Run:
         for index, data in self.plan.own.items():
             section = self.settings.objective[index].source
             assert section is not None
-            rows = self._tokenised(data.train, tokenizer, f"source of {terms[index].name}")
-            size = train.minibatch_size or train.batch_size
             needs = wanted(terms[index].objective.needs, section, terms[index].name)
+            rows = self._tokenised(data.train, tokenizer, f"source of {terms[index].name}", needs)
+            size = train.minibatch_size or train.batch_size
             prepared, columns = self._prepared(rows, needs, section)
             seed = seed_for(self.settings.seed_of("order"), index + 1)
             terms[index] = replace(terms[index], source=Recorded(prepared, size, seed, columns, section.players))

@@ -14,7 +14,7 @@ GRAM = 3
 
 
 class RolloutDiagnostics:
-    """Numbers over the policy's own completions in a logical batch, before the update. A `Watch`.
+    """Numbers over the policy's own completions in a logical batch, before the update. A `Monitor`.
 
     Those of other players do not count. Names and formulas are in docs/metrics.md.
     """

@@ -12,7 +12,7 @@ from prefopt import recipe
 from prefopt.policy import Following, Policy, Reference
 from prefopt.policy.decode.sampler import Mixture
 from prefopt.support.errors import PrefoptError
-from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Needs
+from prefopt.types import ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})
 """Columns that players write."""
@@ -55,17 +55,14 @@ def mismatched(batch: Batch) -> Batch:
     found = torch.tensor([j is not None for j in donors], device=batch.mask.device)[:, None, None]
     origin = batch.columns.get("origin", torch.zeros_like(batch.present, dtype=torch.long))
     trained = batch.columns.get("trained", torch.ones_like(batch.present))
-    columns = {
-        n: pad(c, (0, 0) * (c.ndim - 2) + (0, 1)) if n in COMPLETION_COLUMNS else c for n, c in batch.columns.items()
-    }
+    more = batch.extended(1)
     return dataclasses.replace(
-        batch,
+        more,
         completion_ids=torch.cat([batch.completion_ids, batch.completion_ids[index, :1] * found], 1),
         mask=torch.cat([batch.mask, batch.mask[index, :1] & found], 1),
-        scores=None if batch.scores is None else pad(batch.scores, (0, 1)),
-        preference=None if batch.preference is None else pad(batch.preference, (0, 1, 0, 1), value=0.5),
-        columns=columns
-        | {
+        version=None if batch.version is None else torch.cat([batch.version, batch.version[index, :1]], 1),
+        columns={
+            **more.columns,
             "origin": pad(origin, (0, 1), value=ORIGINS.index("mismatched")),
             "trained": pad(trained, (0, 1)),
         },

@@ -58,14 +58,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def save_batch(batch: Batch, path: Path) -> Path:
     """Write a batch to `path` with the ending .pt, for `torch.load`; an older file of that name is kept."""
-    content = {
-        "prompt_ids": [list(prompt) for prompt in batch.prompt_ids],
-        "completion_ids": batch.completion_ids.cpu(),
-        "mask": batch.mask.cpu(),
-        "scores": None if batch.scores is None else batch.scores.cpu(),
-        "preference": None if batch.preference is None else batch.preference.cpu(),
-        "columns": {name: column.cpu() for name, column in batch.columns.items()},
-    }
+    content = vars(batch.to("cpu")) | {"prompt_ids": [list(prompt) for prompt in batch.prompt_ids]}
     path.parent.mkdir(parents=True, exist_ok=True)
     target = unused(path.with_suffix(".pt"))
     torch.save(content, target)

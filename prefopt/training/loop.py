@@ -20,7 +20,7 @@ from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
 from prefopt.training.checkpoints import save_batch
 from prefopt.training.optimisers import make_optimizer, make_schedule, parameter_groups
-from prefopt.types import Adaptive, Batch, Model, Moving, Needs, Outputs, Source, Targets, Watch
+from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
 
 Metrics = dict[str, float]
 
@@ -63,7 +63,7 @@ class Trainer:
         reference: what objectives that need one are given.
         seed: of what is random in training: the order of minibatches, draws in `targets`.
         folder: where the batch goes that made the loss non-finite.
-        watch: what else to measure on every logical batch before its updates.
+        monitor: what else to measure on every logical batch before its updates.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Trainer:
         reference: Model | None = None,
         seed: int = 0,
         folder: Path | None = None,
-        watch: Watch | None = None,
+        monitor: Monitor | None = None,
     ):
         self.terms = list(terms)
         self.source = source
@@ -87,7 +87,7 @@ class Trainer:
         self.reference = reference
         self.seed = seed
         self.folder = folder
-        self.watch = watch
+        self.monitor = monitor
         self.done = 0
         self.asked_before = False  # whether a batch went through the policy once more, before its updates
         self.tokens = 0  # trained on so far, and the seconds that it took
@@ -149,7 +149,7 @@ class Trainer:
         """All passes over one logical batch."""
         shared = [term for term in self.terms if term.source is None]
         live = self._live(shared, batch)
-        targets, watched = self._targets(shared, batch, "shared", self.watch, live)
+        targets, watched = self._targets(shared, batch, "shared", self.monitor, live)
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
@@ -183,12 +183,12 @@ class Trainer:
         """
         settings = self.settings
         once = settings.passes == 1 and (settings.minibatch_size or math.inf) >= settings.batch_size
-        if not terms or not once or not (merged_needs(terms).old or self.watch is not None):
+        if not terms or not once or not (merged_needs(terms).old or self.monitor is not None):
             return None
         if deal(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
             return None
         with timed("forward"):
-            outputs: Outputs = self.model(batch, _watched(merged_needs(terms), self.watch))
+            outputs: Outputs = self.model(batch, _watched(merged_needs(terms), self.monitor))
         return outputs
 
     def _targets(
@@ -196,7 +196,7 @@ class Trainer:
         terms: Sequence[Term],
         batch: Batch,
         name: str,
-        watch: Watch | None = None,
+        monitor: Monitor | None = None,
         live: Outputs | None = None,
     ) -> tuple[list[Targets], Metrics]:
         """What the terms keep of the models before the update, and what is watched."""
@@ -205,21 +205,21 @@ class Trainer:
         needs = merged_needs(terms)
         old = reference = None
         if live is not None:
-            old = _with_fields(live, {name: value.detach() for name, value in _fields(live).items()})
-        elif needs.old or watch is not None:
+            old = live.detach()
+        elif needs.old or monitor is not None:
             self.asked_before = True
             with timed("forward"):
-                old = self._forward(self.model, batch, _watched(needs, watch))
-        if self.reference is not None and (needs.reference or watch is not None):
+                old = self._forward(self.model, batch, _watched(needs, monitor))
+        if self.reference is not None and (needs.reference or monitor is not None):
             reference = self._forward(self.reference, batch, needs)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # draws in `targets` are the same on every process and after a resume
             torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
             targets = [targets_of(term, batch, old, reference) for term in terms]
-        if watch is None:
+        if monitor is None:
             return targets, {}
         assert old is not None
-        return targets, dict(watch(batch, old, reference))
+        return targets, dict(monitor(batch, old, reference))
 
     def _forward(self, model: Model, batch: Batch, needs: Needs) -> Outputs:
         """What a model says about a whole batch, without gradient."""
@@ -294,14 +294,14 @@ class Trainer:
         """The gradient of the loss of the whole minibatch with respect to every field of the outputs, and its metrics."""
         with timed("forward"):
             outputs = self._forward(self.model, batch, merged_needs(terms))
-        leaves = {name: value.detach().requires_grad_() for name, value in _fields(outputs).items()}
-        loss, metrics = total(terms, batch, _with_fields(outputs, leaves), targets, denominators)
+        leaves = {name: value.detach().requires_grad_() for name, value in outputs.fields().items()}
+        loss, metrics = total(terms, batch, outputs.with_fields(leaves), targets, denominators)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         known = {
             name: torch.zeros_like(leaf) if gradient is None else gradient
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
-        return _with_fields(outputs, known), metrics
+        return outputs.with_fields(known), metrics
 
     def _synchronised(self, last: bool) -> Any:
         """Processes exchange gradients in the last backward pass of an optimiser step only."""
@@ -318,26 +318,15 @@ class Trainer:
         )
 
 
-def _watched(needs: Needs, watch: Watch | None) -> Needs:
+def _watched(needs: Needs, monitor: Monitor | None) -> Needs:
     """The same, and what is watched."""
-    return needs if watch is None else replace(needs, watched=watch.needs.statistics)
-
-
-def _fields(outputs: Outputs) -> dict[str, Tensor]:
-    """Every tensor a loss may have a gradient for, by name."""
-    named = {"logps": outputs.logps, "values": outputs.values, "rewards": outputs.rewards}
-    return {name: value for name, value in {**named, **outputs.statistics}.items() if value is not None}
-
-
-def _with_fields(outputs: Outputs, fields: Mapping[str, Tensor]) -> Outputs:
-    named = {name: fields[name] for name in ("logps", "values", "rewards") if name in fields}
-    return replace(outputs, statistics={name: fields[name] for name in outputs.statistics}, **named)
+    return needs if monitor is None else replace(needs, watched=monitor.needs.statistics)
 
 
 def _surrogate(outputs: Outputs, gradient: Outputs) -> Tensor:
     """A scalar whose gradient is the chain rule: Σ outputs · ∂loss/∂outputs."""
-    known = _fields(gradient)
-    return torch.stack([(value * known[name]).sum() for name, value in _fields(outputs).items()]).sum()
+    known = gradient.fields()
+    return torch.stack([(value * known[name]).sum() for name, value in outputs.fields().items()]).sum()
 
 
 def _tokens(batch: Batch) -> int:

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from prefopt.data import Example, Tokenised, collate
+from prefopt.data.selecting import project
 from prefopt.support.errors import PrefoptError
+from prefopt.types import Needs
 
 
 def tokenised(*completions, row=0, scores=None, preference=None, masks=None, **columns):
@@ -69,17 +71,30 @@ def test_columns():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", r"x.jsonl:1: no column 'missing'.*\['cost', 'name', 'ragged', 'uneven'\]"),
+        ("missing", r"x.jsonl:1: no column 'missing'.*\['name', 'ragged', 'sampler_logps', 'uneven'\]"),
         ("name", "x.jsonl:1: column 'name' is 'anna', which is no tensor"),
         ("ragged", "x.jsonl:1: column 'ragged' is .*which is no tensor"),
         ("uneven", r"shape \[1\] in x.jsonl:1 but \[2\] in x.jsonl:2"),
-        ("cost", r"x.jsonl:1: column 'cost' has shape \[3\] for a completion of 2 tokens"),
+        ("sampler_logps", r"x.jsonl:1: column 'sampler_logps' has shape \[3\] for a completion of 2 tokens"),
     ],
 )
 def test_bad_columns(name, message):
     rows = [
-        tokenised((5, 6), row=r, name="anna", ragged=[[1], [2, 3]], uneven=[1] * (r + 1), cost=[[1, 2, 3]])
+        tokenised((5, 6), row=r, name="anna", ragged=[[1], [2, 3]], uneven=[1] * (r + 1), sampler_logps=[[1, 2, 3]])
         for r in range(2)
     ]
     with pytest.raises(PrefoptError, match=message):
         collate(rows, (name,))
+
+
+def test_a_users_column_has_the_axis_that_its_reader_states():
+    """Three columns of two entries for two completions: only the stated axes tell them apart."""
+    row = tokenised((5, 6), (7,), mine=[1.0, 2.0], each=[[1, 2], [3, 4]], token=[[1, 2], [3]], scores=(0.0, 1.0))
+    needs = Needs(columns=("mine", "each", "token"), ordered=True, axes={"each": "completion", "token": "token"})
+    (better_first,) = project([row], needs)
+    columns = collate([better_first], needs.columns).columns
+    assert columns["mine"].tolist() == [[1, 2]]
+    assert columns["each"].tolist() == [[[3, 4], [1, 2]]]
+    assert columns["token"].tolist() == [[[3, 0], [1, 2]]]
+    with pytest.raises(PrefoptError, match=r"x.jsonl:1: 'mine' has 2 values for 1 completions"):
+        list(project([tokenised((5,), mine=[1, 2])], Needs(columns=("mine",), axes={"mine": "completion"})))

@@ -148,6 +148,9 @@ def test_completions_without_score_are_absent(plain):
     row, report = one(example, plain)
     assert (row.scores, row.columns["cost"], row.size) == ((1.0, 3.0), [7, 9], 2)
     assert report.counts == {"completions dropped: without a score": 1}
+    mine = dataclasses.replace(example, columns={"mine": [7, 8, 9]})
+    ((row,), _) = tokenise([mine], plain, axes={"mine": "completion"})
+    assert row.columns["mine"] == [7, 9]
 
 
 def test_prompts_alone(plain, chatml):

@@ -348,6 +348,41 @@ class AdaptsAtRandom(DPO):
         return dataclasses.replace(self, beta=random.random())
 
 
+@dataclass(frozen=True)
+class ByHelpfulness(RLOO):
+    """Reads a column of the user's that has a number for each completion, and a score that feedback keeps apart."""
+
+    needs = Needs(
+        scores=True, rollouts=True, columns=("helpful",), axes={"helpful": "completion"}, named_scores=("safe",)
+    )
+
+    def targets(self, batch, old, reference):
+        together = batch.scores + batch.columns["helpful"] + batch.named_scores["safe"]
+        return Targets({"advantages": together.masked_fill(~batch.present, 0)})
+
+    def loss(self, batch, policy, targets):
+        return Loss(-(policy.sum() * targets.rows["advantages"]).sum(-1))
+
+
+@dataclass(frozen=True)
+class ColumnOfUnknownAxis(ByHelpfulness):
+    needs = dataclasses.replace(ByHelpfulness.needs, axes={})
+
+    def targets(self, batch, old, reference):
+        return Targets({"helpful": batch.columns["helpful"][:, :1], **super().targets(batch, old, reference).rows})
+
+
+@dataclass(frozen=True)
+class NamedScoreOfAbsentCounts(ByHelpfulness):
+    def targets(self, batch, old, reference):
+        return Targets(
+            {
+                "advantages": batch.scores.masked_fill(~batch.present, 0)
+                + batch.named_scores["safe"].mean(-1, keepdim=True)
+            }
+        )
+
+
 MUTANTS = [
     (Flipped, "prefers chosen", "flipped sign"),
     (FlippedOnline, "prefers chosen", "flipped sign of the advantage"),
@@ -382,6 +417,8 @@ MUTANTS = [
     (WrongCompletions, "runs", r"test_checks.py:\d+, `.*\[:, 2\].* for another shape"),
     (AbsentCounted, "absent completions", "batch.present"),
     (StateOutsideFields, "inputs untouched", "`adapted`"),
+    (ColumnOfUnknownAxis, "runs", "axes={'helpful': 'completion'}"),
+    (NamedScoreOfAbsentCounts, "absent completions", "batch.present"),
     (Forgets, "adapts", "dataclasses.replace"),
     (AdaptsAtRandom, "adapts", "randomness"),
 ]
@@ -449,6 +486,10 @@ def test_draws_in_targets_are_allowed():
             return Loss(-logsigmoid(margin(policy, targets) + 0.1 * noise))
 
     assert check_objective(Noisy) == ["form", *CHECKS]
+
+
+def test_a_column_of_completions_with_a_name_of_the_users_is_allowed():
+    assert check_objective(ByHelpfulness) == ["form", *CHECKS]
 
 
 def test_coupled_and_adaptive_objectives_pass():

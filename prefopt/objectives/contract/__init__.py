@@ -14,7 +14,7 @@ from typing import Any
 from prefopt.objectives.contract.case import Case, make_case
 from prefopt.objectives.contract.checks import CHECKS, Finding
 from prefopt.support.errors import PrefoptError, nearest
-from prefopt.types import Needs, Objective
+from prefopt.types import AXES, Needs, Objective
 
 __all__ = ["BASIC", "CHECKS", "ContractError", "check_objective", "make_case"]
 
@@ -131,15 +131,17 @@ def _where(objective: Objective, error: Exception) -> str:
 
 def _undeclared(objective: Objective) -> str:
     """Why an objective fails: something it would run with but has not declared, if there is such a thing."""
-    for name in ("reference", "scores", "preference", "old", "values", "rewards"):
-        if getattr(objective.needs, name):
-            continue
-        more: Any = {name: True}
+    needs = objective.needs
+    names = ("reference", "scores", "preference", "old", "values", "rewards")
+    more: list[tuple[str, Any]] = [(name, True) for name in names if not getattr(needs, name)]
+    more += [("axes", {**needs.axes, column: "completion"}) for column in needs.columns if column not in AXES]
+    for name, value in more:
+        changed: Any = {name: value}
         try:
-            make_case(objective, needs=dataclasses.replace(objective.needs, **more)).single().loss()
+            make_case(objective, needs=dataclasses.replace(needs, **changed)).single().loss()
         except Exception:  # not this one
             continue
-        return f"it reads what its `needs` do not declare: it runs with Needs({name}=True)"
+        return f"it reads what its `needs` do not declare: it runs with Needs({name}={value!r})"
     return "the objective asks for more than its `needs` declare, or for another shape"
 
 

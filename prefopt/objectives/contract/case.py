@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Batch, Loss, Needs, Objective, Outputs, Targets
+from prefopt.types import ORIGINS, Batch, Loss, Needs, Objective, Outputs, Targets, axis_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,8 @@ def make_case(
         scores=_scores(needs, shape, draw) if needs.scores else None,
         preference=_preference(needs, shape, draw) if needs.preference else None,
         columns={name: _column(name, shape, draw, needs) for name in needs.columns},
+        axes=needs.axes,
+        named_scores={name: torch.rand(shape[:2], generator=draw, dtype=torch.float64) for name in needs.named_scores},
     )
 
     def outputs(offset: float) -> Outputs:
@@ -127,7 +129,8 @@ def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator, needs
         return torch.tensor([ORIGINS.index(origin) for origin in _origins(needs, shape[1])]).expand(shape[:2])
     if name == "trained":  # the last completion of several is a player's
         return (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
-    return torch.rand(shape[:2] if name in COMPLETION_COLUMNS else shape[:1], generator=draw, dtype=torch.float64)
+    dimensions = {"prompt": 1, "completion": 2, "token": 3}[axis_of(name, needs.axes)]
+    return torch.rand(shape[:dimensions], generator=draw, dtype=torch.float64)
 
 
 def _origins(needs: Needs, completions: int) -> list[str]:

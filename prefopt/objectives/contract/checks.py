@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from prefopt.objectives.contract.case import Case, same, sign_of
-from prefopt.types import COMPLETION_COLUMNS, ORIGINS, Adaptive, Batch, Loss, Outputs, Targets
-
-FIELDS = ("logps", "values", "rewards")
-
+from prefopt.types import ORIGINS, Adaptive, Batch, Loss, Outputs, Targets
 
 Finding = tuple[str, str, str]
 
@@ -80,16 +77,16 @@ def _pure(case: Case) -> Iterator[Finding]:
 def _padding(case: Case) -> Iterator[Finding]:
     extra = 3
 
-    def wider(value: Tensor, fill: float = 0) -> Tensor:
-        return torch.nn.functional.pad(value, (0, extra), value=fill)
+    def wider(value: Tensor) -> Tensor:
+        return torch.nn.functional.pad(value, (0, extra))
 
     def batch(b: Batch) -> Batch:
-        columns = {n: wider(c) if n == "sampler_logps" else c for n, c in b.columns.items()}
-        return dataclasses.replace(b, completion_ids=wider(b.completion_ids, 7), mask=wider(b.mask), columns=columns)
+        wide = b.padded(extra)
+        return dataclasses.replace(wide, completion_ids=wide.completion_ids.masked_fill(~wide.mask, 7))
 
     def outputs(o: Outputs) -> Outputs:
-        parts = {name: wider(value) for name in ("mask", "logps", "values") if (value := getattr(o, name)) is not None}
-        return dataclasses.replace(o, **parts, statistics={n: wider(s) for n, s in o.statistics.items()})
+        of_tokens = {name: wider(value) for name, value in o.fields().items() if value.ndim == 3}
+        return dataclasses.replace(o.with_fields(of_tokens), mask=wider(o.mask))
 
     wide, own = case.transformed(batch, outputs), case.targets()
     targets = wide.targets()
@@ -119,11 +116,12 @@ def _absent(case: Case) -> Iterator[Finding]:
         return
     rows = {name: value.clone() for name, value in case.batch.columns.items()}
     for name, value in rows.items():
-        if name in COMPLETION_COLUMNS and value.is_floating_point():
+        if case.batch.axis(name) != "prompt" and value.is_floating_point():
             value[absent] = 0.75
     changes: dict[str, Any] = {"columns": rows}
     if case.batch.scores is not None:
         changes["scores"] = case.batch.scores.masked_fill(absent, 0.75)
+    changes["named_scores"] = {name: s.masked_fill(absent, 0.75) for name, s in case.batch.named_scores.items()}
     if case.batch.preference is not None:
         either = absent[:, :, None] | absent[:, None, :]
         changes["preference"] = case.batch.preference.masked_fill(either, 0.75)
@@ -310,7 +308,7 @@ def _starts_at_the_reference(case: Case) -> Iterator[Finding]:
     def total(scale: float) -> Tensor:
         logps = said * scale
         exact = {name: torch.zeros_like(logps) for name in case.policy.statistics if "ref" in name.split("_")}
-        policy = dataclasses.replace(case.policy, logps=logps, statistics={**case.policy.statistics, **exact})
+        policy = case.policy.with_fields({"logps": logps, **exact})
         drawn = {"sampler_logps": logps} if "sampler_logps" in case.batch.columns else {}
         batch = dataclasses.replace(case.batch, columns={**case.batch.columns, **drawn})
         same = dataclasses.replace(case, batch=batch, policy=policy, old=case.old and policy, reference=policy)
@@ -334,7 +332,7 @@ def _extremes(case: Case) -> Iterator[Finding]:
     for sign in (1.0, -1.0):
         scale = sign * torch.tensor([1.0, -1.0]).repeat(case.batch.present.numel())
         moved = {}
-        for name, value in _fields(case.policy).items():
+        for name, value in case.policy.fields().items():
             rows = scale[: value[..., 0].numel() if value.ndim == 3 else value.numel()]
             shift = 1e4 * rows.view(value.shape[:2])
             if name in case.policy.statistics:
@@ -412,19 +410,12 @@ class _Held(TorchFunctionMode):
         return self.values[self.next - 1]
 
 
-def _fields(outputs: Outputs) -> dict[str, Tensor]:
-    """Everything that a loss may have a gradient for."""
-    return {n: v for n in FIELDS if (v := getattr(outputs, n)) is not None} | dict(outputs.statistics)
-
-
 def _with(case: Case, fields: Mapping[str, Tensor]) -> Case:
-    changed: Any = {name: value for name, value in fields.items() if name in FIELDS}
-    statistics = {name: fields.get(name, value) for name, value in case.policy.statistics.items()}
-    return dataclasses.replace(case, policy=dataclasses.replace(case.policy, statistics=statistics, **changed))
+    return dataclasses.replace(case, policy=case.policy.with_fields(fields))
 
 
 def _leaves(case: Case) -> tuple[Case, dict[str, Tensor]]:
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in _fields(case.policy).items()}
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in case.policy.fields().items()}
     return _with(case, leaves), leaves
 
 
