@@ -19,7 +19,7 @@ from torch import Tensor
 from prefopt.evaluation.intervals import over_seeds
 from prefopt.objectives import A2C, DPO, GRPO, PPO, REINFORCE, RLOO, DrGRPO, LagrangianPPO, NashMD, SoftDPO
 from prefopt.testbeds.bandit import bradley_terry, divergence, frontier, optimum, tabular, total_variation
-from prefopt.testbeds.bandit_online import Duel, Payoff, make_players, make_rollouts, online_trainer
+from prefopt.testbeds.bandit_online import Duel, Payoff, make_rollouts, make_writers, online_trainer
 from prefopt.types import Feedback, Objective
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ class Problem:
         feedback: the rewards' own, or another.
         prompts: rows of one batch, all of one context.
         completions: of the policy for each row.
-        others: further players' completions.
+        others: further writers' completions.
         share: the reference's, in the mixture.
         steps: logical batches.
         settings: of the recipe's `train`.
@@ -84,9 +84,9 @@ def solve(problem: Problem, seed: int) -> Tensor:
     """What the trainer finds from samples, [A]."""
     policy = tabular(problem.reference[None])
     reference = policy.frozen()
-    players = make_players(policy, reference, problem.completions, problem.others, problem.share)
+    writers = make_writers(policy, reference, problem.completions, problem.others, problem.share)
     needs = problem.objective.needs
-    source = make_rollouts(players, problem.feedback, needs, [0] * problem.prompts, seed=seed, ties="keep")
+    source = make_rollouts(writers, problem.feedback, needs, [0] * problem.prompts, seed=seed, ties="keep")
     for _ in online_trainer(policy, problem.objective, source, reference, problem.steps, seed, **problem.settings):
         pass
     return policy.probabilities[0]

@@ -15,7 +15,7 @@ from prefopt.evaluation.intervals import over_seeds
 from prefopt.objectives import DPO, RLOO, BradleyTerry
 from prefopt.support.seeds import generator
 from prefopt.testbeds.bandit import Bandit, contexts_of, make_trainer, tabular
-from prefopt.testbeds.bandit_online import Payoff, make_players, make_rollouts, online_trainer
+from prefopt.testbeds.bandit_online import Payoff, make_rollouts, make_writers, online_trainer
 from prefopt.types import Batch, Needs, Outputs
 
 SEEDS = range(10)
@@ -111,8 +111,8 @@ def through_rewards(states: Tensor, reward: Tensor, swapped: bool, seed: int) ->
     policy, objective = linear(features(states, swapped)), RLOO(beta=BETA)
     reference = tabular(torch.full((len(states), ACTIONS), 1 / ACTIONS)).frozen()
     feedback = Payoff(features(states) @ reward)
-    players = make_players(policy, reference, 8, {})
-    source = make_rollouts(players, feedback, objective.needs, range(len(states)), PAIRS, seed)
+    writers = make_writers(policy, reference, 8, {})
+    source = make_rollouts(writers, feedback, objective.needs, range(len(states)), PAIRS, seed)
     for _ in online_trainer(policy, objective, source, reference, 300, seed, lr=0.3):
         pass
     return policy.scores.weights.detach()

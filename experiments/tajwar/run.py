@@ -17,8 +17,8 @@ from torch import Tensor
 
 from prefopt.evaluation.intervals import over_seeds
 from prefopt.objectives import DPO, IPO, PPO, RLOO, SFT
-from prefopt.sources.players import Player
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.writers import Writer
 from prefopt.testbeds.bandit import best_of_n, divergence, make_trainer, tabular
 from prefopt.testbeds.bandit_online import SAMPLING, Payoff, make_rollouts, online_trainer
 from prefopt.types import Batch, Needs, Objective
@@ -145,10 +145,10 @@ def curve(arm: Arm, rewards: Tensor, rate: float, seed: int) -> Tensor:
     policy = tabular(REFERENCE[None])
     reference = policy.frozen()
     settings: dict[str, Any] = {"lr": rate, "passes": arm.passes, "schedule": "constant", "betas": (0.9, 0.999)}
-    player = Player("policy", policy if arm.on_policy else reference.policy, SAMPLES, True, SAMPLING)
+    writer = Writer("policy", policy if arm.on_policy else reference.policy, SAMPLES, True, SAMPLING)
     needs = arm.objective.needs if arm.arrange is None else Needs(scores=True)
     prompts = [0] * (PROMPTS if arm.on_policy else RECORDED)
-    source: Any = make_rollouts([player], Payoff(rewards[None]), needs, prompts, seed=seed)
+    source: Any = make_rollouts([writer], Payoff(rewards[None]), needs, prompts, seed=seed)
     if arm.arrange is not None:
         source = Arranged(source, arm.arrange)
     if arm.on_policy:

@@ -16,7 +16,7 @@ from prefopt.recipe.reading import (
     sections_of,
 )
 from prefopt.recipe.schema import (
-    PLAYERS,
+    WRITERS,
     Adapter,
     Critic,
     Data,
@@ -43,7 +43,7 @@ from prefopt.recipe.schema import (
 
 __all__ = [
     "BUILT_IN",
-    "PLAYERS",
+    "WRITERS",
     "Adapter",
     "Critic",
     "Data",

@@ -9,17 +9,20 @@ from prefopt.support.errors import PrefoptError
 log = logging.getLogger(__name__)
 
 RENAMED: dict[str, str] = {
-    f"{section}.shape": "transforms" for section in ("feedback", "cost", "gold", "judge", "members")
+    **{f"{section}.shape": "transforms" for section in ("feedback", "cost", "gold", "judge", "members")},
+    "source.players": "writers",
+    "rollouts.rows": "batch_size",
+    "samples.rows": "batch_size",
 }
 """`section.old key` → new key, for every section of that name wherever it stands: `source.players` is also that of a term."""
 
 
-def with_new_names(tree: Any, where: str, path: str = "") -> Any:
+def with_new_names(tree: Any, where: str | None, path: str = "") -> Any:
     """The tree with every renamed key under its new name.
 
     Args:
         tree: of a recipe of any kind, or a part of one.
-        where: the file, for the warning.
+        where: the file, for the warning; None gives no warning: nobody needs to edit the recipe of a run folder.
         path: dotted key of `tree` in its recipe.
 
     Raises:
@@ -68,5 +71,7 @@ def _new_key(path: str, key: Any) -> Any:
     return ".".join(parts)
 
 
-def _warn(where: str, old: str, new: str) -> None:
+def _warn(where: str | None, old: str, new: str) -> None:
+    if where is None:
+        return
     log.warning("%s: `%s` is now called `%s`; the old name is read for one more version", where, old.lstrip("."), new)

@@ -124,7 +124,7 @@ class Samples(Section):
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
     sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
-    rows: int = Field(128, gt=0, description="completions drawn at a time; memory only")
+    batch_size: int = Field(128, gt=0, description="completions drawn at a time; memory only")
 
 
 class Rollouts(Samples):
@@ -137,10 +137,10 @@ class Rollouts(Samples):
     refill: bool = Field(
         False, description="replace prompts that cannot be used or whose completions all have one score (DAPO)"
     )
-    mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the player `mixture` writes")
+    mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the writer `mixture` writes")
 
 
-PLAYERS = {
+WRITERS = {
     "recorded": ("mismatched",),
     "rollouts": ("mismatched", "reference", "mixture", "greedy", "dataset"),
 }
@@ -159,7 +159,7 @@ class Source(Data):
     rollouts: Rollouts | None = Field(
         None, description="let the policy write the completions; {} does, with these defaults"
     )
-    players: Names = Field(
+    writers: Names = Field(
         (),
         description="who writes further completions: mismatched (another prompt's, for KTO); with rollouts also reference, "
         "mixture, greedy, dataset",
@@ -172,11 +172,11 @@ class Source(Data):
     )
 
     @model_validator(mode="after")
-    def _known_players(self) -> "Source":
+    def _known_writers(self) -> "Source":
         kind = "recorded" if self.rollouts is None else "rollouts"
-        if unknown := [player for player in self.players if player not in PLAYERS[kind]]:
-            known = ", ".join(PLAYERS[kind])
-            raise ValueError(f"players: unknown player {unknown[0]!r}; {kind} data can have {known}")
+        if unknown := [writer for writer in self.writers if writer not in WRITERS[kind]]:
+            known = ", ".join(WRITERS[kind])
+            raise ValueError(f"writers: unknown writer {unknown[0]!r}; {kind} data can have {known}")
         return self
 
     @model_validator(mode="after")

@@ -80,4 +80,4 @@ def labels_per_prompt(settings: recipe.Recipe) -> int:
     rollouts = settings.source.rollouts
     if rollouts is None:
         return 1
-    return 0 if settings.feedback is None else rollouts.completions + len(set(settings.source.players) - {"mismatched"})
+    return 0 if settings.feedback is None else rollouts.completions + len(set(settings.source.writers) - {"mismatched"})

@@ -86,7 +86,7 @@ def batching_of(planned: Plan) -> Batching:
         completions = planned.needs.completions or max((row.size for row in planned.data.train), default=1)
     return Batching(
         train.batch_size,
-        completions + len(source.players),
+        completions + len(source.writers),
         minibatch,
         train.passes * train.batch_size // minibatch,
         int(os.environ.get("WORLD_SIZE", 1)),

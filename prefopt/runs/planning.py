@@ -14,7 +14,7 @@ from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_sampler, find_model
-from prefopt.sources.players import SUPPLIED, without_players
+from prefopt.sources.writers import SUPPLIED, without_writers
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
@@ -118,7 +118,7 @@ def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) ->
     """
     if not rows and rows_awaited():  # by a dry run: there is nothing to refuse yet
         return
-    if source.rollouts is None or "dataset" in source.players:
+    if source.rollouts is None or "dataset" in source.writers:
         yield from project(rows, needs, source.ties)
         return
     for row in prompts(rows):
@@ -134,8 +134,8 @@ def _check_columns(row: Example, needs: Needs) -> None:
 
 
 def _alone(settings: recipe.Recipe) -> recipe.Source:
-    """The source without its players, which are checked apart."""
-    return settings.source.model_copy(update={"players": ()})
+    """The source without its writers, which are checked apart."""
+    return settings.source.model_copy(update={"writers": ()})
 
 
 def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
@@ -144,7 +144,7 @@ def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
     Raises:
         PrefoptError: the source must add something else to them.
     """
-    needs = without_players(needs, source.players, name)
+    needs = without_writers(needs, source.writers, name)
     if source.embeddings is None:
         return needs
     if EMBEDDINGS not in needs.columns:
@@ -162,7 +162,7 @@ def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
     assert source.rollouts is not None
     if needs.rewards:
         raise PrefoptError(f"{name} trains a scorer, which writes nothing: leave out source.rollouts")
-    total = source.rollouts.completions + len(source.players)
+    total = source.rollouts.completions + len(source.writers)
     judged = needs.scores or needs.preference or (needs.ordered and total > 1)
     if judged and settings.feedback is None:
         raise PrefoptError(
@@ -171,14 +171,14 @@ def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
         )
     if "cost" in needs.columns and settings.cost is None:
         raise PrefoptError(f"{name} keeps a cost low; say where it comes from: `cost: file.py:function`")
-    if SUPPLIED & set(needs.columns) and not source.players:
+    if SUPPLIED & set(needs.columns) and not source.writers:
         raise PrefoptError(
-            f"{name} compares with completions that are not the policy's own; list who writes them in `source.players`: "
-            f"{', '.join(recipe.PLAYERS['rollouts'])}"
+            f"{name} compares with completions that are not the policy's own; list who writes them in `source.writers`: "
+            f"{', '.join(recipe.WRITERS['rollouts'])}"
         )
-    if source.players and needs.rollouts and not SUPPLIED & set(needs.columns):
+    if source.writers and needs.rollouts and not SUPPLIED & set(needs.columns):
         raise PrefoptError(
-            f"source.players is {list(source.players)}, and {name} does not look at who wrote a completion: it would learn from "
+            f"source.writers is {list(source.writers)}, and {name} does not look at who wrote a completion: it would learn from "
             "theirs as if they were the policy's; leave it out"
         )
     if source.rollouts.refill and total < 2:
@@ -188,7 +188,7 @@ def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
     if wants is not None and (total < wants or (total > wants and not needs.ordered)):
         raise PrefoptError(
             f"{name} takes {wants} completions of each prompt, and source.rollouts.completions is "
-            f"{source.rollouts.completions}{f' with {len(source.players)} more by source.players' * bool(source.players)}"
+            f"{source.rollouts.completions}{f' with {len(source.writers)} more by source.writers' * bool(source.writers)}"
         )
 
 

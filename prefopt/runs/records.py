@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from prefopt.evaluation.evaluator import Evaluation
+from prefopt.recipe.renamed import with_new_names
 from prefopt.support.errors import PrefoptError
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
@@ -140,7 +141,8 @@ def _result(folder: Path) -> Result:
 def _read(result: Result) -> Finished:
     folder = result.folder
     error, summary = folder / "error.txt", folder / "summary.json"
-    recipe = yaml.safe_load(file.read_text()) if (file := folder / "recipe.yaml").exists() else {}
+    file = folder / "recipe.yaml"
+    recipe = with_new_names(yaml.safe_load(file.read_text()), where=None) if file.exists() else {}
     manifest = json.loads(file.read_text()) if (file := folder / "manifest.json").exists() else {}
     history = list(_lines(folder / "metrics.jsonl"))
     state: State

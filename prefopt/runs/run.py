@@ -43,9 +43,9 @@ from prefopt.runs.manifest import manifest
 from prefopt.runs.planning import EMBEDDINGS, plan, to_train_on, wanted
 from prefopt.runs.progress import show_count, show_data, show_example, show_limit, show_validation, shown
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
-from prefopt.sources.players import players
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.writers import writers
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import unused, write_whole
 from prefopt.support.fingerprints import fingerprint_weights
@@ -304,7 +304,7 @@ class Run:
         parts, source, needs = self.plan.data._asdict(), self.settings.source, self.plan.wanted
         if source.rollouts is not None:
             rows: DiskRows[Example] = parts["train"]
-            key = ("to train on", rows.identity, needs, source.ties, source.players)
+            key = ("to train on", rows.identity, needs, source.ties, source.writers)
             parts["train"] = shared("examples", key, lambda: DiskRows.of(to_train_on(rows, needs, source)))
         return parts
 
@@ -357,7 +357,7 @@ class Run:
             size = train.minibatch_size or train.batch_size
             prepared, columns = self._prepared(rows, needs, section)
             seed = seed_for(self.settings.seed_of("order"), index + 1)
-            terms[index] = replace(terms[index], source=Recorded(prepared, size, seed, columns, section.players))
+            terms[index] = replace(terms[index], source=Recorded(prepared, size, seed, columns, section.writers))
         return terms
 
     def _prepared(
@@ -380,7 +380,7 @@ class Run:
         settings, source, size = self.settings, self.settings.source, self.settings.train.batch_size
         seed = settings.seed_of("order")
         if source.rollouts is None:
-            return Recorded(rows, size, seed, columns, source.players)
+            return Recorded(rows, size, seed, columns, source.writers)
         assert isinstance(self.model, Policy)
         assert self.model.tokenizer is not None
         if self._sharded:
@@ -394,7 +394,7 @@ class Run:
         made = Rollouts(
             rows,
             ORDERS[source.rollouts.order](array("L", (len(row.prompt_ids) for row in rows)), seed, self.plan.steps),
-            players(source, self.model, self.reference),
+            writers(source, self.model, self.reference),
             make_sampler(source.rollouts, self.accelerator),
             self.model.tokenizer,
             end_tokens(self.model, source.rollouts.sampling.stop),

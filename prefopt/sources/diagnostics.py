@@ -16,7 +16,7 @@ GRAM = 3
 class RolloutDiagnostics:
     """Numbers over the policy's own completions in a logical batch, before the update. A `Monitor`.
 
-    Those of other players do not count. Names and formulas are in docs/metrics.md.
+    Those of other writers do not count. Names and formulas are in docs/metrics.md.
     """
 
     needs = Needs(old=True, statistics=frozenset({"entropy"}))

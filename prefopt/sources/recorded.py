@@ -6,7 +6,7 @@ from typing import Any
 from prefopt.data.collating import collate
 from prefopt.data.ordering import Shuffled
 from prefopt.data.tokenising import Tokenised
-from prefopt.sources.players import ADDED
+from prefopt.sources.writers import ADDED
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch
 
@@ -22,7 +22,7 @@ class Recorded:
         batch_size: prompts in a logical batch.
         seed: of the order.
         columns: names of columns to put in the batches.
-        players: whose completions to add to the batches.
+        writers: whose completions to add to the batches.
 
     Raises:
         PrefoptError: fewer rows than a batch holds.
@@ -34,7 +34,7 @@ class Recorded:
         batch_size: int,
         seed: int,
         columns: Sequence[str] = (),
-        players: Sequence[str] = (),
+        writers: Sequence[str] = (),
     ) -> None:
         if not 1 <= batch_size <= len(rows):
             raise PrefoptError(
@@ -44,7 +44,7 @@ class Recorded:
         self.rows = rows
         self.batch_size = batch_size
         self.columns = tuple(columns)
-        self.players = [ADDED[name] for name in players]
+        self.writers = [ADDED[name] for name in writers]
         self.order = Shuffled(len(rows), seed)
 
     def __len__(self) -> int:
@@ -54,8 +54,8 @@ class Recorded:
         """Batches from the place on; the place moves as they are taken."""
         while True:
             batch = collate([self.rows[number] for number in self.order.take(self.batch_size)], self.columns)
-            for player in self.players:
-                batch = player(batch)
+            for writer in self.writers:
+                batch = writer(batch)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

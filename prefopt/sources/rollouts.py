@@ -23,7 +23,7 @@ from prefopt.feedback.transforms import Fitted
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.policy.parallel import draw
-from prefopt.sources.players import Player, mismatched
+from prefopt.sources.writers import Writer, mismatched
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.support.seeds import seed_for
@@ -38,7 +38,7 @@ ALIKE = "prompts replaced: all their completions have one score"
 
 @dataclass
 class Writing:
-    """What the players wrote on one prompt.
+    """What the writers wrote on one prompt.
 
     Attributes:
         row: the prompt.
@@ -58,7 +58,7 @@ class Writing:
 class Rollouts:
     """An endless stream of logical batches: the next prompts, K completions of each by the current policy, and their scores.
 
-    Other players may add further completions: the reference's, a greedy one, a mixture's, the data's own, another prompt's.
+    Other writers may add further completions: the reference's, a greedy one, a mixture's, the data's own, another prompt's.
     Noise is a function of (seed, batch, prompt, completion), so that a batch does not depend on the number of processes or on
     a resume. Every process holds the whole batch. Reward models deal their work to all of them; any other feedback is asked by
     the main process alone, and all hear its answer.
@@ -66,8 +66,8 @@ class Rollouts:
     Args:
         rows: prompts, tokenised.
         order: in which they come.
-        players: who writes; the policy first.
-        sampler: draws what players write.
+        writers: who writes; the policy first.
+        sampler: draws what writers write.
         tokenizer: the policy's, to show feedback what was written.
         ends: ids of tokens that end a completion.
         settings: the recipe's `source.rollouts`.
@@ -85,7 +85,7 @@ class Rollouts:
         self,
         rows: Sequence[Tokenised],
         order: Order,
-        players: Sequence[Player],
+        writers: Sequence[Writer],
         sampler: Sampler,
         tokenizer: Any,
         ends: Sequence[int],
@@ -103,14 +103,14 @@ class Rollouts:
             raise PrefoptError(f"a logical batch of {batch_size} prompts from {len(rows)} prompts: make it smaller")
         self.rows = rows
         self.order = order
-        self.players = players
+        self.writers = writers
         self.sampler = sampler
         self.tokenizer = tokenizer
         self.ends = frozenset(ends)
         self.settings = settings
         self.feedback = feedback
         # What another prompt completed joins when the batch is made.
-        others = sum(player.origin == "mismatched" for player in players)
+        others = sum(writer.origin == "mismatched" for writer in writers)
         wants = None if needs.completions is None else needs.completions - others
         self.needs = dataclasses.replace(needs, rollouts=False, columns=(), completions=wants)
         self.constrained = "cost" in needs.columns
@@ -141,8 +141,8 @@ class Rollouts:
         if not unfitted:
             return
         chosen = permutation(len(self.rows), self.seed, -1)[: 2 * self.batch_size].tolist()
-        players = [Player("reference", reference, 1, sampling=self.settings.sampling)]
-        shown = _shown(self._write([self.rows[i] for i in chosen], players, "fit"))
+        writers = [Writer("reference", reference, 1, sampling=self.settings.sampling)]
+        shown = _shown(self._write([self.rows[i] for i in chosen], writers, "fit"))
         try:
             for feedback in unfitted:
                 together(feedback, self.accelerator, partial(feedback.fit, *shown))
@@ -160,13 +160,13 @@ class Rollouts:
             why = "; ".join(f"{count} {what}" for what, count in self.counts.items())
             raise PrefoptError(f"no prompt of a batch of rollouts can be used: {why}")
         batch = collate(kept, [*self.columns, *self._added(kept)])
-        return mismatched(batch) if any(player.origin == "mismatched" for player in self.players) else batch
+        return mismatched(batch) if any(writer.origin == "mismatched" for writer in self.writers) else batch
 
     def _written(self, count: int) -> list[Tokenised]:
         """The usable ones of the next `count` prompts, with completions and scores."""
         numbers = self.order.take(count)
         self.draws += 1
-        writings = self._write([self.rows[number] for number in numbers], self.players, self.draws, self._judges())
+        writings = self._write([self.rows[number] for number in numbers], self.writers, self.draws, self._judges())
         verdicts = self._verdicts(writings)
         rows = [self._judged(writing, verdicts, i) for i, writing in enumerate(writings)]
         self.tokens += sum(len(ids) for w in writings for ids, who in zip(w.ids, self._writers(), strict=True) if who)
@@ -191,35 +191,35 @@ class Rollouts:
         return [part for feedback in self.feedback.values() for part in foreseeing(feedback)]
 
     def _write(
-        self, rows: Sequence[Tokenised], players: Sequence[Player], turn: int | str, judges: Sequence[Foreseeing] = ()
+        self, rows: Sequence[Tokenised], writers: Sequence[Writer], turn: int | str, judges: Sequence[Foreseeing] = ()
     ) -> list[Writing]:
-        """What these players write on these prompts; the judges are asked of each part while the next is written."""
+        """What these writers write on these prompts; the judges are asked of each part while the next is written."""
         writings = [Writing(row) for row in rows]
         places, size = list(enumerate(writings)), len(writings)
         if judges:  # in parts, as the sampler would draw them: like lengths together
             places.sort(key=lambda place: len(place[1].row.prompt_ids))
-            together = prompts_together(self.settings.rows, self.settings.completions)
+            together = prompts_together(self.settings.batch_size, self.settings.completions)
             size = together * self.accelerator.num_processes
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            self._fill(part, players, turn)
+            self._fill(part, writers, turn)
             for judge in judges if self.accelerator.is_main_process else ():
                 judge.ahead(*_shown([writing for _, writing in part]))
         return writings
 
-    def _fill(self, places: Sequence[tuple[int, Writing]], players: Sequence[Player], turn: int | str) -> None:
-        """Add what these players write, on prompts with their places in the batch."""
+    def _fill(self, places: Sequence[tuple[int, Writing]], writers: Sequence[Writer], turn: int | str) -> None:
+        """Add what these writers write, on prompts with their places in the batch."""
         writings = [writing for _, writing in places]
-        for number, player in enumerate(players):
-            if player.model is None:
-                for writing in writings if player.origin == "dataset" else ():
+        for number, writer in enumerate(writers):
+            if writer.model is None:
+                for writing in writings if writer.origin == "dataset" else ():
                     self._add(writing, writing.row.completion_ids[0], None)
                 continue
             names = (self.seed, "rollouts", turn, number)
             seeds = torch.tensor([seed_for(*names, place, writing.row.row) for place, writing in places])
             prompts = [writing.row.prompt_ids for writing in writings]
-            sampling = player.sampling
-            drawn = draw(self.sampler, player.model, prompts, player.completions, sampling, seeds, self.accelerator)
+            sampling = writer.sampling
+            drawn = draw(self.sampler, writer.model, prompts, writer.completions, sampling, seeds, self.accelerator)
             lengths = drawn.mask.sum(-1).tolist()
             ids, logps = drawn.completion_ids.tolist(), None if drawn.logps is None else drawn.logps.tolist()
             for b, writing in enumerate(writings):
@@ -293,7 +293,7 @@ class Rollouts:
     def _masks(self, writing: Writing) -> tuple[tuple[bool, ...], ...] | None:
         """Which tokens were written and not a tool's or user's: only completions of the data have others."""
         of_data = writing.row.masks
-        if of_data is None or not any(player.origin == "dataset" for player in self.players):
+        if of_data is None or not any(writer.origin == "dataset" for writer in self.writers):
             return None
         origins, _ = self._roles()
         dataset = ORIGINS.index("dataset")
@@ -304,14 +304,14 @@ class Rollouts:
 
     def _roles(self) -> tuple[list[int], list[bool]]:
         """Origin, and whether it is trained on, of each completion of a prompt."""
-        written = [player for player in self.players if player.origin != "mismatched"]
-        origins = [ORIGINS.index(player.origin) for player in written for _ in range(player.completions)]
-        return origins, [player.trained for player in written for _ in range(player.completions)]
+        written = [writer for writer in self.writers if writer.origin != "mismatched"]
+        origins = [ORIGINS.index(writer.origin) for writer in written for _ in range(writer.completions)]
+        return origins, [writer.trained for writer in written for _ in range(writer.completions)]
 
     def _writers(self) -> list[bool]:
         """Of each completion of a prompt, whether a model drew it."""
-        written = [player for player in self.players if player.origin != "mismatched"]
-        return [player.model is not None for player in written for _ in range(player.completions)]
+        written = [writer for writer in self.writers if writer.origin != "mismatched"]
+        return [writer.model is not None for writer in written for _ in range(writer.completions)]
 
     def _added(self, rows: Sequence[Tokenised]) -> list[str]:
         """Columns that rollouts put into a batch."""

@@ -1,4 +1,4 @@
-"""Bandits for online objectives: the real `Rollouts`, players, feedback and `Trainer` around a policy that is a table.
+"""Bandits for online objectives: the real `Rollouts`, writers, feedback and `Trainer` around a policy that is a table.
 
 Only what would be a language model, its sampler and its tokenizer is replaced.
 """
@@ -19,8 +19,8 @@ from prefopt.data.selecting import Ties
 from prefopt.objectives.terms import Term
 from prefopt.policy.decode.noise import row_keys
 from prefopt.policy.decode.sampler import Mixture, chosen_tokens
-from prefopt.sources.players import TRAINED, Player
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.writers import TRAINED, Writer
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.training.loop import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict
@@ -123,7 +123,7 @@ def context_rows(contexts: Sequence[int]) -> list[Tokenised]:
 
 
 def make_rollouts(
-    players: Sequence[Player],
+    writers: Sequence[Writer],
     feedback: Feedback | Mapping[str, Feedback],
     needs: Needs,
     contexts: Sequence[int] = (0,),
@@ -134,7 +134,7 @@ def make_rollouts(
     """The project's source of samples, of bandits.
 
     Args:
-        players: who draws; the policy first.
+        writers: who draws; the policy first.
         feedback: what fills the scores, or several by what they fill.
         needs: of the objectives.
         contexts: of the prompts.
@@ -143,11 +143,11 @@ def make_rollouts(
         ties: of completions with equal scores, where an order is needed.
     """
     rows = context_rows(contexts)
-    policy = players[0]
+    policy = writers[0]
     return Rollouts(
         rows,
         Shuffled(len(rows), seed),
-        players,
+        writers,
         TableSampler(),
         Numerals(),
         range(policy.model.probabilities.shape[-1]),  # every action ends its completion
@@ -161,10 +161,10 @@ def make_rollouts(
     )
 
 
-def make_players(
+def make_writers(
     policy: Bandit, reference: Frozen, completions: int, others: Mapping[str, int], share: float = 0.5
-) -> list[Player]:
-    """The policy, and further players with their numbers of completions.
+) -> list[Writer]:
+    """The policy, and further writers with their numbers of completions.
 
     Args:
         policy: what is trained.
@@ -176,8 +176,8 @@ def make_players(
     models: dict[str, Any] = {"reference": reference, "greedy": policy}
     models["mixture"] = Mixture(policy, reference, share)  # type: ignore[arg-type]  # tables in place of language models
     greedy = SAMPLING.model_copy(update={"temperature": 0.0})
-    return [Player("policy", policy, completions, True, SAMPLING)] + [
-        Player(origin, models[origin], number, TRAINED[origin], greedy if origin == "greedy" else SAMPLING)
+    return [Writer("policy", policy, completions, True, SAMPLING)] + [
+        Writer(origin, models[origin], number, TRAINED[origin], greedy if origin == "greedy" else SAMPLING)
         for origin, number in others.items()
     ]
 

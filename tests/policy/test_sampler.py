@@ -28,9 +28,9 @@ def texts(sampled):
 
 @pytest.fixture
 def draw(llama):
-    def run(prompts=PROMPTS, completions=3, seeds=SEEDS, rows=128, model=llama, **settings):
+    def run(prompts=PROMPTS, completions=3, seeds=SEEDS, batch_size=128, model=llama, **settings):
         settings = Sampling(**{"max_tokens": 8} | settings)
-        return TransformersSampler(rows)(model, prompts, completions, settings, seeds)
+        return TransformersSampler(batch_size)(model, prompts, completions, settings, seeds)
 
     return run
 
@@ -117,7 +117,7 @@ def test_samples_follow_the_softmax(temperature, top_k, top_p, make_llama):
     expected = logps.masked_fill(~allowed, -torch.inf).softmax(0)
     settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=1)
     seeds = torch.arange(20) * 1000  # 200 completions from each
-    sampled = TransformersSampler(rows=2000)(policy, [prompt] * 20, count // 20, settings, seeds)
+    sampled = TransformersSampler(batch_size=2000)(policy, [prompt] * 20, count // 20, settings, seeds)
     found = sampled.completion_ids.flatten().bincount(minlength=8)
     assert (found[~allowed] == 0).all()
     assert 1 < allowed.sum() <= (top_k or 8)
@@ -134,7 +134,7 @@ def test_a_completion_depends_on_its_row_alone(name, temperature, tiny, draw):
     together = texts(draw(model=policy, temperature=temperature))
     assert len({len(text) for row in together for text in row}) > 1 or temperature == 0
     for rows in (1, 2, 4):
-        assert texts(draw(model=policy, temperature=temperature, rows=rows)) == together
+        assert texts(draw(model=policy, temperature=temperature, batch_size=rows)) == together
     order = [3, 0, 4, 2, 1]
     moved = draw([PROMPTS[i] for i in order], seeds=SEEDS[order], model=policy, temperature=temperature)
     assert texts(moved) == [together[i] for i in order]
@@ -258,7 +258,7 @@ def test_mixtures_are_geometric_token_by_token(share, make_llama):
         mine, theirs = (model(every, Needs()).sum()[0] for model in (policy, other))
     expected = ((1 - share) * mine + share * theirs).softmax(0)
     mixture = Mixture(policy, Reference(other), share)
-    sampled = TransformersSampler(rows=2000)(
+    sampled = TransformersSampler(batch_size=2000)(
         mixture, [(5, 3)] * 20, 200, Sampling(max_tokens=1), torch.arange(20) * 1000
     )
     found = sampled.completion_ids.flatten().bincount(minlength=8)

@@ -21,7 +21,7 @@ BASES = {"base", "online"}
 POCKET = [file for file in RECIPES if file.parent.name == "pocket" and file.stem not in BASES]
 
 REQUIRED_BY_OBJECTIVES = {
-    "source": {"data", "arguments", "players", "embeddings", "ties", "rollouts"},
+    "source": {"data", "arguments", "writers", "embeddings", "ties", "rollouts"},
     "train": {"lr", "passes", "minibatch_size"},
     "reference": None,
     "feedback": None,

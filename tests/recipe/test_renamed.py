@@ -7,11 +7,6 @@ from prefopt.recipe import renamed as names
 from prefopt.support.errors import PrefoptError
 
 
-@pytest.fixture(autouse=True)
-def one_renamed_key(monkeypatch):
-    monkeypatch.setattr(names, "RENAMED", {"source.players": "writers"})
-
-
 def test_a_file_with_an_old_key_is_read_by_its_new_name(tmp_path, caplog):
     file = tmp_path / "old.yaml"
     file.write_text("source: {players: [mismatched]}\nobjective: [{name: KTO, source: {players: [greedy]}}]\n")
@@ -50,3 +45,16 @@ def test_both_names_are_refused(tmp_path):
     file.write_text("source: {players: [greedy], writers: [greedy]}\n")
     with pytest.raises(PrefoptError, match="`players` is now called `writers`, and both are given"):
         read(file)
+
+
+def test_the_keys_of_this_version_that_had_another_name(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("source: {players: [greedy], rollouts: {rows: 3}}\nsamples: {rows: 4}\nevaluate: {rows: 5}\n")
+    tree = read(file)
+    assert tree["source"] == {"writers": ["greedy"], "rollouts": {"batch_size": 3}}
+    assert tree["samples"] == {"batch_size": 4} and tree["evaluate"] == {"rows": 5}
+
+
+def test_a_run_folder_is_read_without_a_warning(caplog):
+    assert names.with_new_names({"source": {"players": []}}, where=None) == {"source": {"writers": []}}
+    assert not caplog.text

@@ -37,10 +37,10 @@ def test_flops_of_every_part() -> None:
     [
         ([], 1),
         (["source.rollouts={completions: 3}", "feedback=rules.py:f"], 3),
-        (["source.rollouts={completions: 3}", "feedback=rules.py:f", "source.players=[reference, mismatched]"], 4),
+        (["source.rollouts={completions: 3}", "feedback=rules.py:f", "source.writers=[reference, mismatched]"], 4),
         (["source.rollouts={completions: 3}"], 0),
     ],
-    ids=["recorded", "rollouts", "players", "unjudged"],
+    ids=["recorded", "rollouts", "writers", "unjudged"],
 )
 def test_labels_that_a_prompt_brings(tmp_path: Path, overrides: list[str], labels: int) -> None:
     assert labels_per_prompt(load_recipe(tiny_recipe(tmp_path, Path("lm"), Path("p")), overrides)) == labels

@@ -18,8 +18,8 @@ from prefopt.feedback import Transformed
 from prefopt.feedback.judges import Judge
 from prefopt.policy import Policy, Reference, TransformersSampler
 from prefopt.policy.decode.sampler import Mixture, end_tokens
-from prefopt.sources.players import Player
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.writers import Writer
 from prefopt.types import ORIGINS, Verdict
 
 PROMPTS = ["the film was", "a room is", "the food", "view", "room was not and"]
@@ -39,24 +39,24 @@ def vowels(prompts, completions, rows):
 def make(llama, tokenizer):
     """Rollouts of the tiny policy."""
 
-    def rollouts(players=(), feedback=vowels, needs=ANY, batch_size=3, seed=0, folder=None, ties="drop", **settings):
+    def rollouts(writers=(), feedback=vowels, needs=ANY, prompts=3, seed=0, folder=None, ties="drop", **settings):
         rows = tokenise(
             [parse({"prompt": text, "completion": " good", "id": i}) for i, text in enumerate(PROMPTS)], tokenizer
         )[0]
         spec = recipe.Rollouts(**{"completions": 4, "sampling": SAMPLING} | settings)
-        writers = [Player("policy", llama, spec.completions, True, spec.sampling), *players]
+        writers = [Writer("policy", llama, spec.completions, True, spec.sampling), *writers]
         return Rollouts(
             rows,
             Shuffled(len(rows), seed),
             writers,
-            TransformersSampler(spec.rows),
+            TransformersSampler(spec.batch_size),
             tokenizer,
             end_tokens(llama),
             spec,
             feedback if isinstance(feedback, dict) else {"scores": feedback},
             needs,
             ties,
-            batch_size,
+            prompts,
             seed,
             Accelerator(cpu=True),
             folder,
@@ -160,18 +160,18 @@ def test_a_batch_is_a_function_of_seed_and_place(make):
     assert a != b
 
 
-def test_players_write_beside_the_policy(make, llama, tokenizer):
+def test_writers_write_beside_the_policy(make, llama, tokenizer):
     with torch.no_grad():
         other = Policy(llama.model.__class__(llama.model.config).double().eval(), tokenizer)
     greedy = recipe.Sampling(max_tokens=6, temperature=0)
     sampling = recipe.Sampling(max_tokens=6)
-    players = [
-        Player("greedy", llama, 1, False, greedy),
-        Player("reference", Reference(other), 1, True, sampling),
-        Player("mixture", Mixture(llama, Reference(other), 1.0), 1, False, sampling),
-        Player("dataset"),
+    writers = [
+        Writer("greedy", llama, 1, False, greedy),
+        Writer("reference", Reference(other), 1, True, sampling),
+        Writer("mixture", Mixture(llama, Reference(other), 1.0), 1, False, sampling),
+        Writer("dataset"),
     ]
-    batch = first(make(players, feedback=lambda p, c, r: [[0.5] * len(row) for row in c]))
+    batch = first(make(writers, feedback=lambda p, c, r: [[0.5] * len(row) for row in c]))
     names = ["policy"] * 4 + ["greedy", "reference", "mixture", "dataset"]
     assert batch.columns["origin"].tolist() == [[ORIGINS.index(name) for name in names]] * 3
     assert batch.columns["trained"].tolist() == [[True] * 4 + [False, True, False, True]] * 3
@@ -256,11 +256,11 @@ def test_a_completion_whose_cost_nobody_knows_is_absent(make):
     assert batch.columns["cost"].tolist() == [[2.0, 3.0, 4.0]] * 3
 
 
-def test_a_mismatched_player_joins_when_the_batch_is_made(make):
+def test_a_mismatched_writer_joins_when_the_batch_is_made(make):
     needs = Needs(completions=2, scores=True, columns=("origin",))
     batch = first(
         make(
-            [Player("mismatched", trained=False)], completions=1, needs=needs, feedback=lambda p, c, r: [[0.5]] * len(c)
+            [Writer("mismatched", trained=False)], completions=1, needs=needs, feedback=lambda p, c, r: [[0.5]] * len(c)
         )
     )
     assert batch.mask.shape[1] == 2
@@ -314,7 +314,7 @@ def judged(make, tmp_path, monkeypatch):
             told = {"model": "m", "base_url": server.url, "key_env": None, "endpoint": "completions"}
             judge = Judge(str(tmp_path / "rubric.txt"), "pointwise", server=told)
             feedback = {"scores": Transformed(judge, (), "judge"), **more}
-            return make(feedback=feedback, completions=2, rows=2, batch_size=4), judge
+            return make(feedback=feedback, completions=2, batch_size=2, prompts=4), judge
 
         yield build, server
 

@@ -15,8 +15,8 @@ from prefopt.testbeds.bandit_online import (
     Duel,
     Payoff,
     TableSampler,
-    make_players,
     make_rollouts,
+    make_writers,
     online_trainer,
 )
 from prefopt.types import ORIGINS
@@ -60,8 +60,8 @@ def frequencies(sampled):
 
 
 def rollouts(policy, feedback, needs=None, completions=8, others=(), **settings):
-    players = make_players(policy, tabular(OTHER).frozen(), completions, dict.fromkeys(others, 2))
-    return make_rollouts(players, feedback, needs or Needs(), **settings)
+    writers = make_writers(policy, tabular(OTHER).frozen(), completions, dict.fromkeys(others, 2))
+    return make_rollouts(writers, feedback, needs or Needs(), **settings)
 
 
 @pytest.mark.parametrize(

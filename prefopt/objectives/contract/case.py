@@ -127,18 +127,18 @@ def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator, needs
         return -torch.rand(shape, generator=draw, dtype=torch.float64)
     if name == "origin":
         return torch.tensor([ORIGINS.index(origin) for origin in _origins(needs, shape[1])]).expand(shape[:2])
-    if name == "trained":  # the last completion of several is a player's
+    if name == "trained":  # the last completion of several is a writer's
         return (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
     dimensions = {"prompt": 1, "completion": 2, "token": 3}[axis_of(name, needs.axes)]
     return torch.rand(shape[:dimensions], generator=draw, dtype=torch.float64)
 
 
 def _origins(needs: Needs, completions: int) -> list[str]:
-    """Of each completion: the last of several are players', and there is one of each that the catalogue asks for."""
+    """Of each completion: the last of several are writers', and there is one of each that the catalogue asks for."""
     if not needs.rollouts:
         return ["dataset"] * max(completions - 1, 1) + ["mismatched"] * (completions > 1)
-    players = ["mixture", "greedy"] if completions > 2 else ["dataset"] * (completions > 1)
-    return ["policy"] * (completions - len(players)) + players
+    writers = ["mixture", "greedy"] if completions > 2 else ["dataset"] * (completions > 1)
+    return ["policy"] * (completions - len(writers)) + writers
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -17,7 +17,7 @@ class NashMD:
     y′ ~ π^(1−m) π_ref^m, normalised token by token
 
     Log-probs are summed over tokens, [B, K]. The y are the completions of origin policy, the y′ those of origin mixture, which are
-    not learnt from; P(y ≻ y′) is their mean where there are several. m belongs to the player, not to the loss. Scores cannot
+    not learnt from; P(y ≻ y′) is their mean where there are several. m belongs to the writer, not to the loss. Scores cannot
     say it: the feedback must compare. The value of the loss means nothing.
 
     Source: Munos et al., arXiv 2312.00886v4 (the policy gradient of Nash-MD, with baseline ½); in its theory m = ητ. TRL's former

@@ -19,7 +19,7 @@ class XPO:
 
     Log-probs are summed over tokens, [B, 2]: a completion of the policy, and ỹ, the one whose `origin` is another: the reference.
     The one of higher score is w, the other l; where they tie there is no w, and only the bonus is left. Both are learnt from:
-    the player's completions must be trained.
+    the writer's completions must be trained.
 
     Source: Xie et al., arXiv 2405.21046v1, algorithm 1. There the pairs of all earlier batches are kept, and ỹ may be a further
     sample; here, as in TRL, it is the pair's own. β = 0.1 and α = 0.00001 are TRL's, which lets a tie be won by the policy.

@@ -36,7 +36,7 @@ def make_sampler(spec: recipe.Samples, accelerator: Accelerator, where: str = "s
     """
     check_sampler(spec, where)
     if spec.sampler == "transformers":
-        return TransformersSampler(spec.rows, accelerator.autocast)
+        return TransformersSampler(spec.batch_size, accelerator.autocast)
     if spec.sampler == "vllm":
         return VLLMSampler(spec.server, accelerator)
     return load_object(spec.sampler)()

@@ -51,12 +51,12 @@ class TransformersSampler:
     Where a model has no cache of keys and values (state-space layers), `model.generate` does it, without log-probs.
 
     Args:
-        rows: completions drawn at a time; memory only.
+        batch_size: completions drawn at a time; memory only.
         autocast: the arithmetic, `accelerator.autocast` in a run.
     """
 
-    def __init__(self, rows: int = 128, autocast: Callable[[], AbstractContextManager] = nullcontext):
-        self.rows = rows
+    def __init__(self, batch_size: int = 128, autocast: Callable[[], AbstractContextManager] = nullcontext):
+        self.batch_size = batch_size
         self.autocast = autocast
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class TransformersSampler:
         decode = _generated if is_stateful(policy) else _decoded
         try:
             with self.autocast(), voice(model):
-                for chunk, copies in _chunks(order, completions, self.rows):
+                for chunk, copies in _chunks(order, completions, self.batch_size):
                     part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                     places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
                     found |= zip(places, part, strict=True)

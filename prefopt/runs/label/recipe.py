@@ -11,7 +11,7 @@ from prefopt import recipe
 from prefopt.recipe import Data, Opinion, Policy, Samples, Section
 
 FREE = re.compile(
-    r"(variables|batch_size|threads|samples\.rows|samples\.server)(\.|$)"
+    r"(variables|batch_size|threads|samples\.batch_size|samples\.server)(\.|$)"
     r"|feedback\.(.*\.)?(budget|timeout|retries|concurrency|batch_size|cache)(\.|$)"
 )
 """Keys by which a labelling that goes on may differ from its beginning: they say what it may cost, not what it finds."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import yaml
 
 from prefopt.recipe import Seeds
+from prefopt.recipe.renamed import with_new_names
 
 
 class Result(Protocol):
@@ -34,7 +35,12 @@ IMMATERIAL = (
         "train.checkpoint_every",
         "train.keep_checkpoints",
     ),
-    *("source.rollouts.rows", "evaluate.batch_size", "policy.gradient_checkpointing", "source.embeddings.batch_size"),
+    *(
+        "source.rollouts.batch_size",
+        "evaluate.batch_size",
+        "policy.gradient_checkpointing",
+        "source.embeddings.batch_size",
+    ),
 )
 """Fields that change no result, beyond rounding."""
 
@@ -56,7 +62,7 @@ class Facts:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """Resolved; an objective of one term as a section, not as a list."""
-        tree = yaml.safe_load((self.folder / "recipe.yaml").read_text())
+        tree = with_new_names(yaml.safe_load((self.folder / "recipe.yaml").read_text()), where=None)
         terms = tree["objective"]
         return tree | {"objective": terms[0] if len(terms) == 1 else {str(i): term for i, term in enumerate(terms)}}
 

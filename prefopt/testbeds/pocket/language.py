@@ -118,7 +118,7 @@ def _sampled(
         return []
     model = load(folder)
     assert model.tokenizer is not None
-    drawn = TransformersSampler(rows=512)(
+    drawn = TransformersSampler(batch_size=512)(
         model,
         [model.tokenizer(text)["input_ids"] for text in texts],
         completions,

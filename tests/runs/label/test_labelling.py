@@ -130,7 +130,7 @@ def test_samples_of_a_policy(recipe_file, home, tmp_path):
 
 def test_the_same_whatever_is_labelled_together(recipe_file, tmp_path):
     one = labelled(recipe_file, tmp_path / "one", "prompts=9")
-    other = labelled(recipe_file, tmp_path / "other", "prompts=9", "batch_size=2", "samples.rows=1")
+    other = labelled(recipe_file, tmp_path / "other", "prompts=9", "batch_size=2", "samples.batch_size=1")
 
     def known(result):
         return {row["prompt"]: (row["completions"], row["scores"]) for row in lines(result.data)}
@@ -268,7 +268,7 @@ def test_objectives_learn_from_what_was_labelled(pocket, objective, tmp_path):
     small = [
         *(f"objective={objective}", f"variables.labels={pocket}", "source.test.arguments.n=4", "evaluate.prompts=0"),
         *("train.steps=1", "train.batch_size=8", "train.threads=1", "source.split=[1, 0, 0]"),
-        *(["source.players=[mismatched]"] if objective == "KTO" else []),
+        *(["source.writers=[mismatched]"] if objective == "KTO" else []),
     ]
     settings = load_recipe(RECIPES / "softdpo.yaml", small)
     steps = lines(run(settings, tmp_path / "run", console=Console(quiet=True)).folder / "metrics.jsonl")

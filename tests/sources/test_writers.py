@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Needs, PrefoptError
-from prefopt.sources.players import mismatched, without_players
+from prefopt.sources.writers import mismatched, without_writers
 from prefopt.types import ORIGINS
 
 COMPARES = Needs(completions=2, scores=True, columns=("origin", "embeddings"))
@@ -35,17 +35,17 @@ def test_columns_of_completions_keep_their_shape(make_batch):
 
 
 def test_what_the_data_bring():
-    assert without_players(COMPARES, ["mismatched"], "KTO") == Needs(
+    assert without_writers(COMPARES, ["mismatched"], "KTO") == Needs(
         completions=1, scores=True, columns=("embeddings",)
     )
     plain = Needs(completions=2)
-    assert without_players(plain, [], "DPO") == plain
+    assert without_writers(plain, [], "DPO") == plain
 
 
 @pytest.mark.parametrize(
-    ("needs", "players", "message"),
-    [(COMPARES, [], r"KTO compares .* {players: \[mismatched\]}"), (Needs(), ["mismatched"], "KTO does not compare")],
+    ("needs", "writers", "message"),
+    [(COMPARES, [], r"KTO compares .* {writers: \[mismatched\]}"), (Needs(), ["mismatched"], "KTO does not compare")],
 )
-def test_refuses_players_that_do_not_fit(needs, players, message):
+def test_refuses_writers_that_do_not_fit(needs, writers, message):
     with pytest.raises(PrefoptError, match=message):
-        without_players(needs, players, "KTO")
+        without_writers(needs, writers, "KTO")

@@ -1,4 +1,4 @@
-"""Who writes completions beside the policy or the data, for objectives that compare; a recipe lists them in `source.players`."""
+"""Who writes completions beside the policy or the data, for objectives that compare; a recipe lists them in `source.writers`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ from prefopt.support.errors import PrefoptError
 from prefopt.types import ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})
-"""Columns that players write."""
+"""Columns that writers write."""
 
 
 @dataclass(frozen=True)
-class Player:
+class Writer:
     """Somebody who adds completions to every prompt of a batch of rollouts.
 
     Attributes:
@@ -38,7 +38,7 @@ class Player:
 
 
 TRAINED = {"reference": True, "dataset": True, "mixture": False, "greedy": False, "mismatched": False}
-"""The players of rollouts beside the policy, and whether what they write is learnt from or only compared with."""
+"""The writers of rollouts beside the policy, and whether what they write is learnt from or only compared with."""
 
 
 def mismatched(batch: Batch) -> Batch:
@@ -72,12 +72,12 @@ def mismatched(batch: Batch) -> Batch:
 ADDED: Mapping[str, Callable[[Batch], Batch]] = {"mismatched": mismatched}
 
 
-def players(source: recipe.Source, policy: Policy, reference: Reference | Following | None) -> list[Player]:
-    """Who writes a recipe's rollouts: the policy, then those of `source.players` in their order."""
+def writers(source: recipe.Source, policy: Policy, reference: Reference | Following | None) -> list[Writer]:
+    """Who writes a recipe's rollouts: the policy, then those of `source.writers` in their order."""
     spec = source.rollouts
     assert spec is not None
-    made = [Player("policy", policy, spec.completions, True, spec.sampling)]
-    for origin in source.players:
+    made = [Writer("policy", policy, spec.completions, True, spec.sampling)]
+    for origin in source.writers:
         model: Any = None
         sampling = spec.sampling
         if origin == "greedy":
@@ -85,32 +85,32 @@ def players(source: recipe.Source, policy: Policy, reference: Reference | Follow
         elif origin in ("reference", "mixture"):
             assert reference is not None
             model = reference if origin == "reference" else Mixture(policy, reference, spec.mixture)
-        made.append(Player(origin, model, 1, TRAINED[origin], sampling))
+        made.append(Writer(origin, model, 1, TRAINED[origin], sampling))
     return made
 
 
-def without_players(needs: Needs, players: Sequence[str], name: str) -> Needs:
-    """What the data must bring for an objective whose further completions come from players.
+def without_writers(needs: Needs, writers: Sequence[str], name: str) -> Needs:
+    """What the data must bring for an objective whose further completions come from writers.
 
     Args:
         needs: the objective's.
-        players: the recipe's.
+        writers: the recipe's.
         name: of the objective, for messages.
 
     Raises:
-        PrefoptError: an objective that needs players and has none, or the reverse.
+        PrefoptError: an objective that needs writers and has none, or the reverse.
     """
     compares = bool(SUPPLIED & set(needs.columns))
-    if compares and not players:
+    if compares and not writers:
         raise PrefoptError(
-            f"{name} compares with completions that are not the data's own; write `source: {{players: [mismatched]}}`"
+            f"{name} compares with completions that are not the data's own; write `source: {{writers: [mismatched]}}`"
         )
-    if players and not compares:
+    if writers and not compares:
         raise PrefoptError(
-            f"source.players is {list(players)}, and {name} does not compare with completions of others: leave it out"
+            f"source.writers is {list(writers)}, and {name} does not compare with completions of others: leave it out"
         )
     return dataclasses.replace(
         needs,
-        completions=None if needs.completions is None else needs.completions - len(players),
+        completions=None if needs.completions is None else needs.completions - len(writers),
         columns=tuple(column for column in needs.columns if column not in SUPPLIED),
     )
