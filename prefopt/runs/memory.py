@@ -187,7 +187,7 @@ def _activations(size: Size, settings: recipe.Recipe, rows: int, tokens: int) ->
 
 def _keys_and_values(size: Size, settings: recipe.Recipe, rollouts: recipe.Rollouts, tokens: int) -> Part:
     """Of the completions that are drawn together."""
-    rows = min(rollouts.rows, settings.train.batch_size * rollouts.completions)
+    rows = min(rollouts.batch_size, settings.train.batch_size * rollouts.completions)
     each = BYTES["bfloat16" if _mixed(settings) else settings.policy.dtype]
     formula = f"{rows} rows × {tokens:,} tokens × {size.layers:.0f} layers × {size.kv_width:.0f} × {each} B"
     return Part(
