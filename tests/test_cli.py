@@ -122,7 +122,7 @@ def refusal(capsys, *arguments: object) -> str:
         ("objective=[DPO, BradleyTerry]", "one term trains a scorer and another a language model"),
         ("evaluate.gold=nowhere.py:gold", "no file nowhere.py"),
         ("evaluate.gold={home}/losses.py:silver", "has no 'silver'"),
-        ("evaluate.gold=math:pi", "math:pi is no function"),
+        ("evaluate.gold=math:pi", "math:pi cannot be called: a float is no function"),
         ("train.batch_size=41", "train.batch_size is 41, and the data have"),
         ("policy.model={home}/gone", "gone: give a folder with config.json"),
         ("policy.model=[{home}/gone, gone]", "a hub id such as"),

@@ -1,6 +1,6 @@
 """From the section of a recipe to a feedback."""
 
-import dataclasses
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,8 +25,8 @@ from prefopt.feedback.transforms import (
     Transformed,
 )
 from prefopt.policy import Policy, Scorer
-from prefopt.support.errors import PrefoptError, nearest
-from prefopt.support.plugins import checked_fields, load_object
+from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import LATER, check_call, make
 from prefopt.support.profile import timed
 from prefopt.types import Feedback, Prompt, Verdict
 
@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel)}
 """Every feedback by the name that recipes give it."""
+
+CALLED_WITH = ("prompts", "completions", "rows")
+"""What every feedback is called with."""
 
 TRANSFORMS: dict[str, type] = {
     cls.__name__: cls for cls in (LengthPenalty, RepetitionPenalty, Clip, Normalise, ReferenceNormalise, MissingEOS)
@@ -48,14 +51,14 @@ def make_feedback(
 
     Args:
         spec: the section `feedback`, `cost` or `evaluate.gold`.
-        accelerator: given to every feedback that has a field of this name, members of an ensemble included.
+        accelerator: given to every feedback whose constructor asks for it by this name, members of an ensemble included.
         where: what messages call the section.
-        live: the policy that is being trained, given likewise: a judge with `model: self` is it.
+        live: the policy that is being trained, given likewise as `live` or `policy`: a judge with `model: self` is it.
 
     Raises:
         PrefoptError: an unknown name or field (with the nearest known one), a value that cannot be, a model that cannot be loaded.
     """
-    made = _made(spec, where, {"accelerator": accelerator, "live": live})
+    made = _made(spec, where, {"accelerator": accelerator, "live": live, "policy": live})
     for part in _parts(made):
         if isinstance(part, Loadable):
             part.load()
@@ -73,7 +76,7 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
     Raises:
         PrefoptError: says where, what, and what to do.
     """
-    made = _made(spec, where, {"accelerator": None, "live": None})
+    made = _made(spec, where, dict.fromkeys(("accelerator", "live", "policy"), LATER))
     for part in _parts(made):
         if isinstance(part, Loadable):
             try:
@@ -151,76 +154,24 @@ def spent_by(feedback: Any) -> dict[str, float]:
 def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Transformed:
     members = tuple(_made(member, f"{where}.members.{i}", running) for i, member in enumerate(spec.members))
     fields = spec.fields | ({"members": members} if members else {})
-    found = _named(spec.name, FEEDBACKS, "feedback", where)
-    if isinstance(found, type):
-        feedback = _record(found, spec.name, fields, where, running)
-    elif fields:
-        raise PrefoptError(
-            f"{where}: {spec.name} is a function, which has no fields ({', '.join(fields)}); make it a dataclass with __call__"
-        )
-    else:
+    feedback = make(spec.name, fields, "feedback", known=FEEDBACKS, where=where, running=running)
+    if inspect.isroutine(feedback):
         feedback = Rule(spec.name)
-    if not callable(feedback):
-        raise PrefoptError(
-            f"{where}: {spec.name} cannot be called; a feedback is called with prompts, completions and rows"
+    check_call(feedback.function if isinstance(feedback, Rule) else feedback, CALLED_WITH, f"{where}: {spec.name}")
+    accelerator = {"accelerator": running["accelerator"]}
+    transforms = tuple(
+        make(
+            transform.name,
+            transform.fields,
+            "transform",
+            known=TRANSFORMS,
+            where=f"{where}.transforms.{i}",
+            running=accelerator,
         )
-    transforms = tuple(_transform(transform, f"{where}.transforms.{i}") for i, transform in enumerate(spec.transforms))
+        for i, transform in enumerate(spec.transforms)
+    )
     name = feedback.path if isinstance(feedback, Rule) else spec.name
     return Transformed(feedback, transforms, name, spec.timeout)
-
-
-def _transform(spec: recipe.Transform, where: str) -> Any:
-    found = _named(spec.name, TRANSFORMS, "transform", where)
-    if isinstance(found, type):
-        return _record(found, spec.name, spec.fields, where, {"accelerator": None})
-    if spec.fields:
-        raise PrefoptError(f"{where}: {spec.name} is a function, which has no fields ({', '.join(spec.fields)})")
-    return found
-
-
-def _named(name: str, known: Mapping[str, type], what: str, where: str) -> Any:
-    """The class or function of that name."""
-    if ":" in name:
-        try:
-            found = load_object(name)
-        except PrefoptError as error:
-            raise PrefoptError(f"{where}: {error}") from error
-        if not callable(found):
-            raise PrefoptError(f"{where}: {name} is no function or class")
-        return found
-    if name not in known:
-        raise PrefoptError(
-            f"{where}: unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}. "
-            "Your own is named `package.module:name` or `file.py:name`."
-        )
-    return known[name]
-
-
-def _record(cls: type, name: str, given: Mapping[str, Any], where: str, running: Mapping[str, Any]) -> Any:
-    """An object of a class with these fields, and those of the run that it has, checked where it is a dataclass."""
-    if dataclasses.is_dataclass(cls):
-        fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-        known = [field for field in fields if field not in running]
-        for field in given:
-            if field not in known:
-                raise PrefoptError(
-                    f"{where}: {name} has no field {field!r}.{nearest(field, known)} It has: {', '.join(known) or 'none'}."
-                )
-        missing = [
-            field
-            for field in known
-            if field not in given
-            and fields[field].default is dataclasses.MISSING
-            and fields[field].default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise PrefoptError(f"{where}: {name} needs {' and '.join(map(repr, missing))}")
-        given = {**given, **{name: value for name, value in running.items() if name in fields}}
-    try:
-        record = cls(**given)
-    except (TypeError, ValueError) as error:
-        raise PrefoptError(f"{where}: {name} cannot be made: {error}") from error
-    return checked_fields(record, f"{where}: {name}") if dataclasses.is_dataclass(cls) else record
 
 
 def _parts(feedback: Any) -> Iterator[Any]:

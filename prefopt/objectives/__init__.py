@@ -62,8 +62,9 @@ from prefopt.objectives.reward.k_wise import KWise
 from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
 from prefopt.objectives.reward.regression import RatingRegression
 from prefopt.objectives.supervised import SFT
-from prefopt.support.errors import PrefoptError, nearest
-from prefopt.support.plugins import load_object
+from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
+from prefopt.support.plugins import find, make
 from prefopt.types import Needs, Objective
 
 CATALOGUE: dict[str, type[Objective]] = {
@@ -143,28 +144,22 @@ CATALOGUE: dict[str, type[Objective]] = {
 __all__ = [*CATALOGUE, "load_objective"]
 
 
-def load_objective(name: str, folder: Path | None = None, **fields: Any) -> Objective:
+def load_objective(name: Any, folder: Path | None = None, **fields: Any) -> Objective:
     """An objective of the catalogue, or a user's own, with its fields set.
 
     Args:
-        name: a catalogue name ("DPO"), or a path: "package.module:Class" or "file.py:Class".
+        name: a catalogue name ("DPO"), a path, "package.module:Class" or "file.py:Class", or a class or an objective itself.
         folder: where to look for a file first.
-        fields: the hyperparameters; those left out keep their defaults.
+        fields: the hyperparameters; those left out keep their defaults, or what they are in an objective that is given.
 
     Raises:
-        PrefoptError: an unknown name or field (with the nearest known one), or a class that is not an objective.
+        PrefoptError: an unknown name or field (with the nearest known one), a value that cannot be, or a class that is no
+            objective.
     """
-    cls = objective_class(name, folder)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for field in fields:
-        if field not in known:
-            raise PrefoptError(
-                f"{name} has no field {field!r}.{nearest(field, known)} It has: {', '.join(known) or 'none'}."
-            )
-    try:
-        return cls(**fields)
-    except (TypeError, ValueError) as error:
-        raise PrefoptError(f"{name} cannot be made: {error}") from error
+    name = name if isinstance(name, str) else Given(name)
+    objective_class(name, folder)
+    objective: Objective = make(name, fields, "objective", known=CATALOGUE, folder=folder)
+    return objective
 
 
 def objective_class(name: str, folder: Path | None = None) -> Any:
@@ -173,15 +168,8 @@ def objective_class(name: str, folder: Path | None = None) -> Any:
     Raises:
         PrefoptError: an unknown name, or a class that is not an objective.
     """
-    if ":" in name:
-        cls = load_object(name, folder)
-    elif name in CATALOGUE:
-        cls = CATALOGUE[name]
-    else:
-        raise PrefoptError(
-            f"unknown objective {name!r}.{nearest(name, CATALOGUE)} Known: {', '.join(sorted(CATALOGUE))}. "
-            "Your own is named `package.module:Class` or `file.py:Class`."
-        )
+    found = find(name, "objective", known=CATALOGUE, folder=folder)
+    cls = type(found) if dataclasses.is_dataclass(found) and not isinstance(found, type) else found
     _check_class(name, cls)
     return cls
 

@@ -1,22 +1,181 @@
-"""Users' own classes and functions, named by path: `package.module:Name` or `file.py:Name`."""
+"""Objects from names and fields: of the package, or users' own by path, `package.module:Name` or `file.py:Name`, or as they are."""
 
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.given import Given, refuse_text_of_object
 
 Record = TypeVar("Record")
+
+LATER: Any = object()
+"""In the place of something that a run does not have yet, while its recipe is checked: no model is loaded then."""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class NotYet:
+    """An object whose constructor asks for something that the run does not have yet; its fields were checked.
+
+    Attributes:
+        name: what it is called in the recipe.
+    """
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Refuses: a recipe is checked without calling what it names."""
+        raise PrefoptError(f"{self.name} is made when the run has loaded its models, and was called before")
+
+
+def make(
+    name: str,
+    fields: Mapping[str, Any] = NOTHING,
+    what: str = "object",
+    *,
+    known: Mapping[str, Any] = NOTHING,
+    where: str = "",
+    running: Mapping[str, Any] = NOTHING,
+    folder: Path | None = None,
+) -> Any:
+    """The object that a recipe describes by a name and fields.
+
+    A class is called with the fields, and with what its constructor asks for by the names of `running`. A function, or an
+    object that is made already, is returned as it is; fields replace those of a dataclass.
+
+    Args:
+        name: a name in `known`, a path as `load_object` takes it, or a `Given`.
+        fields: for the constructor; those of a dataclass are brought to their types.
+        what: is made, for messages: "feedback".
+        known: names that need no path.
+        where: the key of the recipe, with which messages begin.
+        running: things of the run, by parameter name: the accelerator, the policy. `LATER` stands for one that is not there yet.
+        folder: where to look for a file first.
+
+    Raises:
+        PrefoptError: an unknown name or field (with the nearest known one), a missing field, a value that cannot be.
+    """
+    found = find(name, what, known=known, where=where, folder=folder)
+    prefix = f"{where}: " if where else ""
+    if isinstance(found, type):
+        return _constructed(found, name, fields, prefix, running)
+    if not fields:
+        return found
+    if not dataclasses.is_dataclass(found):
+        kind = "a function" if inspect.isroutine(found) else f"made already, of class {type(found).__name__}"
+        hint = "make it a dataclass with __call__" if inspect.isroutine(found) else "name its class instead"
+        raise PrefoptError(f"{prefix}{name} is {kind}, which has no fields ({', '.join(fields)}); {hint}")
+    instance: Any = found
+    _check_names(fields, [f.name for f in dataclasses.fields(found) if f.init], f"{prefix}{name}")
+    return _checked(lambda: dataclasses.replace(instance, **fields), f"{prefix}{name}")
+
+
+def find(
+    name: str, what: str = "object", *, known: Mapping[str, Any] = NOTHING, where: str = "", folder: Path | None = None
+) -> Any:
+    """The class, function or object of that name; `make` says what a name can be.
+
+    Raises:
+        PrefoptError: there is none; names the nearest known one.
+    """
+    prefix = f"{where}: " if where else ""
+    if ":" not in name:
+        if name in known:
+            return known[name]
+        listed = f" Known: {', '.join(known)}." if known else ""
+        raise PrefoptError(
+            f"{prefix}unknown {what} {name!r}.{nearest(name, known)}{listed} "
+            "Your own is named `package.module:Name` or `file.py:Name`, or given as an object from Python."
+        )
+    try:
+        return load_object(name, folder)
+    except PrefoptError as error:
+        raise PrefoptError(f"{prefix}{error}") from error
+
+
+def check_call(function: Any, arguments: Sequence[str], name: str) -> None:
+    """Refuse a function that does not take as many arguments as it will be given.
+
+    Args:
+        function: anything that can be called.
+        arguments: what it is called with, in words.
+        name: what messages call it.
+
+    Raises:
+        PrefoptError: it cannot be called, or with other arguments.
+    """
+    if not callable(function):
+        raise PrefoptError(f"{name} cannot be called: {_article(function)} is no function, and no class with __call__")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function of C that does not say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise PrefoptError(
+            f"{name} is called with ({', '.join(arguments)}), and its parameters are {signature}"
+        ) from None
+
+
+def _article(value: Any) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
+def _constructed(cls: type, name: str, given: Mapping[str, Any], prefix: str, running: Mapping[str, Any]) -> Any:
+    """An object of a class with these fields, and with what its constructor asks for of the run."""
+    try:
+        parameters = inspect.signature(cls).parameters
+    except ValueError:  # a class of C that does not say
+        return _checked(lambda: cls(**given), f"{prefix}{name}")
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not open_ended:
+        _check_names(given, [n for n in named if n not in running], f"{prefix}{name}")
+    needed = [n for n, p in named.items() if p.default is p.empty and n not in given]
+    if missing := [n for n in needed if n not in running]:
+        raise PrefoptError(f"{prefix}{name} needs {' and '.join(map(repr, missing))}{_offered(running)}")
+    if any(running[n] is LATER for n in needed):
+        return NotYet(name)
+    asked = {n: value for n, value in running.items() if n in named and n not in given and value is not LATER}
+    return _checked(lambda: cls(**given, **asked), f"{prefix}{name}")
+
+
+def _offered(running: Mapping[str, Any]) -> str:
+    """What a constructor can ask for, where it asks for something else."""
+    return f"; beside fields of the recipe, it can ask for {', '.join(running)}" if running else ""
+
+
+def _check_names(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
+    for field in given:
+        if field not in known:
+            raise PrefoptError(
+                f"{name} has no field {field!r}.{nearest(field, known)} It has: {', '.join(known) or 'none'}."
+            )
+
+
+def _checked(construct: Callable[[], Any], name: str) -> Any:
+    """What is constructed, its fields brought to their types where it is a dataclass."""
+    try:
+        record = construct()
+    except (TypeError, ValueError) as error:
+        raise PrefoptError(f"{name} cannot be made: {error}") from error
+    return checked_fields(record, name) if dataclasses.is_dataclass(record) else record
 
 
 def load_object(path: str, folder: Path | None = None) -> Any:
@@ -25,12 +184,15 @@ def load_object(path: str, folder: Path | None = None) -> Any:
     A module of the working directory is found, too, as `python` would.
 
     Args:
-        path: `package.module:Name`, or `file.py:Name` relative to `folder` or to the working directory.
+        path: `package.module:Name`, or `file.py:Name` relative to `folder` or to the working directory; or a `Given`.
         folder: where to look for the file first: the folder of the recipe that names it.
 
     Raises:
         PrefoptError: no such file, module or name, or the module fails to import.
     """
+    if isinstance(path, Given):
+        return path.object
+    refuse_text_of_object(path)
     place, _, name = path.rpartition(":")
     if not place or not name:
         raise PrefoptError(f"{path!r} names no object: write `package.module:Name` or `file.py:Name`")

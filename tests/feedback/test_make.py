@@ -59,6 +59,18 @@ class Counting:
         self.calls = state["calls"]
 
 
+def single(text):
+    return len(text)
+
+
+class Asking:
+    def __init__(self, accelerator, policy, scale=1):
+        self.accelerator, self.policy, self.scale = accelerator, policy, scale
+
+    def __call__(self, prompts, completions, rows):
+        return [[self.scale * self.policy for _ in texts] for texts in completions]
+
+
 @dataclass
 class Silent:
     loud: bool = False
@@ -88,6 +100,16 @@ def test_functions_and_classes_of_ones_own(own, accelerator):
     assert letters(*GIVEN).scores.tolist() == [[4, 0], [2, 0]]
     assert letters.feedback.accelerator is accelerator
     assert make_feedback(section(name="Rule", path=f"{own}:words"), accelerator).feedback == rule.feedback
+
+
+def test_a_constructor_gets_what_it_asks_for(own, accelerator):
+    asking = section(name=f"{own}:Asking", scale=3)
+    made = make_feedback(asking, accelerator, live=2)  # type: ignore[arg-type]
+    assert made(*GIVEN).scores.unique().tolist() == [6]
+    assert made.feedback.accelerator is accelerator
+    check_feedback(asking)  # the policy is not there yet, so it is not made
+    with pytest.raises(PrefoptError, match=r"has no field 'scael'\. Did you mean 'scale'"):
+        check_feedback(section(name=f"{own}:Asking", scael=3))
 
 
 def test_transforms_in_their_order(own, accelerator):
@@ -139,7 +161,11 @@ def test_reward_models_and_ensembles(own, accelerator, scorer_folder):
         ({"name": "Rule", "path": "{own}:words", "members": ["{own}:words"]}, "Rule has no field 'members'"),
         ({"name": "{own}:wrods"}, "where: {own} has no 'wrods'. Did you mean 'words'?"),
         ({"name": "{own}:words", "limit": 3}, "{own}:words is a function, which has no fields (limit)"),
-        ({"name": "{own}:LIMIT"}, "{own}:LIMIT is no function"),
+        ({"name": "{own}:LIMIT"}, "{own}:LIMIT cannot be called: an int is no function"),
+        (
+            {"name": "{own}:single"},
+            "{own}:single is called with (prompts, completions, rows), and its parameters are (text)",
+        ),
         ({"name": "{own}:Letters"}, "Letters needs 'letter'"),
         ({"name": "{own}:Letters", "leter": "x"}, "has no field 'leter'. Did you mean 'letter'?"),
         ({"name": "{own}:Silent"}, "{own}:Silent cannot be called"),

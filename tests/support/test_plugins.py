@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import checked_fields, load_object
+from prefopt.support.given import Given
+from prefopt.support.plugins import LATER, NotYet, check_call, checked_fields, load_object, make
 
 
 def test_a_file_has_one_module_until_it_is_edited(tmp_path, monkeypatch):
@@ -89,3 +90,60 @@ def test_fields_are_brought_to_their_types():
     assert checked_fields(Settings("0.3", [1, 2]), "it") == Settings(0.3, (1, 2))  # type: ignore[arg-type]
     with pytest.raises(PrefoptError, match="it: field 'beta' must be a valid number, got '0,1'"):
         checked_fields(Settings("0,1"), "it")  # type: ignore[arg-type]
+
+
+class Plain:
+    def __init__(self, size, policy, tokenizer=None):
+        self.size, self.policy, self.tokenizer = size, policy, tokenizer
+
+
+KNOWN = {"Settings": Settings, "Plain": Plain}
+
+
+def made(name, running=None, **fields):
+    return make(name, fields, "thing", known=KNOWN, where="here", running=running or {})
+
+
+def test_an_object_is_made_from_a_name_or_given():
+    assert made("Settings", beta="0.3") == Settings(0.3)
+    assert made(Given(Settings), shape=[1, 2]) == Settings(shape=(1, 2))
+    assert made(Given(Settings(0.2, mode="b")), beta="0.3") == Settings(0.3, mode="b")
+    assert made(Given(make)) is make
+
+
+def test_a_constructor_asks_for_what_runs_by_parameter_name():
+    running = {"policy": "the policy", "tokenizer": "the tokenizer", "accelerator": "not asked for"}
+    plain = made("Plain", running, size=3)
+    assert (plain.size, plain.policy, plain.tokenizer) == (3, "the policy", "the tokenizer")
+    later = made("Plain", dict.fromkeys(running, LATER), size=3)
+    assert later == NotYet("Plain")
+    with pytest.raises(PrefoptError, match="made when the run has loaded its models"):
+        later()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        ("Setting", {}, "here: unknown thing 'Setting'. Did you mean 'Settings'? Known: Settings, Plain."),
+        ("Settings", {"bta": 1}, "here: Settings has no field 'bta'. Did you mean 'beta'? It has: beta, shape, mode"),
+        ("Settings", {"beta": "x"}, "here: Settings: field 'beta' must be a valid number"),
+        ("Plain", {}, "here: Plain needs 'size'; beside fields of the recipe, it can ask for policy"),
+        ("Plain", {"size": 1, "policy": 2}, "here: Plain has no field 'policy'"),
+        (Given(make), {"size": 1}, "is a function, which has no fields (size); make it a dataclass with __call__"),
+        (Given(Plain(1, 2)), {"size": 1}, "is made already, of class Plain, which has no fields (size)"),
+        (Given(Settings()), {"bta": 1}, "has no field 'bta'. Did you mean 'beta'?"),
+    ],
+)
+def test_what_cannot_be_made(name, fields, expected):
+    with pytest.raises(PrefoptError) as caught:
+        made(name, {"policy": None}, **fields)
+    assert expected in str(caught.value)
+
+
+def test_a_call_is_checked_before_it_is_made():
+    check_call(lambda prompts, completions, rows: 0, ("prompts", "completions", "rows"), "it")
+    check_call(max, ("prompts", "completions"), "it")
+    with pytest.raises(PrefoptError, match=r"it is called with \(prompts, rows\), and its parameters are \(prompts\)"):
+        check_call(lambda prompts: 0, ("prompts", "rows"), "it")
+    with pytest.raises(PrefoptError, match="it cannot be called: a float is no function"):
+        check_call(0.5, ("prompts",), "it")
