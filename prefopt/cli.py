@@ -50,16 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`prefopt run`."""
+    from prefopt.runs.folder import RunFolder
+    from prefopt.runs.inspecting import unfinished
     from prefopt.runs.results import show_profile
     from prefopt.runs.run import run as train
-    from prefopt.runs.run import saved_recipe, unfinished
     from prefopt.support.profile import profiling
-    from prefopt.training.devices import leave_processes
+    from prefopt.training.devices import end_processes
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
         folder = Path(options.recipe)
-        settings = saved_recipe(folder)
+        settings = RunFolder(folder).recipe()
         if not options.resume or options.overrides or options.out:
             raise PrefoptError(f"{folder} is a run folder; all it can do is go on: prefopt run {folder} --resume")
     else:
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         return _dry_run(settings)
     with profiling() if options.profile else nullcontext() as clock:
         result = train(settings, folder, options.resume, err)
-    leave_processes()
+    end_processes()
     err.print()
     show_result(out, result, result.rows, settings.evaluate.confidence)
     if clock is not None:
@@ -153,12 +154,12 @@ def label(options: argparse.Namespace) -> None:
     """`prefopt label`."""
     from prefopt.runs.label import label as make_labels
     from prefopt.runs.label import load_label_recipe
-    from prefopt.training.devices import leave_processes
+    from prefopt.training.devices import end_processes
 
     settings = load_label_recipe(options.recipe, options.overrides)
     quiet_libraries()
     result = make_labels(settings, Path(options.out), err)
-    leave_processes()
+    end_processes()
     show_labelled(out, result)
 
 

@@ -91,28 +91,37 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
     """A run's trainer, from its first step to its last: what `prefopt run` does between its two evaluations."""
     from rich.console import Console
 
-    from prefopt.runs.run import Run
+    from prefopt.runs.preparing import prepare
+    from prefopt.runs.run import make_trainer
     from prefopt.support.allocator import keep_freed_memory
-    from prefopt.support.profile import profiling
+    from prefopt.training.devices import computing
 
     settings = recipe_of(spec, folder, more)
     keep_freed_memory()  # as the command line does
     began = time.perf_counter()
-    made = Run(settings, None, False, Console(quiet=True))
+    with computing(settings.train) as accelerator:
+        prepared = prepare(settings, accelerator, Console(quiet=True))
+        return trained(spec, prepared, make_trainer(prepared), began)
+
+
+def trained(spec: dict, prepared: Any, trainer: Any, began: float) -> dict:
+    """The figures of a run's steps."""
+    from prefopt.support.profile import profiling
+
     ready, before, cpu = time.perf_counter(), peak(), time.process_time()
     sections: dict = {}
     if spec.get("profile"):
         with profiling() as clock:
-            steps = list(made.trainer)
+            steps = list(trainer)
         sections = {"/".join(path): round(section.seconds, 3) for path, section in clock.sections.items()}
     elif spec.get("trace"):
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU]) as trace:
-            steps = list(made.trainer)
+            steps = list(trainer)
         print(trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), file=sys.stderr)
     else:
-        steps = list(made.trainer)
+        steps = list(trainer)
     done = time.perf_counter()
     return {
         "import": began - BEGAN,
@@ -122,7 +131,7 @@ def prefopt_run(spec: dict, folder: Path, more: dict) -> dict:
         "losses": [step.metrics["loss"] for step in steps],
         "seconds": [step.seconds for step in steps],
         "tokens": sum(step.tokens for step in steps),
-        "sampled": getattr(made.source, "tokens", 0),
+        "sampled": getattr(prepared.source, "tokens", 0),
         "padding": sum(step.metrics.get("padding", 0) for step in steps) / len(steps),
         "before": before,
         "peak": peak(),

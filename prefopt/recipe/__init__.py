@@ -15,6 +15,7 @@ from prefopt.recipe.reading import (
     refined,
     sections_of,
 )
+from prefopt.recipe.renamed import with_new_names
 from prefopt.recipe.schema import (
     WRITERS,
     Adapter,
@@ -77,4 +78,5 @@ __all__ = [
     "read",
     "refined",
     "sections_of",
+    "with_new_names",
 ]

@@ -1,8 +1,15 @@
 """What a run cost: labels, tokens, floating-point operations, seconds."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from prefopt import recipe
+
+if TYPE_CHECKING:
+    from prefopt.runs.preparing import Prepared
+    from prefopt.training.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -81,3 +88,30 @@ def labels_per_prompt(settings: recipe.Recipe) -> int:
     if rollouts is None:
         return 1
     return 0 if settings.feedback is None else rollouts.completions + len(set(settings.source.writers) - {"mismatched"})
+
+
+def spent(prepared: "Prepared", trainer: "Trainer") -> Spent:
+    """What a run has cost so far."""
+    settings, rollouts = prepared.recipe, prepared.rollouts
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    reference, train = prepared.models.reference, settings.train
+    work = Work(
+        parameters=_parameters(model),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained=trainer.tokens,
+        passes=train.passes,
+        sampled=rollouts.tokens if rollouts else 0,
+        old=trainer.asked_before,
+        repeated=prepared.plan.needs.whole_batch and train.batch_size > train.micro_batch_size,
+        reference=_parameters(reference.policy)
+        if reference is not None and (prepared.plan.needs.reference or rollouts is not None)
+        else 0,
+        scorers=sum(_parameters(m) for name, m in prepared.others.items() if name != "reference"),
+    )
+    seen = min(trainer.done * train.batch_size, prepared.rows)
+    labels = rollouts.judged if rollouts else seen * labels_per_prompt(settings)
+    return Spent(labels, work.sampled, work.trained, flops(work), round(trainer.seconds, 3))
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,26 +1,26 @@
-"""Looking at a policy without training it: evaluate, sample."""
+"""Looking at a policy without training it: evaluate, sample, find run folders."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, tokenise
-from prefopt.evaluation.evaluator import Evaluation, Evaluator, decoded, distinct_prompts
-from prefopt.evaluation.win_rates import contest
-from prefopt.feedback import make_feedback
+from prefopt.evaluation.evaluator import Evaluation, decoded, distinct_prompts
 from prefopt.objectives import load_objective
-from prefopt.policy import Policy, TransformersSampler, load_policy, load_scorer, load_tokenizer, make_reference
+from prefopt.policy import Policy, TransformersSampler, load_tokenizer
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.planning import plan
-from prefopt.runs.progress import show_data
-from prefopt.runs.run import saved_recipe
+from prefopt.runs.preparing import judges, load_models, make_evaluator, tokenised
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
-from prefopt.training.devices import make_accelerator
-from prefopt.types import Batch
+from prefopt.training.devices import computing
+from prefopt.types import Batch, Needs
 
 
 def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
@@ -29,41 +29,65 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
     Raises:
         PrefoptError: no run folder, or one without a trained policy.
     """
-    settings = saved_recipe(folder, overrides)
-    if not (folder / "policy").is_dir():
+    files = RunFolder(folder)
+    settings = files.recipe(overrides)
+    if not files.policy.is_dir():
         raise PrefoptError(f"{folder} has no trained policy yet; finish the run: prefopt run {folder} --resume")
     reference = settings.reference
     if reference.model is None:
         reference = reference.model_copy(update={"model": settings.policy.model, "every": None})
-    policy = settings.policy.model_copy(update={"model": (str(folder / "policy"),), "adapter": None})
+    policy = settings.policy.model_copy(update={"model": (str(files.policy),), "adapter": None})
     return settings.model_copy(update={"policy": policy, "reference": reference})
 
 
+def unfinished(settings: recipe.Recipe) -> Path:
+    """The newest run folder of this name and seed that has not come to its end.
+
+    Raises:
+        PrefoptError: there is none.
+    """
+    base = Path(settings.track.folder)
+    pattern = re.compile(re.escape(f"{settings.name}-seed{settings.seed}") + r"(-\d+)?$")
+    runs = [RunFolder(f) for f in base.iterdir() if pattern.match(f.name)] if base.is_dir() else []
+    open_ones = [run.path for run in runs if run.begun and not run.finished]
+    if not open_ones:
+        raise PrefoptError(f"nothing to resume: no unfinished run of {settings.name} (seed {settings.seed}) in {base}/")
+    return max(open_ones, key=lambda f: f.stat().st_mtime)
+
+
 def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
-    """Measure the recipe's policy, as it is before training, on the test rows."""
-    accelerator, prepared = make_accelerator(settings.train), plan(settings)
+    """Measure the recipe's policy, as it is before training, on the test rows.
+
+    Raises:
+        PrefoptError: whatever a user can put right.
+    """
+    with computing(settings.train) as accelerator:
+        return measure(settings, "test", accelerator, console)
+
+
+def measure(settings: recipe.Recipe, part: str, accelerator: Accelerator, console: Console) -> Evaluation:
+    """`evaluate` on a part of the data, with devices that are there already.
+
+    Raises:
+        PrefoptError: whatever a user can put right.
+    """
+    planned = plan(settings)
     tokenizer = load_tokenizer(settings.policy)
-    source = settings.source
-    rows, report = tokenise(prepared.data.test, tokenizer, source.max_prompt_tokens, source.max_completion_tokens)
-    show_data(console, "test", report)
+    examples = planned.data._asdict()[part]
+    rows = tokenised(examples, part, settings.source, planned.needs, tokenizer, console)
     if not rows:
-        raise PrefoptError("there are no test rows to evaluate on; give some in source.test or source.split")
-    load = load_scorer if prepared.needs.rewards else load_policy
-    model = load(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
-    reference = make_reference(model, settings.reference, settings.policy) if isinstance(model, Policy) else None
-    gold, judge = (
-        None if spec is None else make_feedback(spec, accelerator, key)
-        for key, spec in (("evaluate.gold", settings.evaluate.gold), ("evaluate.judge", settings.evaluate.judge))
-    )
-    meeting, seed = contest(judge, settings.evaluate.against), settings.seed_of("evaluation")
-    evaluator = Evaluator(rows, settings.evaluate, accelerator, reference, gold, seed, meeting)
-    with console.status("evaluating on test rows"):
-        return evaluator(model)
+        raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
+    needs = Needs(rewards=planned.needs.rewards, reference=True)
+    models = load_models(settings, needs, tokenizer, accelerator)
+    gold, judge = judges(settings.evaluate, accelerator, models.trained)
+    evaluator = make_evaluator(rows, settings, accelerator, models, gold, judge, part)
+    with console.status(f"evaluating on {part} rows"):
+        return evaluator(models.trained)
 
 
 def sample(
     settings: recipe.Recipe, own: Sequence[str] | None, number: int, completions: int
-) -> Iterator[tuple[str, Sequence[str]]]:
+) -> list[tuple[str, Sequence[str]]]:
     """Prompts with completions of the recipe's policy, as it is before training.
 
     Args:
@@ -71,22 +95,26 @@ def sample(
         own: prompts as text, each one turn of the user where the tokenizer has a chat template; None takes held-out ones.
         number: of held-out prompts.
         completions: of each prompt.
+
+    Raises:
+        PrefoptError: the recipe trains a scorer, or there is no prompt.
     """
     _refuse_scorer(settings)
-    accelerator = make_accelerator(settings.train)
-    tokenizer = load_tokenizer(settings.policy)
-    examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
-    tokenised, _ = tokenise(examples, tokenizer, settings.source.max_prompt_tokens)
-    rows = list(islice(distinct_prompts(tokenised), None if own else number))
-    if not rows:
-        raise PrefoptError("there is no prompt to start from; give one with --prompt")
-    model = load_policy(settings.policy, tokenizer, settings.seed_of("init")).to(accelerator.device)
-    seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
-    prompts = [row.prompt_ids for row in rows]
-    drawn = TransformersSampler()(model, prompts, completions, settings.evaluate.sampling, seeds)
-    texts = decoded(model, Batch(tuple(prompts), drawn.completion_ids, drawn.mask))
-    for row, written in zip(rows, texts, strict=True):
-        yield str(tokenizer.decode(list(row.prompt_ids))), written
+    with computing(settings.train) as accelerator:
+        tokenizer = load_tokenizer(settings.policy)
+        examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
+        token_rows, _ = tokenise(examples, tokenizer, settings.source.max_prompt_tokens)
+        rows = list(islice(distinct_prompts(token_rows), None if own else number))
+        if not rows:
+            raise PrefoptError("there is no prompt to start from; give one with --prompt")
+        model = load_models(settings, Needs(), tokenizer, accelerator).trained
+        assert isinstance(model, Policy)
+        seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
+        prompts = [row.prompt_ids for row in rows]
+        drawn = TransformersSampler()(model, prompts, completions, settings.evaluate.sampling, seeds)
+        texts = decoded(model, Batch(tuple(prompts), drawn.completion_ids, drawn.mask))
+        shown = [str(tokenizer.decode(list(row.prompt_ids))) for row in rows]
+        return list(zip(shown, texts, strict=True))
 
 
 def _refuse_scorer(settings: recipe.Recipe) -> None:

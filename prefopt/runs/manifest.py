@@ -5,18 +5,20 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.support.fingerprints import fingerprint_weights
+
+if TYPE_CHECKING:
+    from prefopt.runs.preparing import Prepared
 
 PACKAGES = (
     "prefopt-research",
@@ -31,37 +33,26 @@ PACKAGES = (
 )
 
 
-def manifest(
-    settings: recipe.Recipe,
-    accelerator: Accelerator,
-    model: nn.Module,
-    model_name: str,
-    data: Mapping[str, Sequence[Tokenised]],
-    others: Mapping[str, nn.Module] | None = None,
-) -> dict[str, Any]:
-    """Everything that a reader needs to tell whether two runs were made of the same things.
-
-    Args:
-        settings: the recipe.
-        accelerator: devices and processes.
-        model: what is trained.
-        model_name: where it came from.
-        data: tokenised rows, by part.
-        others: further models that had a say, by what they were: the reference, reward models.
-    """
+def manifest(prepared: "Prepared") -> dict[str, Any]:
+    """Everything that a reader needs to tell whether two runs were made of the same things, before the first step."""
+    settings, model, plan = prepared.recipe, prepared.models.trained, prepared.plan
     critic = dict(model.named_children()).get("critic")
     return {
-        **circumstances(settings, accelerator),
+        **circumstances(settings, prepared.accelerator),
         "model": {
-            "name": model_name,
+            "name": plan.model,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike
             **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
-        "others": {name: fingerprint_weights(other) for name, other in (others or {}).items()},
-        "data": {name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in data.items()},
+        "others": {name: fingerprint_weights(other) for name, other in prepared.others.items()},
+        "data": {
+            name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in prepared.data.items()
+        },
         "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
+        # A recipe leaves defaults out, and another version may have other ones.
+        "objectives": [{"name": term.name, **vars(term.objective)} for term in prepared.terms],
     }
 
 

@@ -161,9 +161,8 @@ def _frozen(plan: Plan) -> Iterator[Part]:
     settings, needs = plan.recipe, plan.needs
     if needs.values and settings.policy.critic.model is not None:
         yield from _trained("critic", size_of(find_model(settings.policy.critic.model)), settings, None)
-    referred = needs.reference or settings.evaluate.prompts or settings.source.rollouts is not None
     spec = settings.reference
-    if referred and not needs.rewards:
+    if plan.compares and not needs.rewards:
         if settings.policy.adapter is not None and spec.model is None and spec.every is None:
             yield Part("reference", 0, "the policy without its adapter")
         else:

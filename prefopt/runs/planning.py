@@ -64,6 +64,12 @@ class Plan:
         assert train.epochs is not None
         return max(1, int(self.rows * train.epochs) // train.batch_size)
 
+    @property
+    def compares(self) -> bool:
+        """Whether there is a reference: for objectives, for samples in evaluation, and to watch the KL of rollouts."""
+        settings = self.recipe
+        return bool(self.needs.reference or settings.evaluate.prompts or settings.source.rollouts is not None)
+
 
 def plan(settings: recipe.Recipe) -> Plan:
     """Load what is cheap and refuse what cannot work.

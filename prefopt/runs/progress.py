@@ -4,15 +4,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
     from prefopt.data.tokenising import Report
+    from prefopt.runs.planning import Plan
     from prefopt.training.loop import Step
     from prefopt.types import Estimate
 
 Item = TypeVar("Item")
+
+
+def show_heading(console: Console, plan: "Plan") -> None:
+    """The run in two lines: what it minimises, for how long, on which model."""
+    objectives = " + ".join(str(objective) for objective in plan.objectives)
+    size = f"{plan.steps} steps of {plan.recipe.train.batch_size} prompts"
+    console.print(f"[bold]{escape(plan.recipe.name)}[/] · {escape(objectives)} · {size}", highlight=False)
+    console.print(f"  model {plan.model}", highlight=False, soft_wrap=True, markup=False)
 
 
 def show_data(console: Console, name: str, report: "Report") -> None:

@@ -49,8 +49,6 @@ def attempt(job: Piece) -> Outcome:
 
     What is unfinished goes on as far as it can, or else begins again in the same folder.
     """
-    from accelerate.state import AcceleratorState
-
     try:
         if missing := [folder for folder in job.after if not finished(folder)]:
             raise RuntimeError(f"{missing[0]} is not finished, and this run reads from it")
@@ -61,7 +59,6 @@ def attempt(job: Piece) -> Outcome:
     except Exception as error:
         return failed(job, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", traceback.format_exc())
     finally:
-        AcceleratorState._reset_state()  # the next run may want another precision, which accelerate fixes for a process
         gc.collect()  # models and optimisers hold each other
 
 

@@ -57,11 +57,12 @@ class Job(_Made):
 
     def drifted(self) -> list[str]:
         """The fields in which what is in the folder was begun with another recipe."""
-        from prefopt.runs.run import saved_recipe
+        from prefopt.runs.folder import RunFolder
 
-        if not (self.folder / "recipe.yaml").exists():
+        files = RunFolder(self.folder)
+        if not files.begun:
             return []
-        before, now = (r.model_dump(mode="json") for r in (saved_recipe(self.folder), self.recipe))
+        before, now = (r.model_dump(mode="json") for r in (files.recipe(), self.recipe))
         return recipe.differences(before, now)
 
     def make(self, console: Console) -> None:

@@ -1,6 +1,5 @@
 """What a study would do: its runs, their differences, and how long they may take."""
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from rich.text import Text
 
 from prefopt.objectives import load_objective
 from prefopt.recipe import Recipe
+from prefopt.runs.folder import RunFolder
 from prefopt.study.comparison.confounds import IMMATERIAL, said, within
 from prefopt.study.job import Job, Piece
 from prefopt.study.jobs import Jobs
 from prefopt.study.run import in_words, waits
 from prefopt.study.tuning import settings_of, trials, tuned_arms
+from prefopt.support.profile import profiling
 
 STEPS, PROMPTS = 2, 32
 """Of a rehearsal: the second step is timed, for the first one warms up; held-out prompts and rows at most."""
@@ -109,20 +110,18 @@ def _estimate(missing: Sequence[Piece], jobs: int) -> str:
 def rehearsed(job: Job) -> float:
     """Seconds that a run may take: its start, its steps and its evaluations, each measured on a small run of the same recipe."""
     from prefopt.runs.planning import plan
-    from prefopt.runs.run import Run
+    from prefopt.runs.run import run
 
     steps, small = plan(job.recipe).steps, _small(job.recipe)
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
-        run = Run(small, Path(folder) / "run", False, Console(quiet=True))
-        begun = time.monotonic()
-        run.finish()
-        end = time.monotonic()
-        lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
-        each = [line["seconds"] for line in lines if "seconds" in line]
+        with profiling() as clock:
+            result = run(small, Path(folder) / "run", console=Console(quiet=True))
+        whole, loading = time.monotonic() - start, clock.sections[("loading",)].seconds
+        each = [line["seconds"] for line in RunFolder(result.folder).history() if "seconds" in line]
     evaluations = 2 + (steps // job.recipe.evaluate.every if job.recipe.evaluate.every else 0)
-    one = (end - begun - sum(each)) / 2 * _held_out(job.recipe) / max(_held_out(small), 1)
-    return begun - start + (each[-1] * steps if each else 0.0) + one * evaluations
+    one = (whole - loading - sum(each)) / 2 * _held_out(job.recipe) / max(_held_out(small), 1)
+    return loading + (each[-1] * steps if each else 0.0) + one * evaluations
 
 
 def _held_out(settings: Recipe) -> int:

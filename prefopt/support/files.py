@@ -1,14 +1,43 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one process works in at a time."""
 
+import contextlib
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 
-def write_whole(path: Path, text: str) -> None:
-    """Put `text` under this name in one step, so that nobody ever reads a part of it."""
-    staging = path.with_name(f".{path.name}.writing")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+from prefopt.support.errors import PrefoptError
+
+LOCK = ".lock"
+"""The file that a process holds while it works in a folder."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put text or bytes under this name in one step, so that nobody ever reads a part of it.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    with replacing(path) as staging:
+        staging.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of `path` once it is complete; after an error it is removed.
+
+    The name is of this process alone: two that write the same file each write a whole one, and the later one stays.
+    """
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
+    try:
+        yield staging
+        os.replace(staging, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            staging.unlink()
+        raise
 
 
 def unused(path: Path) -> Path:
@@ -18,3 +47,37 @@ def unused(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Work in a folder as the only process; it is created if need be, and removed again if nothing was put into it.
+
+    The lock goes with the process that holds it, however that ends.
+
+    Raises:
+        PrefoptError: another process works there.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise PrefoptError(
+            f"{folder} is being worked on by another process: wait for it, stop it, or name another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if new and is_empty(folder):
+            with contextlib.suppress(OSError):  # a folder above it that others have put something into stays
+                (folder / LOCK).unlink()
+                for place in new:
+                    place.rmdir()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is nothing in a folder, or no such folder; a lock is nothing."""
+    return not folder.exists() or all(file.name == LOCK for file in folder.iterdir())

@@ -1,30 +1,112 @@
-"""Devices, processes and precision."""
+"""Devices, processes and precision of one piece of work, which leaves the process as it found it."""
 
-from typing import Protocol
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list
+
+from prefopt.support.errors import PrefoptError
+
+T = TypeVar("T")
 
 
-class Precise(Protocol):
-    """A section that says in which arithmetic models compute."""
+class Arithmetic(Protocol):
+    """A section that says how models compute."""
 
     @property
     def precision(self) -> str: ...  # noqa: D102
+    @property
+    def threads(self) -> int | None: ...  # noqa: D102
 
 
-def make_accelerator(settings: Precise) -> Accelerator:
-    """Devices, processes and precision, from the environment and the recipe."""
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
+@contextmanager
+def computing(settings: Arithmetic) -> Iterator[Accelerator]:
+    """Devices, processes, precision and CPU threads for one run, evaluation or labelling.
+
+    On leaving, the process is as it was: CPU threads, default dtype, random states and accelerate's own state. Accelerate fixes
+    the precision for a whole process, so without this a second run could not have another one, nor could a caller that uses
+    accelerate itself.
+
+    Args:
+        settings: of the recipe; `threads: null` leaves torch's choice.
+    """
+    with _restored():
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        yield make_accelerator(settings.precision)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Devices, processes and precision, from the environment and the recipe.
+
+    Args:
+        precision: fp32, bf16, or auto, which is bf16 on GPUs that have it.
+    """
+    bf16 = precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
     # MPS has no float64, in which sampling noise and metrics are made.
     cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
 
 
-def leave_processes() -> None:
-    """Take leave of the other processes; a program that just ends may be aborted by their threads."""
+def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """What a call returns on the main process, the only one to make it; all processes get the answer.
+
+    Raises:
+        PrefoptError: on every process, where the call raised one.
+    """
+    answer: list[Any] = [None, ""]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = call()
+        except PrefoptError as error:
+            answer[1] = str(error)
+    result, wrong = broadcast_object_list(answer)
+    if wrong:
+        raise PrefoptError(wrong)
+    return result
+
+
+def end_processes() -> None:
+    """Close the connection to the other processes; a program that just ends may be aborted by their threads."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Accelerate's state empty, and on leaving everything as it was."""
+    threads, dtype, generators = torch.get_num_threads(), torch.get_default_dtype(), _random_states()
+    shared = (AcceleratorState._shared_state, GradientState._shared_state)  # accelerate 1.15; there is no public way
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, content in zip(shared, before, strict=True):
+            state.clear()
+            state.update(content)
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        _set_random_states(generators)
+
+
+def _random_states() -> tuple[Any, ...]:
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus
+
+
+def _set_random_states(states: tuple[Any, ...]) -> None:
+    python, numpy, cpu, gpus = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if gpus is not None:
+        torch.cuda.set_rng_state_all(gpus)

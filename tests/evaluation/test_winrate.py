@@ -223,7 +223,7 @@ def test_another_run_may_be_the_opponent(home):
     ],
 )
 def test_contests_that_cannot_be_are_refused_before_the_policy_is_loaded(home, overrides, words, monkeypatch):
-    monkeypatch.setattr("prefopt.runs.run.load_policy", None)
+    monkeypatch.setattr("prefopt.runs.preparing.load_policy", None)
     with pytest.raises(PrefoptError, match=words):
         run(load_recipe(home / "recipe.yaml", [o.replace("{home}", str(home)) for o in overrides]), home / "never")
 

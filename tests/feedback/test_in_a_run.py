@@ -58,7 +58,7 @@ def test_a_reward_model_measures_samples(home):
     ],
 )
 def test_recipes_that_cannot_be_are_refused_before_the_policy_is_loaded(home, overrides, words, monkeypatch):
-    monkeypatch.setattr("prefopt.runs.run.load_policy", None)
+    monkeypatch.setattr("prefopt.runs.preparing.load_policy", None)
     settings = load_recipe(home / "recipe.yaml", [text.replace("{home}", str(home)) for text in overrides])
     with pytest.raises(PrefoptError, match=words):
         run(settings, home / "never")

@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from prefopt.data import Tokenised
+from prefopt.data import Split, Tokenised
 from prefopt.recipe import load_recipe
 from prefopt.runs.manifest import fingerprint_plugins, fingerprint_rows, git_state, manifest
+from prefopt.runs.planning import Plan
+from prefopt.runs.preparing import Models, Prepared
+from prefopt.sources.recorded import Recorded
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.training.devices import make_accelerator
+from prefopt.types import Needs
 
 
 @pytest.fixture
@@ -25,7 +29,9 @@ def test_content(tmp_path, model):
     (tmp_path / "r.yaml").write_text("policy: {model: m}\nsource: {data: d}\nobjective: DPO\ntrain: {steps: 1}\n")
     settings = load_recipe(tmp_path / "r.yaml", ["seed=3", "seeds.order=8"])
     model.bias.requires_grad_(False)
-    content = manifest(settings, make_accelerator(settings.train), model, "m", {"train": [], "test": []})
+    plan = Plan(settings, "m", [], Needs(), Needs(), Split([], [], []), {}, 0)
+    models, data = Models(None, model, None, None), {"train": [], "test": []}
+    content = manifest(Prepared(plan, make_accelerator("auto"), data, models, [], Recorded([1], 1, 0), 0, {}))
     assert json.loads(json.dumps(content)) == content
     assert content["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
     assert content["model"] | {"fingerprint": ""} == {"name": "m", "parameters": 8, "trainable": 6, "fingerprint": ""}

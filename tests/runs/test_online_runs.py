@@ -13,12 +13,13 @@ from _tiny import tiny_model, tiny_pairs
 from rich.console import Console
 from test_runs import metrics, weights
 
-import prefopt.runs.run
+import prefopt.runs.preparing
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.data import tokenise
 from prefopt.runs.planning import plan
-from prefopt.runs.run import Run
+from prefopt.runs.preparing import prepare
 from prefopt.support.sharing import sharing
+from prefopt.training.devices import computing
 
 ONE_UPDATE = ("train.passes=1", "train.minibatch_size=null")
 
@@ -233,10 +234,11 @@ def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):
 def test_runs_that_share_read_their_prompts_once(recipe_file, monkeypatch):
     read = []
     monkeypatch.setattr(
-        prefopt.runs.run, "tokenise", lambda rows, *more: read.append(len(rows)) or tokenise(rows, *more)
+        prefopt.runs.preparing, "tokenise", lambda rows, *more: read.append(len(rows)) or tokenise(rows, *more)
     )
     with sharing():
         for seed in (0, 1):
             settings = load_recipe(recipe_file, ("train.steps=1", f"seed={seed}", "seeds.data=0"))
-            Run(settings, None, False, Console(quiet=True))
+            with computing(settings.train) as accelerator:
+                prepare(settings, accelerator, Console(quiet=True))
     assert len(read) == 3, "train, validation and test"

@@ -120,9 +120,10 @@ def test_two_processes_come_to_the_same(file: Path, undisturbed: Path, tmp_path:
 @pytest.mark.timeout(300)
 def test_each_run_is_what_it_is_alone(undisturbed: Path, tmp_path: Path) -> None:
     """What the runs of a study share changes none of them."""
-    from prefopt.runs.run import run, saved_recipe
+    from prefopt.runs.folder import RunFolder
+    from prefopt.runs.run import run
 
     for name in ("arms/PPO/seed-0", "arms/DPO/seed-0"):
         alone = tmp_path / "arms" / name.split("/")[1] / name.split("/")[2]
-        run(saved_recipe(undisturbed / name), alone)
+        run(RunFolder(undisturbed / name).recipe(), alone)
         assert numbers(tmp_path)[name] == numbers(undisturbed)[name]

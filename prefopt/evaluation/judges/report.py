@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import torch
+from accelerate import Accelerator
 from pydantic import ConfigDict, Field
 from rich.console import Console
 
@@ -21,7 +21,7 @@ from prefopt.recipe import Data, Opinion, Section
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plain import plain
 from prefopt.support.seeds import seed_for
-from prefopt.training.devices import make_accelerator
+from prefopt.training.devices import computing
 from prefopt.types import Estimate
 
 
@@ -92,11 +92,13 @@ def report(settings: JudgeRecipe, console: Console | None = None) -> JudgeReport
         PrefoptError: whatever a user can put right: a judge that cannot work, rows about which people said nothing.
     """
     console = console or Console(stderr=True)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     check_feedback(settings.judge, "judge", fixed=True)
     rows = [Row.of(example) for example in load_rows(settings.source)[: settings.rows]]
-    accelerator = make_accelerator(settings)
+    with computing(settings) as accelerator:
+        return _report(settings, rows, accelerator, console)
+
+
+def _report(settings: JudgeRecipe, rows: Sequence[Row], accelerator: Accelerator, console: Console) -> JudgeReport:
     judge = make_feedback(settings.judge, accelerator, "judge")
     parts = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
     started = time.perf_counter()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -28,7 +28,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
-from prefopt.training.devices import make_accelerator
+from prefopt.training.devices import computing
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""
@@ -65,7 +65,9 @@ def label(settings: LabelRecipe, folder: str | Path, console: Console | None = N
     Raises:
         PrefoptError: whatever a user can put right. What was labelled so far is kept.
     """
-    return Labelling(settings, Path(folder), console or Console(stderr=True)).finish()
+    silence_telemetry()
+    with computing(settings) as accelerator:
+        return Labelling(settings, Path(folder), accelerator, console or Console(stderr=True)).finish()
 
 
 def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
@@ -91,15 +93,13 @@ class Labelling:
     Args:
         settings: what to label, and whose opinion to ask.
         folder: new, or of the same recipe.
+        accelerator: devices, processes and precision.
         console: where a person follows it.
     """
 
-    def __init__(self, settings: LabelRecipe, folder: Path, console: Console):
-        silence_telemetry()
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+    def __init__(self, settings: LabelRecipe, folder: Path, accelerator: Accelerator, console: Console):
         self.settings, self.folder, self.ledger = settings, folder, Ledger(folder)
-        self.accelerator = make_accelerator(settings)
+        self.accelerator = accelerator
         self.console = console if self.accelerator.is_main_process else Console(quiet=True)
         self.lock = FileLock(folder / ".lock", timeout=0)
         _refuse_folder(folder, settings)

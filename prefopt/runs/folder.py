@@ -1,0 +1,224 @@
+"""A run folder: the names of its files, and the one place where they are read and written.
+
+recipe.yaml          resolved, written when the run begins: from then on it can be resumed
+manifest.json        versions, code, data, weights, device, seeds
+metrics.jsonl        a line for each step and evaluation
+evaluations/         PART-step-NNNNNN.json, every observation and sample
+checkpoints/         step-NNNNNN/, what a resume goes on from
+policy/              the trained model, in the Hugging Face format
+trained.json         training is over, and the last evaluation is not yet: what a resume needs to conclude
+summary.json         the run is over: before, after, change, costs
+error.txt            of a study's run that failed: the traceback
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from prefopt.evaluation.evaluator import Evaluation
+from prefopt.recipe import Recipe, load_recipe, with_new_names
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import write_whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Attributes:
+        path: the folder; it need not be there yet.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        """What the run is made of."""
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Lines of numbers."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def policy(self) -> Path:
+        """The folder of the trained model."""
+        return self.path / "policy"
+
+    @property
+    def trained_file(self) -> Path:
+        """Written between the end of training and that of the run."""
+        return self.path / "trained.json"
+
+    @property
+    def summary_file(self) -> Path:
+        """What the run came to."""
+        return self.path / "summary.json"
+
+    @property
+    def error_file(self) -> Path:
+        """Why a study's run failed."""
+        return self.path / "error.txt"
+
+    def evaluation_file(self, part: str, step: int) -> Path:
+        """Of an evaluation on a part of the data."""
+        return self.path / "evaluations" / f"{part}-step-{step:06d}.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run here that can be resumed, or is over."""
+        return self.recipe_file.is_file()
+
+    @property
+    def trained(self) -> bool:
+        """Whether training is over, so that a resume only evaluates and concludes."""
+        return self.trained_file.is_file() and not self.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary_file.is_file()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a study noted an error."""
+        return self.error_file.is_file()
+
+    def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe, with overrides; keys of the previous version are read under their new names.
+
+        Raises:
+            PrefoptError: there is none, or it cannot be read.
+        """
+        if not self.begun:
+            raise PrefoptError(f"{self} is no run folder: it has no recipe.yaml")
+        return load_recipe(self.recipe_file, overrides)
+
+    def recipe_tree(self) -> dict[str, Any]:
+        """The recipe as keys and values, also one that this version would refuse; empty where there is none.
+
+        Raises:
+            PrefoptError: the file is damaged.
+        """
+        if not self.begun:
+            return {}
+        tree = _read(self.recipe_file, yaml.safe_load)
+        if not isinstance(tree, dict):
+            raise PrefoptError(
+                f"{self.recipe_file} is damaged: it must hold keys and values; restore it or remove the run"
+            )
+        return with_new_names(tree, str(self.recipe_file))
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run is made of; empty where it is not written yet.
+
+        Raises:
+            PrefoptError: the file is damaged.
+        """
+        return _read_json(self.manifest_file)
+
+    def summary(self) -> dict[str, Any]:
+        """What the run came to; empty where it is not over.
+
+        Raises:
+            PrefoptError: the file is damaged.
+        """
+        return _read_json(self.summary_file)
+
+    def training(self) -> dict[str, Any]:
+        """How training ended; empty where it is not over.
+
+        Raises:
+            PrefoptError: the file is damaged.
+        """
+        return _read_json(self.trained_file)
+
+    def error(self) -> str:
+        """What a study noted when the run failed; empty where it did not."""
+        return _read(self.error_file, str) if self.failed else ""
+
+    def history(self) -> Iterator[dict[str, Any]]:
+        """Lines of metrics.jsonl in order; ends before a line that a kill cut short."""
+        for line in _read(self.metrics_file, str.splitlines) if self.metrics_file.exists() else ():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    def evaluation(self, part: str, step: int) -> Evaluation | None:
+        """An evaluation that was kept; None where there is none.
+
+        Raises:
+            PrefoptError: the file is damaged.
+        """
+        file = self.evaluation_file(part, step)
+        return _read(file, Evaluation.from_json) if file.exists() else None
+
+    def last_evaluation(self, part: str = "test") -> Evaluation | None:
+        """The latest that was kept of a part; None where there is none.
+
+        Raises:
+            PrefoptError: the file is damaged.
+        """
+        files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
+        return _read(files[-1], Evaluation.from_json) if files else None
+
+    def write_recipe(self, settings: Recipe) -> None:
+        """Begin: from here on the run can be resumed."""
+        write_whole(self.recipe_file, settings.to_yaml())
+
+    def write_manifest(self, content: Mapping[str, Any]) -> None:
+        """Say what the run is made of."""
+        write_whole(self.manifest_file, json.dumps(content, indent=2, default=repr))
+
+    def write_evaluation(self, part: str, step: int, evaluation: Evaluation) -> None:
+        """Keep an evaluation."""
+        file = self.evaluation_file(part, step)
+        file.parent.mkdir(exist_ok=True)
+        write_whole(file, evaluation.to_json())
+
+    def write_training(self, content: Mapping[str, Any]) -> None:
+        """Training is over, and the model is in policy/."""
+        write_whole(self.trained_file, json.dumps(content, indent=2))
+
+    def write_summary(self, content: Mapping[str, Any]) -> None:
+        """The run is over."""
+        write_whole(self.summary_file, json.dumps(content, indent=2))
+        self.trained_file.unlink(missing_ok=True)
+
+    def write_error(self, details: str) -> None:
+        """Note why the run failed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.error_file, details)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return _read(file, json.loads) if file.is_file() else {}
+
+
+def _read(file: Path, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PrefoptError(f"{file} is damaged ({first}): restore it, or remove the run folder") from error

@@ -1,0 +1,99 @@
+"""Evaluations in the course of a run: made, kept on disk, logged and shown."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from prefopt.evaluation.evaluator import Evaluation
+from prefopt.policy import Policy, Scorer
+from prefopt.runs.folder import RunFolder
+from prefopt.runs.preparing import Prepared
+from prefopt.runs.progress import show_validation
+from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.profile import timed
+from prefopt.support.sharing import shared
+from prefopt.training.trackers import Tracker, has_line
+from prefopt.types import Estimate
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The evaluations of one run.
+
+    Attributes:
+        prepared: the run.
+        folder: where evaluations are kept.
+        tracker: where their numbers go.
+        console: where a person sees that one is being made.
+    """
+
+    prepared: Prepared
+    folder: RunFolder
+    tracker: Tracker
+    console: Console
+
+    def keep(self, model: Policy | Scorer, step: int) -> Evaluation:
+        """Measure the model at the start or end of the run and write it down; a resumed run reads what is there already."""
+        part, prepared = self.prepared.recipe.evaluate.part, self.prepared
+        evaluation = self.folder.evaluation(part, step)
+        if evaluation is None:
+            with self.console.status(f"evaluating on {part} rows"), timed("evaluation"):
+                evaluation = prepared.evaluators[part](model) if step else first_evaluation(prepared, part, model)
+        keep_evaluation(self.folder, self.tracker, evaluation, part, step, prepared.accelerator.is_main_process)
+        return evaluation
+
+    def validate(self, model: Policy | Scorer, step: int) -> None:
+        """Measure the model in the middle of training, on validation rows; its numbers are logged and shown."""
+        with self.console.status("evaluating on validation rows"), timed("evaluation"):
+            evaluation = self.prepared.evaluators["validation"](model)
+        log_evaluation(self.tracker, evaluation, "validation", step)
+        show_validation(self.console, step, evaluation.estimates())
+
+
+def keep_evaluation(
+    folder: RunFolder, tracker: Tracker, evaluation: Evaluation, part: str, step: int, main: bool
+) -> None:
+    """Write an evaluation and its line of metrics, each unless it is there.
+
+    A kill may have come between the two, and a resume takes away lines that come after its checkpoint.
+
+    Args:
+        folder: of the run.
+        tracker: where the numbers go.
+        evaluation: of the model at this step.
+        part: of the data.
+        step: of the run.
+        main: whether this is the process that writes.
+    """
+    if main and not folder.evaluation_file(part, step).exists():
+        folder.write_evaluation(part, step, evaluation)
+    if not has_line(folder.metrics_file, step, f"{part}/"):
+        log_evaluation(tracker, evaluation, part, step)
+
+
+def log_evaluation(tracker: Tracker, evaluation: Evaluation, part: str, step: int) -> None:
+    """Send an evaluation's numbers to the trackers."""
+    numbers = flat(evaluation.estimates()) | dict(evaluation.numbers)
+    tracker.log(step, {f"{part}/{name}": value for name, value in numbers.items()})
+
+
+def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """For trackers: the value under the metric's name, the interval's ends beside it."""
+    numbers: dict[str, float] = {}
+    for name, e in estimates.items():
+        numbers |= {name: e.value, f"{name}/low": e.low, f"{name}/high": e.high}
+    return numbers
+
+
+def first_evaluation(prepared: Prepared, part: str, model: Policy | Scorer) -> Evaluation:
+    """Of the model before training, which the runs of a study share where they start from the same."""
+    settings, others = prepared.recipe, prepared.others
+    beside = {name: fingerprint_weights(m) for name, m in others.items() if name.split(":")[0] != "scores"}
+    sections = settings.model_dump_json(include={"policy": True, "reference": True, "evaluate": True})
+    arithmetic = (settings.train.precision, torch.get_num_threads(), prepared.accelerator.num_processes)
+    # The critic has no say in what is measured.
+    key = (part, type(model), fingerprint_weights(model.model), *sorted(beside.items()), sections, arithmetic)
+    place = (settings.seed_of("evaluation"), prepared.data[part].identity)
+    return shared("evaluations", (*key, *place), lambda: prepared.evaluators[part](model))

@@ -1,0 +1,347 @@
+"""Everything that a run, an evaluation or a sampling needs of a recipe: loaded and checked. Nothing is written or trained."""
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from prefopt import recipe
+from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise
+from prefopt.data.ordering import ORDERS
+from prefopt.data.selecting import projected
+from prefopt.evaluation.evaluator import Evaluator
+from prefopt.evaluation.win_rates import contest
+from prefopt.feedback import Transformed, make_feedback, reward_models
+from prefopt.objectives.terms import Term
+from prefopt.policy import (
+    DIVERGENCES,
+    Following,
+    Policy,
+    Reference,
+    Scorer,
+    load_critic,
+    load_policy,
+    load_scorer,
+    load_tokenizer,
+    make_reference,
+    make_sampler,
+)
+from prefopt.policy.decode.sampler import end_tokens
+from prefopt.policy.encoder import embedded, load_encoder
+from prefopt.runs.planning import EMBEDDINGS, Plan, plan, to_train_on, wanted
+from prefopt.runs.progress import show_count, show_data, show_example, show_heading
+from prefopt.sources.recorded import Recorded
+from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.writers import writers
+from prefopt.support.errors import PrefoptError
+from prefopt.support.seeds import seed_for
+from prefopt.support.sharing import shared, stamp
+from prefopt.types import Needs, Source
+
+
+@dataclass(frozen=True)
+class Models:
+    """The trained model and what is held beside it.
+
+    Attributes:
+        tokenizer: of the policy; everything is tokenised by it.
+        trained: a policy, or a scorer where an objective trains rewards.
+        reference: what objectives compare with; None where nothing does.
+        start: the model before training, which evaluations measure the distance to; it is `reference` unless that one moves.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    trained: Policy | Scorer
+    reference: Reference | Following | None
+    start: Reference | Following | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready for its first step.
+
+    Attributes:
+        plan: the recipe, checked, with its data.
+        accelerator: devices, processes and precision.
+        data: tokenised rows of train, validation and test.
+        models: that is trained, and those beside it.
+        terms: what is minimised.
+        source: the logical batches of terms without a source of their own.
+        rows: how many rows the source has.
+        evaluators: by the part of the data that they measure on.
+    """
+
+    plan: Plan
+    accelerator: Accelerator
+    data: Mapping[str, DiskRows[Tokenised]]
+    models: Models
+    terms: Sequence[Term]
+    source: Source
+    rows: int
+    evaluators: Mapping[str, Evaluator]
+
+    @property
+    def recipe(self) -> recipe.Recipe:
+        """What it was prepared from."""
+        return self.plan.recipe
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """The source, where the policy writes what it learns from."""
+        return self.source if isinstance(self.source, Rollouts) else None
+
+    @property
+    def others(self) -> dict[str, nn.Module]:
+        """The models beside the trained one, by what they are: a reference of its own, and reward models."""
+        named: dict[str, nn.Module] = {}
+        reference = self.models.reference
+        if reference is not None and reference.policy is not self.models.trained:
+            named["reference"] = reference.policy
+        for what, feedback in self.rollouts.feedback.items() if self.rollouts is not None else ():
+            named |= {f"{what}: {name}": model for name, model in reward_models(feedback).items()}
+        return named
+
+
+def prepare(
+    settings: recipe.Recipe, accelerator: Accelerator, console: Console, folder: Path | None = None
+) -> Prepared:
+    """Load and check everything that a run needs.
+
+    Args:
+        settings: what to run.
+        accelerator: devices, processes and precision.
+        console: where a person sees what the data are.
+        folder: where rollouts put a batch that their feedback fails on.
+
+    Raises:
+        PrefoptError: whatever a user can put right; what can be known before a model is loaded is refused before.
+    """
+    planned = plan(settings)
+    show_heading(console, planned)
+    tokenizer = load_tokenizer(settings.policy)
+    data = {
+        part: tokenised(rows, part, settings.source, planned.needs, tokenizer, console)
+        for part, rows in _parts(planned).items()
+    }
+    terms = _terms(planned, tokenizer, accelerator, console)
+    rows, columns = _rows_of_batches(
+        data["train"], planned.wanted, settings.source, settings.policy, accelerator, console
+    )
+    if rows:
+        show_example(console, preview(rows[0], tokenizer))
+    needs = replace(planned.needs, reference=planned.compares)
+    models = load_models(settings, needs, tokenizer, accelerator)
+    gold, judge = judges(settings.evaluate, accelerator, models.trained)
+    source = _source(planned, models, rows, columns, gold, accelerator, folder)
+    evaluators = {
+        part: make_evaluator(data[part], settings, accelerator, models, gold, judge, part)
+        for part in ("validation", "test")
+    }
+    return Prepared(planned, accelerator, data, models, terms, source, len(rows), evaluators)
+
+
+def tokenised(
+    rows: DiskRows[Example],
+    part: str,
+    source: recipe.Source,
+    needs: Needs,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+) -> DiskRows[Tokenised]:
+    """Rows as token ids, with a line on what they are; the runs of a study tokenise a part once.
+
+    Args:
+        rows: of one part of the data.
+        part: its name, for the line.
+        source: says how long prompts and completions may be.
+        needs: say which columns belong to completions or tokens.
+        tokenizer: of the policy.
+        console: where the line is shown.
+    """
+    longest = (source.max_prompt_tokens, source.max_completion_tokens)
+    key = (stamp(tokenizer.name_or_path), *longest, rows.identity, tuple(sorted(needs.axes.items())))
+    token_rows, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest, axes=needs.axes))
+    show_data(console, part, report)
+    return token_rows
+
+
+def load_models(
+    settings: recipe.Recipe, needs: Needs, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> Models:
+    """The model that a recipe trains, as it is before training, and its reference.
+
+    Args:
+        settings: name the models.
+        needs: whether the model is a scorer (`rewards`), has a critic (`values`) and is held beside a `reference`.
+        tokenizer: of the policy.
+        accelerator: where they are put.
+
+    Raises:
+        PrefoptError: a model cannot be loaded, or two that share token ids have different vocabularies.
+    """
+    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), accelerator)
+    if isinstance(trained, Scorer) or not needs.reference:
+        return Models(tokenizer, trained, None, None)
+    spec = settings.reference
+    if _sharded(accelerator):  # every process must take part in every forward pass, whatever is cached on its disk
+        spec = spec.model_copy(update={"cache": False})
+    reference = start = make_reference(trained, spec, settings.policy)
+    if spec.every is not None:  # distances are measured to the start, not to a reference that moves
+        start = make_reference(trained, spec.model_copy(update={"every": None}), settings.policy)
+    if needs.statistics & DIVERGENCES.keys():
+        trained.beside(reference.policy)
+    return Models(tokenizer, trained, reference, start)
+
+
+def judges(
+    settings: recipe.Evaluate, accelerator: Accelerator, model: Policy | Scorer
+) -> tuple[Transformed | None, Transformed | None]:
+    """The feedbacks `evaluate.gold` and `evaluate.judge`, where the recipe names them."""
+    gold = _feedback("evaluate.gold", settings.gold, accelerator, model)
+    return gold, _feedback("evaluate.judge", settings.judge, accelerator, model)
+
+
+def make_evaluator(
+    rows: DiskRows[Tokenised],
+    settings: recipe.Recipe,
+    accelerator: Accelerator,
+    models: Models,
+    gold: Transformed | None,
+    judge: Transformed | None,
+    part: str,
+) -> Evaluator:
+    """What measures the model on a part of the data."""
+    meeting, seed = contest(judge, settings.evaluate.against, part), settings.seed_of("evaluation")
+    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, meeting)
+
+
+def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
+    """Train, validation and test rows; of training rows for rollouts, their prompts."""
+    parts, source, needs = planned.data._asdict(), planned.recipe.source, planned.wanted
+    if source.rollouts is not None:
+        rows: DiskRows[Example] = parts["train"]
+        key = ("to train on", rows.identity, needs, source.ties, source.writers)
+        parts["train"] = shared("examples", key, lambda: DiskRows.of(to_train_on(rows, needs, source)))
+    return parts
+
+
+def _terms(planned: Plan, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, console: Console) -> list[Term]:
+    """The objectives with their weights, and with their data where these are their own."""
+    settings, train = planned.recipe, planned.recipe.train
+    terms = [Term(o, t.weight) for o, t in zip(planned.objectives, settings.objective, strict=True)]
+    for index, data in planned.own.items():
+        section, name = settings.objective[index].source, terms[index].name
+        assert section is not None
+        needs = wanted(terms[index].objective.needs, section, name)
+        rows = tokenised(data.train, f"source of {name}", section, needs, tokenizer, console)
+        rows, columns = _rows_of_batches(rows, needs, section, settings.policy, accelerator, console)
+        size = train.minibatch_size or train.batch_size
+        seed = seed_for(settings.seed_of("order"), index + 1)
+        terms[index] = replace(terms[index], source=Recorded(rows, size, seed, columns, section.writers))
+    return terms
+
+
+def _rows_of_batches(
+    rows: DiskRows[Tokenised],
+    needs: Needs,
+    source: recipe.Source,
+    policy: recipe.Policy,
+    accelerator: Accelerator,
+    console: Console,
+) -> tuple[DiskRows[Tokenised], Sequence[str]]:
+    """Rows as batches take them, with embeddings where the recipe says so, and the names of their columns."""
+    columns = needs.columns
+    if source.embeddings is not None:
+        rows, columns = _embedded(rows, source.embeddings, policy, accelerator, console), (*columns, EMBEDDINGS)
+    if source.rollouts is not None:
+        return rows, columns
+    counts: Counter[str] = Counter()
+    selected = DiskRows.of(projected(rows, needs, source.ties, counts))
+    for reason, count in (+counts).items():
+        show_count(console, count, reason)
+    return selected, columns
+
+
+def _embedded(
+    rows: DiskRows[Tokenised],
+    spec: recipe.Embeddings,
+    policy: recipe.Policy,
+    accelerator: Accelerator,
+    console: Console,
+) -> DiskRows[Tokenised]:
+    """With embeddings of the prompts, before the policy is loaded; one process computes them, the others read them."""
+    with console.status("embedding prompts"), accelerator.main_process_first():
+        encoder = load_encoder(spec, policy)
+        encoder.model.to(accelerator.device)
+        return embedded(rows, encoder)
+
+
+def _trained(
+    spec: recipe.Policy, needs: Needs, tokenizer: PreTrainedTokenizerBase, seed: int, accelerator: Accelerator
+) -> Policy | Scorer:
+    """The model that is trained, with a critic where an objective needs values."""
+    if needs.rewards:
+        return load_scorer(spec, tokenizer, seed).to(accelerator.device)
+    policy = load_policy(spec, tokenizer, seed).to(accelerator.device)
+    if needs.values:
+        policy.critic = load_critic(spec.critic, policy, spec).to(accelerator.device)
+    return policy
+
+
+def _feedback(
+    key: str, spec: recipe.Feedback | None, accelerator: Accelerator, model: Policy | Scorer
+) -> Transformed | None:
+    policy = model if isinstance(model, Policy) else None
+    return None if spec is None else make_feedback(spec, accelerator, key, policy)
+
+
+def _source(
+    planned: Plan,
+    models: Models,
+    rows: DiskRows[Tokenised],
+    columns: Sequence[str],
+    gold: Transformed | None,
+    accelerator: Accelerator,
+    folder: Path | None,
+) -> Source:
+    """Where the batches come from that terms without a source of their own share."""
+    settings, source, size = planned.recipe, planned.recipe.source, planned.recipe.train.batch_size
+    seed, policy = settings.seed_of("order"), models.trained
+    if source.rollouts is None:
+        return Recorded(rows, size, seed, columns, source.writers)
+    assert isinstance(policy, Policy)
+    if _sharded(accelerator):
+        raise PrefoptError("rollouts sample from whole weights; sharded ones (FSDP, DeepSpeed) are not supported yet")
+    feedback = {
+        "scores": _feedback("feedback", settings.feedback, accelerator, policy),
+        "cost": _feedback("cost", settings.cost, accelerator, policy),
+        "gold": gold,
+    }
+    return Rollouts(
+        rows,
+        ORDERS[source.rollouts.order](array("L", (len(row.prompt_ids) for row in rows)), seed, planned.steps),
+        writers(source, policy, models.reference),
+        make_sampler(source.rollouts, accelerator),
+        models.tokenizer,
+        end_tokens(policy, source.rollouts.sampling.stop),
+        source.rollouts,
+        {what: f for what, f in feedback.items() if f is not None},
+        planned.needs,
+        source.ties,
+        size,
+        settings.seed_of("sampling"),
+        accelerator,
+        folder,
+        columns,
+    )
+
+
+def _sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
