@@ -1,4 +1,4 @@
-"""What tests of judges share: a scripted backend, rubric files, a chat tokenizer."""
+"""What tests of judges share: a scripted backend, a chat tokenizer."""
 
 from dataclasses import dataclass, field
 
@@ -35,20 +35,6 @@ class Scripted:
 @pytest.fixture
 def scripted():
     return Scripted
-
-
-@pytest.fixture
-def make_rubric(tmp_path):
-    """A rubric file of this text, with these lines of examples beside it."""
-
-    def make(text, examples=()):
-        file = tmp_path / "rubric.txt"
-        file.write_text(text)
-        if examples:
-            file.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in examples))
-        return str(file)
-
-    return make
 
 
 @pytest.fixture(scope="session")

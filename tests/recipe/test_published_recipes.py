@@ -157,8 +157,7 @@ def test_trains_two_steps(file, tmp_path, chat_folder, scorer_folder, lm_folder)
         giving = scorer_folder if settings.feedback.name == "RewardModel" else chat_folder
         small += ["source.rollouts.sampling.max_tokens=4", f"feedback.model={giving}"]
         if giving == chat_folder:  # the tiny model cannot read as much as prefopt's rubric, and knows no numbers
-            (tmp_path / "short.txt").write_text("[question]\n{completion}\n[labels]\ngood\nnot\n")
-            small += [f"feedback.rubric={tmp_path / 'short.txt'}", "feedback.mode=pointwise"]
+            small += ["feedback.rubric={question: '{{ completion }}', labels: [good, not]}", "feedback.mode=pointwise"]
     if settings.policy.critic.model:
         small += [f"policy.critic.model={scorer_folder}"]
     run(load_recipe(file, small), tmp_path / "run", console=Console(quiet=True))

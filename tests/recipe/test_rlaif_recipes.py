@@ -21,7 +21,7 @@ SMALL = [
     *("train.steps=2", "train.batch_size=4", "train.threads=1"),
 ]
 ROLLOUTS = ["source.arguments.n=12", "source.rollouts.sampling.max_tokens=8"]
-SELF = {"name": "Judge", "model": "self", "rubric": "prefopt.testbeds.pocket:judge.txt", "mode": "pointwise"}
+SELF = {"name": "Judge", "model": "self", "rubric": "prefopt.testbeds.pocket:judge.yaml", "mode": "pointwise"}
 
 
 def trained(name, folder, *overrides):

@@ -277,7 +277,7 @@ def test_what_was_kept_is_not_dropped(make):
 
 # Asked ahead
 
-RUBRIC = "[question]\n{prompt}{completion}\n[labels]\ngood\nbad\n"
+RUBRIC = {"question": "{{ prompt }}{{ completion }}", "labels": ["good", "bad"]}
 
 
 class Opinionated(Loopback):
@@ -306,13 +306,12 @@ class Patient(TransformersSampler):
 @pytest.fixture
 def judged(make, tmp_path, monkeypatch):
     """Rollouts that a server scores, the sampler drawing two completions at a time; the judge, and the server."""
-    (tmp_path / "rubric.txt").write_text(RUBRIC)
     with Opinionated().running() as server:
 
         def build(cache, **more):
             monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / cache))
             told = {"model": "m", "base_url": server.url, "key_env": None, "endpoint": "completions"}
-            judge = Judge(str(tmp_path / "rubric.txt"), "pointwise", server=told)
+            judge = Judge(RUBRIC, "pointwise", server=told)
             feedback = {"scores": Transformed(judge, (), "judge"), **more}
             return make(feedback=feedback, completions=2, batch_size=2, prompts=4), judge
 

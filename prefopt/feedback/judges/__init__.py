@@ -4,6 +4,6 @@ from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.judges.local import Live, Local
 from prefopt.feedback.judges.question import Answer, Backend, Question
 from prefopt.feedback.judges.rubric import Rubric
-from prefopt.feedback.judges.rubric_file import load_rubric, parse_rubric
+from prefopt.feedback.judges.rubric_file import load_rubric, make_rubric
 
-__all__ = ["Answer", "Backend", "Judge", "Live", "Local", "Question", "Rubric", "load_rubric", "parse_rubric"]
+__all__ = ["Answer", "Backend", "Judge", "Live", "Local", "Question", "Rubric", "load_rubric", "make_rubric"]

@@ -48,7 +48,8 @@ class Judge:
     note, with what the questions cost, rationales, the mass outside of the labels, and how a pairwise judge depends on the order.
 
     Attributes:
-        rubric: a file, one that comes with prefopt, or `package:file`; its examples are beside it, in .jsonl.
+        rubric: the templates themselves, as a section (docs/judges.md), or a YAML file of them, the name of one that
+            comes with prefopt, or `package:file`.
         mode: of judging.
         model: a local model: folder, run folder or hub id; of several, the first that is on disk; `self` is the policy that is
             being trained, as it is at the time (self-rewarding).
@@ -80,7 +81,7 @@ class Judge:
         ValueError: fields that contradict one another.
     """
 
-    rubric: str
+    rubric: str | Mapping[str, Any]
     mode: Literal["pairwise", "pointwise", "expected", "generative"]
     model: str | tuple[str, ...] | None = None
     server: Mapping[str, Any] | None = None
@@ -201,7 +202,7 @@ class Judge:
 
     @cached_property
     def text(self) -> Rubric:
-        """The rubric, read once: editing it does not change a reward in the middle of a run."""
+        """The rubric, read once: editing its file does not change a reward in the middle of a run."""
         return load_rubric(self.rubric)
 
     @cached_property

@@ -1,19 +1,18 @@
-"""Rubrics: what a judge is asked, as a text file with sections, and its worked examples, as data beside it."""
+"""Rubrics: what a judge is asked, as templates, and its worked examples, as data."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from prefopt.feedback.judges.template import Template, parsed
+from prefopt.feedback.judges.template import Template
 from prefopt.feedback.judges.texts import broken, conversation, shown, whole
-from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.types import Prompt
 
 TEXTS = ("prompt", "completion", "completion_a", "completion_b")
-"""Placeholders for other people's text; `row.NAME`, a column of the row, is another."""
+"""Names of other people's text in templates; `row.NAME`, a column of the row, is another."""
 
 Turns = tuple[tuple[str, str], ...]
 
@@ -36,12 +35,12 @@ class Rubric:
     """What a judge is asked.
 
     Attributes:
-        name: the file, for messages.
+        name: what messages call it: the file, or its section of the recipe.
         sections: its templates, by name.
         labels: what the answer may be; empty leaves it to the mode.
-        examples: worked ones, in the file of the same name that ends in .jsonl: the placeholders of the question, `verdict`, and
-            `rationale` for a chain of thought.
-        principles: of which each prompt gets one as `{principle}`.
+        examples: worked ones: what the template shows of each, `verdict`, and `rationale` for a chain of thought.
+        principles: of which each prompt gets one as `{{ principle }}`.
+        examples_name: what messages call the examples: their file, or their section of the recipe.
     """
 
     name: str
@@ -49,10 +48,11 @@ class Rubric:
     labels: tuple[str, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
     principles: tuple[str, ...] = ()
+    examples_name: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Of all that a judge is shown, whatever the file is called."""
+        """Of everything that a judge is shown; not of names of files."""
         shown = (
             sorted(self.sections.items()),
             self.labels,
@@ -70,7 +70,7 @@ class Rubric:
         """Refuse a rubric that does not show what a mode judges, or examples that do not fit.
 
         Args:
-            needed: placeholders of the completions: ("completion",), or both of a pair.
+            needed: names of the completions: ("completion",), or both of a pair.
             labels: that verdicts of examples must be among.
             thought: whether a chain of thought is asked for.
 
@@ -80,20 +80,24 @@ class Rubric:
         every = set(TEXTS[1:])
         for name in sorted(set(needed) - self._names):
             raise PrefoptError(
-                f"{self.name}: this mode judges {{{name}}}, which the rubric does not show; put it into [question]"
+                f"{self.name}: this mode judges {{{{ {name} }}}}, which the rubric does not show; put it into `question`"
             )
         for name in sorted((every - set(needed)) & self._names):
-            raise PrefoptError(f"{self.name}: {{{name}}} is for another mode; this one shows {' and '.join(needed)}")
+            raise PrefoptError(
+                f"{self.name}: {{{{ {name} }}}} is for another mode; this one shows {' and '.join(needed)}"
+            )
         known = [label.strip() for label in labels]
         for i, example in enumerate(self.examples):
             if str(example["verdict"]) not in known:
                 raise PrefoptError(
-                    f"{self._examples_name}:{i + 1}: the verdict {example['verdict']!r} is no label; labels: {', '.join(known)}"
+                    f"{self.examples_name}:{i + 1}: the verdict {example['verdict']!r} is no label; labels: {', '.join(known)}"
                 )
             if thought and "rationale" not in example:
                 raise PrefoptError(
-                    f"{self._examples_name}:{i + 1}: a chain of thought needs a `rationale` in every example"
+                    f"{self.examples_name}:{i + 1}: a chain of thought needs a `rationale` in every example"
                 )
+        self._listed()
+        list(self._turns(labels, thought, 0))
 
     def ask(
         self,
@@ -108,8 +112,8 @@ class Rubric:
 
         Args:
             prompt: what they answer.
-            texts: the completions by their placeholders.
-            row: the other columns, for `{row.NAME}`.
+            texts: the completions by their names in the templates.
+            row: the other columns, for `{{ row.NAME }}`.
             labels: of the answer, which examples show.
             thought: ask for a rationale.
             seed: of the principle.
@@ -117,39 +121,41 @@ class Rubric:
         Raises:
             PrefoptError: the row has no column of that name.
         """
-        values = {"prompt": conversation(prompt), **texts, **self._columns(row)}
-        own = {"examples": self._listed(labels), "principle": self._principle(values, seed)}
+        values = {"prompt": conversation(prompt), **texts, "row": row}
+        own = {"examples": self._listed(), "principle": self._principle(values, seed)}
         turns: list[tuple[str, str]] = []
         neutralised = 0
         if "system" in self.sections:
             text, neutralised = self.sections["system"].fill(values, own)
             turns.append(("system", text))
         if "example" not in self.sections:
-            turns += self._shown(labels, thought, seed)
+            turns += self._turns(labels, thought, seed)
         text, count = self._question(values, own, thought)
         return Asked((*turns, ("user", text)), neutralised + count)
 
     def start(self, rationale: str | None = None) -> str:
-        """How the answer begins: the rationale, where there is one, and [answer]."""
+        """How the answer begins: the rationale, where there is one, and `answer`."""
         answer = self._plain("answer")
         if rationale is None:
             return answer
-        template = self.sections.get("rationale", parsed(["{rationale}"]))
-        return template.fill({}, {"rationale": broken(whole(rationale))[0]})[0] + "\n" + answer
+        text = broken(whole(rationale))[0]
+        if "rationale" in self.sections:
+            text, _ = self.sections["rationale"].fill({}, {"rationale": text})
+        return f"{text}\n{answer}"
 
     @property
     def mark(self) -> str:
-        """What stands before a verdict in a written answer: [answer] without the space around it."""
+        """What stands before a verdict in a written answer: `answer` without the space around it."""
         return self._plain("answer").strip()
 
-    def _question(self, values: Mapping[str, str], own: Mapping[str, str], thought: bool) -> tuple[str, int]:
+    def _question(self, values: Mapping[str, Any], own: Mapping[str, str], thought: bool) -> tuple[str, int]:
         text, count = self.sections["question"].fill(values, own)
         if thought and "thought" in self.sections:
             asks, _ = self.sections["thought"].fill({}, own)
             text = f"{text}\n\n{asks}"
         return text, count
 
-    def _shown(self, labels: Sequence[str], thought: bool, seed: int) -> Iterator[tuple[str, str]]:
+    def _turns(self, labels: Sequence[str], thought: bool, seed: int) -> Iterator[tuple[str, str]]:
         """The examples as turns."""
         for example in self.examples:
             values = _values(example)
@@ -158,8 +164,8 @@ class Rubric:
             label = next(label for label in labels if label.strip() == str(example["verdict"]))
             yield "assistant", self.start(str(example["rationale"]) if thought else None) + label
 
-    def _listed(self, labels: Sequence[str]) -> str:
-        """The examples as text, each by [example]."""
+    def _listed(self) -> str:
+        """The examples as text, each by the template `example`."""
         if "example" not in self.sections:
             return ""
         own = ("verdict", "rationale", "principle")
@@ -171,16 +177,7 @@ class Rubric:
         ]
         return "\n\n".join(written)
 
-    def _columns(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """What `{row.NAME}` stands for."""
-        names = {name.removeprefix("row.") for name in self._names if name.startswith("row.")}
-        for name in sorted(names - row.keys()):
-            raise PrefoptError(
-                f"{self.name}: the row has no column {name!r}.{nearest(name, row)} It has: {', '.join(row) or 'none'}"
-            )
-        return {f"row.{name}": shown(row[name]) for name in names}
-
-    def _principle(self, values: Mapping[str, str], seed: int) -> str:
+    def _principle(self, values: Mapping[str, Any], seed: int) -> str:
         """One of the principles; the prompt and the seed decide which, so that both orders of a pair are under the same."""
         if not self.principles:
             return ""
@@ -194,12 +191,10 @@ class Rubric:
         shown = [self.sections[name].names for name in ("system", "question") if name in self.sections]
         return set().union(*shown)
 
-    @property
-    def _examples_name(self) -> str:
-        return str(Path(self.name).with_suffix(".jsonl"))
 
-
-def _values(example: Mapping[str, Any]) -> dict[str, str]:
-    """An example's texts, by the names of the placeholders."""
-    named = {name if name in TEXTS else f"row.{name}": value for name, value in example.items()}
-    return {name: conversation(value) if name == "prompt" else shown(value) for name, value in named.items()}
+def _values(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example's texts and columns, by their names in templates."""
+    texts = {name: shown(value) for name, value in example.items() if name in TEXTS}
+    if "prompt" in example:
+        texts["prompt"] = conversation(example["prompt"])
+    return {**texts, "row": {name: value for name, value in example.items() if name not in TEXTS}}

@@ -1,94 +1,153 @@
-"""Rubrics on disk: a text file with sections, and examples in a JSONL file beside it."""
+"""Rubrics in recipes and files: YAML with a jinja2 template for each section, and worked examples as data."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, Field
+
+from prefopt import recipe
+from prefopt.feedback.judges.old_rubric import in_yaml, translated
 from prefopt.feedback.judges.rubric import TEXTS, Rubric
-from prefopt.feedback.judges.template import Template, is_template, parsed
+from prefopt.feedback.judges.template import Template
 from prefopt.support.errors import PrefoptError, nearest
 
-SECTIONS = ("system", "question", "thought", "rationale", "answer", "labels", "example", "principles")
-"""What a rubric may hold; docs/judges.md says what each is for."""
+log = logging.getLogger(__name__)
 
-PLACEHOLDERS = {
-    "system": (*TEXTS, "examples", "principle"),
-    "question": (*TEXTS, "examples", "principle"),
+SHIPPED = "prefopt.feedback.judges.rubrics"
+
+VALUES = (*TEXTS, "row")
+NAMES = {
+    "system": (*VALUES, "examples", "principle"),
+    "question": (*VALUES, "examples", "principle"),
     "thought": ("principle",),
     "rationale": ("rationale",),
     "answer": (),
-    "example": (*TEXTS, "principle", "verdict", "rationale"),
+    "example": (*VALUES, "principle", "verdict", "rationale"),
 }
+"""The names that each template may use."""
 
 
-def load_rubric(name: str) -> Rubric:
-    """The rubric in a file, with the examples beside it.
+def _label(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("yes, no, on and off are truth values in YAML; put labels into quotation marks")
+    return str(value) if isinstance(value, int | float) else value
+
+
+class RubricSection(recipe.Section):
+    """What a judge is asked, as a recipe's `rubric:` or a file of its own."""
+
+    question: str = Field(min_length=1, description="the user's turn")
+    system: str | None = Field(None, description="the system turn")
+    thought: str | None = Field(None, description="asks for a rationale, at the end of the user's turn")
+    rationale: str = Field("{{ rationale }}", description="how a rationale stands before the answer")
+    answer: str = Field("", description="how the answer begins; a label follows it directly")
+    labels: tuple[Annotated[str, BeforeValidator(_label)], ...] = Field((), description="what a verdict may be")
+    principles: tuple[str, ...] = Field((), description="of which each prompt gets one, `{{ principle }}`")
+    example: str | None = Field(None, description="how an example looks where `{{ examples }}` lists them")
+    examples: str | tuple[dict[str, Any], ...] | None = Field(
+        None,
+        description="worked examples, or a JSONL file of them; null is the file of the rubric's name, where there is one",
+    )
+
+
+def load_rubric(rubric: str | Mapping[str, Any]) -> Rubric:
+    """A rubric, with its examples.
 
     Args:
-        name: a file; the name of one that comes with prefopt (`pairwise`, `expected`, …); or `package:file`, in a package.
+        rubric: the section of a recipe; a YAML file; the name of one that comes with prefopt (`pairwise`, `expected`, …); or
+            `package:file`, in a package.
 
     Raises:
-        PrefoptError: there is none, or it is malformed; says which line.
+        PrefoptError: there is none, or it is malformed; says where.
     """
-    file = Path(name).expanduser()
-    if file.is_file():
-        return _read(file)
-    package, _, resource = name.rpartition(":")
-    place = files(package or "prefopt.feedback.judges.rubrics") if _is_package(package) else None
-    if place is None or not (found := place / (resource if package else f"{name}.txt")).is_file():
-        known = sorted(
-            path.name.removesuffix(".txt")
-            for path in files("prefopt.feedback.judges.rubrics").iterdir()
-            if path.name.endswith(".txt")
-        )
-        raise PrefoptError(
-            f"no rubric {name}: it is no file, and none of prefopt's own ({', '.join(known)}).{nearest(name, known)}"
-        )
-    with as_file(found) as path:
-        return _read(path)
+    if not isinstance(rubric, str):
+        return make_rubric(rubric, "rubric")
+    package, _, resource = rubric.rpartition(":")
+    file, place = Path(rubric).expanduser(), _folder_of(package or SHIPPED)
+    places = [file, *([] if place is None else [place / (resource if package else f"{resource}.yaml")])]
+    if rubric.endswith(".txt"):  # rubrics that came with prefopt had this ending, in recipes of the previous version
+        places += [file.with_suffix(".yaml"), *([] if place is None else [place / f"{Path(resource).stem}.yaml"])]
+    for found in places:
+        if found.is_file():
+            with as_file(found) as path:
+                return _read(path)
+    known = sorted(path.name.removesuffix(".yaml") for path in files(SHIPPED).iterdir() if path.name.endswith(".yaml"))
+    raise PrefoptError(
+        f"no rubric {rubric}: it is no file, and none of prefopt's own ({', '.join(known)}).{nearest(rubric, known)}"
+    )
 
 
-def parse_rubric(text: str, name: str, examples: Sequence[Mapping[str, Any]] = ()) -> Rubric:
-    """The rubric that a text is.
+def make_rubric(tree: Mapping[str, Any], name: str, beside: Path | None = None) -> Rubric:
+    """The rubric that a section of a recipe describes.
+
+    Args:
+        tree: the section.
+        name: what messages call it.
+        beside: a JSONL file with its examples, where the section names none; None is none.
+
+    Raises:
+        PrefoptError: it is malformed; says where.
+    """
+    section = recipe.checked(RubricSection, tree, name)
+    sources = {key: value for key in NAMES if (value := getattr(section, key)) and key in tree}
+    templates = {key: Template(source.strip("\n"), f"{name}: {key}") for key, source in sources.items()}
+    for key, template in templates.items():
+        template.check(NAMES[key])
+    used = set[str]().union(*(template.names for template in templates.values()))
+    for word, key in (("examples", "example"), ("principle", "principles")):
+        if (word in used) != bool(getattr(section, key)):
+            raise PrefoptError(f"{name}: `{key}` and {{{{ {word} }}}} go together; one of them is missing")
+    if len({label.strip() for label in section.labels}) < len(section.labels):
+        raise PrefoptError(f"{name}: two labels are the same")
+    if not all(label.strip() for label in section.labels):
+        raise PrefoptError(f"{name}: a label of nothing but space")
+    given = section.examples
+    if isinstance(given, str):
+        beside, given = Path(given).expanduser(), None
+        if not beside.is_file():
+            raise PrefoptError(f"{name}: no file of examples {beside}")
+    examples_name = str(beside) if given is None else f"{name}: examples"
+    examples = tuple(given if given is not None else _lines_of(beside) if beside else ())
+    _complete(examples, templates.get("example", templates["question"]), examples_name)
+    return Rubric(name, templates, section.labels, examples, section.principles, examples_name)
+
+
+def parse_rubric(text: str, name: str, beside: Path | None = None) -> Rubric:
+    """The rubric in a text of the previous version: sections under [headers], with placeholders in single braces.
 
     Raises:
         PrefoptError: it is malformed; says which line.
     """
-    bodies = _sections(text, name)
-    if "question" not in bodies:
-        raise PrefoptError(f"{name}: a rubric needs a section [question]")
-    templates = {
-        section: _checked(lines, section, name, first)
-        for section, (first, lines) in bodies.items()
-        if section not in ("labels", "principles")
-    }
-    used = {n for section in ("system", "question") if section in templates for n in templates[section].names}
-    for one, other in (("examples", "example"), ("principle", "principles")):
-        if (one in used or any(one in t.names for t in templates.values())) != (other in bodies):
-            raise PrefoptError(
-                f"{name}: the section [{other}] and the placeholder {{{one}}} go together; one of them is missing"
-            )
-    first, lines = bodies.get("labels", (0, []))
-    labels = tuple(_label(line, f"{name}:{first + i}") for i, line in enumerate(lines) if line.strip())
-    if len({label.strip() for label in labels}) < len(labels):
-        raise PrefoptError(f"{name}:{first}: two labels are the same")
-    principles = tuple(line.strip() for line in bodies.get("principles", (0, []))[1] if line.strip())
-    return Rubric(name, templates, labels, _complete(tuple(examples), templates, name), principles)
+    return make_rubric(translated(text, name), name, beside)
 
 
 def _read(file: Path) -> Rubric:
+    beside = file.with_suffix(".jsonl")
+    examples = beside if beside.is_file() else None
+    if file.suffix in (".yaml", ".yml"):
+        tree = recipe.read(file)
+        del tree["name"]  # which every file of a recipe gets
+        return make_rubric(tree, str(file), examples)
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PrefoptError(f"{file} is not UTF-8: {error}") from error
-    beside = file.with_suffix(".jsonl")
-    return parse_rubric(text, str(file), list(_examples(beside)) if beside.is_file() else ())
+    rubric = parse_rubric(text, str(file), examples)
+    log.warning(
+        "%s: rubrics are YAML with jinja2 templates now (docs/judges.md); this form is read for one more version. The same in the "
+        "new form, for a file %s:\n%s",
+        file,
+        file.with_suffix(".yaml").name,
+        in_yaml(translated(text, str(file))),
+    )
+    return rubric
 
 
-def _examples(file: Path) -> Iterator[Mapping[str, Any]]:
+def _lines_of(file: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             raise PrefoptError(f"{file}:{number}: an empty line; every line is an example")
@@ -101,92 +160,17 @@ def _examples(file: Path) -> Iterator[Mapping[str, Any]]:
         yield example
 
 
-def _complete(
-    examples: tuple[Mapping[str, Any], ...], templates: Mapping[str, Template], name: str
-) -> tuple[Mapping[str, Any], ...]:
-    """The examples, each of which has all that is shown of it."""
-    template = templates.get("example", templates["question"])
-    needed = {n.removeprefix("row.") for n in template.names} - {"examples", "principle"} | {"verdict"}
+def _complete(examples: tuple[Mapping[str, Any], ...], template: Template, name: str) -> None:
+    """Refuse examples without a verdict, or without a text that is shown of each."""
+    needed = template.names & set(TEXTS) | {"verdict"}
     for number, example in enumerate(examples, 1):
         if missing := sorted(needed - example.keys()):
-            raise PrefoptError(
-                f"{Path(name).with_suffix('.jsonl')}:{number}: the example has no {missing[0]!r}.{nearest(missing[0], example)}"
-            )
-    return examples
+            raise PrefoptError(f"{name}:{number}: the example has no {missing[0]!r}.{nearest(missing[0], example)}")
 
 
-def _sections(text: str, name: str) -> dict[str, tuple[int, list[str]]]:
-    """For each section, the number of its first line and its lines, without empty ones at both ends."""
-    found: dict[str, tuple[int, list[str]]] = {}
-    current: list[str] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.fullmatch(r"\[([\w ]+)\]\s*", line)
-        if header:
-            section = header[1]
-            if section not in SECTIONS:
-                raise PrefoptError(
-                    f"{name}:{number}: unknown section [{section}].{nearest(section, SECTIONS)} Known: {', '.join(SECTIONS)}. "
-                    "A line of text that looks like one begins with a backslash."
-                )
-            if section in found:
-                raise PrefoptError(f"{name}:{number}: [{section}] is there twice")
-            current = []
-            found[section] = (number + 1, current)
-        elif current is not None:
-            current.append(line.removeprefix("\\") if line.startswith("\\[") else line)
-        elif line.strip() and not line.startswith("#"):
-            raise PrefoptError(f"{name}:{number}: text before the first section; a comment begins with #")
-    return {
-        section: _trimmed(first, lines, f"{name}:{first - 1}: [{section}]") for section, (first, lines) in found.items()
-    }
-
-
-def _trimmed(first: int, lines: list[str], where: str) -> tuple[int, list[str]]:
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise PrefoptError(f"{where} is empty; leave it out or fill it")
-    empty = next(i for i, line in enumerate(lines) if line.strip())
-    return first + empty, lines[empty:]
-
-
-def _checked(lines: Sequence[str], section: str, name: str, first: int) -> Template:
-    """A section's template, whose placeholders are all known."""
+def _folder_of(package: str) -> Any:
+    """A package's files; None where there is no such package."""
     try:
-        template = parsed(lines)
-    except ValueError as error:
-        number = next(i for i, line in enumerate(lines) if not is_template(line))
-        raise PrefoptError(f"{name}:{first + number}: {error}; a brace that is meant as one is written twice") from None
-    for number, line in enumerate(template.lines):
-        for _, placeholder in line:
-            if placeholder is None or placeholder in PLACEHOLDERS[section]:
-                continue
-            if placeholder.startswith("row.") and "prompt" in PLACEHOLDERS[section]:
-                continue
-            known = PLACEHOLDERS[section]
-            raise PrefoptError(
-                f"{name}:{first + number}: unknown placeholder {{{placeholder}}} in [{section}].{nearest(placeholder, known)} "
-                f"Known there: {', '.join(known) or 'none'}{', row.COLUMN' if 'prompt' in known else ''}"
-            )
-    return template
-
-
-def _is_package(name: str) -> bool:
-    try:
-        files(name or "prefopt.feedback.judges.rubrics")
+        return files(package)
     except (ImportError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _label(line: str, where: str) -> str:
-    """A label: the line, or what its quotation marks hold, spaces included."""
-    if not line.startswith('"'):
-        return line.strip()
-    try:
-        label = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PrefoptError(f"{where}: a label in quotation marks is a JSON string: {error}") from error
-    if not str(label).strip():
-        raise PrefoptError(f"{where}: a label of nothing but space")
-    return str(label)
+        return None

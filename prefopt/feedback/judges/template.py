@@ -1,86 +1,181 @@
-"""Texts with placeholders, filled so that what is filled in stays in its place."""
+"""jinja2 templates of a rubric, rendered so that no text that is filled in can leave its place.
 
-import string
-from collections.abc import Mapping, Sequence
+An expression in a template is not rendered as its text but as a mark of its place. When all marks and the rubric's own words are in
+their lines, each text is made safe for the line that it stands on, and put there. Whatever expressions, conditions and loops made
+the line, other people's text is therefore either fenced or kept on its line.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
-from prefopt.feedback.judges.texts import broken, fence, on_its_line, whole
+import jinja2
+from jinja2 import StrictUndefined, Undefined, meta, nodes, pass_context
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from prefopt.feedback.judges.texts import broken, fence, on_its_line, shown, whole
+from prefopt.support.errors import PrefoptError, nearest
+
+T = TypeVar("T")
+
+MARKS = ("\ue000", "\ue001")
+PLACE = re.compile(f"{MARKS[0]}(\\d+){MARKS[1]}")
+PLACES = "places of this text"
+"""Where a rendering keeps its texts: no name that a template could use."""
+
+STATEMENTS = (nodes.Output, nodes.If, nodes.For, nodes.Assign)
+"""Statements that a template may have. Others (macro, filter, include, …) render a part of it, and what they return would be text
+of which nobody knows any longer whose it is."""
+
+PLAIN = re.compile(r"\{\{ *([\w.]+) *\}\}")
 
 
-@dataclass(frozen=True)
+class Own(str):
+    """The rubric's or the judge's own words, which are rendered as they are."""
+
+
+@pass_context
+def _placed(context: Context, value: Any) -> str:
+    """The mark that is rendered in place of a value."""
+    if isinstance(value, Undefined):
+        return str(value)  # raises, except for `a if b` without an else, which is nothing
+    places = context[PLACES]
+    places.append(value if isinstance(value, Own) else shown(value))
+    return f"{MARKS[0]}{len(places) - 1}{MARKS[1]}"
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which `row.items` is the column of this name and no method of a dictionary."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return self.getitem(obj, attribute) if isinstance(obj, Mapping) else super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if not isinstance(obj, Mapping) or argument in obj:
+            return super().getitem(obj, argument)
+        known = [str(name) for name in obj]
+        hint = (
+            f"the row has no column {argument!r}.{nearest(str(argument), known)} It has: {', '.join(known) or 'none'}"
+        )
+        return self.undefined(hint, obj=obj, name=argument)
+
+
+def _environment() -> _Environment:
+    environment = _Environment(undefined=StrictUndefined, finalize=_placed, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.clear()
+    del environment.filters["random"]  # the same question must always be asked in the same words
+    return environment
+
+
+ENVIRONMENT = _environment()
+
+
+@dataclass(frozen=True, repr=False)
 class Template:
-    """A section's text: lines of (literal, name of the placeholder after it or None).
+    """The template of one section.
 
-    A placeholder for other people's text that is alone on its line stands in a fence that the text cannot close. Any other
-    keeps the text on its line, and free of what follows it there.
+    A value that is alone on its line stands in a fence that no text can close. Any other is kept on its line, and what follows it
+    there is broken up in it. Only `Own` texts are rendered as they are; the result of a filter is not `Own`.
+
+    Attributes:
+        source: in jinja2, sandboxed and with strict undefined values. Lines of nothing but a statement leave no line.
+        where: the file and section, for messages.
     """
 
-    lines: tuple[tuple[tuple[str, str | None], ...], ...] = ()
+    source: str
+    where: str
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuse a template that is not jinja2, or has names that are none of those known.
+
+        Raises:
+            PrefoptError: says in which line.
+        """
+        for node in self._tree.find_all((nodes.Stmt,)):
+            if not isinstance(node, STATEMENTS) or (isinstance(node, nodes.For) and node.recursive):
+                what = type(node).__name__.lower()
+                raise PrefoptError(
+                    f"{self.where}, line {node.lineno}: a rubric cannot have the statement {what}; it can have if, for and set"
+                )
+        _ = self._compiled
+        for name in sorted(self.names - set(known)):
+            line = next(node.lineno for node in self._tree.find_all(nodes.Name) if node.name == name)
+            raise PrefoptError(
+                f"{self.where}, line {line}: unknown name {name!r}.{nearest(name, known)} Known there: {', '.join(known) or 'none'}"
+            )
 
     @property
     def names(self) -> set[str]:
-        """The placeholders in it."""
-        return {name for line in self.lines for _, name in line if name}
+        """The names that it uses and does not define."""
+        return meta.find_undeclared_variables(self._tree)
 
-    def fill(self, values: Mapping[str, str], own: Mapping[str, str]) -> tuple[str, int]:
-        """The text with every placeholder filled, and how many marks had to be broken up in it.
+    def fill(self, values: Mapping[str, Any], own: Mapping[str, str]) -> tuple[str, int]:
+        """The text with every value in its place, and how many marks had to be broken up in the values.
 
         Args:
-            values: other people's texts.
-            own: the rubric's and the judge's own words, which stand as they are.
+            values: other people's texts, and `row`, the other columns.
+            own: the rubric's and the judge's own words.
+
+        Raises:
+            PrefoptError: the row has no such column, or an expression fails.
         """
-        clean = {name: broken(whole(values[name])) for name in sorted(self.names - own.keys())}
-        count = sum(found for _, found in clean.values())
-        bar = fence([text for text, _ in clean.values()])
+        places: list[str] = []
+        words = {name: Own(text) for name, text in own.items()}
+        try:
+            rendered = self._compiled.render({**values, **words, PLACES: places})
+        except Exception as error:  # an expression may fail in any way
+            raise PrefoptError(f"{self.where}: {error}") from error
+        others = {i: broken(whole(text)) for i, text in enumerate(places) if not isinstance(text, Own)}
+        texts = dict(enumerate(places)) | {i: text for i, (text, _) in others.items()}
+        count = sum(marks for _, marks in others.values())
+        bar = fence([text for text, _ in others.values()])
         lines = []
-        for line in self.lines:
-            alone = _alone(line)
-            if alone in clean:
-                lines += [bar, clean[alone][0], bar]
+        for line in rendered.split("\n"):
+            literals, numbers = PLACE.split(line)[::2], [int(n) for n in PLACE.split(line)[1::2]]
+            if len(numbers) == 1 and numbers[0] in others and not "".join(literals).strip():
+                lines += [bar, texts[numbers[0]], bar]
                 continue
-            filled = ""
-            for i, (literal, name) in enumerate(line):
-                text = own.get(name, "") if name else ""
-                if name in clean:
-                    text, found = on_its_line(clean[name][0], _closer(line[i + 1 :]))
-                    count += found
-                filled += literal + text
+            filled = literals[0]
+            for i, n in enumerate(numbers):
+                text, marks = texts[n], 0
+                if n in others:
+                    text, marks = on_its_line(text, _closer(literals[i + 1 :]))
+                count += marks
+                filled += text + literals[i + 1]
             lines.append(filled)
         return "\n".join(lines), count
 
+    def __repr__(self) -> str:
+        """What fingerprints are made of: for a template of nothing but names, lines of (literal, name), as in older reports."""
+        if re.search(r"\{[{%#]", PLAIN.sub("", self.source)):
+            return f"Template({self.source!r})"
+        lines = []
+        for line in self.source.split("\n"):
+            *pairs, rest = PLAIN.split(line)
+            parts: list[tuple[str, str | None]] = list(zip(pairs[::2], pairs[1::2], strict=True))
+            lines.append(tuple([*parts, (rest, None)] if rest else parts))
+        return f"Template(lines={tuple(lines)!r})"
 
-def parsed(lines: Sequence[str]) -> Template:
-    """The template that these lines are.
+    @cached_property
+    def _tree(self) -> nodes.Template:
+        if any(mark in self.source for mark in MARKS):
+            raise PrefoptError(f"{self.where}: the characters U+E000 and U+E001 cannot stand in a rubric")
+        return self._understood(lambda: ENVIRONMENT.parse(self.source))
 
-    Raises:
-        ValueError: a brace that nothing closes, or a format in a placeholder.
-    """
-    rows = []
-    for line in lines:
-        parts = []
-        for literal, name, spec, conversion in string.Formatter().parse(line):
-            if spec or conversion:
-                raise ValueError(f"{{{name}}} takes no format")
-            parts.append((literal, name))
-        rows.append(tuple(parts))
-    return Template(tuple(rows))
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        return self._understood(lambda: ENVIRONMENT.from_string(self.source))
 
-
-def is_template(line: str) -> bool:
-    """Whether a line alone is one."""
-    try:
-        parsed([line])
-    except ValueError:
-        return False
-    return True
-
-
-def _alone(line: Sequence[tuple[str, str | None]]) -> str | None:
-    """The placeholder that is all there is on the line."""
-    names = [name for _, name in line if name]
-    return names[0] if len(names) == 1 and not "".join(literal for literal, _ in line).strip() else None
+    def _understood(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except jinja2.TemplateSyntaxError as error:
+            raise PrefoptError(f"{self.where}, line {error.lineno}: {error.message}") from None
 
 
-def _closer(rest: Sequence[tuple[str, str | None]]) -> str:
-    """What follows a placeholder on its line, up to the next one."""
-    return next((literal.strip() for literal, _ in rest if literal.strip()), "")
+def _closer(literals: Sequence[str]) -> str:
+    """What follows a value on its line."""
+    return next((literal.strip() for literal in literals if literal.strip()), "")

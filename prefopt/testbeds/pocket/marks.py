@@ -54,7 +54,7 @@ def judge(texts: Sequence[str], completions: Sequence[str], folder: str | Path =
     """[N, 3] log-probabilities of good, fine and bad after `=>`, renormalised over the three."""
     from prefopt.feedback.judges import Live, Question, load_rubric
 
-    rubric = load_rubric("prefopt.testbeds.pocket:judge.txt")
+    rubric = load_rubric("prefopt.testbeds.pocket:judge.yaml")
     asked = [
         rubric.ask(text, {"completion": completion}, {}, rubric.labels, thought=False)
         for text, completion in zip(texts, completions, strict=True)

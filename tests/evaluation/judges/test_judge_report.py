@@ -11,15 +11,7 @@ from prefopt.recipe import Feedback, load
 
 QUIET = Console(quiet=True)
 
-PAIRS = """
-[question]
-{completion_a}
-{completion_b}
-
-[labels]
-A
-B
-"""
+PAIRS = {"question": "{{ completion_a }}\n{{ completion_b }}", "labels": ["A", "B"]}
 
 LENGTH = """
 def length(prompts, completions, rows):
@@ -108,7 +100,7 @@ def test_a_judge_of_pairs_beside_people(recipe_of):
     assert longest["prefers_longer"].value == 1
 
 
-def test_a_judge_with_a_place_it_likes(recipe_of, scripted, make_rubric, tmp_path):
+def test_a_judge_with_a_place_it_likes(recipe_of, scripted, tmp_path):
     """d = ±2 by what is better, b = 3 for the first: one order says the first always; the average sees through it."""
     from prefopt.data import load_examples
     from prefopt.evaluation.judges.opinions import Row, Said, measured
@@ -122,7 +114,7 @@ def test_a_judge_with_a_place_it_likes(recipe_of, scripted, make_rubric, tmp_pat
 
     recipe_of(pairs())
     rows = [Row.of(example) for example in load_examples([str(tmp_path / "rows.jsonl")])]
-    judge = Judge(make_rubric(PAIRS), "pairwise", backend=scripted(say))
+    judge = Judge(PAIRS, "pairwise", backend=scripted(say))
     verdict = judge([r.example.prompt for r in rows], [r.texts for r in rows], [{}] * len(rows))
     found, _ = measured(rows, [Said.of([verdict], rows)], 0.0, 0.95, 0)
     assert found["accuracy"].value == 1
@@ -149,11 +141,10 @@ def test_the_command_keeps_the_report_and_refuses(recipe_of, tmp_path, capsys):
 
 def test_a_recipe_refuses_a_judge_without_a_good_report(recipe_of, tmp_path):
     """A judge may be used where its own report keeps the recipe's bounds, and nowhere else."""
-    rubric = tmp_path / "rubric.txt"
-    rubric.write_text("[question]\n{completion} =>\n[labels]\ngood\nbad\n")
+    rubric = {"question": "{{ completion }} =>", "labels": ["good", "bad"]}
     from prefopt.testbeds.pocket.language import FOLDER
 
-    judge = {"name": "Judge", "model": str(FOLDER), "rubric": str(rubric), "mode": "pointwise"}
+    judge = {"name": "Judge", "model": str(FOLDER), "rubric": rubric, "mode": "pointwise"}
     recipe = load(JudgeRecipe, recipe_of(singles(12), judge, repeats=1))
     file = tmp_path / "report.json"
     file.write_text(report(recipe, QUIET).to_json())

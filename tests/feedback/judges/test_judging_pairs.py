@@ -22,9 +22,9 @@ def biased(bias, scale=1.0):
 
 
 @pytest.fixture
-def judge(scripted, make_rubric):
+def judge(scripted):
     def make(say, average="probabilities", **fields):
-        rubric = make_rubric("[question]\n{completion_a}\nor\n{completion_b}\n[labels]\nA\nB\n")
+        rubric = {"question": "{{ completion_a }}\nor\n{{ completion_b }}", "labels": ["A", "B"]}
         return Judge(rubric, "pairwise", backend=scripted(say), average=average, **fields)
 
     return make
@@ -94,7 +94,7 @@ def test_a_single_completion_is_refused(judge):
         judge(biased(0))(["p"], [["great"]], [{}])
 
 
-def test_a_chain_of_thought_stands_before_the_verdict(scripted, make_rubric):
+def test_a_chain_of_thought_stands_before_the_verdict(scripted):
     def say(question):
         if not question.labels:
             assert question.turns[-1][1].endswith("Think.")
@@ -102,9 +102,12 @@ def test_a_chain_of_thought_stands_before_the_verdict(scripted, make_rubric):
         assert question.start == "because so.\nBetter:"
         return Answer((-0.1, -2.5), prompt_tokens=20)
 
-    rubric = make_rubric(
-        '[question]\n{completion_a}\n{completion_b}\n[thought]\nThink.\n[answer]\nBetter:\n[labels]\n" A"\n" B"'
-    )
+    rubric = {
+        "question": "{{ completion_a }}\n{{ completion_b }}",
+        "thought": "Think.",
+        "answer": "Better:",
+        "labels": [" A", " B"],
+    }
     made = Judge(rubric, "pairwise", backend=scripted(say), thought=True, thought_tokens=7)
     note = made(["p"], [["x", "y"]], [{}]).notes[0]
     assert note["rationales"][0] == {"completions": [0, 1], "text": "because so."}

@@ -7,13 +7,11 @@ from prefopt import PrefoptError
 from prefopt.feedback.judges import Answer, Judge
 from prefopt.feedback.judges.asking import disjoint
 
-TEXT = "[question]\n{completion}\n[labels]\n"
-
 
 @pytest.fixture
-def judge(scripted, make_rubric):
+def judge(scripted):
     def make(mode, labels, said, **fields):
-        rubric = make_rubric(TEXT + "".join(f"{label}\n" for label in labels))
+        rubric = {"question": "{{ completion }}", "labels": list(labels)}
         return Judge(rubric, mode, backend=scripted(lambda q: Answer(said[q.turns[-1][1].split("\n")[1]])), **fields)
 
     return make
