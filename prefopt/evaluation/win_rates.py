@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from prefopt.data import Tokenised
 from prefopt.feedback import ask
-from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt
 
 TIE = 1e-6
@@ -52,38 +50,21 @@ def key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
-def stored(folder: str | Path) -> dict[str, list[Sample]]:
-    """The samples of a finished run's last evaluation on test rows, by `key` of their prompt.
-
-    Raises:
-        PrefoptError: there are none.
-    """
-    files = sorted((Path(folder) / "evaluations").glob("test-step-*.json"))
-    samples = json.loads(files[-1].read_text(encoding="utf-8"))["samples"] if files else []
-    if not samples:
-        raise PrefoptError(
-            f"evaluate.against: {folder} holds no samples of a policy on test rows (evaluations/test-step-*.json); name the folder "
-            "of a finished run with evaluate.prompts above 0"
-        )
-    found: dict[str, list[Sample]] = {}
-    for sample in samples:
-        found.setdefault(key(sample["prompt"]), []).append(Sample(sample["completion"], bool(sample["ended"])))
-    return found
-
-
-def contest(judge: Feedback | None, against: str | None, part: str = "test") -> Contest | None:
+def contest(
+    judge: Feedback | None, others: Mapping[str, Sequence[Sample]] | None, part: str = "test"
+) -> Contest | None:
     """Who compares samples on a part of the data with whose.
 
     None where nobody judges, and on other parts than the test rows with another run, which has kept no samples of those.
 
     Args:
         judge: the recipe's `evaluate.judge`.
-        against: a run folder, or None for the reference.
+        others: samples of another run on test rows, by `key` of their prompt; None for those of the reference.
         part: of the data.
     """
-    if judge is None or (against is not None and part != "test"):
+    if judge is None or (others is not None and part != "test"):
         return None
-    return Contest(judge, None if against is None else stored(against))
+    return Contest(judge, others)
 
 
 def wins(

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import yaml
 
 from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.win_rates import Sample, key
 from prefopt.recipe import Recipe, load_recipe, with_new_names
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
@@ -127,7 +128,7 @@ class RunFolder:
             raise PrefoptError(
                 f"{self.recipe_file} is damaged: it must hold keys and values; restore it or remove the run"
             )
-        return with_new_names(tree, str(self.recipe_file))
+        return with_new_names(tree, where=None)
 
     def manifest(self) -> dict[str, Any]:
         """What the run is made of; empty where it is not written yet.
@@ -182,6 +183,23 @@ class RunFolder:
         """
         files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
         return _read(files[-1], Evaluation.from_json) if files else None
+
+    def samples(self) -> dict[str, list[Sample]]:
+        """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
+
+        Raises:
+            PrefoptError: there are none.
+        """
+        evaluation = self.last_evaluation()
+        if evaluation is None or not evaluation.samples:
+            raise PrefoptError(
+                f"{self} holds no samples of a policy on test rows (evaluations/test-step-*.json); name the folder of a "
+                "finished run with evaluate.prompts above 0"
+            )
+        by_prompt: dict[str, list[Sample]] = {}
+        for sample in evaluation.samples:
+            by_prompt.setdefault(key(sample["prompt"]), []).append(Sample(sample["completion"], bool(sample["ended"])))
+        return by_prompt
 
     def write_recipe(self, settings: Recipe) -> None:
         """Begin: from here on the run can be resumed."""

@@ -3,17 +3,18 @@
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split, load_examples, prompts
 from prefopt.data.selecting import EMBED, project
 from prefopt.data.splits import divided
-from prefopt.evaluation.win_rates import stored
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_sampler, find_model
+from prefopt.runs.folder import RunFolder
 from prefopt.sources.writers import SUPPLIED, without_writers
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
@@ -203,7 +204,10 @@ def _check_feedbacks(settings: recipe.Recipe) -> None:
         if spec is not None:
             check_feedback(spec, key, fixed=True)
     if settings.evaluate.against is not None:
-        stored(settings.evaluate.against)
+        try:
+            RunFolder(Path(settings.evaluate.against)).samples()
+        except PrefoptError as error:
+            raise PrefoptError(f"evaluate.against: {error}") from error
     for key, spec in (("feedback", settings.feedback), ("cost", settings.cost)):
         if spec is None:
             continue

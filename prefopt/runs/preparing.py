@@ -35,6 +35,7 @@ from prefopt.policy import (
 )
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.encoder import embedded, load_encoder
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.planning import EMBEDDINGS, Plan, plan, to_train_on, wanted
 from prefopt.runs.progress import show_count, show_data, show_example, show_heading
 from prefopt.sources.recorded import Recorded
@@ -218,8 +219,10 @@ def make_evaluator(
     part: str,
 ) -> Evaluator:
     """What measures the model on a part of the data."""
-    meeting, seed = contest(judge, settings.evaluate.against, part), settings.seed_of("evaluation")
-    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, meeting)
+    against = settings.evaluate.against
+    others = None if against is None or judge is None else RunFolder(Path(against)).samples()
+    seed = settings.seed_of("evaluation")
+    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, contest(judge, others, part))
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:

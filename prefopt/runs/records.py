@@ -1,18 +1,15 @@
 """Run folders as comparisons read them: what was found, how the run ended, and what it cost."""
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from prefopt.evaluation.evaluator import Evaluation
-from prefopt.recipe.renamed import with_new_names
+from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
@@ -66,8 +63,7 @@ class Finished:
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """The last one on test rows, prompt by prompt; None where there is none."""
-        files = sorted((self.folder / "evaluations").glob("test-step-*.json"))
-        return Evaluation.from_json(files[-1].read_text()) if files and self.after else None
+        return RunFolder(self.folder).last_evaluation() if self.after else None
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric of training."""
@@ -124,14 +120,14 @@ def find_results(folders: Sequence[str | Path]) -> list[Result]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "recipe.yaml").exists() or (folder / "error.txt").exists()
+    run = RunFolder(folder)
+    return run.begun or run.failed
 
 
 def _result(folder: Path) -> Result:
     if folder.parent.parent.name == "arms" and (match := re.fullmatch(r"seed-(\d+)", folder.name)):
         return Result(folder.parent.name, int(match[1]), folder)
-    file = folder / "recipe.yaml"
-    content = yaml.safe_load(file.read_text()) if file.exists() else {}
+    content = RunFolder(folder).recipe_tree()
     named = re.fullmatch(r"(.+)-seed(\d+)(?:-\d+)?", folder.name)
     arm = named[1] if named else content.get("name", folder.name)
     seed: Any = content.get("seed", named[2] if named else 0)
@@ -139,33 +135,30 @@ def _result(folder: Path) -> Result:
 
 
 def _read(result: Result) -> Finished:
-    folder = result.folder
-    error, summary = folder / "error.txt", folder / "summary.json"
-    file = folder / "recipe.yaml"
-    recipe = with_new_names(yaml.safe_load(file.read_text()), where=None) if file.exists() else {}
-    manifest = json.loads(file.read_text()) if (file := folder / "manifest.json").exists() else {}
-    history = list(_lines(folder / "metrics.jsonl"))
+    run = RunFolder(result.folder)
     state: State
-    content: dict[str, Any] = {}
-    if summary.exists():
-        content = json.loads(summary.read_text())
-        trouble = content.get("stopped", "")
+    summary = run.summary()
+    if summary:
+        trouble = summary.get("stopped", "")
         state = "stopped" if trouble else "finished"
-    elif error.exists():
-        state, trouble = "failed", (error.read_text().strip().splitlines() or ["no message"])[-1]
+    elif run.failed:
+        state, trouble = "failed", (run.error().strip().splitlines() or ["no message"])[-1]
     else:
-        state, trouble = "unfinished", f"no summary.json in {folder}"
-    before, after = (_values(content.get(when, {})) for when in ("before", "after"))
-    costs = content.get("costs", {})
-    return Finished(result.arm, result.seed, folder, state, trouble, recipe, manifest, before, after, history, costs)
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # a killed run's last line
+        state, trouble = "unfinished", f"no summary.json in {run}"
+    before, after = (_values(summary.get(when, {})) for when in ("before", "after"))
+    return Finished(
+        result.arm,
+        result.seed,
+        result.folder,
+        state,
+        trouble,
+        run.recipe_tree(),
+        run.manifest(),
+        before,
+        after,
+        list(run.history()),
+        summary.get("costs", {}),
+    )
 
 
 def _values(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from prefopt.support.logs import silence_telemetry
 from prefopt.support.plain import plain
 from prefopt.support.profile import timed
 from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
-from prefopt.training.devices import computing, on_main_process
+from prefopt.training.devices import computing, entered_on_main_process
 from prefopt.training.loop import Step, Trainer
 from prefopt.training.trackers import Jsonl, Tracker, WandbRun, rewind
 from prefopt.types import Estimate
@@ -73,7 +73,10 @@ def run(
         PrefoptError: whatever a user can put right. What was done so far is kept.
     """
     silence_telemetry()
-    with computing(settings.train) as accelerator, _opened(settings, folder, resume, accelerator) as opened:
+    with (
+        computing(settings.train) as accelerator,
+        entered_on_main_process(accelerator, lambda: _claimed(settings, folder, resume)) as opened,
+    ):
         console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
         if opened.trained:
             tracker = _tracker(settings, opened, accelerator)
@@ -208,26 +211,18 @@ def _tracked(tracker: Tracker, work: Callable[[], RunResult]) -> RunResult:
 
 
 @contextmanager
-def _opened(
-    settings: recipe.Recipe, folder: Path | None, resume: bool, accelerator: Accelerator
-) -> Iterator[RunFolder]:
-    """The run folder, for this run alone; the main process holds its lock.
+def _claimed(settings: recipe.Recipe, folder: Path | None, resume: bool) -> Iterator[RunFolder]:
+    """The run folder, for this run alone.
 
     Raises:
         PrefoptError: it holds another run, this one is finished, or another process works in it.
     """
-    with ExitStack() as stack:
-        path = on_main_process(accelerator, lambda: stack.enter_context(_claimed(settings, folder, resume)))
-        yield RunFolder(path)
-
-
-@contextmanager
-def _claimed(settings: recipe.Recipe, folder: Path | None, resume: bool) -> Iterator[Path]:
     path = unused(Path(settings.track.folder) / f"{settings.name}-seed{settings.seed}") if folder is None else folder
-    _refuse_folder(RunFolder(path), settings if resume else None)
+    claimed, resumed = RunFolder(path), settings if resume else None
+    _refuse_folder(claimed, resumed)
     with locked(path):
-        _refuse_folder(RunFolder(path), settings if resume else None)  # another process may have just left it
-        yield path
+        _refuse_folder(claimed, resumed)  # another process may have just left it
+        yield claimed
 
 
 def _refuse_folder(folder: RunFolder, resumed: recipe.Recipe | None) -> None:

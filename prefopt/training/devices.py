@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -71,6 +71,17 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
     if wrong:
         raise PrefoptError(wrong)
     return result
+
+
+@contextmanager
+def entered_on_main_process(accelerator: Accelerator, context: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """A context, such as a lock, that the main process enters and leaves for all; what it gives is the same on every process.
+
+    Raises:
+        PrefoptError: on every process, where entering raised one.
+    """
+    with ExitStack() as stack:
+        yield on_main_process(accelerator, lambda: stack.enter_context(context()))
 
 
 def end_processes() -> None:

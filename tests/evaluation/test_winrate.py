@@ -15,8 +15,9 @@ from prefopt import PrefoptError, load_recipe, recipe, run
 from prefopt.data import formats, tokenise
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.intervals import Observations, estimate
-from prefopt.evaluation.win_rates import Contest, Sample, length_controlled, rates, stored, wins
+from prefopt.evaluation.win_rates import Contest, Sample, length_controlled, rates, wins
 from prefopt.policy import Policy, Reference
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import evaluate, trained
 from prefopt.types import Verdict
 
@@ -229,5 +230,5 @@ def test_contests_that_cannot_be_are_refused_before_the_policy_is_loaded(home, o
 
 
 def test_samples_are_found_by_their_prompt(home):
-    found = stored(home / "one")
+    found = RunFolder(home / "one").samples()
     assert len(found) == 6 and all(isinstance(key, str) and len(texts) == 1 for key, texts in found.items())

@@ -5,13 +5,12 @@ import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from prefopt.data import DiskRows, Example, load_examples
@@ -25,10 +24,10 @@ from prefopt.runs.label.rows import written_out
 from prefopt.runs.manifest import circumstances, fingerprint_examples
 from prefopt.runs.progress import followed, show_labelling
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import write_whole
+from prefopt.support.files import locked, write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
-from prefopt.training.devices import computing
+from prefopt.training.devices import computing, entered_on_main_process
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""
@@ -101,7 +100,6 @@ class Labelling:
         self.settings, self.folder, self.ledger = settings, folder, Ledger(folder)
         self.accelerator = accelerator
         self.console = console if self.accelerator.is_main_process else Console(quiet=True)
-        self.lock = FileLock(folder / ".lock", timeout=0)
         _refuse_folder(folder, settings)
         self.rows = rows_of(settings)
 
@@ -109,55 +107,35 @@ class Labelling:
         """Label what is not labelled yet."""
         if "finished" in _manifest(self.folder):
             return self._result()
-        done = self._open()
-        try:
+        with entered_on_main_process(self.accelerator, self._opened) as done:
             completions = self._completions()
             feedback = make_feedback(self.settings.feedback, self.accelerator)
-            made = self._begin(completions, feedback)
+            begun = self._begin(completions, feedback)
             for _ in self._followed(self._label(done, completions, feedback), len(done)):
                 pass
             result = self._result()
             if self.accelerator.is_main_process:
                 ending = {"counts": result.counts, "spent": result.spent, "finished": True}
-                write_whole(self.folder / "manifest.json", json.dumps(made | ending, indent=2))
+                write_whole(self.folder / "manifest.json", json.dumps(begun | ending, indent=2))
             self.accelerator.wait_for_everyone()
             return result
-        finally:
-            self.lock.release()
 
-    def _open(self) -> set[int]:
-        """The folder, for us alone; the rows that are done.
+    @contextmanager
+    def _opened(self) -> Iterator[set[int]]:
+        """The folder, for this process alone; the numbers of the rows that are done.
 
         Raises:
-            PrefoptError: on every process, whatever is the matter with it.
+            PrefoptError: another process is labelling here, or a line of the folder's files is damaged.
         """
-        opened: list[Any] = [set(), ""]
-        if self.accelerator.is_main_process:
-            try:
-                opened[0] = self._opened()
-            except PrefoptError as error:
-                opened[1] = str(error)
-        done, wrong = broadcast_object_list(opened)
-        if wrong:
-            raise PrefoptError(wrong)
-        return done
-
-    def _opened(self) -> set[int]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise PrefoptError(
-                f"{self.folder}: another process is labelling here; wait for it, or stop it first"
-            ) from None
-        if not (self.folder / "recipe.yaml").exists():
-            write_whole(self.folder / "recipe.yaml", self.settings.to_yaml())
-        torn = self.ledger.repair()
-        done = self.ledger.done()
-        if done:
-            cut = f"; {torn} line that was being written is done again" if torn else ""
-            self.console.print(f"goes on after {len(done)} of {len(self.rows)} prompts{cut}", highlight=False)
-        return done
+        with locked(self.folder):
+            if not (self.folder / "recipe.yaml").exists():
+                write_whole(self.folder / "recipe.yaml", self.settings.to_yaml())
+            torn = self.ledger.repair()
+            done = self.ledger.done()
+            if done:
+                cut = f"; {torn} line that was being written is done again" if torn else ""
+                self.console.print(f"goes on after {len(done)} of {len(self.rows)} prompts{cut}", highlight=False)
+            yield done
 
     def _completions(self) -> Completions:
         if self.settings.policy is None:

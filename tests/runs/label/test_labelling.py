@@ -239,7 +239,7 @@ def test_two_at_once_are_refused(recipe_file, tmp_path):
     from filelock import FileLock
 
     more = begun(recipe_file, tmp_path / "out")
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(PrefoptError, match="another process is labelling here"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(PrefoptError, match="being worked on by another process"):
         labelled(recipe_file, tmp_path / "out", more)
 
 

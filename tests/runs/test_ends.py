@@ -1,0 +1,135 @@
+"""How a run ends and how it is gone on with: nothing that was trained is lost, and a folder belongs to one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _tiny import tiny_model, tiny_pairs
+from rich.console import Console
+
+import prefopt.training.loop
+from prefopt import PrefoptError, load_recipe, run
+from prefopt.evaluation.evaluator import Evaluator
+from prefopt.runs.folder import RunFolder
+
+HOLD = """
+import sys
+from pathlib import Path
+from prefopt.support.files import locked
+with locked(Path(sys.argv[1])):
+    print("holding", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    model, data = tiny_model(tmp_path / "lm"), tiny_pairs(tmp_path / "pairs.jsonl", rows=40)
+    content = {
+        "policy": {"model": str(model)},
+        "source": {"data": str(data)},
+        "objective": "DPO",
+        "train": {"steps": 3, "batch_size": 8, "lr": 1e-3},
+        "evaluate": {"prompts": 4, "sampling": {"max_tokens": 6}},
+        "track": {"folder": str(tmp_path / "runs")},
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def summary(folder: Path) -> dict:
+    content = json.loads((folder / "summary.json").read_text())
+    content["costs"].pop("seconds")
+    return content
+
+
+def lines(folder: Path) -> list[dict]:
+    history = RunFolder(folder).history()
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in history]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """The second evaluation of a run raises this."""
+    usual, calls = Evaluator.__call__, []
+
+    def fail(error: BaseException) -> None:
+        def call(self, model):
+            calls.append(model)
+            if len(calls) == 2:
+                raise error
+            return usual(self, model)
+
+        monkeypatch.setattr(Evaluator, "__call__", call)
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [PrefoptError("out of money"), OSError("No space left"), KeyboardInterrupt()])
+@pytest.mark.parametrize("adapter", ["null", "{r: 2}"])
+def test_a_last_evaluation_that_fails_loses_nothing(recipe_file, tmp_path, failing, monkeypatch, error, adapter):
+    settings = load_recipe(recipe_file, [f"policy.adapter={adapter}", "policy.dtype=float64"])
+    whole = run(settings, tmp_path / "whole").folder
+    failing(error)
+    folder = tmp_path / "run"
+    with pytest.raises(type(error)):
+        run(settings, folder)
+    assert (folder / "policy" / "config.json").exists() or (folder / "policy" / "adapter_config.json").exists()
+    assert not RunFolder(folder).finished and RunFolder(folder).trained
+    monkeypatch.setattr(prefopt.training.loop.Trainer, "__iter__", None)  # nothing is trained again
+    run(settings, folder, resume=True)
+    for part in ("before", "after", "change"):
+        for name, mine in summary(folder)[part].items():
+            assert mine == pytest.approx(summary(whole)[part][name], rel=1e-6, abs=1e-9), name
+    assert {k: summary(folder)[k] for k in ("steps", "costs", "evaluated_on")} == {
+        k: summary(whole)[k] for k in ("steps", "costs", "evaluated_on")
+    }
+    assert len(lines(folder)) == len(lines(whole)) and not RunFolder(folder).trained
+    with pytest.raises(PrefoptError, match="is finished"):
+        run(settings, folder, resume=True)
+
+
+def test_a_run_that_its_limits_stopped_stays_stopped_when_only_its_evaluation_is_left(recipe_file, tmp_path, failing):
+    settings = load_recipe(recipe_file, ["train.limits={loss: [null, 0]}", "train.beyond=stop"])
+    failing(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "run", console=Console(quiet=True))
+    run(settings, tmp_path / "run", resume=True, console=Console(quiet=True))
+    assert summary(tmp_path / "run")["steps"] == 1
+    assert summary(tmp_path / "run")["stopped"].startswith("step 1: loss")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_in_one_run_folder_are_refused(recipe_file, tmp_path, resume):
+    folder = tmp_path / "run"
+    settings = load_recipe(recipe_file, ["train.steps=1"])
+    if resume:
+        folder.mkdir()
+        RunFolder(folder).write_recipe(settings)
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "holding\n"
+        with pytest.raises(PrefoptError, match=f"{folder} is being worked on by another process: wait for it"):
+            run(settings, folder, resume=resume)
+        other.stdin.write("\n")
+    assert run(settings, folder, resume=resume).after
+
+
+def test_a_run_that_is_refused_leaves_no_folder(recipe_file, tmp_path):
+    with pytest.raises(PrefoptError):
+        run(load_recipe(recipe_file, ["objective=Nothing"]), tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "summary.json", "evaluations/test-step-000000.json", "recipe.yaml"])
+def test_a_damaged_file_is_named(recipe_file, tmp_path, name):
+    folder = RunFolder(run(load_recipe(recipe_file, ["train.steps=0"]), tmp_path / "run").folder)
+    (folder.path / name).write_text("{")
+    with pytest.raises(PrefoptError, match=name):
+        folder.manifest(), folder.summary(), folder.last_evaluation(), folder.recipe_tree()

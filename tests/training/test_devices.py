@@ -1,0 +1,82 @@
+"""Work with its own precision and threads leaves the process as it was, and other work alone."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from _tiny import tiny_model, tiny_pairs
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from rich.console import Console
+
+from prefopt import load_recipe, run
+from prefopt.recipe import Train
+from prefopt.training.devices import computing
+
+
+def state():
+    """Everything that a run may not change for others."""
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+        dict(AcceleratorState._shared_state),
+        dict(GradientState._shared_state),
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_is_left():
+    """Accelerate's state is that of the process, so other tests would see what is set here."""
+    yield
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    content = {
+        "policy": {"model": str(tiny_model(tmp_path / "lm"))},
+        "source": {"data": str(tiny_pairs(tmp_path / "pairs.jsonl", rows=40))},
+        "objective": "DPO",
+        "train": {"steps": 2, "batch_size": 8, "lr": 1e-3, "checkpoint_every": 1},
+        "evaluate": {"prompts": 2, "sampling": {"max_tokens": 4}},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
+def test_everything_is_as_it_was(error):
+    own = Accelerator(cpu=True, mixed_precision="bf16")
+    before = state()
+    try:
+        with computing(Train(steps=1, threads=2, precision="fp32")) as accelerator:
+            assert accelerator.mixed_precision == "no" and torch.get_num_threads() == 2
+            torch.set_default_dtype(torch.float64)
+            torch.rand(1), np.random.rand(), random.random()
+            if error is not None:
+                raise error
+    except KeyboardInterrupt:
+        assert error is not None
+    assert state() == before and own.mixed_precision == "bf16"
+
+
+def test_two_runs_of_different_precision_and_threads_leave_each_other_alone(recipe_file, tmp_path):
+    def losses(name, *overrides, resume=False):
+        settings = load_recipe(recipe_file, overrides)
+        folder = run(settings, tmp_path / name, resume=resume, console=Console(quiet=True)).folder
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        made = json.loads((folder / "manifest.json").read_text())["device"]
+        return [line["loss"] for line in lines if "loss" in line], made["precision"], made["threads"]
+
+    alone = losses("alone", "train.precision=fp32", "train.threads=1")
+    before = state()
+    half = losses("half", "train.precision=bf16", "train.threads=2")
+    assert half[1:] == ("bf16", 2) and half[0] != alone[0]
+    assert losses("after", "train.precision=fp32", "train.threads=1") == alone
+    assert state() == before
