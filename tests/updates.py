@@ -128,12 +128,16 @@ def tiny_llama(dtype: torch.dtype = torch.float64, seed: int = 0) -> LlamaForCau
     return model
 
 
+OTHER_DATA = Batches([random_batch(5, seed) for seed in range(20, 23)])
+
 CASES: dict[str, list[Term]] = {
     "dpo": [Term(DPO())],
     "dpo+sft": [Term(DPO(), 0.8), Term(SFT(), 0.7)],
     "coupled": [Term(Coupled())],
     "coupled+sft": [Term(Coupled(), 0.8), Term(SFT(), 0.7)],
     "adaptive": [Term(Drifting())],
+    "two adaptive": [Term(Drifting(0.1)), Term(Drifting(0.5), 0.7)],
+    "two adaptive, own data": [Term(Drifting(0.5)), Term(Drifting(0.5), 0.7, OTHER_DATA)],
     "kto": [Term(KTO(2.0))],
     "bco": [Term(BCO(2.0))],
     "aot": [Term(AOT(0.5))],
@@ -181,7 +185,8 @@ def train(
             for weight in reference.policy.parameters():
                 weight.mul_(0.9)
     assert spec.steps is not None
-    trainer = Trainer(policy, CASES[case], Batches(batches), spec, spec.steps, Accelerator(cpu=True), reference)
+    terms = [replace(t, source=Batches(t.source.batches)) if isinstance(t.source, Batches) else t for t in CASES[case]]
+    trainer = Trainer(policy, terms, Batches(batches), spec, spec.steps, Accelerator(cpu=True), reference)
     return trainer, list(trainer)
 
 

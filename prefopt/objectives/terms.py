@@ -1,6 +1,6 @@
 """What a run minimises: Σ_terms weight · Σ total / count, over objectives that may share a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,12 @@ from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis, Batch, Needs, Objective, Outputs, Source, Targets, axis_of
+
+MetricKey = tuple[str | None, str]
+"""Whose metric it is, and its name: the label of a term (`names`), or None for the run itself."""
+
+RUN_METRICS = frozenset({"loss", "grad_norm", "lr", "padding", "step", "tokens", "seconds", "batch"})
+"""Names of the run's own numbers, which no term's metric may take."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,13 @@ def counts(terms: Sequence[Term], batch: Batch) -> list[int]:
 
 
 def total(
-    terms: Sequence[Term], batch: Batch, policy: Outputs, targets: Sequence[Targets], counts: Sequence[int]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    terms: Sequence[Term],
+    batch: Batch,
+    policy: Outputs,
+    targets: Sequence[Targets],
+    counts: Sequence[int],
+    labels: Sequence[str] | None = None,
+) -> tuple[Tensor, dict[MetricKey, Tensor]]:
     """These rows' share of the loss, and their metrics.
 
     Args:
@@ -108,11 +119,11 @@ def total(
         policy: what the policy says about these rows.
         targets: each term's, for these rows.
         counts: each term's denominator, over the whole logical minibatch.
+        labels: what tells the terms apart in the keys of metrics; their `names` if None.
 
     Returns:
-        A scalar with gradient, and metrics of shape [b]. Those called `loss`, and with several terms `loss/NAME` before its
-        weight, are each row's share of a sum; all others are to be averaged over prompts. A metric that an earlier term has
-        named already is prefixed with the later term's name.
+        A scalar with gradient, and metrics of shape [b] without one. Those of the run, `loss` and with several terms `loss/LABEL`
+        before its weight, are each row's share of a sum; those of a term are to be averaged over prompts.
 
     Raises:
         ValueError: an objective returned a total or a metric that is not [b].
@@ -120,8 +131,8 @@ def total(
     rows = len(batch)
     policy = _trained(batch, policy)
     losses: list[Tensor] = []
-    metrics: dict[str, Tensor] = {}
-    for term, name, target, count in zip(terms, names(terms), targets, counts, strict=True):
+    metrics: dict[MetricKey, Tensor] = {}
+    for term, label, target, count in zip(terms, labels or names(terms), targets, counts, strict=True):
         seen, outputs = view(term, batch, policy)
         assert outputs is not None
         loss = term.objective.loss(seen, outputs, target)
@@ -132,11 +143,28 @@ def total(
                 )
         losses.append(term.weight * loss.total / count)
         if len(terms) > 1:
-            metrics[f"loss/{name}"] = loss.total.detach() / count
-        for metric, value in loss.metrics.items():
-            metrics[f"{name}/{metric}" if metric in metrics else metric] = value.detach()
+            metrics[None, f"loss/{label}"] = loss.total.detach() / count
+        metrics |= {(label, name): value.detach() for name, value in loss.metrics.items()}
     by_row = torch.stack(losses).sum(0)
-    return by_row.sum(), {"loss": by_row.detach(), **metrics}
+    return by_row.sum(), {(None, "loss"): by_row.detach(), **metrics}
+
+
+def own_metrics(metrics: Mapping[MetricKey, float], label: str) -> dict[str, float]:
+    """What a term's running numbers move by: its own metrics, and of the run those whose names it has not taken itself."""
+    return {name: value for owner in (None, label) for (of, name), value in metrics.items() if of == owner}
+
+
+def plain_names(metrics: Mapping[MetricKey, float], labels: Sequence[str]) -> dict[str, float]:
+    """One name for each metric, as a run logs it; `labels` are of all terms, in their order.
+
+    The run's own numbers keep their names. A term's metric does if neither the run nor an earlier term has that name;
+    otherwise the term's label is put in front: `SFT/nll`.
+    """
+    named = {name: value for (label, name), value in metrics.items() if label is None}
+    for label in labels:
+        for name, value in ((name, value) for (of, name), value in metrics.items() if of == label):
+            named[f"{label}/{name}" if name in named or name in RUN_METRICS else name] = value
+    return named
 
 
 def _trained(batch: Batch, policy: Outputs) -> Outputs:

@@ -1,11 +1,11 @@
-"""Dealing the rows of a logical batch to processes and micro-batches, and putting the results together again.
+"""Sharding the rows of a logical batch over processes and micro-batches, and gathering the results.
 
-Every process holds the whole batch (token ids are small), forwards its own part of it, and gathers the small outputs.
+Every process holds the whole batch (token ids are small), forwards its own rows of it, and gathers the small outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,26 +15,29 @@ from torch.nn.functional import pad
 from prefopt.support.profile import timed
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """Rows that go through the model together.
 
     Attributes:
         rows: their numbers in the batch, [b] int64.
-        filler: a process that has run out of rows repeats one, for nothing, so that all processes take the same number of
-            forward passes: sharded models communicate in each.
+        filler: it repeats a row whose results are thrown away. A process that has run out of rows gets such micro-batches, so
+            that all processes take the same number of forward passes: sharded models communicate in each.
     """
 
     rows: Tensor
     filler: bool = False
 
 
-class Deal:
+class Shards:
     """Which process takes which rows of a batch, and in which micro-batches.
 
-    Rows of like length go together, because they pad each other least, and the longest come first: memory is at its peak at
-    once, and a model whose rows are compared as they get longer (`Trunk`) has it behind it. The batch itself keeps its order.
+    Rows of similar length go together, because they need the least padding, and the longest come first: then memory peaks at
+    the start, and a model that compares its layouts on longer and longer rows (`Trunk`) has done so. The batch itself keeps
+    its order.
 
     Args:
         lengths: of each row, in tokens.
@@ -43,69 +46,72 @@ class Deal:
         tokens: in a micro-batch, at most, padding included, unless one row alone has more; None for any number.
 
     Attributes:
+        micro_batches: of this process.
+        rows: the numbers of the rows of each process, in the order of its micro-batches.
         padding: share of the places in all micro-batches that hold no token.
     """
 
     def __init__(self, lengths: Sequence[int], size: int, accelerator: Accelerator, tokens: int | None = None):
         self.accelerator = accelerator
         world = accelerator.num_processes
-        ranked = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        cut = [_cut(ranked[rank::world], lengths, size, tokens) for rank in range(world)]
-        self.shares = [torch.tensor([row for rows in share for row in rows], dtype=torch.long) for share in cut]
-        own = [Piece(torch.tensor(rows, dtype=torch.long)) for rows in cut[accelerator.process_index]]
-        number = max(1, *map(len, cut))
-        self.pieces = own + [Piece(torch.zeros(1, dtype=torch.long), filler=True)] * (number - len(own))
-        places = sum(len(rows) * max(lengths[row] for row in rows) for share in cut for rows in share)
+        longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        by_process = [_cut(longest_first[rank::world], lengths, size, tokens) for rank in range(world)]
+        self.rows = [torch.tensor([row for rows in cut for row in rows], dtype=torch.long) for cut in by_process]
+        own = [MicroBatch(torch.tensor(rows, dtype=torch.long)) for rows in by_process[accelerator.process_index]]
+        number = max(1, *map(len, by_process))
+        filler = MicroBatch(torch.zeros(1, dtype=torch.long), filler=True)
+        self.micro_batches = own + [filler] * (number - len(own))
+        places = sum(len(rows) * max(lengths[row] for row in rows) for cut in by_process for rows in cut)
         self.padding = 1 - sum(lengths) / places if places else 0.0
 
     @property
     def split(self) -> bool:
-        """Whether the batch goes through the model in more than one piece."""
-        return len(self.pieces) > 1 or self.accelerator.num_processes > 1
+        """Whether the batch goes through the model in more than one micro-batch, over all processes."""
+        return len(self.micro_batches) > 1 or self.accelerator.num_processes > 1
 
     def gather(self, values: Sequence[Tensor]) -> Tensor:
-        """What every process found for its pieces, [b, ...] each, as [B, ...] on every process, in the order of the batch."""
-        own = [v[:0] if piece.filler else v for v, piece in zip(values, self.pieces, strict=True)]
+        """Results of every process's micro-batches, [b, ...] each, as [B, ...] on every process, in the order of the batch."""
+        own = [v[:0] if micro.filler else v for v, micro in zip(values, self.micro_batches, strict=True)]
         value = torch.cat(own)
         if self.accelerator.num_processes > 1:
-            most = len(self.shares[0])
+            most = len(self.rows[0])
             padding = value.new_zeros(most - len(value), *value.shape[1:])
             gathered: Any = self.accelerator.gather(torch.cat([value, padding]).contiguous())
-            parts = zip(gathered.split(most), self.shares, strict=True)
-            value = torch.cat([part[: len(share)] for part, share in parts])
-        return value[torch.cat(self.shares).argsort().to(value.device)]
+            parts = zip(gathered.split(most), self.rows, strict=True)
+            value = torch.cat([part[: len(rows)] for part, rows in parts])
+        return value[torch.cat(self.rows).argsort().to(value.device)]
 
-    def gather_each(self, values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The like for mappings with the same keys everywhere."""
+    def gather_each(self, values: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
+        """The same for mappings, whose keys and their order must be equal on all processes."""
         return {key: self.gather([value[key] for value in values]) for key in values[0]}
 
 
-def _cut(ranked: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
-    """Rows in order of their lengths, the longest first, cut into micro-batches; within one they are in the batch's order.
+def _cut(longest_first: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
+    """Rows in order of their lengths cut into micro-batches; within one they are in the order of the batch.
 
-    So a batch of one piece is the batch itself, and policy and reference round alike whether or not it was dealt.
+    So a batch of one micro-batch is the batch itself, and policy and reference round alike whether or not it was sharded.
     """
-    pieces: list[list[int]] = []
-    for row in ranked:
-        full = not pieces or len(pieces[-1]) == size
-        if full or (tokens is not None and (len(pieces[-1]) + 1) * lengths[pieces[-1][0]] > tokens):
-            pieces.append([])
-        pieces[-1].append(row)
-    return [sorted(piece) for piece in pieces]
+    cut: list[list[int]] = []
+    for row in longest_first:
+        full = not cut or len(cut[-1]) == size
+        if full or (tokens is not None and (len(cut[-1]) + 1) * lengths[cut[-1][0]] > tokens):
+            cut.append([])
+        cut[-1].append(row)
+    return [sorted(rows) for rows in cut]
 
 
-def deal(batch: Batch, size: int, accelerator: Accelerator, tokens: int | None = None) -> Deal:
+def shard(batch: Batch, size: int, accelerator: Accelerator, tokens: int | None = None) -> Shards:
     """The rows of a batch, by the tokens of each prompt with all of its completions."""
     written = batch.mask.sum((1, 2)).tolist()
     lengths = [len(prompt) + number for prompt, number in zip(batch.prompt_ids, written, strict=True)]
-    return Deal(lengths, size, accelerator, tokens)
+    return Shards(lengths, size, accelerator, tokens)
 
 
 @torch.no_grad()
 def forward(
     model: Model, batch: Batch, needs: Needs, size: int, accelerator: Accelerator, tokens: int | None = None
 ) -> Outputs:
-    """What a model says about the whole batch, on every process, without gradient.
+    """A model's outputs for the whole batch, on every process, without gradient.
 
     Args:
         model: any.
@@ -115,12 +121,12 @@ def forward(
         accelerator: knows the processes.
         tokens: in a micro-batch, at most; likewise.
     """
-    dealt = deal(batch, size, accelerator, tokens)
+    shards = shard(batch, size, accelerator, tokens)
     with accelerator.autocast():  # a reference is not prepared by accelerate, and must do the policy's arithmetic
-        parts = [model(batch.rows(piece.rows), needs) for piece in dealt.pieces]
+        parts = [model(batch.rows(micro.rows), needs) for micro in shards.micro_batches]
 
     whole = Outputs(batch.mask.to(parts[0].mask.device))
-    return whole.with_fields(dealt.gather_each([part.fields() for part in parts]))
+    return whole.with_fields(shards.gather_each([part.fields() for part in parts]))
 
 
 def draw(
@@ -143,16 +149,17 @@ def draw(
         seeds: [B] int64, of each prompt's noise.
         accelerator: knows the processes.
     """
-    dealt = Deal([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
-    rows = dealt.pieces[0].rows
+    shards = Shards([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
+    rows = shards.micro_batches[0].rows
     with timed("sampling"):
-        drawn = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
+        sampled = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
 
     def whole(value: Tensor) -> Tensor:
         """Processes gather on their devices, and all to one width."""
-        return dealt.gather([pad(value, (0, settings.max_tokens - value.shape[-1])).to(accelerator.device)]).cpu()
+        return shards.gather([pad(value, (0, settings.max_tokens - value.shape[-1])).to(accelerator.device)]).cpu()
 
-    mask = whole(drawn.mask)
-    width = int(mask.sum(-1).max()) if mask.numel() else 0
-    logps = None if drawn.logps is None else whole(drawn.logps)[..., :width]
-    return Sampled(whole(drawn.completion_ids)[..., :width], mask[..., :width], logps)
+    mask = whole(sampled.mask)
+    places = mask.flatten(0, -2).any(0).nonzero()
+    width = int(places.max()) + 1 if len(places) else 0
+    logps = None if sampled.logps is None else whole(sampled.logps)[..., :width]
+    return Sampled(whole(sampled.completion_ids)[..., :width], mask[..., :width], logps)

@@ -13,8 +13,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from prefopt import recipe
-from prefopt.objectives.terms import Term, counts, merged_needs, names, targets_of, total
-from prefopt.policy.parallel import deal, forward
+from prefopt.objectives.terms import (
+    MetricKey,
+    Term,
+    counts,
+    merged_needs,
+    names,
+    own_metrics,
+    plain_names,
+    targets_of,
+    total,
+)
+from prefopt.policy.parallel import forward, shard
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
@@ -22,7 +32,8 @@ from prefopt.training.checkpoints import save_batch
 from prefopt.training.optimisers import make_optimizer, make_schedule, parameter_groups
 from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
 
-Metrics = dict[str, float]
+Metrics = dict[MetricKey, float]
+"""Numbers of the run, and of each of its terms."""
 
 
 @dataclass
@@ -31,14 +42,14 @@ class Step:
 
     Attributes:
         number: of the batch, from 1.
-        metrics: averaged over its prompts, minibatches and passes.
+        metrics: averaged over its prompts, minibatches and passes; of several terms, named by `plain_names`.
         tokens: completion and prompt tokens that the policy was trained on.
         seconds: since the batch was asked for.
         batch: a number that tells whether two runs saw the same rows at this step, whatever their objectives.
     """
 
     number: int
-    metrics: Metrics
+    metrics: dict[str, float]
     tokens: int
     seconds: float
     batch: int
@@ -145,26 +156,33 @@ class Trainer:
         if isinstance(self.reference, Moving):
             self.reference.load_state_dict(state["reference"])
 
-    def _learn(self, batch: Batch) -> Metrics:
+    def _learn(self, batch: Batch) -> dict[str, float]:
         """All passes over one logical batch."""
         shared = [term for term in self.terms if term.source is None]
-        live = self._live(shared, batch)
-        targets, watched = self._targets(shared, batch, "shared", self.monitor, live)
+        outputs = self._outputs_of_the_update(shared, batch)
+        targets, monitored = self._targets(shared, batch, "shared", self.monitor, outputs)
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
                 part = batch if rows is None else batch.rows(rows)
                 sliced = targets if rows is None else [target.select(rows) for target in targets]
-                collected.append((len(part), self._update(shared, part, sliced, live)))
+                collected.append((len(part), self._update(shared, part, sliced, outputs)))
         metrics = _averaged(collected)
-        for target in targets:
-            metrics |= target.metrics
-        metrics |= watched
+        for label, target in zip(self._labels(shared), targets, strict=True):
+            metrics |= {(label, name): value for name, value in target.metrics.items()}
+        metrics |= {(None, name): value for name, value in monitored.items()}
         self.terms = [
-            replace(term, objective=term.objective.adapted(metrics)) if isinstance(term.objective, Adaptive) else term
-            for term in self.terms
+            replace(term, objective=term.objective.adapted(own_metrics(metrics, label)))
+            if isinstance(term.objective, Adaptive)
+            else term
+            for term, label in zip(self.terms, names(self.terms), strict=True)
         ]
-        return metrics
+        return plain_names(metrics, names(self.terms))
+
+    def _labels(self, terms: Sequence[Term]) -> list[str]:
+        """What tells these among all terms of the run."""
+        labels = dict(zip(map(id, self.terms), names(self.terms), strict=True))
+        return [labels[id(term)] for term in terms]
 
     def _minibatches(self, rows: int, size: int | None, number: int) -> Iterator[Tensor | None]:
         """Row numbers of each minibatch, shuffled anew in every pass; None for the batch as it is."""
@@ -176,19 +194,20 @@ class Trainer:
         updates = math.ceil(self.settings.batch_size / size)
         yield from order.to(self.accelerator.device).tensor_split(min(updates, rows))
 
-    def _live(self, terms: Sequence[Term], batch: Batch) -> Outputs | None:
-        """What the policy says before the only update on a batch, with its graph: it need not be asked again in the update.
+    def _outputs_of_the_update(self, terms: Sequence[Term], batch: Batch) -> Outputs | None:
+        """The policy's outputs before the only update on a batch, with their graph, so that the update need not ask for them again.
 
-        None where it is not asked before, and where the batch goes through the model in pieces, whose graphs would all be held.
+        None where they are not wanted before the update, or where the batch is split, since the graphs of all its micro-batches
+        would be held at once.
         """
         settings = self.settings
         once = settings.passes == 1 and (settings.minibatch_size or math.inf) >= settings.batch_size
         if not terms or not once or not (merged_needs(terms).old or self.monitor is not None):
             return None
-        if deal(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
+        if shard(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
             return None
         with timed("forward"):
-            outputs: Outputs = self.model(batch, _watched(merged_needs(terms), self.monitor))
+            outputs: Outputs = self.model(batch, _monitored(merged_needs(terms), self.monitor))
         return outputs
 
     def _targets(
@@ -197,19 +216,19 @@ class Trainer:
         batch: Batch,
         name: str,
         monitor: Monitor | None = None,
-        live: Outputs | None = None,
-    ) -> tuple[list[Targets], Metrics]:
-        """What the terms keep of the models before the update, and what is watched."""
+        outputs: Outputs | None = None,
+    ) -> tuple[list[Targets], dict[str, float]]:
+        """The targets of these terms, and the monitor's numbers. `outputs` are the policy's if they are known already."""
         if not terms:
             return [], {}
         needs = merged_needs(terms)
         old = reference = None
-        if live is not None:
-            old = live.detach()
+        if outputs is not None:
+            old = outputs.detach()
         elif needs.old or monitor is not None:
             self.asked_before = True
             with timed("forward"):
-                old = self._forward(self.model, batch, _watched(needs, monitor))
+                old = self._forward(self.model, batch, _monitored(needs, monitor))
         if self.reference is not None and (needs.reference or monitor is not None):
             reference = self._forward(self.reference, batch, needs)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
@@ -226,7 +245,9 @@ class Trainer:
         settings = self.settings
         return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, settings.micro_tokens)
 
-    def _update(self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], live: Outputs | None) -> Metrics:
+    def _update(
+        self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None
+    ) -> Metrics:
         """One optimiser step on a minibatch, and on one batch from each term that has a source of its own."""
         work: list[tuple[Sequence[Term], Batch, Sequence[Targets], Outputs | None]] = []
         for index, batches in self._own.items():
@@ -236,22 +257,24 @@ class Trainer:
             self.tokens += _tokens(extra)
             work.append((own, extra, self._targets(own, extra, f"term {index}")[0], None))
         # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
-        work += [(terms, batch, targets, live)] if terms else []
-        labels = dict(zip(map(id, self.terms), names(self.terms), strict=True))
-        metrics: Metrics = {"loss": 0.0}
-        for number, (group, rows, prepared, outputs) in enumerate(work):
-            found = self._backward(group, rows, prepared, outputs, last=number == len(work) - 1)
-            metrics["loss"] += (loss := found.pop("loss"))
-            label = labels[id(group[0])]
+        work += [(terms, batch, targets, outputs)] if terms else []
+        metrics: Metrics = {(None, "loss"): 0.0}
+        for number, (group, rows, prepared, known) in enumerate(work):
+            of_group = self._backward(group, rows, prepared, known, last=number == len(work) - 1)
+            metrics[None, "loss"] += (loss := of_group.pop((None, "loss")))
+            label = self._labels(group)[0]
             if len(group) == 1 and len(self.terms) > 1:  # where several share a batch, `total` tells them apart
-                found[f"loss/{label}"] = loss / group[0].weight if group[0].weight else math.nan
-            metrics |= {f"{label}/{name}" if name in metrics else name: value for name, value in found.items()}
+                of_group[None, f"loss/{label}"] = loss / group[0].weight if group[0].weight else math.nan
+            if group is not terms:  # a batch of the term's own: its padding is not the run's, and its targets are new
+                of_group[label, "padding"] = of_group.pop((None, "padding"))
+                of_group |= {(label, name): value for name, value in prepared[0].metrics.items()}
+            metrics |= of_group
         with timed("optimiser"):
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
-        metrics["grad_norm"] = float(norm) if norm is not None else math.nan
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+        metrics[None, "grad_norm"] = float(norm) if norm is not None else math.nan
+        if not (math.isfinite(metrics[None, "loss"]) and math.isfinite(metrics[None, "grad_norm"])):
             self._stop(batch, metrics)
-        metrics["lr"] = self.schedule.get_last_lr()[0]
+        metrics[None, "lr"] = self.schedule.get_last_lr()[0]
         with timed("optimiser"):
             self.optimizer.step()
             self.schedule.step()
@@ -259,43 +282,45 @@ class Trainer:
         return metrics
 
     def _backward(
-        self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], live: Outputs | None, last: bool
+        self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None, *, last: bool
     ) -> Metrics:
         """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts."""
-        needs, denominators = merged_needs(terms), counts(terms, batch)
-        dealt = deal(batch, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens)
+        needs, denominators, labels = merged_needs(terms), counts(terms, batch), self._labels(terms)
+        shards = shard(batch, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens)
         cached = (
-            self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and dealt.split else None
+            self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and shards.split else None
         )
-        found: list[dict[str, Tensor]] = []
-        for number, piece in enumerate(dealt.pieces):
-            rows = batch.rows(piece.rows) if dealt.split else batch
-            with self._synchronised(last and number == len(dealt.pieces) - 1):
+        by_micro_batch: list[dict[MetricKey, Tensor]] = []
+        for number, micro in enumerate(shards.micro_batches):
+            rows = batch.rows(micro.rows) if shards.split else batch
+            with self._synchronised(last and number == len(shards.micro_batches) - 1):
                 with timed("forward"):
-                    outputs = self.model(rows, needs) if live is None else live
+                    of_rows = self.model(rows, needs) if outputs is None else outputs
                 if cached is None:
-                    part = [target.select(piece.rows) for target in targets] if dealt.split else targets
-                    loss, metrics = total(terms, rows, outputs, part, denominators)
-                    found.append(metrics)
+                    part = [target.select(micro.rows) for target in targets] if shards.split else targets
+                    loss, metrics = total(terms, rows, of_rows, part, denominators, labels)
+                    by_micro_batch.append(metrics)
                 else:
-                    loss = _surrogate(outputs, cached[0].rows(piece.rows))
+                    loss = _surrogate(of_rows, cached[0].rows(micro.rows))
                 # Processes average their gradients; the loss is a sum over all of them.
                 with timed("backward"):
-                    self.accelerator.backward(loss * (0.0 if piece.filler else self.accelerator.num_processes))
-        by_row = cached[1] if cached else dealt.gather_each(found) if dealt.split else found[0]
-        return {"padding": dealt.padding} | {
-            name: values.double().sum().item() if name.split("/")[0] == "loss" else values.double().nanmean().item()
-            for name, values in by_row.items()
+                    self.accelerator.backward(loss * (0.0 if micro.filler else self.accelerator.num_processes))
+        by_row = cached[1] if cached else shards.gather_each(by_micro_batch) if shards.split else by_micro_batch[0]
+        # Of its own metrics the run has each row's share of a sum; those of terms are means over prompts.
+        averaged: Metrics = {
+            key: values.double().sum().item() if key[0] is None else values.double().nanmean().item()
+            for key, values in by_row.items()
         }
+        return {(None, "padding"): shards.padding} | averaged
 
     def _cached_gradient(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], denominators: Sequence[int]
-    ) -> tuple[Outputs, dict[str, Tensor]]:
+    ) -> tuple[Outputs, dict[MetricKey, Tensor]]:
         """The gradient of the loss of the whole minibatch with respect to every field of the outputs, and its metrics."""
         with timed("forward"):
             outputs = self._forward(self.model, batch, merged_needs(terms))
         leaves = {name: value.detach().requires_grad_() for name, value in outputs.fields().items()}
-        loss, metrics = total(terms, batch, outputs.with_fields(leaves), targets, denominators)
+        loss, metrics = total(terms, batch, outputs.with_fields(leaves), targets, denominators, self._labels(terms))
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         known = {
             name: torch.zeros_like(leaf) if gradient is None else gradient
@@ -312,14 +337,14 @@ class Trainer:
         if self.folder is not None and self.accelerator.is_main_process:
             where = f" The batch is in {save_batch(batch, self.folder / f'nonfinite-step-{self.done + 1}')}."
         raise PrefoptError(
-            f"step {self.done + 1}: the loss is {metrics['loss']} and the gradient's norm {metrics['grad_norm']}: stopped before "
-            f"the weights were touched.{where} Usual causes: train.lr too high, bf16 or fp16 weights, an objective that overflows "
-            "(`prefopt check` tries extreme log-ratios)."
+            f"step {self.done + 1}: the loss is {metrics[None, 'loss']} and the gradient's norm {metrics[None, 'grad_norm']}: "
+            f"stopped before the weights were touched.{where} Usual causes: train.lr too high, bf16 or fp16 weights, an objective "
+            "that overflows (`prefopt check` tries extreme log-ratios)."
         )
 
 
-def _watched(needs: Needs, monitor: Monitor | None) -> Needs:
-    """The same, and what is watched."""
+def _monitored(needs: Needs, monitor: Monitor | None) -> Needs:
+    """The same, and the statistics that the monitor reads."""
     return needs if monitor is None else replace(needs, watched=monitor.needs.statistics)
 
 

@@ -1,4 +1,4 @@
-"""Rows dealt and gathered: each once, in the batch's order again."""
+"""Rows sharded and gathered: each once, in the batch's order again."""
 
 import contextlib
 
@@ -12,12 +12,12 @@ from updates import random_batch
 
 from prefopt import recipe
 from prefopt.policy import Policy, Reference, make_reference
-from prefopt.policy.parallel import Deal, forward
+from prefopt.policy.parallel import Shards, forward
 from prefopt.types import Batch, Needs, Outputs
 
 
 class Processes:
-    """What a `Deal` knows of an accelerator, for any rank without a second process."""
+    """What a `Shards` knows of an accelerator, for any rank without a second process."""
 
     def __init__(self, rank: int, world: int):
         self.process_index, self.num_processes = rank, world
@@ -31,34 +31,36 @@ class Processes:
     st.integers(1, 4),
     st.none() | st.integers(1, 300),
 )
-def test_every_row_is_dealt_once_and_all_processes_take_as_many_passes(
+def test_every_row_is_in_one_shard_and_all_processes_take_as_many_passes(
     lengths: list[int], size: int, world: int, tokens: int | None
 ) -> None:
-    deals = [Deal(lengths, size, Processes(rank, world), tokens) for rank in range(world)]  # type: ignore[arg-type]
-    dealt = [row for d in deals for piece in d.pieces if not piece.filler for row in piece.rows.tolist()]
-    assert sorted(dealt) == list(range(len(lengths)))
-    assert len({len(d.pieces) for d in deals}) == 1
-    assert all(len(piece.rows) <= size for d in deals for piece in d.pieces)
+    every = [Shards(lengths, size, Processes(rank, world), tokens) for rank in range(world)]  # type: ignore[arg-type]
+    rows = [
+        row for shards in every for micro in shards.micro_batches if not micro.filler for row in micro.rows.tolist()
+    ]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert len({len(shards.micro_batches) for shards in every}) == 1
+    assert all(len(micro.rows) <= size for shards in every for micro in shards.micro_batches)
     places = 0
-    for piece in (p for d in deals for p in d.pieces if not p.filler):
-        padded = len(piece.rows) * max(lengths[row] for row in piece.rows.tolist())
-        assert tokens is None or padded <= tokens or len(piece.rows) == 1
+    for micro in (p for shards in every for p in shards.micro_batches if not p.filler):
+        padded = len(micro.rows) * max(lengths[row] for row in micro.rows.tolist())
+        assert tokens is None or padded <= tokens or len(micro.rows) == 1
         places += padded
-    assert all(abs(d.padding - (1 - sum(lengths) / places)) < 1e-12 for d in deals)
+    assert all(abs(shards.padding - (1 - sum(lengths) / places)) < 1e-12 for shards in every)
 
 
 def test_a_token_budget_cuts_where_padding_would_exceed_it() -> None:
-    dealt = Deal([10, 2, 9, 3, 50], 8, Accelerator(cpu=True), tokens=20)
-    assert [piece.rows.tolist() for piece in dealt.pieces] == [[4], [0, 2], [1, 3]]
-    assert dealt.padding == 1 - 74 / (6 + 20 + 50)
+    shards = Shards([10, 2, 9, 3, 50], 8, Accelerator(cpu=True), tokens=20)
+    assert [micro.rows.tolist() for micro in shards.micro_batches] == [[4], [0, 2], [1, 3]]
+    assert shards.padding == 1 - 74 / (6 + 20 + 50)
 
 
 def test_gather_puts_rows_back_where_they_were() -> None:
     lengths = [5, 1, 4, 2, 3]
-    dealt = Deal(lengths, 2, Accelerator(cpu=True))
-    found = [torch.tensor(lengths)[piece.rows] for piece in dealt.pieces]
-    assert [f.tolist() for f in found] == [[5, 4], [2, 3], [1]]
-    assert dealt.gather(found).tolist() == lengths
+    shards = Shards(lengths, 2, Accelerator(cpu=True))
+    values = [torch.tensor(lengths)[micro.rows] for micro in shards.micro_batches]
+    assert [f.tolist() for f in values] == [[5, 4], [2, 3], [1]]
+    assert shards.gather(values).tolist() == lengths
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])

@@ -102,6 +102,47 @@ def test_running_numbers_move_once_a_logical_batch() -> None:
     assert CASES["adaptive"][0].objective == Drifting()
 
 
+@pytest.mark.parametrize("case", ["two adaptive", "two adaptive, own data"])
+def test_two_adaptive_terms_of_one_class_each_move_by_their_own_metrics(case: str) -> None:
+    trainer, steps = train(case, torch.float64, 3, seven_rows())
+    deltas = [0.0, 0.0]
+    for step in steps:
+        margins = [step.metrics["margin"], step.metrics["Drifting-2/margin"]]
+        deltas = [0.5 * delta + 0.5 * margin for delta, margin in zip(deltas, margins, strict=True)]
+    moved = [vars(term.objective)["delta"] for term in trainer.terms]
+    assert moved == pytest.approx(deltas, rel=1e-12)
+    assert abs(moved[0] - moved[1]) > 0.1 * abs(moved[0]) > 0
+    if case == "two adaptive":  # one batch and five times the β
+        assert moved[1] == pytest.approx(5 * moved[0], rel=1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claiming(DPO):
+    """Calls its metrics like the run's own numbers, and reports one from its targets."""
+
+    def targets(self, batch, old, reference):
+        return dataclasses.replace(super().targets(batch, old, reference), metrics={"beta": self.beta, "lr": 5.0})
+
+    def loss(self, batch, policy, targets):
+        loss = super().loss(batch, policy, targets)
+        return dataclasses.replace(
+            loss, metrics={"loss": torch.full((len(batch),), 7.0), "margin": loss.total.detach()}
+        )
+
+
+@pytest.mark.parametrize("terms", [[Term(Claiming(0.1))], [Term(Claiming(0.1)), Term(Claiming(0.2))]])
+def test_metrics_of_terms_are_all_kept_and_never_take_the_runs_names(terms: list[Term], monkeypatch) -> None:
+    monkeypatch.setitem(CASES, "claiming", terms)
+    _, steps = train("claiming", torch.float64, 3, seven_rows(), steps=1)
+    metrics = steps[0].metrics
+    assert metrics["loss"] == pytest.approx(len(terms) * math.log(2)) and metrics["lr"] == 3e-3
+    assert (metrics["Claiming/loss"], metrics["Claiming/lr"], metrics["beta"]) == (7, 5, 0.1)
+    assert metrics["margin"] == pytest.approx(math.log(2))
+    if len(terms) > 1:
+        assert (metrics["Claiming-2/loss"], metrics["Claiming-2/lr"], metrics["Claiming-2/beta"]) == (7, 5, 0.2)
+        assert metrics["loss/Claiming-2"] == pytest.approx(math.log(2))
+
+
 def test_first_loss_is_ln_2_and_metrics_are_means_over_prompts() -> None:
     _, steps = train("dpo", torch.float64, 2, seven_rows())
     assert steps[0].metrics["loss"] == pytest.approx(math.log(2), abs=1e-14)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
+from prefopt.objectives.online.advantage import episodes, with_critic
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import (
     policy_loss,
@@ -59,9 +59,7 @@ class A2C:
         """Advantages, returns and old values, [B, K, T] each."""
         assert old is not None
         penalty = self.kl.penalty(batch.mask, old, reference)
-        rows, metrics = with_critic(
-            scores_of(batch), penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages
-        )
+        rows, metrics = with_critic(batch, penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages)
         return Targets(rows | self.kl.rows(reference), metrics | episodes(batch.mask) | self.kl.metrics(old, reference))
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:

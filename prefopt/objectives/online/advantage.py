@@ -14,9 +14,15 @@ def scores_of(batch: Batch) -> Float[Tensor, "B K"]:
     return batch.scores.to(torch.promote_types(batch.scores.dtype, torch.float32)).masked_fill(~batch.present, 0)
 
 
+def total_scores(batch: Batch) -> Float[Tensor, "B K"]:
+    """Score + Σ_t reward_t of each completion, where turns or steps have rewards of their own; 0 for absent completions."""
+    scores = scores_of(batch)
+    return scores if batch.rewards is None else scores + masked_sum(batch.rewards, batch.mask)
+
+
 def completion_rewards(batch: Batch, penalty: Float[Tensor, "B K T"]) -> Float[Tensor, "B K"]:
-    """Score − Σ_t penalty_t: what a whole completion earns."""
-    return scores_of(batch) - masked_sum(penalty, batch.mask)
+    """Score + Σ_t (reward_t − penalty_t): what a whole completion earns."""
+    return total_scores(batch) - masked_sum(penalty, batch.mask)
 
 
 def came_from(batch: Batch, *origins: str) -> Bool[Tensor, "B K"]:
@@ -36,11 +42,13 @@ def last_token(mask: Bool[Tensor, "*L T"]) -> Bool[Tensor, "*L T"]:
     return mask & (later == 1)
 
 
-def token_rewards(
-    scores: Float[Tensor, "B K"], penalty: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]
-) -> Float[Tensor, "B K T"]:
-    """r_t = −penalty_t + 1[t is the last token] · score, [B, K, T]; 0 outside the mask."""
-    return torch.where(last_token(mask), scores[..., None], 0) - penalty.masked_fill(~mask, 0)
+def token_rewards(batch: Batch, penalty: Float[Tensor, "B K T"]) -> Float[Tensor, "B K T"]:
+    """r_t = reward_t − penalty_t + 1[t is the last token] · score, [B, K, T]; 0 outside the mask.
+
+    `batch.rewards` has reward_t, of turns or steps at their last tokens; it is 0 where the batch has none.
+    """
+    rewards = torch.where(last_token(batch.mask), scores_of(batch)[..., None], 0) - penalty.masked_fill(~batch.mask, 0)
+    return rewards if batch.rewards is None else rewards + batch.rewards.masked_fill(~batch.mask, 0)
 
 
 def group_mean(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float[Tensor, "B 1"]:
@@ -70,8 +78,8 @@ def leave_one_out(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) ->
 
 
 def greedy_baseline(batch: Batch) -> Float[Tensor, "B 1"]:
-    """The score of each prompt's greedy completion; 0 where it has none."""
-    return group_mean(scores_of(batch), came_from(batch, "greedy"))
+    """What each prompt's greedy completion scored, `total_scores`; 0 where it has none."""
+    return group_mean(total_scores(batch), came_from(batch, "greedy"))
 
 
 def advantage_metrics(advantages: Float[Tensor, "*L"], mask: Bool[Tensor, "*L"]) -> dict[str, float]:
@@ -82,7 +90,7 @@ def advantage_metrics(advantages: Float[Tensor, "*L"], mask: Bool[Tensor, "*L"])
 
 
 def with_critic(
-    scores: Float[Tensor, "B K"],
+    batch: Batch,
     penalty: Float[Tensor, "B K T"],
     old: Outputs,
     gamma: float,
@@ -93,7 +101,7 @@ def with_critic(
     """GAE, and the returns that a critic should have said.
 
     Args:
-        scores: of completions.
+        batch: with scores of completions, and perhaps rewards of turns or steps.
         penalty: of tokens, subtracted from their rewards.
         old: the policy's outputs before the update, with values.
         gamma: γ.
@@ -107,7 +115,7 @@ def with_critic(
     """
     assert old.values is not None
     mask = old.mask
-    rewards = token_rewards(scores, penalty, mask)
+    rewards = token_rewards(batch, penalty)
     if whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     values = old.values.masked_fill(~mask, 0)

@@ -9,8 +9,8 @@ from prefopt.objectives.online.advantage import (
     centred,
     episodes,
     over_tokens,
-    scores_of,
     standardised,
+    total_scores,
 )
 from prefopt.objectives.online.surrogate import ratio_rows
 from prefopt.types import Batch, Outputs, Targets
@@ -18,12 +18,12 @@ from prefopt.types import Batch, Outputs, Targets
 
 def standardised_targets(objective: Any, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
     """A `targets` method: A = (score − mean) / (std + e) of the group, and old log-probs, [B, K, T] each."""
-    return _targets(objective, batch, old, reference, standardised(scores_of(batch), batch.present, objective.e))
+    return _targets(objective, batch, old, reference, standardised(total_scores(batch), batch.present, objective.e))
 
 
 def centred_targets(objective: Any, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
     """A `targets` method: A = score − mean of the group, and old log-probs, [B, K, T] each."""
-    return _targets(objective, batch, old, reference, centred(scores_of(batch), batch.present))
+    return _targets(objective, batch, old, reference, centred(total_scores(batch), batch.present))
 
 
 def _targets(

@@ -87,7 +87,11 @@ class LagrangianPPO:
         """Advantages and returns, old log-probs and values, [B, K, T] each."""
         assert old is not None
         cost = batch.columns["cost"].masked_fill(~batch.present, 0)
-        mixed = (scores_of(batch) - self.multiplier * cost) / (1 + self.multiplier)
+        mixed = replace(
+            batch,
+            scores=(scores_of(batch) - self.multiplier * cost) / (1 + self.multiplier),
+            rewards=None if batch.rewards is None else batch.rewards / (1 + self.multiplier),
+        )
         penalty = self.kl.penalty(batch.mask, old, reference)
         rows, metrics = with_critic(mixed, penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages)
         rows |= ratio_rows(batch, old, self.tis) | self.kl.rows(reference)

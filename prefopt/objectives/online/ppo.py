@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from prefopt.objectives.maths import bounded_exp
-from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
+from prefopt.objectives.online.advantage import episodes, with_critic
 from prefopt.objectives.online.kl import (
     KL,
     Estimator,
@@ -93,7 +93,7 @@ class PPO:
         assert old is not None
         penalty = self.kl.penalty(batch.mask, old, reference)
         rows, metrics = with_critic(
-            scores_of(batch), penalty, old, self.gamma, self.lam, self.whiten_rewards, self.whiten_advantages
+            batch, penalty, old, self.gamma, self.lam, self.whiten_rewards, self.whiten_advantages
         )
         rows |= ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
         return Targets(rows, metrics | episodes(batch.mask) | self.kl.metrics(old, reference))
@@ -166,9 +166,7 @@ class PPOKL:
         """Advantages and returns, old log-probs and values, [B, K, T] each."""
         assert old is not None
         penalty = self.kl.penalty(batch.mask, old, reference)
-        rows, metrics = with_critic(
-            scores_of(batch), penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages
-        )
+        rows, metrics = with_critic(batch, penalty, old, self.gamma, self.lam, whiten_advantages=self.whiten_advantages)
         rows |= ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
         metrics |= episodes(batch.mask) | self.kl.metrics(old, reference)
         return Targets(rows, metrics | {"ratio/beta": self.beta_kl})

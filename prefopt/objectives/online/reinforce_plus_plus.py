@@ -1,6 +1,6 @@
 """REINFORCE++."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from prefopt.objectives.maths import discounted_returns, whiten
@@ -52,10 +52,9 @@ class ReinforcePlusPlus:
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """Advantages and old log-probs, [B, K, T] each."""
         assert old is not None
-        scores = scores_of(batch)
         if self.baseline == "group":
-            scores = centred(scores, batch.present)
-        rewards = token_rewards(scores, self.kl.penalty(batch.mask, old, reference), batch.mask)
+            batch = replace(batch, scores=centred(scores_of(batch), batch.present))
+        rewards = token_rewards(batch, self.kl.penalty(batch.mask, old, reference))
         returns = discounted_returns(rewards, batch.mask, 1.0)
         rows = {"advantages": whiten(returns, batch.mask)} | ratio_rows(batch, old, self.tis) | self.kl.rows(reference)
         metrics = advantage_metrics(returns, batch.mask) | episodes(batch.mask) | self.kl.metrics(old, reference)

@@ -10,7 +10,6 @@ from prefopt.objectives.online.advantage import (
     came_from,
     episodes,
     greedy_baseline,
-    scores_of,
     token_rewards,
 )
 from prefopt.objectives.online.kl import KL
@@ -56,7 +55,7 @@ class ReMax:
         own = came_from(batch, "policy")
         mask = batch.mask & own[..., None]
         penalty = self.kl.penalty(mask, old, reference)
-        earned = discounted_returns(token_rewards(scores_of(batch), penalty, mask), mask, 1.0)
+        earned = discounted_returns(token_rewards(batch, penalty), mask, 1.0)
         baseline = greedy_baseline(batch)
         advantages = torch.where(mask, earned - baseline[..., None], 0)
         metrics = advantage_metrics(advantages, mask) | episodes(mask) | self.kl.metrics(old, reference)

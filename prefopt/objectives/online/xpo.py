@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
-from prefopt.objectives.online.advantage import came_from, scores_of
+from prefopt.objectives.online.advantage import came_from, total_scores
 from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
@@ -38,7 +38,7 @@ class XPO:
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, 2, T]; the total is [B]."""
         reward = self.beta * log_ratios(policy, targets)  # [B, 2]
-        scores = scores_of(batch)
+        scores = total_scores(batch)
         order = (scores[:, 0] - scores[:, 1]).sign()  # +1 where the first one is w, 0 for a tie
         margin = order * (reward[:, 0] - reward[:, 1])
         bonus = (policy.sum() * ~came_from(batch, "policy")).sum(-1)

@@ -154,6 +154,29 @@ def test_the_penalty_of_ppokl_has_the_gradient_of_the_kl_from_the_old_policy():
     assert_same(mean, -(old * moved).sum(), logits)
 
 
+def test_a_turns_reward_changes_the_returns_before_it_and_none_after_it():
+    """By hand: γ = λ = 1 without a critic's help makes the return of a token the sum of all later rewards."""
+    batch, _, old, reference = rollouts(seed=3)
+    old = dataclasses.replace(old, values=torch.zeros_like(old.values))
+    b, k, places = next(one for one in tokens(batch) if len(one[2]) >= 4)
+    middle = places[len(places) // 2 - 1]
+    rewards = torch.zeros_like(old.values)
+    rewards[b, k, middle] = 3.0
+    a2c = A2C(beta=0.0, gamma=1.0, lam=1.0)
+    plain, with_reward = (
+        a2c.targets(dataclasses.replace(batch, rewards=r), old, reference).rows["returns"] for r in (None, rewards)
+    )
+    expected = torch.zeros_like(plain)
+    expected[b, k, [t for t in places if t <= middle]] = 3.0
+    torch.testing.assert_close(with_reward - plain, expected, rtol=0, atol=1e-12)
+    discounted = dataclasses.replace(a2c, gamma=0.5)
+    first = [
+        discounted.targets(dataclasses.replace(batch, rewards=r), old, reference).rows["returns"][b, k, places[0]]
+        for r in (None, rewards)
+    ]
+    assert (first[1] - first[0]).item() == pytest.approx(3 * 0.5 ** places.index(middle))
+
+
 @pytest.mark.parametrize("baseline", ["none", "group"])
 def test_reinforce_plus_plus_by_a_loop(baseline):
     batch, policy, old, reference = rollouts(seed=5)

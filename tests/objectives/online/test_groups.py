@@ -6,9 +6,16 @@ import pytest
 import torch
 from trl_grpo import rollouts, trl_grpo, trl_rloo
 
-from prefopt import evaluate_loss
+from prefopt import Batch, evaluate_loss
 from prefopt.objectives import CISPO, DAPO, GRPO, GSPO, REINFORCE, RLOO, DrGRPO
-from prefopt.objectives.online.advantage import centred, last_token, leave_one_out, standardised, token_rewards
+from prefopt.objectives.online.advantage import (
+    centred,
+    last_token,
+    leave_one_out,
+    standardised,
+    token_rewards,
+    total_scores,
+)
 from prefopt.objectives.online.surrogate import sampler_weight
 
 NAN = torch.nan
@@ -161,8 +168,13 @@ def test_reinforce_by_hand():
 def test_the_score_goes_to_the_last_token_of_the_mask():
     mask = torch.tensor([[[True, False, True, False], [True, True, True, True], [False] * 4]])
     assert last_token(mask).tolist() == [[[False, False, True, False], [False, False, False, True], [False] * 4]]
-    rewards = token_rewards(torch.tensor([[2.0, 3.0, 5.0]]), torch.full((1, 3, 4), 0.5), mask)
-    assert rewards.tolist() == [[[-0.5, 0, 1.5, 0], [-0.5, -0.5, -0.5, 2.5], [0, 0, 0, 0]]]
+    batch = Batch(((1,),), mask.long(), mask, torch.tensor([[2.0, 3.0, 5.0]]))
+    penalty = torch.full((1, 3, 4), 0.5)
+    assert token_rewards(batch, penalty).tolist() == [[[-0.5, 0, 1.5, 0], [-0.5, -0.5, -0.5, 2.5], [0, 0, 0, 0]]]
+    # A turn that ends at the second token of the second completion earned 4; what stands outside the mask is not read.
+    batch = dataclasses.replace(batch, rewards=torch.tensor([[[0.0, 9, 0, 0], [0, 4, 0, 0], [9, 9, 9, 9]]]))
+    assert token_rewards(batch, penalty).tolist() == [[[-0.5, 0, 1.5, 0], [-0.5, 3.5, -0.5, 2.5], [0, 0, 0, 0]]]
+    assert total_scores(batch).tolist() == [[2, 7, 0]]
 
 
 def test_sampler_weights():
