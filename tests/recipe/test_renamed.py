@@ -58,3 +58,11 @@ def test_the_keys_of_this_version_that_had_another_name(tmp_path):
 def test_a_run_folder_is_read_without_a_warning(caplog):
     assert names.with_new_names({"source": {"players": []}}, where=None) == {"source": {"writers": []}}
     assert not caplog.text
+
+
+def test_dotted_keys_and_numbers_keep_what_is_not_renamed(tmp_path, caplog):
+    file = tmp_path / "study.yaml"
+    file.write_text("arms: {A: {train.lr: 0.1, source.split: [1]}}\nlogit_bias: {3: 1.0}\n")
+    tree = read(file)
+    assert tree["arms"] == {"A": {"train.lr": 0.1, "source.split": [1]}} and tree["logit_bias"] == {3: 1.0}
+    assert not caplog.text
