@@ -1,6 +1,6 @@
 """The reference pages that are made from code: the catalogue of objectives, and the fields of recipes.
 
-`python docs/make.py` writes docs/objectives.md, and docs/recipes.md and docs/label.md below their markers.
+`python docs/make.py` writes docs/objectives.md, and docs/recipes.md, docs/label.md and docs/studies.md below their markers.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
 from prefopt.recipe import Recipe, Section, describe
 from prefopt.runs.label.recipe import LabelRecipe
+from prefopt.study import Study
 
 MARKER = "<!-- The rest is made by `python docs/make.py`. -->\n"
 """What stands above it on a page of a recipe's fields is written by hand."""
@@ -82,7 +83,11 @@ def _cell(text: str) -> str:
 
 def pages(folder: Path) -> dict[Path, str]:
     """What each reference page below `folder` should hold."""
-    fields: dict[Path, type[Section]] = {folder / "recipes.md": Recipe, folder / "label.md": LabelRecipe}
+    fields: dict[Path, type[Section]] = {
+        folder / "recipes.md": Recipe,
+        folder / "label.md": LabelRecipe,
+        folder / "studies.md": Study,
+    }
     return {
         folder / "objectives.md": objectives_page(),
         **{

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prefopt.runs.run import RunResult, run
     from prefopt.study import Study, load_study, run_study
     from prefopt.study.comparison.compare import compare
-    from prefopt.study.comparison.tables import Comparison
+    from prefopt.study.comparison.comparison import Comparison
     from prefopt.support.errors import PrefoptError
     from prefopt.types import (
         Adaptive,
@@ -78,7 +78,7 @@ __all__ = [
 _HOMES = {
     "LabelRecipe": "runs.label",
     "LabelResult": "runs.label",
-    "Comparison": "study.comparison.tables",
+    "Comparison": "study.comparison.comparison",
     "PrefoptError": "support.errors",
     "Recipe": "recipe",
     "RunResult": "runs.run",

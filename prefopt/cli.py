@@ -82,18 +82,18 @@ def run(options: argparse.Namespace) -> None:
 def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
     from prefopt.study import load_study, run_study
-    from prefopt.study.jobs import Jobs
-    from prefopt.study.run import check, place_of
+    from prefopt.study.plan import StudyPlan
+    from prefopt.study.run import check, study_folder
     from prefopt.support.sharing import sharing
 
     settings = load_study(options.study, options.overrides)
     quiet_libraries()
     if not options.dry_run:
-        run_study(settings, options.out, options.jobs, out)
+        run_study(settings, options.out, options.jobs, console=out)
         return
-    from prefopt.study.showing import show_plan
+    from prefopt.study.preview import show_plan
 
-    planned = Jobs(settings, place_of(settings, options.out))
+    planned = StudyPlan(settings, study_folder(settings, options.out))
     with sharing():
         check(planned)
         show_plan(planned, options.jobs, out, timed=not options.untimed)
@@ -167,18 +167,18 @@ def report(options: argparse.Namespace) -> None:
     """`prefopt report`."""
     from prefopt.runs.records import find_results
     from prefopt.study.comparison.compare import compare
-    from prefopt.study.comparison.confounds import claim, confounds
-    from prefopt.study.reporting import compared, put_down
+    from prefopt.study.comparison.confounds import confounds, seeds_note
+    from prefopt.study.conclusion import declared_comparison, write_and_show
     from prefopt.study.spec import load_study
 
     results = find_results(options.folders)
     only = Path(options.folders[0]) if len(options.folders) == 1 else None
     if only is not None and (declared := only / "study.yaml").exists():
-        found = compared(load_study(declared), results, options.baseline, options.metric)
+        comparison = declared_comparison(load_study(declared), results, options.baseline, options.metric)
     else:
-        odd, notes = confounds(results, options.baseline), [claim(results)]
-        found = compare(results, baseline=options.baseline, metric=options.metric, confounds=odd, notes=notes)
-    put_down(found, Path(options.out or only or "report"), out)
+        odd, notes = confounds(results, options.baseline), [seeds_note(results)]
+        comparison = compare(results, baseline=options.baseline, metric=options.metric, confounds=odd, notes=notes)
+    write_and_show(comparison, Path(options.out or only or "report"), out)
 
 
 def check(options: argparse.Namespace) -> None:

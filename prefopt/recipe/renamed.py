@@ -13,6 +13,7 @@ RENAMED: dict[str, str] = {
     "source.players": "writers",
     "rollouts.rows": "batch_size",
     "samples.rows": "batch_size",
+    **{"chance": "randomness", "hold": "budget"},  # of a study
 }
 """`section.old key` → new key, for every section of that name wherever it stands: `source.players` is also that of a term."""
 

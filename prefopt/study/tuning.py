@@ -3,16 +3,16 @@
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prefopt.study.comparison.tables import AT_KL
-from prefopt.study.execute import Executor, Outcome
-from prefopt.study.job import Job
-from prefopt.study.jobs import Jobs
+from prefopt.study.comparison.comparison import AT_KL
+from prefopt.study.executors import Outcome
+from prefopt.study.jobs import Job, RunJob
+from prefopt.study.plan import StudyPlan
 from prefopt.study.spec import Choices, Range, Study
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
@@ -21,16 +21,19 @@ from prefopt.support.seeds import seed_for
 Settings = Mapping[str, Any]
 
 
-def tuned_arms(jobs: Jobs) -> list[str]:
-    """Arms that have something to tune: those that train."""
-    return [] if jobs.study.tune is None else [job.name for job in jobs.arms() if _first(job, jobs) and _trains(job)]
+def tuned_arms(planned: StudyPlan) -> list[str]:
+    """The arms that are tuned: those that train."""
+    if planned.study.tune is None:
+        return []
+    first = planned.study.seeds[0]
+    return [job.name for job in planned.arms() if job.seed == first and job.recipe.train.steps != 0]
 
 
 def settings_of(study: Study, arm: str) -> list[dict[str, Any]]:
-    """What an arm tries, in order; fields that arms share are drawn alike for all.
+    """The settings that an arm tries, in order; a field that several arms tune takes the same values in all.
 
     Raises:
-        PrefoptError: a grid has another number of points than `tune.trials`, or from a range there is no grid.
+        PrefoptError: a grid has another number of points than `tune.trials`, or contains a range.
     """
     tune = study.tune
     assert tune is not None
@@ -49,31 +52,33 @@ def settings_of(study: Study, arm: str) -> list[dict[str, Any]]:
     return points
 
 
-def trials(jobs: Jobs) -> dict[str, list[list[Job]]]:
-    """For each tuned arm, the runs of each of its trials."""
-    tune = jobs.study.tune
+def trials(planned: StudyPlan, arm: str) -> list[list[RunJob]]:
+    """The runs of each trial of an arm, one for each seed of tuning."""
+    tune = planned.study.tune
     assert tune is not None
-    return {
-        arm: [
-            [jobs.trial(arm, number, seed, settings) for seed in tune.seeds]
-            for number, settings in enumerate(settings_of(jobs.study, arm))
-        ]
-        for arm in tuned_arms(jobs)
-    }
+    return [
+        [planned.trial(arm, number, seed, settings) for seed in tune.seeds]
+        for number, settings in enumerate(settings_of(planned.study, arm))
+    ]
+
+
+def all_trials(planned: StudyPlan) -> list[RunJob]:
+    """The runs of all trials of all tuned arms; none where nothing is tuned."""
+    return [job for arm in tuned_arms(planned) for trial in trials(planned, arm) for job in trial]
 
 
 def chosen(folder: Path) -> dict[str, Settings]:
-    """What tuning has come to so far: settings by arm."""
+    """The settings that tuning has chosen so far, by arm."""
     file = folder / "tuning.json"
     return {} if not file.exists() else {arm: one["chosen"] for arm, one in json.loads(file.read_text()).items()}
 
 
-def choose(jobs: Jobs, arm: str) -> Settings | None:
-    """The best trial's settings of an arm, written to tuning.json once and for all; None where no trial came to its end."""
-    study = jobs.study
+def choose(planned: StudyPlan, arm: str) -> Settings | None:
+    """The settings of an arm's best trial, written to tuning.json for good; None where no trial finished."""
+    study = planned.study
     tried = settings_of(study, arm)
-    metric, sign = _sought(study)
-    measured = [[_measured(job, metric) for job in runs] for runs in trials(jobs)[arm]]
+    metric, sign = _selection(study)
+    measured = [[_measured(job, metric) for job in runs] for runs in trials(planned, arm)]
     means = [sign * fmean(values) for values in measured]
     if all(map(math.isnan, means)):
         return None
@@ -86,54 +91,47 @@ def choose(jobs: Jobs, arm: str) -> Settings | None:
         ],
         "chosen": tried[best],
     }
-    file = jobs.folder / "tuning.json"
+    file = planned.folder / "tuning.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     write_whole(file, json.dumps(before | {arm: record}, indent=2))
     return tried[best]
 
 
-def tune(jobs: Jobs, execute: Executor, tell: Callable[[Outcome], None]) -> tuple[dict[str, Settings], list[str]]:
-    """Run what trials are missing, and choose.
+def tune(
+    planned: StudyPlan, execute: Callable[[Sequence[Job]], Iterable[Outcome]], show: Callable[[Outcome], None]
+) -> tuple[dict[str, Settings], list[str]]:
+    """Run the trials that are missing, and choose the best of each arm.
 
     Args:
-        jobs: of the study.
-        execute: runs them.
-        tell: is told every outcome.
+        planned: the study.
+        execute: runs jobs and yields their outcomes.
+        show: is called with every outcome.
 
     Returns:
         Settings by arm, and the arms of which every trial failed.
     """
-    known = chosen(jobs.folder)
-    open_arms = [arm for arm in tuned_arms(jobs) if arm not in known]
-    every = trials(jobs) if open_arms else {}
-    missing = [job for arm in open_arms for runs in every[arm] for job in runs if not job.done]
+    known = chosen(planned.folder)
+    open_arms = [arm for arm in tuned_arms(planned) if arm not in known]
+    missing = [job for arm in open_arms for runs in trials(planned, arm) for job in runs if not job.finished]
     for outcome in execute(missing):
-        tell(outcome)
-    found = {arm: choose(jobs, arm) for arm in open_arms}
-    lost = [arm for arm, settings in found.items() if settings is None]
-    return {**known, **{arm: settings for arm, settings in found.items() if settings is not None}}, lost
+        show(outcome)
+    choices = {arm: choose(planned, arm) for arm in open_arms}
+    failed = [arm for arm, settings in choices.items() if settings is None]
+    return {**known, **{arm: settings for arm, settings in choices.items() if settings is not None}}, failed
 
 
-def _first(job: Job, jobs: Jobs) -> bool:
-    return job.seed == jobs.study.seeds[0]
-
-
-def _trains(job: Job) -> bool:
-    return job.recipe.train.steps != 0
-
-
-def _sought(study: Study) -> tuple[str, int]:
-    """The metric that chooses, and its sign."""
+def _selection(study: Study) -> tuple[str, int]:
+    """The metric that selects the best trial, and the sign with which larger is better."""
     assert study.tune is not None
     select = study.tune.select or ("max" if study.better == "higher" else "min")
     return study.tune.metric or study.metric.removesuffix(AT_KL), 1 if select == "max" else -1
 
 
-def _measured(job: Job, metric: str) -> float:
-    """The metric at the end of a trial; NaN of one that failed.
+def _measured(job: RunJob, metric: str) -> float:
+    """The metric at the end of a trial; NaN where the trial failed.
 
     Raises:
-        PrefoptError: it came to its end, and has no such metric.
+        PrefoptError: the trial finished and does not have this metric.
     """
     file = job.folder / "summary.json"
     if not file.exists():

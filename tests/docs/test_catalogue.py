@@ -10,13 +10,14 @@ from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import default_needs, entries, entry, needs_in_words
 from prefopt.recipe import Recipe, describe
 from prefopt.runs.label import LabelRecipe
+from prefopt.study import Study
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["label.md", "objectives.md", "recipes.md"])
+@pytest.mark.parametrize("page", ["label.md", "objectives.md", "recipes.md", "studies.md"])
 def test_page_is_up_to_date(page):
     made = pages(DOCS)[DOCS / page]
     assert (DOCS / page).read_text() == made, "out of date: python docs/make.py"
@@ -24,7 +25,11 @@ def test_page_is_up_to_date(page):
 
 @pytest.mark.parametrize(
     ("page", "kind", "words"),
-    [("recipes.md", Recipe, "base: other.yaml"), ("label.md", LabelRecipe, "the same command goes on")],
+    [
+        ("recipes.md", Recipe, "base: other.yaml"),
+        ("label.md", LabelRecipe, "the same command goes on"),
+        ("studies.md", Study, "arms × seeds"),
+    ],
 )
 def test_page_has_every_field_and_keeps_what_is_written_by_hand(page, kind, words):
     written, made = pages(DOCS)[DOCS / page].split(MARKER)

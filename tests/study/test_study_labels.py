@@ -12,11 +12,11 @@ from rich.console import Console
 from prefopt import PrefoptError, load_label_recipe
 from prefopt.study import Study, load_study, run_study
 from prefopt.study.comparison.confounds import confounds
-from prefopt.study.execute import attempt
-from prefopt.study.job import Labels, finished
-from prefopt.study.jobs import Jobs
+from prefopt.study.executors import perform
+from prefopt.study.jobs import LabelJob, is_finished
+from prefopt.study.plan import StudyPlan
+from prefopt.study.preview import show_plan
 from prefopt.study.run import check
-from prefopt.study.showing import show_plan
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 QUIET = Console(quiet=True)
@@ -94,13 +94,13 @@ def test_a_labelling_that_fails_is_told_and_goes_on_where_it_was(tiny: dict[str,
     assert "the judge is ill" in (stage / "error.txt").read_text()
     assert "stages/labels is not finished" in (labelled.folder / "error.txt").read_text()
     assert (given.folder / "summary.json").exists()
-    assert (stage / "manifest.json").exists() and not finished(stage)
+    assert (stage / "manifest.json").exists() and not is_finished(stage)
     kept = (stage / "data.jsonl").read_text()
     assert len(kept.splitlines()) == 8
     (tmp_path / "repaired").touch()
     begun = len((tmp_path / "asked").read_text().splitlines())
     run_study(planned, folder, console=QUIET)
-    assert (labelled.folder / "summary.json").exists() and finished(stage) and not (stage / "error.txt").exists()
+    assert (labelled.folder / "summary.json").exists() and is_finished(stage) and not (stage / "error.txt").exists()
     assert (stage / "error-before.txt").exists()
     data = (stage / "data.jsonl").read_text()
     assert data.startswith(kept) and len(data.splitlines()) == 24
@@ -114,11 +114,11 @@ def test_a_changed_labelling_is_refused_and_what_it_may_cost_may_change(tiny: di
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "study.yaml").write_text(Study(**tiny).to_yaml())
 
-    def jobs(**change: Any) -> Jobs:
-        return Jobs(Study(**tiny | {"stages": {"labels": tiny["stages"]["labels"] | change}}), tmp_path / "s")
+    def jobs(**change: Any) -> StudyPlan:
+        return StudyPlan(Study(**tiny | {"stages": {"labels": tiny["stages"]["labels"] | change}}), tmp_path / "s")
 
     ((stage,),) = jobs().stages()
-    assert attempt(stage).error is None and stage.done
+    assert perform(stage).error is None and stage.finished
     check(jobs(batch_size=2))
     with pytest.raises(PrefoptError, match="stages/labels was run with another recipe, which differs in prompts"):
         check(jobs(prompts=5))
@@ -135,7 +135,7 @@ def test_what_cannot_be_labelled_is_refused_before_anything_runs(tiny: dict[str,
             run_study(Study(**tiny | {"stages": {"labels": stage | change}}), tmp_path / "s", console=QUIET)
         assert str(caught.value).startswith(message)
     assert not list((tmp_path / "s").rglob("recipe.yaml"))
-    with pytest.raises(ValueError, match="trains by its `recipe` or labels by its `label`"):
+    with pytest.raises(ValueError, match=r"either trains \(`recipe`\) or labels \(`label`\)"):
         Study(**tiny | {"stages": {"labels": stage | {"recipe": tiny["recipe"]}}})
 
 
@@ -151,21 +151,21 @@ def test_stages_of_labels_have_seeds_and_stages_before_them(tiny: dict[str, Any]
         },
         "labels": {"label": load_label_recipe(recipe), "per": "seed", "prompts": 3},
     }
-    planned = Jobs(Study(**tiny | {"stages": stages, "seeds": [4, 7]}), tmp_path / "s")
+    planned = StudyPlan(Study(**tiny | {"stages": stages, "seeds": [4, 7]}), tmp_path / "s")
     (reward,), judged, labels = planned.stages()
     assert [(type(job), job.seed, job.recipe.seed, job.folder.name) for job in judged] == [
-        (Labels, seed, seed, f"seed-{seed}") for seed in (4, 7)
+        (LabelJob, seed, seed, f"seed-{seed}") for seed in (4, 7)
     ]
     assert all(job.after == (reward.folder,) for job in judged) and all(job.after == () for job in labels)
-    assert {job.recipe.threads for job in (*judged, *labels) if isinstance(job, Labels)} == {1}
+    assert {job.recipe.threads for job in (*judged, *labels) if isinstance(job, LabelJob)} == {1}
     # An arm waits for the stage that it names, and not for one whose name is the beginning of that name.
     assert [job.after for job in planned.arms() if job.name == "labelled"] == [(job.folder,) for job in labels]
-    still = Jobs(Study(**tiny | {"stages": stages, "seeds": [4, 7], "chance": ["order"]}), tmp_path / "s")
+    still = StudyPlan(Study(**tiny | {"stages": stages, "seeds": [4, 7], "randomness": ["order"]}), tmp_path / "s")
     assert [job.recipe.seed for job in still.stages()[1]] == [4, 4]
 
 
 def test_the_plan_counts_labellings_and_does_not_guess_their_time(tiny: dict[str, Any], tmp_path: Path) -> None:
     seen = io.StringIO()
-    show_plan(Jobs(Study(**tiny), tmp_path / "s"), 1, Console(file=seen, width=300), timed=True)
+    show_plan(StudyPlan(Study(**tiny), tmp_path / "s"), 1, Console(file=seen, width=300), timed=True)
     assert "1 stages" in seen.getvalue() and "labelling is not in it" in seen.getvalue()
     assert not (tmp_path / "asked").exists()

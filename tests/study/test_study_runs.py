@@ -15,11 +15,11 @@ from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
 from prefopt import PrefoptError
+from prefopt.runs.records import Result
 from prefopt.study import Study, run_study
-from prefopt.study.comparison.confounds import claim, confounds, varied
-from prefopt.study.execute import Workers
-from prefopt.study.jobs import Jobs
-from prefopt.study.reporting import Result
+from prefopt.study.comparison.confounds import confounds, seeds_note, varied_randomness
+from prefopt.study.executors import LocalProcesses
+from prefopt.study.plan import StudyPlan
 
 QUIET = Console(quiet=True)
 LIMITED = {"train.limits": {"nonsense": [0, 1]}}
@@ -138,7 +138,7 @@ def test_every_arm_is_tuned_alike_on_other_seeds_and_rows(base: Path, tmp_path: 
         best = min(one["trials"], key=lambda trial: trial["values"][0])
         assert one["chosen"] == best["settings"]
         assert (
-            Jobs(planned, tmp_path / "s").arms({r.arm: best["settings"]})[results.index(r)].recipe.train.lr
+            StudyPlan(planned, tmp_path / "s").arms({r.arm: best["settings"]})[results.index(r)].recipe.train.lr
             == (best["settings"]["train.lr"])
         )
         assert json.loads((r.folder / "summary.json").read_text())["evaluated_on"]["split"] == "test"
@@ -159,8 +159,14 @@ def test_a_planted_confound_is_named_and_a_controlled_study_has_none(base: Path,
     assert not [c for c in confounds(results, "A", ["objective", "train"]) if "train.batch_size" in c]
     batches = {arm: [line.get("batch") for line in metrics(results[i].folder)] for i, arm in enumerate(arms)}
     assert batches["A"] == batches["B"] != batches["odd"]
-    assert varied(results) == {"data": True, "init": False, "order": True, "sampling": False, "evaluation": True}
-    assert claim(results).startswith(
+    assert varied_randomness(results) == {
+        "data": True,
+        "init": False,
+        "order": True,
+        "sampling": False,
+        "evaluation": True,
+    }
+    assert seeds_note(results).startswith(
         "The 2 seeds varied the split of the data, the order of batches and completions drawn"
     )
 
@@ -185,24 +191,21 @@ def test_a_process_that_dies_costs_its_own_run_alone(
     (tmp_path / "s" / "study.yaml").write_text("")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]))
     arms = {"A": {}, "deadly": {"source.data": f"{deadly}:rows"}, "B": {"objective": "IPO"}}
-    planned = Jobs(study(base, arms, seeds=1), tmp_path / "s")
-    workers = Workers(1)
-    try:
-        outcomes = {outcome.job.name: outcome.error for outcome in workers(planned.arms())}
-    finally:
-        workers.close()
+    planned = StudyPlan(study(base, arms, seeds=1), tmp_path / "s")
+    with LocalProcesses(1) as executor:
+        outcomes = {outcome.job.name: outcome.error for outcome in executor.run(planned.arms())}
     assert outcomes == {"A": None, "deadly": "its process ended with exit code -9", "B": None}
     assert "out of memory" in (tmp_path / "s/arms/deadly/seed-0/error.txt").read_text()
     assert not multiprocessing.active_children()
 
 
 def test_two_at_once_in_one_folder_are_refused(base: Path, tmp_path: Path) -> None:
-    from prefopt.study.run import _only_one
+    from prefopt.study.run import _locked
 
     with (
-        _only_one(tmp_path),
+        _locked(tmp_path),
         pytest.raises(PrefoptError, match="being worked on by another process"),
-        _only_one(tmp_path),
+        _locked(tmp_path),
     ):
         pass
 

@@ -7,13 +7,11 @@ from _tiny import tiny_recipe
 
 from prefopt import PrefoptError, load_recipe
 from prefopt.objectives import LNDPO
-from prefopt.recipe import describe
 from prefopt.study import Study, load_study
-from prefopt.study.comparison.confounds import said
-from prefopt.study.jobs import Jobs
-from prefopt.study.showing import flat, with_defaults
+from prefopt.study.comparison.confounds import short_value
+from prefopt.study.plan import StudyPlan, changed_declarations
+from prefopt.study.preview import flat, with_defaults
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -28,8 +26,8 @@ def study_file(folder: Path, text: str) -> Path:
     return file
 
 
-def jobs(study: Study, folder: Path) -> Jobs:
-    return Jobs(study, folder / "out")
+def jobs(study: Study, folder: Path) -> StudyPlan:
+    return StudyPlan(study, folder / "out")
 
 
 def test_arms_refine_the_base_recipe(recipe: Path, tmp_path: Path) -> None:
@@ -113,16 +111,16 @@ arms:
     }
 
 
-def test_a_held_budget_decides_the_steps(recipe: Path, tmp_path: Path) -> None:
+def test_a_budget_decides_the_steps(recipe: Path, tmp_path: Path) -> None:
     rollouts = "{source.rollouts: {completions: 2}, feedback: 'rules.py:f', objective: RLOO}"
-    text = f"recipe: recipe.yaml\nseeds: 1\nhold: {{labels: 96}}\narms: {{D: {{}}, R: {rollouts}, S: {{train.steps: 0}}}}\n"
+    text = f"recipe: recipe.yaml\nseeds: 1\nbudget: {{labels: 96}}\narms: {{D: {{}}, R: {rollouts}, S: {{train.steps: 0}}}}\n"
     file = study_file(tmp_path, text)
     steps = {job.name: job.recipe.train.steps for job in jobs(load_study(file), tmp_path).arms()}
     assert steps == {"D": 12, "R": 6, "S": 0}  # 8 pairs a batch; 8 prompts × 2 judged completions
-    with pytest.raises(PrefoptError, match=r"arm D: a batch takes 8 labels, of which hold\.labels = 99"):
-        jobs(load_study(file, ["hold.labels=99"]), tmp_path).arms()
-    with pytest.raises(PrefoptError, match="tokens cannot be held equal: completions are as long as"):
-        load_study(file, ["hold={tokens: 5}"])
+    with pytest.raises(PrefoptError, match=r"arm D: a batch takes 8 labels, and budget\.labels = 99 is not a multiple"):
+        jobs(load_study(file, ["budget.labels=99"]), tmp_path).arms()
+    with pytest.raises(PrefoptError, match="tokens cannot be a budget: the policy decides how long"):
+        load_study(file, ["budget={tokens: 5}"])
 
 
 def test_arms_are_logged_to_wandb_as_a_group_and_trials_are_not(recipe: Path, tmp_path: Path) -> None:
@@ -135,9 +133,9 @@ def test_arms_are_logged_to_wandb_as_a_group_and_trials_are_not(recipe: Path, tm
         assert planned.trial(arm, 0, 1000, {"train.lr": 1e-4}).recipe.track.wandb is None
 
 
-def test_what_chance_may_not_vary_keeps_the_first_seed(recipe: Path, tmp_path: Path) -> None:
+def test_sources_of_randomness_that_are_fixed_keep_the_first_seed(recipe: Path, tmp_path: Path) -> None:
     file = study_file(
-        tmp_path, "recipe: recipe.yaml\nseeds: [4, 7]\nchance: [order]\narms: {A: {}, B: {objective: IPO}}\n"
+        tmp_path, "recipe: recipe.yaml\nseeds: [4, 7]\nrandomness: [order]\narms: {A: {}, B: {objective: IPO}}\n"
     )
     last = jobs(load_study(file), tmp_path).arms()[-1].recipe
     assert {name: last.seed_of(name) for name in ("data", "init", "order", "sampling", "evaluation")} == {
@@ -150,9 +148,9 @@ def test_what_chance_may_not_vary_keeps_the_first_seed(recipe: Path, tmp_path: P
     ("change", "message"),
     [
         ("arm={}", "unknown key `arm`. Did you mean 'arms'?"),
-        ("baseline=B", "baseline 'B' is no arm"),
+        ("baseline=B", "baseline 'B' is not an arm"),
         ("seeds=[1, 1]", "seeds must be distinct"),
-        ("chance=[odrer]", "unknown source of chance 'odrer'. Did you mean 'order'?"),
+        ("randomness=[odrer]", "unknown source of randomness 'odrer'. Did you mean 'order'?"),
         ("arms={}", "there is nothing to compare"),
         ("arms={a/b: {}}", "cannot name a folder"),
         ("tune={trials: 2, seeds: [0]}", "which is a seed of the study"),
@@ -193,18 +191,30 @@ def test_a_default_is_a_difference_and_naming_it_is_none() -> None:
         with_defaults({"objective": [{"name": name, "weight": 1.0, "source": None, **fields}]})
         for name, fields in (("LNDPO", {"beta": LNDPO().beta}), ("LNDPO", {}), ("DPO", {}))
     )
-    assert {k: said(v) for k, v in flat(named).items()} == {k: said(v) for k, v in flat(left).items()}
+    assert {k: short_value(v) for k, v in flat(named).items()} == {k: short_value(v) for k, v in flat(left).items()}
     assert (flat(left)["objective.beta"], flat(other)["objective.beta"]) == (LNDPO().beta, 0.1)
-
-
-def test_docs_explain_every_field() -> None:
-    text = DOCS.read_text()
-    for field in describe(Study):
-        if not field.key.startswith("wandb."):
-            assert f"`{field.key}`" in text, field.key
 
 
 @pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*/study.yaml")), ids=lambda file: file.parent.name)
 def test_studies_that_come_along_resolve(file: Path, tmp_path: Path) -> None:
     planned = jobs(load_study(file), tmp_path)
     assert len(planned.arms()) == len(planned.study.seeds) * len(planned.study.all_arms())
+
+
+def test_keys_of_the_previous_version_are_read_by_their_new_names(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "recipe: recipe.yaml\nseeds: 2\nchance: [order]\nhold: {labels: 96}\narms: {A: {}, B: {objective: IPO}}\n"
+    old = load_study(study_file(tmp_path, text))
+    assert (old.randomness, old.budget and old.budget.labels) == (("order",), 96)
+    assert "`chance` is now called `randomness`" in caplog.text and "`hold` is now called `budget`" in caplog.text
+    assert Study(recipe=str(recipe), arms={"A": {}}, chance=["order"]).randomness == ("order",)  # type: ignore[call-arg]
+
+
+def test_a_folder_of_the_previous_version_has_declared_the_same(recipe: Path, tmp_path: Path) -> None:
+    study = Study(recipe=str(recipe), arms={"A": {}, "B": {"objective": "IPO"}}, budget={"labels": 96})
+    saved = study.to_yaml().replace("\nbudget:", "\nhold:").replace("\nrandomness:", "\nchance:")
+    (tmp_path / "study.yaml").write_text(saved)
+    assert "hold:" in saved and "chance:" in saved and changed_declarations(study, tmp_path) == []
+    other = study.model_copy(update={"budget": None, "randomness": ("order",)})
+    assert changed_declarations(other, tmp_path) == ["budget", "randomness"]

@@ -1,4 +1,4 @@
-"""Arms against a baseline, over seeds: tables with intervals, and a verdict that says no more than they do."""
+"""Comparing arms with a baseline over seeds: tables with intervals, and a verdict that follows from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Literal
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import Finished, Result, find_results, read_runs
 from prefopt.study.comparison import verdict, wins
+from prefopt.study.comparison.comparison import AT_KL, Claim, Comparison, Row, Table
 from prefopt.study.comparison.statistics import (
     Difference,
     at_kl,
@@ -18,7 +19,6 @@ from prefopt.study.comparison.statistics import (
     rigid,
     student,
 )
-from prefopt.study.comparison.tables import AT_KL, Claim, Comparison, Row, Table
 from prefopt.support.errors import PrefoptError, nearest
 
 __all__ = ["Claim", "Comparison", "Result", "Row", "Table", "compare"]
@@ -41,28 +41,28 @@ def compare(
 
     Args:
         runs: run folders, studies or folders of run folders; or records that say which is of which arm and seed.
-        question: stands above the report.
+        question: heads the report.
         baseline: an arm; by default the first.
         metric: the primary one: a held-out metric as trained (`gold`), or where two runs have moved equally far (`gold_at_kl`). By
             default gold where a run has it, else accuracy.
-        better: which end of it is the good one.
-        measure: further metrics; by default all.
+        better: whether higher or lower values of it are better.
+        measure: further metrics to report; by default all.
         confidence: of every interval; simultaneous ones hold together with it.
         paired: compare seed by seed.
-        confounds: known differences that were not meant, for the report.
-        notes: further sentences that a reader has to know; they come first.
+        confounds: known differences between arms that were not intended, for the report.
+        notes: sentences to put before the notes of the comparison.
 
     Raises:
-        PrefoptError: no runs, one arm only, an unknown baseline or metric.
+        PrefoptError: fewer than two arms; an unknown baseline or metric.
     """
     results = [run for run in runs if isinstance(run, Result)]
-    found = read_runs(results + find_results([run for run in runs if not isinstance(run, Result)]))
-    arms = _arms(found, baseline)
-    metric, *others = _metrics(found, metric, measure)
-    tables = [_table(found, arms, name, better, confidence, paired) for name in (metric, *others)]
+    records = read_runs(results + find_results([run for run in runs if not isinstance(run, Result)]))
+    arms = _arms(records, baseline)
+    metric, *others = _metrics(records, metric, measure)
+    tables = [_table(records, arms, name, better, confidence, paired) for name in (metric, *others)]
     return Comparison(
         question,
-        verdict.sentence(tables[0], found, better, confidence),
+        verdict.sentence(tables[0], records, better, confidence),
         metric,
         better,
         arms[0],
@@ -70,11 +70,11 @@ def compare(
         paired,
         tables[0],
         tuple(tables[1:]),
-        tuple(sorted(found, key=lambda run: (arms.index(run.arm), run.seed))),
-        {arm: _mean_costs([run for run in found if run.arm == arm]) for arm in arms},
-        wins.matrix(found, arms, confidence),
+        tuple(sorted(records, key=lambda run: (arms.index(run.arm), run.seed))),
+        {arm: _mean_costs([run for run in records if run.arm == arm]) for arm in arms},
+        wins.matrix(records, arms, confidence),
         tuple(confounds),
-        (*notes, *verdict.notes(tables[0], found)),
+        (*notes, *verdict.notes(tables[0], records)),
     )
 
 
@@ -93,13 +93,13 @@ def _metrics(runs: Sequence[Finished], metric: str | None, measure: Sequence[str
 
 
 def _arms(runs: Sequence[Finished], baseline: str | None) -> list[str]:
-    """In the order given, but the baseline first."""
+    """The arms in the order given, except that the baseline comes first."""
     arms = list(dict.fromkeys(run.arm for run in runs))
     if len(arms) < 2:
         raise PrefoptError(f"a comparison needs two arms; these runs are all of {', '.join(arms) or 'none'}")
     first = baseline or arms[0]
     if first not in arms:
-        raise PrefoptError(f"baseline {first!r} is no arm.{nearest(first, arms)} Arms: {', '.join(arms)}")
+        raise PrefoptError(f"baseline {first!r} is not an arm.{nearest(first, arms)} Arms: {', '.join(arms)}")
     return [first, *(arm for arm in arms if arm != first)]
 
 
@@ -109,7 +109,7 @@ def _mean_costs(runs: Sequence[Finished]) -> dict[str, float]:
 
 
 def _has_paths(runs: Sequence[Finished]) -> bool:
-    """Whether runs were measured on their way, so that there is a frontier and not two ends."""
+    """Whether some run was evaluated during training: a path of KL needs more than its two ends."""
     return any(len(run.measured("kl")[0]) > 2 for run in runs)
 
 
@@ -127,9 +127,9 @@ def _table(
     values = [numbers(arm, kl) for arm, kl in zip(arms, matched, strict=True)]
     bases = [numbers(arms[0], kl) for kl in matched]
     pairs = [(_known(arm), _known(base)) for arm, base in zip(values[1:], bases[1:], strict=True)]
-    found = [None, *differences(pairs, confidence, paired)]
+    against_baseline = [None, *differences(pairs, confidence, paired)]
     rows = []
-    for arm, of_arm, base, difference, kl in zip(arms, values, bases, found, matched, strict=True):
+    for arm, of_arm, base, difference, kl in zip(arms, values, bases, against_baseline, matched, strict=True):
         numbers_of = list(_known(of_arm).values())
         mean, descriptions = (
             student(numbers_of, confidence),
@@ -141,14 +141,14 @@ def _table(
 
 
 def _value(run: Finished | None, name: str, kl: float | None) -> float:
-    """Of a run, at its end or where it first reaches a KL; NaN where it has none, and on the way of a run without a result."""
+    """A metric at the end of a run, or where the run first reaches a KL; NaN where there is none, and for a run that failed."""
     if run is None or not run.after:
         return math.nan
     return run.after.get(name, math.nan) if kl is None else at_kl(run.path(name), kl)
 
 
 def _matched(one: Mapping[int, Finished], other: Mapping[int, Finished]) -> float:
-    """The largest KL that every run of both arms has reached, whatever they scored there; NaN where one never moved."""
+    """The largest KL that every run of both arms has reached, whatever they scored there; NaN where a run never moved."""
     paths = [run.measured("kl")[1] for run in (*one.values(), *other.values()) if run.after]
     reached = min((max(kl, default=math.nan) for kl in paths), default=math.nan)
     return reached if reached > 0 else math.nan
@@ -159,10 +159,10 @@ def _known(values: Mapping[int, float]) -> dict[int, float]:
 
 
 def claimed(difference: Difference, arm: Mapping[int, float], baseline: Mapping[int, float], better: str) -> Claim:
-    """What may be said, from the simultaneous interval; lost seeds count against the arm that lost them, and only there.
+    """What the simultaneous interval allows to say. Lost seeds count against the arm that lost them, and for nobody.
 
-    On the seeds that both finished, an arm may look good because its bad ones are missing. So a difference in favour of an arm that
-    lost a seed is never claimed; one against it is. A seed that both lost counts against neither.
+    On the seeds that both finished, an arm may look good because its bad seeds are missing. So a difference in favour of an arm
+    that lost a seed is never claimed; a difference against it is. A seed that both lost counts against neither.
     """
     value, lost = difference.mean.value, _known(baseline).keys() - _known(arm).keys()
     others_lost = _known(arm).keys() - _known(baseline).keys()

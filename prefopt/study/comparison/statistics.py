@@ -1,4 +1,4 @@
-"""Inference over seeds: Student's t, Holm and Bonferroni, seeds that would be needed, and descriptions that are no inference."""
+"""Inference over seeds: Student's t, Holm and Bonferroni, the number of seeds needed; and descriptive statistics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 DESCRIBED_FROM = 8
-"""Seeds from which an interquartile mean and a bootstrap-t interval say anything; below, a quartile is one run or none."""
+"""The fewest seeds for an interquartile mean and a bootstrap-t interval; below, a quartile is one run or none."""
 
 RESAMPLES = 2000
 
@@ -126,8 +126,8 @@ def differences(
     """
     level = bonferroni(confidence, len(pairs))
     compare = _seed_by_seed if paired else _welch
-    found = [compare(arm, baseline, confidence, level) for arm, baseline in pairs]
-    return [replace(one, holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+    results = [compare(arm, baseline, confidence, level) for arm, baseline in pairs]
+    return [replace(one, holm=p) for one, p in zip(results, holm([one.p for one in results]), strict=True)]
 
 
 def _seed_by_seed(

@@ -1,4 +1,4 @@
-"""Tables put into words, and no more than they say."""
+"""A table as sentences: the verdict, and notes on runs that failed or stopped."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING
 from prefopt.runs.records import Finished
 
 if TYPE_CHECKING:
-    from prefopt.study.comparison.tables import Row, Table
+    from prefopt.study.comparison.comparison import Row, Table
 
 
 def sentence(table: "Table", runs: Sequence[Finished], better: str, confidence: float) -> str:
     """The answer to the question, from the simultaneous intervals of the primary metric."""
     baseline, arms = table.rows[0].arm, table.rows[1:]
     parts = [_better(table, better), _worse(table, better), _rest(arms)]
-    said = "; ".join(part for part in parts if part)
+    claims = "; ".join(part for part in parts if part)
     several = f"intervals that hold together for all {len(arms)} arms" if len(arms) > 1 else "its interval"
     level = f"{confidence:.0%}, Student's t over seeds" + (", Bonferroni" if len(arms) > 1 else "")
-    return f"Against {baseline}, on {named(table.metric)}: {said}. (From {several}: {level}.)"
+    return f"Against {baseline}, on {metric_title(table.metric)}: {claims}. (From {several}: {level}.)"
 
 
 def notes(table: "Table", runs: Sequence[Finished]) -> Iterator[str]:
-    """What a reader has to know before the numbers."""
+    """A sentence for each run that failed, stopped early, or did not measure the metric."""
     for run in runs:
         if run.state == "stopped":
             yield f"{run.arm}, seed {run.seed} was stopped early ({run.trouble}); its numbers are those it had then, and count"
         elif run.state != "finished":
             yield f"{run.arm}, seed {run.seed} {run.state}: {run.trouble}. It has no number, and its arm can claim nothing good"
         elif not math.isfinite(_value(table, run)):
-            yield f"{run.arm}, seed {run.seed} finished without {named(table.metric)}"
+            yield f"{run.arm}, seed {run.seed} finished without {metric_title(table.metric)}"
 
 
-def named(metric: str) -> str:
-    """A metric in words."""
+def metric_title(metric: str) -> str:
+    """A metric's name for readers: `gold at matched KL` for gold_at_kl."""
     return f"{metric.removesuffix('_at_kl')} at matched KL" if metric.endswith("_at_kl") else metric
 
 
@@ -62,7 +62,7 @@ def _interval(row: "Row") -> str:
 
 
 def _rest(rows: "Sequence[Row]") -> str:
-    """Arms of which nothing can be claimed, by the reason."""
+    """Arms about which nothing can be claimed, by the reason."""
     by_claim = {
         claim: [row for row in rows if row.claim == claim]
         for claim in ("undecided", "one seed", "same", "no spread", "failures")

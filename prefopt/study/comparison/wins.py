@@ -1,4 +1,4 @@
-"""Whose samples are better, prompt by prompt."""
+"""How often the samples of one arm score higher than those of another, prompt by prompt."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -14,7 +14,7 @@ def matrix(runs: Sequence[Finished], arms: Sequence[str], confidence: float = 0.
 
     Only prompts that both were measured on count, and only seeds that both finished.
     """
-    scores = {(run.arm, run.seed): found for run in runs if (found := _gold(run))}
+    scores = {(run.arm, run.seed): by_prompt for run in runs if (by_prompt := _gold(run))}
     seeds = sorted({seed for _, seed in scores})
     return {
         (one, other): student(
@@ -33,7 +33,7 @@ def matrix(runs: Sequence[Finished], arms: Sequence[str], confidence: float = 0.
 
 
 def _gold(run: Finished) -> dict[str, float]:
-    """Mean gold score of a prompt's samples."""
+    """Prompt → mean gold score of its samples; empty where the run has none."""
     if run.evaluation is None or "gold" not in run.evaluation.observations:
         return {}
     names, sums, weights = run.evaluation.observations["gold"].by_group()

@@ -1,6 +1,6 @@
-"""What a comparison came to, for people: a page that opens from disk, tables for papers, numbers for programs."""
+"""The report of a comparison: a page that opens from disk, tables for papers, numbers for programs."""
 
 from prefopt.study.report.page import write_report
-from prefopt.study.report.tables import show
+from prefopt.study.report.text_tables import show
 
 __all__ = ["show", "write_report"]

@@ -1,4 +1,4 @@
-"""The figures of a report: every seed is in each of them."""
+"""The figures of a report; each shows every seed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prefopt.runs.records import Finished
-from prefopt.study.comparison.tables import Comparison
-from prefopt.study.comparison.verdict import named
+from prefopt.study.comparison.comparison import Comparison
+from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report.style import INK, Look, looks, rc, svg
 
 WIDTH = 4.7
-"""Inches: as wide as a telephone shows it, so that nothing becomes too small to read there."""
+"""Inches; narrow enough to be read on a telephone."""
 
 
 class Figure(NamedTuple):
-    """A drawing: its name, what stands under it, and the SVG; empty where there was nothing to draw."""
+    """A figure: its name, its caption, and the SVG, which is empty where there was nothing to draw."""
 
     name: str
     caption: str
@@ -24,19 +24,19 @@ class Figure(NamedTuple):
 
 
 def draw(comparison: Comparison) -> list[Figure]:
-    """Each figure that these runs have the numbers for."""
+    """The figures for which these runs have the numbers."""
     import matplotlib
 
     matplotlib.use("agg")
     metric = comparison.metric.removesuffix("_at_kl")
-    pieces: list[tuple[str, str, Callable[[Any, str], bool]]] = [
+    panels: list[tuple[str, str, Callable[[Any, str], bool]]] = [
         (
             "differences",
-            f"Differences to {comparison.baseline} in {named(comparison.metric)}: every seed, the mean, its own "
+            f"Differences to {comparison.baseline} in {metric_title(comparison.metric)}: every seed, the mean, its own "
             f"{comparison.confidence:.0%} interval (thick) and the simultaneous one (thin)"
             if comparison.paired
-            else f"Differences to {comparison.baseline} in {named(comparison.metric)}: the mean, its own interval (thick) and the "
-            "simultaneous one (thin)",
+            else f"Differences to {comparison.baseline} in {metric_title(comparison.metric)}: the mean, its own interval "
+            "(thick) and the simultaneous one (thin)",
             lambda axis, _: _differences(comparison, axis),
         ),
         (
@@ -65,13 +65,15 @@ def draw(comparison: Comparison) -> list[Figure]:
             lambda axis, _: _curves(comparison, axis, lambda run: run.series("rollouts/reward"), "rollouts/reward"),
         ),
     ]
-    made = [Figure(name, said, _figure(name, said, plot, len(comparison.arms))) for name, said, plot in pieces]
-    made.append(_chosen_and_rejected(comparison))
-    return [figure for figure in made if figure.svg]
+    figures = [
+        Figure(name, caption, _figure(name, caption, plot, len(comparison.arms))) for name, caption, plot in panels
+    ]
+    figures.append(_chosen_and_rejected(comparison))
+    return [figure for figure in figures if figure.svg]
 
 
 def _figure(name: str, caption: str, plot: Callable[[Any, str], bool], arms: int) -> str:
-    """One drawing; empty where `plot` found nothing to draw."""
+    """A figure as SVG; empty where `plot` has nothing to draw."""
     from matplotlib import pyplot as plt
 
     height = 3.1 + (0.19 * math.ceil(arms / 2) if name != "differences" else max(0.0, 0.25 * (arms - 6)))
@@ -139,7 +141,7 @@ def _curves(
 
 
 def _band(axis: Any, curves: Sequence[tuple[list[int], list[float]]], look: Look, label: str | None, line: str) -> bool:
-    """Mean and range at every step at which any run was measured; a run that ended early is in it up to there."""
+    """Mean and range at every step at which some run was measured; a run that ended early counts up to there."""
     by_step: dict[int, list[float]] = {}
     for steps, values in curves:
         for step, value in zip(steps, values, strict=True):
@@ -178,7 +180,7 @@ def _length(comparison: Comparison, axis: Any) -> bool:
 
 
 def _chosen_and_rejected(comparison: Comparison) -> Figure:
-    """A panel for each arm that learns from pairs: their rewards have units of their own."""
+    """A panel for each arm that learns from pairs; each has units of its own."""
     from matplotlib import pyplot as plt
 
     caption = "Rewards of chosen (solid) and rejected completions (dashed) on training batches: mean, and the range of the seeds"

@@ -1,4 +1,4 @@
-"""report.html and the files beside it."""
+"""report.html, and the files that are written with it."""
 
 import json
 import os
@@ -12,28 +12,28 @@ from markupsafe import Markup
 
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import Finished
-from prefopt.study.comparison.tables import Comparison
-from prefopt.study.comparison.verdict import named
-from prefopt.study.report import tables
+from prefopt.study.comparison.comparison import Comparison
+from prefopt.study.comparison.verdict import metric_title
+from prefopt.study.report import text_tables
 from prefopt.study.report.figures import draw
 
 PROMPTS = 8
-"""Prompts whose samples are shown."""
+"""The number of prompts whose samples are shown."""
 SELF = ("name", "seed", "seeds", "track")
-"""Sections of a recipe in which runs differ by nature."""
+"""Sections of a recipe that differ between any two runs."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write report.html, table.md, table.tex and results.csv; earlier ones of the same names are replaced, each at once.
+    """Write report.html, table.md, table.tex and results.csv; each replaces an earlier file of its name in one step.
 
     Returns:
-        The page, which needs no other file and no network.
+        The path of the page, which needs no other file and no network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "results.csv": tables.to_csv(comparison),
-        "table.md": tables.markdown(comparison),
-        "table.tex": tables.latex(comparison),
+        "results.csv": text_tables.to_csv(comparison),
+        "table.md": text_tables.markdown(comparison),
+        "table.tex": text_tables.latex(comparison),
         "report.html": page(comparison),
     }
     for name, text in texts.items():
@@ -44,7 +44,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def page(comparison: Comparison) -> str:
-    """The page. All text is escaped: samples are written by models."""
+    """The page as HTML. All text is escaped, because samples are written by models."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,17 +54,17 @@ def page(comparison: Comparison) -> str:
     )
     return environment.get_template("page.html.jinja").render(
         c=comparison,
-        headings=tables.HEADINGS,
-        cells=tables.cells,
-        ends=tables.ends,
-        spread=tables.spread,
-        number=tables.number,
-        interval=tables.interval,
-        named=named,
-        caption=tables.caption(comparison),
+        headings=text_tables.HEADINGS,
+        cells=text_tables.cells,
+        ends=text_tables.ends,
+        spread=text_tables.spread,
+        number=text_tables.number,
+        interval=text_tables.interval,
+        metric_title=metric_title,
+        caption=text_tables.caption(comparison),
         figures=[(figure.caption, Markup(figure.svg)) for figure in draw(comparison)],
         samples=samples(comparison),
-        costs=[(said, [comparison.costs[arm][name] for arm in comparison.arms]) for name, said in CALLED.items()],
+        costs=[(title, [comparison.costs[arm][name] for arm in comparison.arms]) for name, title in CALLED.items()],
         differing=differing(comparison),
         recipes=[
             (arm, yaml.safe_dump(dict(r), sort_keys=False, allow_unicode=True)) for arm, r in _recipes(comparison)
@@ -75,7 +75,7 @@ def page(comparison: Comparison) -> str:
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:
-    """Prompts with what each arm wrote after them, of the first seed that most arms finished."""
+    """Prompts with a completion of each arm, from the first of the seeds that most arms finished."""
     by_seed: dict[int, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for run in comparison.runs:
         if run.evaluation and run.evaluation.samples:
@@ -86,39 +86,41 @@ def samples(comparison: Comparison) -> list[dict[str, Any]]:
     if not by_seed:
         return []
     seed, arms = max(by_seed.items(), key=lambda item: (len(item[1]), -item[0]))
-    prompts = [p for p in next(iter(arms.values())) if all(p in found for found in arms.values())][:PROMPTS]
-    return [{"prompt": p, "seed": seed, "arms": [(arm, found[p]) for arm, found in arms.items()]} for p in prompts]
+    prompts = [p for p in next(iter(arms.values())) if all(p in by_prompt for by_prompt in arms.values())][:PROMPTS]
+    return [
+        {"prompt": p, "seed": seed, "arms": [(arm, by_prompt[p]) for arm, by_prompt in arms.items()]} for p in prompts
+    ]
 
 
 def differing(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Fields of the recipes that are not the same in all arms, with the value of each arm; one that a recipe lacks is null."""
+    """Fields of the recipes that differ between arms, with the value of each arm; a field that a recipe lacks is null."""
     flat = {arm: dict(_flat(recipe)) for arm, recipe in _recipes(comparison)}
-    keys = list(dict.fromkeys(key for found in flat.values() for key in found if key.partition(".")[0] not in SELF))
+    keys = list(dict.fromkeys(key for fields in flat.values() for key in fields if key.partition(".")[0] not in SELF))
     values = [(key, [flat.get(arm, {}).get(key, "null") for arm in comparison.arms]) for key in keys]
     return [(key, of_arms) for key, of_arms in values if len(set(of_arms)) > 1]
 
 
 def environment_of(runs: Sequence[Finished]) -> list[tuple[str, str]]:
-    """Versions, devices and commits; several where runs differ."""
-    found: dict[str, dict[str, None]] = {}
+    """Versions, devices and commits; several values where runs differ."""
+    seen: dict[str, dict[str, None]] = {}
     for run in runs:
         for section in ("versions", "device", "git"):
             for key, value in _flat(run.manifest.get(section) or {}):
-                found.setdefault(f"{section}.{key}", {})[value] = None
-    return [(key, ", ".join(values)) for key, values in found.items()]
+                seen.setdefault(f"{section}.{key}", {})[value] = None
+    return [(key, ", ".join(values)) for key, values in seen.items()]
 
 
 def _recipes(comparison: Comparison) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each arm's, of its first run that has one; objectives with the defaults that they had."""
+    """The recipe of each arm, from its first run that has one; objectives with all their defaults."""
     for arm in comparison.arms:
-        yield arm, next((_whole(run) for run in comparison.of(arm) if run.recipe), {})
+        yield arm, next((_with_defaults(run) for run in comparison.of(arm) if run.recipe), {})
 
 
-def _whole(run: Finished) -> Mapping[str, Any]:
-    terms, made = run.recipe.get("objective", []), run.manifest.get("objectives", [])
-    if len(terms) != len(made):
+def _with_defaults(run: Finished) -> Mapping[str, Any]:
+    terms, resolved = run.recipe.get("objective", []), run.manifest.get("objectives", [])
+    if len(terms) != len(resolved):
         return run.recipe
-    return {**run.recipe, "objective": [{**own, **term} for own, term in zip(made, terms, strict=True)]}
+    return {**run.recipe, "objective": [{**own, **term} for own, term in zip(resolved, terms, strict=True)]}
 
 
 def _flat(tree: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -131,7 +133,7 @@ def _flat(tree: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> Iterator
 
 
 def _text(prompt: Any) -> str:
-    """A prompt as people read it: text, or turns."""
+    """A prompt as text; the turns of a conversation one below the other."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt)

@@ -1,4 +1,4 @@
-"""How arms look: colours that the colour-blind can tell apart, each with a marker and a line of its own; SVG for light and dark."""
+"""The style of figures: each arm has a colour (safe for the colour-blind), a marker and a line; SVG for light and dark pages."""
 
 import io
 import re
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 INK = "#010203"
-"""Stands for the colour of the text around a figure, light or dark; no other colour of a figure is this one."""
+"""Placeholder for the colour of the text around a figure, light or dark; nothing else in a figure has this colour."""
 
 COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe & Ito's, but for yellow, which is lost on white."""
+"""Okabe & Ito's palette without yellow, which cannot be seen on white."""
 MARKERS = "osD^vPX*<>h"
 LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
 class Look:
-    """Of an arm, in every figure."""
+    """How an arm is drawn in every figure."""
 
     colour: str
     marker: str
@@ -25,7 +25,7 @@ class Look:
 
 
 def looks(arms: Sequence[str]) -> dict[str, Look]:
-    """The baseline, which is first, in the colour of the text."""
+    """The style of each arm; the baseline, which is first, has the colour of the text."""
     return {
         arm: Look(COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)], LINES[n % len(LINES)])
         for n, arm in enumerate(arms)

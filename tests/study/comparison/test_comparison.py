@@ -133,7 +133,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     folder = study(tmp_path, {"a": [0.0], "bee": [1.0]})
     with pytest.raises(PrefoptError, match="needs two arms"):
         compare([folder / "arms/a/seed-0"])
-    with pytest.raises(PrefoptError, match=r"'be' is no arm\. Did you mean 'bee'"):
+    with pytest.raises(PrefoptError, match=r"'be' is not an arm\. Did you mean 'bee'"):
         compare([folder], baseline="be")
     with pytest.raises(PrefoptError, match="no run has measured 'golt'"):
         compare([folder], metric="golt")

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from prefopt.cli import main
 from prefopt.study.comparison.compare import compare
-from prefopt.study.comparison.tables import Comparison
+from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.report import show, write_report
 from prefopt.study.report.page import differing
 from prefopt.study.report.style import looks
-from prefopt.study.report.tables import ends, number
+from prefopt.study.report.text_tables import ends, number
 
 ARMS = {"dpo": [0.0, 0.1, 0.2, 0.1], "rpo": [1.0, 1.12, 1.21, 1.09], "odd & <i>": [0.3, -0.2, 0.4, None]}
 

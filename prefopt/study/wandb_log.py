@@ -1,29 +1,29 @@
-"""The comparison of a study at W&B: one run beside those of the arms, in their group."""
+"""Logs the comparison of a study to W&B: as one run beside those of the arms, in their group."""
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.study.comparison.tables import AT_KL, Comparison
-from prefopt.study.jobs import Jobs
+from prefopt.runs.records import Result
+from prefopt.study.comparison.comparison import AT_KL, Comparison
+from prefopt.study.plan import StudyPlan
 from prefopt.study.report.figures import draw
-from prefopt.study.reporting import Result
 from prefopt.support.logs import silence_telemetry
 from prefopt.training.trackers import WandbRun
 
 FILES = ("report.html", "table.md", "table.tex", "results.csv", "study.yaml")
-"""What goes into the artifact, as far as it is there."""
+"""Files of the study's folder that go into the artifact; those that are missing are left out."""
 
 
-def log_comparison(planned: Jobs, results: Sequence[Result], comparison: Comparison | None) -> None:
-    """Send the table of all runs, the frontier, the figures and the report, if the study is logged to W&B at all."""
+def log_comparison(planned: StudyPlan, results: Sequence[Result], comparison: Comparison | None) -> None:
+    """Log the table of all runs, the frontier, the figures and the report, if the study is logged to W&B."""
     settings = planned.arms()[0].recipe.track.wandb
     if settings is None:
         return
     silence_telemetry()
-    named = settings.model_copy(update={"name": "comparison"})
-    run = WandbRun(named, planned.folder, "comparison", planned.study.model_dump(mode="json"))
+    as_comparison = settings.model_copy(update={"name": "comparison"})
+    run = WandbRun(as_comparison, planned.folder, "comparison", planned.study.model_dump(mode="json"))
     tables = {
         "comparison": [_row(result) for result in results],
         "frontier": list(_frontier(results, planned.study.metric.removesuffix(AT_KL))),
@@ -34,13 +34,13 @@ def log_comparison(planned: Jobs, results: Sequence[Result], comparison: Compari
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    """Of a finished run; empty of another."""
+    """summary.json of a finished run; empty for another."""
     file = folder / "summary.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _row(result: Result) -> dict[str, Any]:
-    """What a run came to: its held-out metrics at the end, and its costs."""
+    """A row of the table of runs: held-out metrics at the end, and costs."""
     summary = _summary(result.folder)
     after = {k: v["value"] if isinstance(v, dict) else v for k, v in summary.get("after", {}).items()}
     return {"arm": result.arm, "seed": result.seed, "failed": not summary, **after, **summary.get("costs", {})}

@@ -1,4 +1,4 @@
-"""What a comparison finds: rows, tables, and everything that a report draws."""
+"""The result of a comparison: its rows, its tables, and all that a report shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from prefopt.runs.records import Finished
 from prefopt.study.comparison.statistics import Difference, Mean
 
 AT_KL = "_at_kl"
-"""Ending of the name of a metric that is read where two runs have the same KL."""
+"""Ending of the name of a metric that is read where two arms have the same KL."""
 
 Claim = Literal["baseline", "better", "worse", "undecided", "same", "one seed", "no spread", "failures"]
 
@@ -19,13 +19,13 @@ class Row:
 
     Attributes:
         arm: its name.
-        values: of each seed; NaN where the run has no number.
-        mean: over the seeds that have one.
+        values: of each seed; NaN where the run has none.
+        mean: over the seeds that have a value.
         difference: to the baseline; None for the baseline itself.
-        claim: what may be said of the difference. `failures`: the interval excludes 0 in favour of the side that lost seeds.
-        kl: at which the two were compared, of a metric at matched KL; NaN where no run's path crosses one.
-        interquartile: descriptive, NaN below 8 seeds.
-        bootstrap: bootstrap-t interval, descriptive, NaN below 8 seeds.
+        claim: what the simultaneous interval allows to say. `failures`: it excludes 0, in favour of the side that lost seeds.
+        kl: for a metric at matched KL, the KL at which the two were compared; NaN where they have none in common.
+        interquartile: interquartile mean; descriptive, NaN below 8 seeds.
+        bootstrap: bootstrap-t interval; descriptive, NaN below 8 seeds.
     """
 
     arm: str
@@ -48,23 +48,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a report draws.
+    """Everything that a report shows.
 
     Attributes:
-        question: what was asked.
+        question: that the study asks.
         verdict: the answer in a sentence or two, worded from the simultaneous intervals of the primary metric.
         metric: the primary one.
-        better: which end of it is the good one.
+        better: whether higher or lower values of it are better.
         baseline: the arm that the others are compared with.
         confidence: of all intervals.
-        paired: compared seed by seed.
-        primary: the family: all arms × the primary metric.
-        others: exploratory, each its own family; the primary metric's other reading comes first.
+        paired: whether arms were compared seed by seed.
+        primary: all arms and the primary metric: the family that is corrected for multiple comparisons.
+        others: exploratory, each a family of its own; the other reading of the primary metric comes first.
         runs: every run, also those that failed.
-        costs: of an arm, means over its runs that trained at all, by the fields of `Spent`; NaN where none says.
+        costs: for each arm, means over its runs that trained, by the fields of `Spent`; NaN where no run recorded them.
         wins: for arm and other, how often the arm's sample has the higher gold score, prompt by prompt; over seeds.
-        confounds: what differs between arms beside what was meant to.
-        notes: what a reader has to know: failures, stops, seeds that did not vary.
+        confounds: differences between arms that were not declared.
+        notes: failures, early stops, and what the seeds did not vary.
     """
 
     question: str

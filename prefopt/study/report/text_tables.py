@@ -1,4 +1,4 @@
-"""A comparison as tables: cells, Markdown, LaTeX, CSV, and a terminal's."""
+"""A comparison as text: Markdown, LaTeX, CSV, and the table in a terminal."""
 
 import csv
 import io
@@ -10,15 +10,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from prefopt.runs.accounting import CALLED
+from prefopt.study.comparison.comparison import Comparison, Row, Table
 from prefopt.study.comparison.statistics import Mean
-from prefopt.study.comparison.tables import Comparison, Row, Table
-from prefopt.study.comparison.verdict import named
+from prefopt.study.comparison.verdict import metric_title
 
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
 
 
 def number(value: float, signed: bool = False) -> str:
-    """Three figures, without an exponent where that is as short; the minus is a minus."""
+    """Three significant figures, with an exponent only for very small and large values; a real minus sign; – for NaN."""
     if not math.isfinite(value):
         return "–"
     return _plain(value, "+" if signed else "").replace("-", "−")
@@ -32,7 +32,7 @@ def _plain(value: float, sign: str) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """[low, high]; a dash where there is none."""
+    """[low, high]; – where there is no interval."""
     return f"[{number(low)}, {number(high)}]" if math.isfinite(low + high) else "–"
 
 
@@ -46,12 +46,12 @@ def spread(mean: Mean, signed: bool = False) -> str:
 
 
 def ends(better: str) -> dict[str, str]:
-    """Claims about a metric of which nobody has said which end is the good one, where another's good one is the `better`."""
+    """Claims about an exploratory metric: higher or lower. Which is better is declared for the primary metric alone."""
     return {"better": better, "worse": "lower" if better == "higher" else "higher"}
 
 
 def cells(row: Row, words: Mapping[str, str] | None = None) -> list[str]:
-    """Under `HEADINGS`; claims in these words, or in their own."""
+    """A row's cells, in the order of `HEADINGS`; `words` replaces the names of claims."""
     lost = sum(not math.isfinite(value) for value in row.values.values())
     seeds = f"{len(row.values) - lost} of {len(row.values)}" if lost else str(len(row.values))
     d = row.difference
@@ -75,10 +75,11 @@ def markdown(comparison: Comparison) -> str:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the columns are."""
+    """What the columns mean, in a sentence."""
     how = "paired by seed" if comparison.paired else "Welch's"
+    metric = metric_title(comparison.metric)
     return (
-        f"{named(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to {comparison.baseline} "
+        f"{metric}, {comparison.better} is better; mean over seeds and difference to {comparison.baseline} "
         f"({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over "
         f"{len(comparison.arms) - 1} comparisons; r: correlation of the two arms over seeds."
     )
@@ -103,7 +104,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """results.csv: a line for each run, in full precision; what depends on the machine's speed is the last column."""
+    """results.csv: a line for each run, in full precision; seconds, which depend on the machine, are the last column."""
     tables = [comparison.primary, *comparison.others]
     metrics = sorted({name for run in comparison.runs for name in run.after})
     derived = [table.metric for table in tables if table.metric not in metrics]
@@ -123,9 +124,9 @@ def _of(table: Table, arm: str, seed: int) -> float:
 
 
 def show(console: Console, comparison: Comparison) -> None:
-    """The primary table and the verdict, in a terminal."""
+    """Print the primary table, the verdict, and the notes."""
     table = RichTable(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=named(comparison.metric), title_justify="left"
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=metric_title(comparison.metric), title_justify="left"
     )
     for heading in HEADINGS:
         table.add_column(heading)

@@ -1,41 +1,39 @@
-"""From the runs of a study to its report."""
+"""From the runs of a study to the comparison that it has declared, and to its report."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.study.comparison.compare import Result, compare
-from prefopt.study.comparison.confounds import claim, confounds
-from prefopt.study.comparison.tables import Comparison
-from prefopt.study.report import show
-from prefopt.study.report import write_report as write_page
+from prefopt.runs.records import Result
+from prefopt.study.comparison.compare import compare
+from prefopt.study.comparison.comparison import Comparison
+from prefopt.study.comparison.confounds import confounds, seeds_note
+from prefopt.study.report import show, write_report
 from prefopt.study.spec import Study
 from prefopt.support.errors import PrefoptError
 
-__all__ = ["Result", "write_report"]
 
-
-def compared(
+def declared_comparison(
     study: Study, results: Sequence[Result], baseline: str | None = None, metric: str | None = None
 ) -> Comparison:
-    """The comparison that a study has declared, with what it rests on and every confound.
+    """The comparison that a study has declared, with a note on its seeds and every confound.
 
     Args:
         study: what was declared.
         results: its runs.
         baseline: another than the study's.
-        metric: another than the study's; the report says that it was chosen afterwards.
+        metric: another than the study's; the report says that it was chosen after the runs.
 
     Raises:
         PrefoptError: the runs cannot be compared.
     """
     base, arms = baseline or study.reference_arm, list(study.all_arms())
     results = sorted(results, key=lambda r: arms.index(r.arm) if r.arm in arms else len(arms))
-    notes = [claim(results)]
+    notes = [seeds_note(results)]
     if metric not in (None, study.metric):
         notes.append(
-            f"{metric} was chosen after the runs; the study declared {study.metric}. What is said here is exploratory"
+            f"{metric} was chosen after the runs; the study declared {study.metric}. This comparison is exploratory"
         )
     return compare(
         list(results),
@@ -50,20 +48,20 @@ def compared(
     )
 
 
-def write_report(study: Study, folder: Path, results: Sequence[Result], console: Console) -> Comparison | None:
-    """Compare all runs; write page and tables; print the table, the verdict, what it rests on, and every confound."""
+def conclude(study: Study, folder: Path, results: Sequence[Result], console: Console) -> Comparison | None:
+    """Compare all runs, write and print the report; None, with a message, where they cannot be compared."""
     try:
-        comparison = compared(study, results)
-    except PrefoptError as error:  # the runs are done, and what they say is on disk
+        comparison = declared_comparison(study, results)
+    except PrefoptError as error:  # the runs have ended, and their results are on disk
         console.print(f"no comparison: {error}", style="red", highlight=False, markup=False)
         return None
-    put_down(comparison, folder, console)
+    write_and_show(comparison, folder, console)
     return comparison
 
 
-def put_down(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Page and tables into the folder, table and verdict to the console."""
-    page = write_page(comparison, folder)
+def write_and_show(comparison: Comparison, folder: Path, console: Console) -> None:
+    """Write the page and the tables into the folder; print the table, the verdict, and the notes."""
+    page = write_report(comparison, folder)
     show(console, comparison)
     console.print(f"\nreport    {page}", highlight=False, markup=False, soft_wrap=True)
     console.print("          table.md · table.tex · results.csv, beside it", highlight=False)

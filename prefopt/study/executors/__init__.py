@@ -1,0 +1,20 @@
+"""Where the jobs of a study run: in this process, in local processes, or wherever an `Executor` of one's own runs them.
+
+May import study/jobs.py and the rooms above study.
+"""
+
+from prefopt.study.executors.executor import Executor, Outcome, checked_outcomes, record_failure
+from prefopt.study.executors.local_processes import LocalProcesses
+from prefopt.study.executors.perform import perform, set_up_process
+from prefopt.study.executors.this_process import ThisProcess
+
+__all__ = [
+    "Executor",
+    "LocalProcesses",
+    "Outcome",
+    "ThisProcess",
+    "checked_outcomes",
+    "perform",
+    "record_failure",
+    "set_up_process",
+]

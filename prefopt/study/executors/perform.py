@@ -1,0 +1,73 @@
+"""One job, in whatever process this is called: how it is run, where its log and its error go."""
+
+import contextlib
+import gc
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from prefopt.study.executors.executor import Outcome, record_failure
+from prefopt.study.jobs import Job, is_finished
+from prefopt.support.allocator import keep_freed_memory
+from prefopt.support.files import unused
+
+
+def set_up_process() -> None:
+    """Settings for a process that does nothing but run jobs; call it once before the first one."""
+    from prefopt.support.logs import quiet_libraries
+
+    quiet_libraries()
+    keep_freed_memory()
+
+
+def perform(job: Job) -> Outcome:
+    """Run a job to its end; what was begun in its folder is continued as far as possible.
+
+    It raises nothing but KeyboardInterrupt and SystemExit: an error is written to error.txt in the job's folder, beside the
+    partial work, and its first line is in the outcome.
+    """
+    try:
+        if missing := [folder for folder in job.after if not is_finished(folder)]:
+            raise RuntimeError(f"{missing[0]} is not finished, and this run reads from it")
+        _prepare_folder(job)
+        with _log(job) as console:
+            job.run(console)
+        return Outcome(job)
+    except Exception as error:
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return record_failure(job, why, traceback.format_exc())
+    finally:
+        gc.collect()  # models and optimisers refer to each other
+
+
+def _prepare_folder(job: Job) -> None:
+    """A folder that can be continued keeps its earlier error under another name; one that cannot is moved to aside/."""
+    if not job.folder.exists():
+        return
+    if (job.folder / "recipe.yaml").exists():
+        if (error := job.folder / "error.txt").exists():
+            error.rename(unused(job.folder / "error-before.txt"))
+        return
+    aside = _study_folder(job) / "aside" / f"{job.name}-seed-{job.seed}"
+    aside.parent.mkdir(exist_ok=True)
+    job.folder.rename(unused(aside))
+
+
+@contextlib.contextmanager
+def _log(job: Job) -> Iterator[Console]:
+    """What a run of its own would show in the terminal goes to logs/."""
+    file = _study_folder(job) / "logs" / f"{job.name}-seed-{job.seed}.txt"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a", encoding="utf-8") as text:
+        yield Console(file=text, width=120)
+
+
+def _study_folder(job: Job) -> Path:
+    """The folder with study.yaml, in whose `arms`, `stages` or `tuning` the job's folder is."""
+    return next(
+        folder.parent
+        for folder in job.folder.parents
+        if folder.name in ("arms", "stages", "tuning") and (folder.parent / "study.yaml").exists()
+    )
