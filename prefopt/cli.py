@@ -214,7 +214,7 @@ def cache(options: argparse.Namespace) -> None:
     from prefopt.runs.results import show_kept, size
     from prefopt.support import caches
 
-    look = caches.verified if options.action == "verify" else caches.kept
+    look = caches.verified if options.action == "verify" else caches.usage
     found = list(look(options.kind))
     if not found:
         return out.print("nothing is kept" + (f" of the kind {options.kind}" if options.kind else ""))
@@ -224,7 +224,7 @@ def cache(options: argparse.Namespace) -> None:
             raise PrefoptError("this would delete what is listed above; add --yes to do it")
         out.print(f"deleted {size(caches.clear(options.kind))}")
     if damaged := sum(one.damaged for one in found):
-        out.print(f"{damaged} damaged: never served, computed again when wanted. `prefopt cache clear` is rid of them")
+        out.print(f"{damaged} damaged: they are never used but computed again. `prefopt cache clear` deletes them")
         sys.exit(1)
 
 

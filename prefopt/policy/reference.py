@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.loading import check_vocabulary, load_policy
-from prefopt.policy.logp_cache import KeptLogps, recorded
+from prefopt.policy.logp_cache import LogpCache, is_recorded
 from prefopt.policy.policy import Policy
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
@@ -25,19 +25,19 @@ class Reference:
 
     Attributes:
         policy: the model.
-        kept: serves log-probs of recorded completions from disk; None computes all of them.
+        cache: serves log-probs of recorded completions from disk; None computes all of them.
     """
 
     policy: Policy
-    kept: KeptLogps | None = None
+    cache: LogpCache | None = None
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
         """What it says, without gradient; of its distance to the policy it says nothing, the policy does, nor of values."""
         own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
         with timed("reference"):
-            if self.kept is None or own.statistics or not recorded(batch):
+            if self.cache is None or own.statistics or not is_recorded(batch):
                 return self._live(batch, own)
-            return self.kept(batch, lambda missing: self._live(missing, own))
+            return self.cache(batch, lambda missing: self._live(missing, own))
 
     def _live(self, batch: Batch, needs: Needs) -> Outputs:
         with torch.no_grad(), self.policy.without_adapter():
@@ -106,7 +106,7 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
 def _fixed(policy: Policy, spec: recipe.Reference) -> Reference:
     """A reference that does not move, with what it has said before, unless it says it in more digits than are kept."""
     exact = next(policy.causal.parameters()).dtype == torch.float64
-    return Reference(policy, KeptLogps(policy) if spec.cache and not exact else None)
+    return Reference(policy, LogpCache(policy) if spec.cache and not exact else None)
 
 
 def _merged(policy: Policy, copied: bool = False) -> Any:

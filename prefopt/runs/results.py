@@ -13,7 +13,7 @@ from prefopt.runs.progress import in_decimals, show_labelling
 if TYPE_CHECKING:
     from prefopt.runs.label import LabelResult
     from prefopt.runs.run import RunResult
-    from prefopt.support.caches import Kept
+    from prefopt.support.caches import CacheUsage
     from prefopt.support.profile import Clock, Section
     from prefopt.types import Estimate
 
@@ -97,7 +97,7 @@ def show_labelled(console: Console, result: "LabelResult") -> None:
     console.print(f"train     prefopt run RECIPE source.data={result.data}", highlight=False, soft_wrap=True)
 
 
-def show_kept(console: Console, found: "Sequence[Kept]") -> None:
+def show_kept(console: Console, found: "Sequence[CacheUsage]") -> None:
     """What is kept on disk between runs."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, justify in (("kind", "left"), ("entries", "right"), ("size", "right"), ("last used", "left")):

@@ -1,4 +1,4 @@
-"""What everything rests on: errors, files, plug-ins, seeds, logs, profiling, memory, and the caches on disk.
+"""Errors, files, plug-ins, seeds, logs, profiling, memory, and the caches on disk.
 
 Imports nothing of prefopt.
 """

@@ -1,4 +1,4 @@
-"""How the C library hands out memory, which tells in the speed of training on a CPU."""
+"""A setting of the C library's memory allocator that makes training on a CPU faster."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep for this process what is freed, instead of giving it back and asking for it again at every step.
+    """Have glibc keep freed memory for reuse by this process, instead of returning it to the operating system.
 
-    A tensor of more than 32 MB would else come from the operating system each time, which fills it with zeros page by page. The
-    peak of memory may grow by some percent (experiments/speed has times and peaks before and after), and stays with the process.
-    Nothing happens with another C library, or where a `MALLOC_…` variable says what is wanted.
+    Otherwise every tensor of more than 32 MB is requested from the operating system anew, which fills it with zeros page by page.
+    The peak of memory may grow by some percent (experiments/speed has times and peaks before and after), and memory is not given
+    back before the process ends. Does nothing with another C library, or where a `MALLOC_…` variable is set.
 
     Source: mallopt(3).
     """

@@ -1,4 +1,4 @@
-"""What prefopt keeps on disk between runs: where it is, how much, whether it is whole, and how to be rid of it."""
+"""What prefopt keeps on disk between runs: list it, verify it, delete it."""
 
 import json
 import os
@@ -9,29 +9,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from prefopt.support.disk_store import SUFFIX, blocks, checksum, keys_of, mapped
 from prefopt.support.errors import PrefoptError, nearest
 
 KINDS = ("logps", "embeddings", "judges")
-"""Folders of the cache: log-probs of references, embeddings of prompts, verdicts of judges."""
+"""Folders of the cache: log-probs of references, embeddings of prompts, answers of judges."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What one model has said, or one kind where files do not tell whose they are.
+class CacheUsage:
+    """What one folder of the cache holds: entries of one model, or of a whole kind where files do not say which model they are of.
 
     Attributes:
         kind: of `KINDS`.
-        folder: where it is.
-        of: the model, as the note beside the files calls it.
+        folder: where the files are.
+        of: the model, as the note beside the files describes it; "" without a note.
         files: number of files with entries.
-        bytes: of these.
-        used: seconds since 1970 when a file was last written, or served from; 0 without files.
-        entries: vectors in them.
-        damaged: entries that are not what was written; 0 until they are verified.
-        torn: bytes at the end of files that a writer left half-written: killed, or still at it.
+        bytes: size of these files.
+        used: when a file was last written or read from, in seconds since 1970; 0 without files.
+        entries: number of entries; a file that is not of the shared store counts as one.
+        damaged: entries whose values are not those that were written; 0 unless they were verified.
+        torn: bytes at the end of files that are half-written: the writer was killed, or is still writing.
     """
 
     kind: str
@@ -50,20 +49,20 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("PREFOPT_CACHE") or "~/.cache/prefopt").expanduser() / kind
 
 
-def kept(kind: str | None = None) -> Iterator[Kept]:
+def usage(kind: str | None = None) -> Iterator[CacheUsage]:
     """What is there, by kind and model; values are not read."""
     return _each(kind, _entries)
 
 
-def verified(kind: str | None = None) -> Iterator[Kept]:
-    """The same, with every checksum checked."""
+def verified(kind: str | None = None) -> Iterator[CacheUsage]:
+    """The same as `usage`, with every checksum checked."""
     return _each(kind, _checked)
 
 
 def clear(kind: str | None = None) -> int:
-    """Delete what is kept of one kind, or of all; the number of bytes that this frees.
+    """Delete the entries of one kind, or of all; returns the number of bytes freed.
 
-    A run that is going on computes anew what it finds no more.
+    A run that is going on computes again what it no longer finds.
     """
     freed = 0
     for name in _kinds(kind):
@@ -76,23 +75,23 @@ def clear(kind: str | None = None) -> int:
 
 def _kinds(kind: str | None) -> tuple[str, ...]:
     if kind is not None and kind not in KINDS:
-        raise PrefoptError(f"nothing of the kind {kind!r} is kept.{nearest(kind, KINDS)} There are: {', '.join(KINDS)}")
+        raise PrefoptError(f"the cache has no kind {kind!r}.{nearest(kind, KINDS)} There are: {', '.join(KINDS)}")
     return KINDS if kind is None else (kind,)
 
 
-def _each(kind: str | None, measure: Callable[[Path], tuple[int, int, int]]) -> Iterator[Kept]:
+def _each(kind: str | None, measure: Callable[[Path], tuple[int, int, int]]) -> Iterator[CacheUsage]:
     for name in _kinds(kind):
         top = cache_folder(name)
         subfolders = sorted(f for f in top.iterdir() if f.is_dir()) if top.is_dir() else []
         for folder in [top, *subfolders]:
-            found = _measured(Kept(name, folder, _note(folder)), measure)
-            if found.files:
-                yield found
+            measured = _measured(CacheUsage(name, folder, _note(folder)), measure)
+            if measured.files:
+                yield measured
 
 
-def _measured(one: Kept, measure: Callable[[Path], tuple[int, int, int]]) -> Kept:
+def _measured(one: CacheUsage, measure: Callable[[Path], tuple[int, int, int]]) -> CacheUsage:
     for file in (f for f in _files(one.folder) if f.parent == one.folder and f.name != "model.json"):
-        with suppress(FileNotFoundError):  # deleted for a newer one in this moment
+        with suppress(FileNotFoundError):  # evicted by another process just now
             entries, damaged, torn = measure(file)
             state = file.stat()
             one = replace(
@@ -112,7 +111,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _note(folder: Path) -> str:
-    """What `model.json` says, in a line."""
+    """The contents of `model.json` in one line."""
     with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
         note = json.loads((folder / "model.json").read_text())
         return f"{Path(note['model']).name} ({note['parameters'] / 1e6:.3g}M, {note['dtype']}, {note['arithmetic']})"
@@ -120,17 +119,16 @@ def _note(folder: Path) -> str:
 
 
 def _entries(file: Path) -> tuple[int, int, int]:
-    """Entries of a file, how many are damaged, and how many bytes are torn, as far as can be told without reading the values."""
-    if file.suffix == SUFFIX:
-        found = list(blocks(file))
-        end = found[-1].end if found else 0
-        return sum(len(block.entries) for block in found), 0, file.stat().st_size - end
-    if file.suffix == ".safetensors":
-        return _embeddings(file)
-    return 1, 0, 0  # of another kind: the file is the entry
+    """Entries of a file, how many are damaged (not known here: 0), and how many bytes are torn; values are not read."""
+    if file.suffix != SUFFIX:  # not of the shared store: the file is the entry
+        return 1, 0, 0
+    whole = list(blocks(file))
+    end = whole[-1].end if whole else 0
+    return sum(len(block.entries) for block in whole), 0, file.stat().st_size - end
 
 
 def _checked(file: Path) -> tuple[int, int, int]:
+    """The same with damaged entries counted."""
     entries, damaged, torn = _entries(file)
     if file.suffix == SUFFIX:
         damaged = sum(_damaged(file))
@@ -138,18 +136,9 @@ def _checked(file: Path) -> tuple[int, int, int]:
 
 
 def _damaged(file: Path) -> Iterator[bool]:
-    """Of each entry of a segment, whether its values are not those that were written."""
+    """For each entry of a segment, whether its values fail their checksum."""
     memory = mapped(file)
     for block in blocks(file):
         ends = block.start + block.entries["length"].astype(np.int64).cumsum()
         for key, end, entry in zip(keys_of(block.entries), ends.tolist(), block.entries, strict=True):
             yield checksum(key, memory[end - int(entry["length"]) : end]) != int(entry["crc"])
-
-
-def _embeddings(file: Path) -> tuple[int, int, int]:
-    """Embedded prompts of a file; its header says how long it must be, checksums it has none."""
-    try:
-        with safe_open(file, "numpy") as opened:
-            return opened.get_slice("embeddings").get_shape()[0], 0, 0
-    except (SafetensorError, OSError):
-        return 0, 1, 0

@@ -1,9 +1,9 @@
-"""Numbers on disk by key: append-only files that any number of processes may write and read at once.
+"""A key-value store on disk for vectors of float32: append-only files that several processes can write and read at once.
 
-A process appends only to a file of its own (a segment), so writers need no lock, on a network's file system neither. A segment
-is a row of blocks, each appended by one call: header, index of entries, values (float32, little endian). The index has a digest,
-which is checked when it is read; every entry has a checksum of its key and values, which is checked whenever it is served. What
-a killed writer left half-written ends its segment: it is as good as not there.
+A process appends only to a file of its own (a segment), so writers need no lock, also on a network file system. A segment is a
+sequence of blocks, each appended by one call: header, index of entries, values (float32, little endian). The index has a digest,
+which is checked when it is read; every entry has a checksum of its key and values, which is checked whenever it is read. A block
+that a killed writer left incomplete is ignored, together with everything after it in its segment.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ HEADER = struct.Struct("<8sII16s")
 KEY = np.dtype([("key", "<u8"), ("check", "<u8")])
 ENTRY = np.dtype([*KEY.descr, ("length", "<u4"), ("crc", "<u4")])
 PLACE = np.dtype([*ENTRY.descr, ("start", "<u8"), ("file", "<u4")])
-"""An entry and where its values are: the place of the first in the file, in values, and the file's number."""
+"""An entry and where its values are: offset of the first one in the file, in values, and the file's number."""
 
 SUFFIX = ".segment"
 SEGMENT_BYTES = 2**26
-"""A segment of this size is closed; whole segments are what is evicted."""
+"""A segment that has reached this size is closed. Eviction deletes whole segments."""
 
 PARTS = 32
-"""Sorted parts of an index that are looked through before they are merged to one."""
+"""Number of sorted parts of the index at which they are merged into one."""
 
 
 class Block(NamedTuple):
-    """What one call appended: its entries, the place of its first value (in values), and where it ends (in bytes)."""
+    """What one call appended: its entries, the offset of its first value (in values), and its end (in bytes)."""
 
     entries: NDArray
     start: int
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Places sorted by the first half of their key, which is there once more by itself, to be searched."""
+    """A sorted part of the index: the first halves of keys, contiguous for searching, and the places in the same order."""
 
     keys: NDArray
     places: NDArray
@@ -57,12 +57,12 @@ class Part(NamedTuple):
 class Store:
     """Vectors of float32 by 16-byte keys, in the segments of a folder.
 
-    Nothing is ever changed; two processes that put the same key leave it there twice. A run does not fail for want of a cache: what
-    cannot be written is not kept, what is damaged is not found.
+    Entries are never changed; two processes that put the same key leave two copies. Failures never stop a run: entries that cannot
+    be written are skipped with a warning, damaged ones count as missing.
 
     Args:
-        folder: of the segments; made when there is something to write.
-        limit: bytes of all segments in this folder and those beside it; the longest unused are deleted for new ones.
+        folder: of the segments; created by the first write.
+        limit: most bytes of all segments in this folder and its siblings; a new segment evicts the least recently used ones.
     """
 
     def __init__(self, folder: Path, limit: int):
@@ -79,17 +79,17 @@ class Store:
         return sum(len(part.keys) for part in self._parts)
 
     def refresh(self) -> None:
-        """Take note of what was written since, by whomever."""
-        found: list[NDArray] = []
+        """Read the index of what this and other processes have written since."""
+        places: list[NDArray] = []
         for file in segments(self.folder):
             with contextlib.suppress(OSError):  # evicted in this moment
                 if file.stat().st_size > self._ends.get(file, 0):
-                    found += [self._noted(file, block) for block in blocks(file, self._ends.get(file, 0))]
-        if found:
-            self._add(np.concatenate(found))
+                    places += [self._noted(file, block) for block in blocks(file, self._ends.get(file, 0))]
+        if places:
+            self._add(np.concatenate(places))
 
     def get(self, keys: NDArray) -> tuple[NDArray, NDArray]:
-        """Which of the keys, [N] `KEY`, are there, [N] bool, and the values of these one after another."""
+        """Look up keys, [N] `KEY`: which are there, [N] bool, and their vectors, concatenated in the order of the keys."""
         places = np.zeros(len(keys), PLACE)
         found = np.zeros(len(keys), bool)
         for part in self._parts:
@@ -99,13 +99,16 @@ class Store:
         values: list[NDArray] = []
         columns = (places[name].tolist() for name in ("file", "start", "length", "crc"))
         for number, (there, *place) in enumerate(zip(found.tolist(), *columns, strict=True)):
-            served = self._values(keys[number : number + 1], *place) if there else None
+            key = keys[number : number + 1]
+            served = self._values(key, *place) if there else None
+            if there and served is None:
+                served = self._other_copy(key)
             found[number] = served is not None
             values += [] if served is None else [served]
         return found, np.concatenate(values) if values else np.zeros(0, np.float32)
 
     def put(self, keys: NDArray, values: Sequence[NDArray]) -> None:
-        """Keep these vectors, float32, by these keys, [N] `KEY`."""
+        """Write N vectors, float32, under these keys, [N] `KEY`."""
         if not len(keys):
             return
         block = packed(keys, values)
@@ -116,7 +119,7 @@ class Store:
                 self._close()
                 raise OSError("no space left")
         except OSError as error:
-            self._warn("%s: nothing is kept: %s", self.folder, error)
+            self._warn("%s: nothing is written to the cache: %s", self.folder, error)
             return
         self._add(np.concatenate([self._noted(file, block) for block in blocks(file, start)]))
 
@@ -134,20 +137,31 @@ class Store:
         return places
 
     def _add(self, places: NDArray) -> None:
-        """A further part; when there are many, one of all of them."""
+        """Add a part to the index; merge the parts when there are many."""
         if len(self._parts) >= PARTS:
             places = np.concatenate([places, *(part.places for part in self._parts)])
             self._parts.clear()
         places = places[places["key"].argsort(kind="stable")]
         self._parts.append(Part(np.ascontiguousarray(places["key"]), places))
 
+    def _other_copy(self, key: NDArray) -> NDArray | None:
+        """The first whole entry of a key of which there are several, because one was damaged or two processes put it."""
+        for part in self._parts:
+            first, last = (np.searchsorted(part.keys, key["key"][0], side) for side in ("left", "right"))
+            for place in part.places[first:last]:
+                if place["check"] == key["check"][0]:
+                    values = self._values(key, *(int(place[name]) for name in ("file", "start", "length", "crc")))
+                    if values is not None:
+                        return values
+        return None
+
     def _values(self, key: NDArray, file: int, start: int, length: int, crc: int) -> NDArray | None:
-        """The values of an entry, unless they are gone or damaged."""
+        """The values of an entry; None if its file is gone or they are damaged."""
         memory = self._memory.get(file)
         if memory is None or len(memory) < start + length:
-            with contextlib.suppress(OSError):  # evicted, or somebody else's
+            with contextlib.suppress(OSError):  # evicted, or not readable
                 memory = self._memory[file] = mapped(self._files[file])
-                os.utime(self._files[file])  # it is in use
+                os.utime(self._files[file])  # for eviction: used now
         if memory is None or len(memory) < start + length:
             return None
         values = memory[start : start + length]
@@ -157,7 +171,7 @@ class Store:
         return None
 
     def _segment(self) -> tuple[Path, int]:
-        """The segment of this process, and its descriptor; a new one after a fork, when it is full, or has been deleted."""
+        """The segment of this process and its descriptor; a new one after a fork, when the old one is full, or was deleted."""
         if self._own is not None:
             process, file, descriptor = self._own
             state = os.fstat(descriptor)
@@ -192,7 +206,7 @@ def segments(folder: Path) -> list[Path]:
 
 
 def packed(keys: NDArray, values: Sequence[NDArray]) -> bytes:
-    """A block of these entries, as it stands in a segment."""
+    """The bytes of a block with these entries."""
     entries = np.zeros(len(keys), ENTRY)
     entries["key"], entries["check"] = keys["key"], keys["check"]
     entries["length"] = [len(vector) for vector in values]
@@ -204,7 +218,7 @@ def packed(keys: NDArray, values: Sequence[NDArray]) -> bytes:
 
 
 def blocks(file: Path, offset: int = 0) -> Iterator[Block]:
-    """The blocks of a segment from a place on, as far as they are whole; values are not read."""
+    """The complete blocks of a segment from a byte offset on; values are not read."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         while offset + HEADER.size <= size:
@@ -221,19 +235,19 @@ def blocks(file: Path, offset: int = 0) -> Iterator[Block]:
 
 
 def keys_of(entries: NDArray) -> NDArray:
-    """The keys of entries, each by itself: [N, 1] `KEY`."""
+    """The keys of entries, [N, 1] `KEY`."""
     keys = np.zeros((len(entries), 1), KEY)
     keys["key"][:, 0], keys["check"][:, 0] = entries["key"], entries["check"]
     return keys
 
 
 def mapped(file: Path) -> NDArray:
-    """A segment as float32 in memory, read when it is looked at."""
+    """A segment as a memory-mapped array of float32."""
     return np.memmap(file, "<f4", "r", shape=(file.stat().st_size // 4,)).view(np.ndarray)
 
 
 def checksum(key: NDArray, values: NDArray) -> int:
-    """Of an entry's key, [1] `KEY`, and its values."""
+    """CRC-32 of an entry's key, [1] `KEY`, and values."""
     return zlib.crc32(values.tobytes(), zlib.crc32(key.tobytes()))
 
 
@@ -242,14 +256,14 @@ def _digest(count: int, floats: int, index: bytes) -> bytes:
 
 
 def evict(folder: Path, limit: int) -> None:
-    """Delete the longest unused segments below a folder, until the others have room for one more within the limit."""
-    found = []
+    """Delete the least recently used segments below a folder until one more fits within the limit."""
+    files = []
     for file in folder.glob(f"*/*{SUFFIX}"):
         with contextlib.suppress(OSError):
             state = file.stat()
-            found.append((state.st_mtime, state.st_size, file))
-    total = sum(size for _, size, _ in found) + SEGMENT_BYTES
-    for _, size, file in sorted(found):
+            files.append((state.st_mtime, state.st_size, file))
+    total = sum(size for _, size, _ in files) + SEGMENT_BYTES
+    for _, size, file in sorted(files):
         if total <= limit:
             return
         with contextlib.suppress(OSError):  # another process was quicker

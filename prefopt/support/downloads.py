@@ -1,4 +1,4 @@
-"""What a run would have to download: noted instead of asked for, so that a recipe can be checked without a network."""
+"""Recording what a run would have to download instead of downloading it, so that a recipe can be checked without a network."""
 
 import contextlib
 import re
@@ -15,11 +15,11 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Downloads:
-    """Hub ids that are not on disk, in the order in which they were looked for, each once.
+    """Hub ids that are not on disk, in the order in which they were needed, each once.
 
     Attributes:
-        models: of models and their tokenizers.
-        data: of data sets; their rows are missing from whatever was loaded.
+        models: ids of models and their tokenizers.
+        data: ids of data sets; their rows are missing from what was loaded.
     """
 
     models: list[str] = field(default_factory=list)
@@ -31,20 +31,20 @@ _noting: ContextVar[Downloads | None] = ContextVar("noting", default=None)
 
 @contextlib.contextmanager
 def noting_downloads() -> Iterator[Downloads]:
-    """Within it nothing asks the hub: a hub id that is not on disk counts as found and is noted.
+    """A context in which the hub is not asked: a hub id that is not on disk is recorded and treated as available.
 
-    Whether the hub has it, nobody can know here. What is no hub id and not on disk is refused as ever.
+    Whether the hub has it is not checked. A name that is neither on disk nor a hub id is still refused.
     """
     import datasets
 
-    found = Downloads()
-    token = _noting.set(found)
+    downloads = Downloads()
+    token = _noting.set(downloads)
     places: list[Any] = [constants, datasets.config]
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
-        for place in places:  # for what is on disk, too: the libraries ask whether it is the newest
+        for place in places:  # the libraries would ask for newer versions also of what is on disk
             place.HF_HUB_OFFLINE = True
-        yield found
+        yield downloads
     finally:
         _noting.reset(token)
         for place, value in zip(places, before, strict=True):
@@ -52,23 +52,23 @@ def noting_downloads() -> Iterator[Downloads]:
 
 
 def note_model(name: str) -> bool:
-    """Whether downloads are only noted; then this model is among them."""
+    """Record a model; False outside of `noting_downloads`."""
     return _note(name, "models")
 
 
 def note_data(name: str) -> bool:
-    """Whether downloads are only noted; then this data set is among them."""
+    """Record a data set; False outside of `noting_downloads`."""
     return _note(name, "data")
 
 
 def is_awaited(name: str) -> bool:
-    """Whether this model was noted and can be looked into only after its download."""
+    """Whether this model was recorded, so that its files cannot be read yet."""
     noting = _noting.get()
     return noting is not None and name in noting.models
 
 
 def rows_awaited() -> bool:
-    """Whether rows are missing because their data set was only noted."""
+    """Whether rows are missing because their data set was only recorded."""
     noting = _noting.get()
     return noting is not None and bool(noting.data)
 

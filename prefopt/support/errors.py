@@ -1,11 +1,11 @@
-"""The one exception that is for people."""
+"""The exception for errors that the user can correct."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class PrefoptError(Exception):
-    """Something the user can put right: the message says what was wrong, where, and what to do.
+    """An error that the user can correct: the message says what was wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """

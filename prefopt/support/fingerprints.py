@@ -1,4 +1,4 @@
-"""Hashes that tell whether two models have the same weights."""
+"""Hashes of model weights, which are equal exactly when the weights are."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from torch import nn
 
 
 def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
-    """A hash of every parameter's name, dtype and bytes, but those whose names begin like that."""
+    """A hash of every parameter's name, dtype, shape and bytes, except those whose names start with `but`."""
     named = dict(model.named_parameters())
     return fingerprint_tensors({name: p for name, p in named.items() if but is None or not name.startswith(but)})
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The like for any tensors, by name."""
+    """A hash of named tensors: names, dtypes, shapes and bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""What libraries may print and send."""
+"""Log output and telemetry of the libraries."""
 
 import os
 
@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 def quiet_libraries() -> None:
-    """Warnings of libraries and ours as lines for people, their progress bars off."""
+    """Print warnings as plain lines on stderr, and switch off the libraries' progress bars."""
     import logging
 
     import transformers
@@ -14,13 +14,13 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its retries, twice
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries twice
     handler = RichHandler(console=Console(stderr=True, highlight=False), show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
 def silence_telemetry() -> None:
-    """Ask the libraries that phone home not to; whoever has set these already is not overruled."""
+    """Switch off telemetry of the libraries, unless the environment already says otherwise."""
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",

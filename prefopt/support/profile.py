@@ -1,11 +1,11 @@
-"""Where the time of a run goes: sections that nest, and how much of what was computed was of use.
+"""Profiling a run: seconds by nested section, and how many of the computed tokens were padding.
 
     with profiling() as clock:
         with timed("data"):
             ...
 
-Nothing is measured, at the cost of a call, unless somebody has asked for it. Then the device is waited for at both ends of a
-section, which is why a profiled run is a little slower.
+Without `profiling` nothing is measured, and `timed` costs one function call. With it the device is synchronised at both ends of
+every section, so a profiled run is a little slower.
 """
 
 import threading
@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-NOTHING: AbstractContextManager = nullcontext()
+NO_SECTION: AbstractContextManager = nullcontext()
 
 
 @dataclass
 class Section:
-    """What was measured of one section.
+    """Measurements of one section.
 
     Attributes:
-        seconds: with the sections in it.
-        useful: tokens that went through a model.
-        computed: the same with padding.
+        seconds: including the sections nested in it.
+        useful: tokens that went through a model, without padding.
+        computed: tokens that went through a model, with padding.
     """
 
     seconds: float = 0.0
@@ -36,13 +36,13 @@ class Section:
 
 @dataclass
 class Clock:
-    """Sections by their path, and the time of everything.
+    """Measurements of all sections, by path.
 
     Attributes:
         sections: ("evaluation", "sampling") is the sampling of evaluation.
-        seconds: since the clock was started, set when it stops.
+        seconds: between start and stop; set when the clock stops.
         path: of the section that is open.
-        thread: whose sections are measured; what other threads do at the same time has no place in a sum.
+        thread: the one that is measured; other threads run at the same time, so their seconds would not add up.
     """
 
     sections: dict[tuple[str, ...], Section] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class Clock:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Measure what happens in this context; within itself a section is still the same one."""
+        """Measure a context. A section opened within itself is the same section."""
         outer, self.path = self.path, self.path if self.path[-1:] == (name,) else (*self.path, name)
         inner = self.sections.setdefault(
             self.path, Section()
-        )  # here, so that they come in the order of their beginning
+        )  # at the start, so that sections are in the order of starting
         start = _now()
         try:
             yield
@@ -66,7 +66,7 @@ class Clock:
             self.path = outer
 
     def count(self, useful: int, computed: int) -> None:
-        """Tokens of the section that is open, and of all around it."""
+        """Add tokens to the open section and all that contain it."""
         for depth in range(1, len(self.path) + 1):
             section = self.sections[self.path[:depth]]
             section.useful += useful
@@ -78,7 +78,7 @@ _clock: Clock | None = None
 
 @contextmanager
 def profiling() -> Iterator[Clock]:
-    """Measure what this thread does in this context."""
+    """Measure this thread while the context lasts."""
     global _clock
     clock, before = Clock(), _clock
     _clock, start = clock, _now()
@@ -89,20 +89,20 @@ def profiling() -> Iterator[Clock]:
 
 
 def timed(name: str) -> AbstractContextManager:
-    """A section of the clock, where one runs."""
+    """A section of the running clock; without one, a context that does nothing."""
     clock = _clock
-    return NOTHING if clock is None or clock.thread != threading.get_ident() else clock.section(name)
+    return NO_SECTION if clock is None or clock.thread != threading.get_ident() else clock.section(name)
 
 
 def counted(tokens: Callable[[], tuple[int, int]]) -> None:
-    """Count tokens that go through a model, and the same with padding, where a clock runs; else they are not even added up."""
+    """Count tokens without and with padding that go through a model. `tokens` is called only while a clock runs."""
     clock = _clock
     if clock is not None and clock.thread == threading.get_ident():
         clock.count(*tokens())
 
 
 def _now() -> float:
-    """Seconds, when the device has done what it was told."""
+    """Seconds, after the device has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()

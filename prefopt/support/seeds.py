@@ -1,4 +1,4 @@
-"""Seeds that never collide, and hashes that stand for texts."""
+"""Seeds derived by hashing, and hashes of texts."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ import torch
 def seed_for(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part, the same in every process.
 
-    Hashed because seeds that are added collide: seed 1, step 2 with seed 2, step 1.
+    Hashed, because sums of seeds collide: seed 1, step 2 with seed 2, step 1.
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def digested(texts: Iterable[str], count: int) -> np.ndarray:
-    """[count] hashes of 16 bytes, which stand for the texts where these would not fit into memory together."""
+    """[count] hashes of 16 bytes, one for each text: to compare texts that do not fit into memory together."""
     hashes = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
     return np.fromiter(hashes, "S16", count)
 

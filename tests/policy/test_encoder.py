@@ -1,9 +1,13 @@
-"""Embeddings of prompts: what is read, how it is pooled, and that nothing is read twice."""
+"""Embeddings of prompts: which tokens are read, how states are pooled, and that no prompt is embedded twice."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import AutoModel, BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from prefopt import recipe
@@ -11,6 +15,7 @@ from prefopt.data import Example, collate, tokenise
 from prefopt.policy import load_tokenizer
 from prefopt.policy.encoder import Encoder, embedded, load_encoder, plain_text
 from prefopt.support.caches import cache_folder
+from prefopt.support.disk_store import segments
 from prefopt.support.errors import PrefoptError
 
 PROMPTS = ["the film was", "a room", "the film was", "the view is very good", "food"]
@@ -92,14 +97,63 @@ def test_each_distinct_prompt_is_read_once_and_shared(encoder, reads, rows, toke
     assert torch.equal(collate(found, ["embeddings"]).columns["embeddings"], vectors(found))
 
 
-def test_what_is_kept_is_not_read_again(encoder, reads, rows, tmp_path):
+def test_what_is_on_disk_is_not_embedded_again(encoder, reads, rows, tmp_path):
     first = vectors(embedded(rows, encoder, tmp_path))
     reads.clear()
     again = embedded(list(reversed(rows)), encoder, tmp_path)  # the same prompts in another order
-    assert reads == []
     assert torch.equal(vectors(again), first.flip(0))
-    embedded(rows[:2], encoder, tmp_path)
-    assert sum(map(len, reads)) == 2
+    assert torch.equal(vectors(embedded(rows[3:], encoder, tmp_path)), first[3:])  # and some of them
+    assert reads == []
+
+
+def test_another_data_set_embeds_only_its_new_prompts(encoder, reads, rows, tokenizer, tmp_path):
+    first = vectors(embedded(rows, encoder, tmp_path))
+    reads.clear()
+    texts = ["the food was very good", PROMPTS[3], "the room", PROMPTS[0]]
+    other = tokenise([Example(text, (" good",)) for text in texts], tokenizer)[0]
+    found = vectors(embedded(other, encoder, tmp_path))
+    new = {tuple(tokenizer(text)["input_ids"]) for text in (texts[0], texts[2])}
+    assert sorted(ids for part in reads for ids in part) == sorted(new)
+    assert torch.equal(found[1], first[3]) and torch.equal(found[3], first[0])
+    torch.testing.assert_close(found[[0, 2]], encoder(encoder.ids([other[0], other[2]])), rtol=0, atol=1e-6)
+
+
+def test_with_an_empty_cache_vectors_are_those_of_all_prompts_together(encoder, rows, tmp_path):
+    """To the last bit, whatever order prompts are in: how batches are padded decides how sums are rounded."""
+    distinct = sorted(set(encoder.ids(rows)))
+    expected = dict(zip(distinct, encoder(distinct), strict=True))
+    for ids, vector in zip(encoder.ids(rows), vectors(embedded(rows, encoder, tmp_path)), strict=True):
+        assert torch.equal(vector, expected[ids])
+
+
+PROCESS = """
+import sys
+from prefopt import recipe
+from prefopt.data import Example, tokenise
+from prefopt.policy import load_tokenizer
+from prefopt.policy.encoder import embedded, load_encoder
+name, folder, start = sys.argv[1:]
+texts = [f"{a} {b}" for a in ("good", "the film", "a room") for b in ("was", "is", "very good")]
+rows = tokenise([Example(t, (" good",)) for t in texts[int(start):int(start) + 6]], load_tokenizer(recipe.Policy(model=name)))[0]
+encoder = load_encoder(recipe.Embeddings(model=(name,), batch_size=2), recipe.Policy(model=name))
+embedded(rows, encoder, __import__("pathlib").Path(folder))
+"""
+
+
+def test_two_processes_write_at_once(encoder, encoder_folder, reads, tokenizer, tmp_path):
+    arguments = [sys.executable, "-c", PROCESS, str(encoder_folder), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    both = [subprocess.Popen([*arguments, start], env=environment, stderr=subprocess.PIPE) for start in ("0", "3")]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    (folder,) = tmp_path.iterdir()
+    assert 1 <= len(segments(folder)) <= 2  # a process that came late found some or all of what it wanted
+    texts = [f"{a} {b}" for a in ("good", "the film", "a room") for b in ("was", "is", "very good")]
+    rows = tokenise([Example(text, (" good",)) for text in texts], tokenizer)[0]
+    found = vectors(embedded(rows, encoder, tmp_path))
+    assert reads == []
+    torch.testing.assert_close(found, encoder(encoder.ids(rows)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["weight", "dtype", "config"])
@@ -118,22 +172,40 @@ def test_another_encoder_does_not_find_it(change, encoder, reads, rows, tmp_path
     assert (change == "config") == torch.equal(before, after)
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", None], ids=["empty", "rubbish", "cut"])
-def test_a_damaged_file_is_written_anew(content, encoder, reads, rows, tmp_path, caplog):
+def test_a_damaged_vector_is_embedded_again(encoder, reads, rows, tmp_path, caplog):
     first = vectors(embedded(rows, encoder, tmp_path))
-    (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-7] if content is None else content)
+    (folder,) = tmp_path.iterdir()
+    (file,) = segments(folder)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
     reads.clear()
-    assert torch.equal(vectors(embedded(rows, encoder, tmp_path)), first)
-    assert reads and "damaged" in caplog.text
-    assert [f.read_bytes() for f in tmp_path.iterdir()] == [whole]
+    torch.testing.assert_close(vectors(embedded(rows, encoder, tmp_path)), first, rtol=0, atol=1e-6)
+    assert sum(map(len, reads)) == 1 and "damaged" in caplog.text
+    reads.clear()
+    embedded(rows, encoder, tmp_path)
+    assert reads == []
+
+
+def test_files_of_an_earlier_version_are_not_read(encoder, reads, rows, tmp_path):
+    """They held the vectors of one set of prompts, in an order of their own."""
+    (tmp_path / "0123abcd.safetensors").write_bytes(save({"embeddings": torch.zeros(4, 12)}))
+    assert vectors(embedded(rows, encoder, tmp_path)).any(-1).all()
+    assert sum(map(len, reads)) == 4
+
+
+def test_vectors_that_are_no_numbers_are_not_stored(encoder, rows, tmp_path):
+    with torch.no_grad():
+        encoder.model.embeddings.word_embeddings.weight.fill_(torch.nan)
+    assert vectors(embedded(rows, encoder, tmp_path)).isnan().all()
+    (folder,) = tmp_path.iterdir()
+    assert not segments(folder)
 
 
 def test_a_folder_that_cannot_be_written_to_is_done_without(encoder, rows, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert vectors(embedded(rows, encoder, tmp_path / "file" / "below")).shape == (5, 12)
-    assert "not kept" in caplog.text
+    assert "nothing is written" in caplog.text
 
 
 def test_the_policy_reads_its_own_tokens(policy_spec, rows, lm_folder, tmp_path):

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import save_file
-from test_segments import keys_of, put
+from test_disk_store import keys_of, put
 
 from prefopt import Needs, cli
 from prefopt.cli import main
 from prefopt.policy import load_policy, make_reference
 from prefopt.recipe import Policy, Reference
 from prefopt.runs.results import size
-from prefopt.support.caches import cache_folder, clear, kept, verified
+from prefopt.support.caches import cache_folder, clear, usage, verified
 from prefopt.support.disk_store import Store, segments
 
 
@@ -31,10 +30,9 @@ def logps():
 
 @pytest.fixture
 def embeddings():
-    folder = cache_folder("embeddings")
-    folder.mkdir(parents=True)
-    for name, rows in (("a", 5), ("b", 2)):
-        save_file({"embeddings": np.zeros((rows, 3), np.float32)}, folder / f"{name}.safetensors")
+    """Seven vectors of one encoder."""
+    folder = cache_folder("embeddings") / "encoder"
+    Store(folder, 10**9).put(keys_of(range(7)), [np.full(3, n, np.float32) for n in range(7)])
     return folder
 
 
@@ -59,11 +57,11 @@ def test_what_a_reference_keeps_is_listed_by_its_name(capsys, lm_folder, tokeniz
 
 
 def test_kinds_are_listed_apart(logps, embeddings):
-    found = {one.kind: one for one in kept()}
+    found = {one.kind: one for one in usage()}
     assert (found["logps"].entries, found["logps"].files, found["logps"].torn) == (4, 2, 0)
-    assert (found["embeddings"].entries, found["embeddings"].files) == (7, 2)
+    assert (found["embeddings"].entries, found["embeddings"].files) == (7, 1)
     assert found["logps"].bytes == sum(file.stat().st_size for file in segments(logps))
-    assert [one.kind for one in kept("embeddings")] == ["embeddings"]
+    assert [one.kind for one in usage("embeddings")] == ["embeddings"]
 
 
 def test_damage_is_found_and_told(logps, embeddings, capsys):
@@ -74,14 +72,17 @@ def test_damage_is_found_and_told(logps, embeddings, capsys):
     file.write_bytes(content)
     with file.open("ab") as opened:
         opened.write(b"prefopt1 and then killed")
-    (embeddings / "a.safetensors").write_bytes((embeddings / "a.safetensors").read_bytes()[:-4])
-    assert [(one.damaged, one.torn) for one in kept("logps")] == [(0, 24)]  # values are not read
-    assert [(one.entries, one.damaged, one.torn) for one in verified()] == [(4, 1, 24), (2, 1, 0)]
+    (vectors,) = segments(embeddings)
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(content)
+    assert [(one.damaged, one.torn) for one in usage("logps")] == [(0, 24)]  # values are not read
+    assert [(one.entries, one.damaged, one.torn) for one in verified()] == [(4, 1, 24), (7, 1, 0)]
     with pytest.raises(SystemExit) as caught:
         main(["cache", "verify"])
     assert caught.value.code == 1
     shown = capsys.readouterr().out
-    assert "1 damaged, 24 B half-written" in shown and "2 damaged: never served" in shown
+    assert "1 damaged, 24 B half-written" in shown and "2 damaged: they are never used" in shown
     found, _ = Store(logps, 10**9).get(keys_of([1, 2, 3, 4]))
     assert found.tolist() == [True, True, False, True]  # as verify says
 
@@ -90,12 +91,12 @@ def test_nothing_is_deleted_without_yes(logps, embeddings, capsys):
     with pytest.raises(SystemExit):
         main(["cache", "clear", "logps"])
     assert "add --yes" in capsys.readouterr().err
-    assert len(list(kept())) == 2
-    bytes_kept = sum(one.bytes for one in kept("logps"))
+    assert len(list(usage())) == 2
+    bytes_kept = sum(one.bytes for one in usage("logps"))
     assert f"deleted {size(bytes_kept)}" in printed(capsys, "clear", "logps", "--yes")
-    assert [one.kind for one in kept()] == ["embeddings"]
+    assert [one.kind for one in usage()] == ["embeddings"]
     clear()
-    assert not list(kept())
+    assert not list(usage())
 
 
 def test_an_unknown_kind_is_refused(capsys):
@@ -114,3 +115,12 @@ def test_sizes():
         "2.34 GB",
         "10 TB",
     ]
+
+
+def test_files_of_an_earlier_version_are_listed_and_cleared(embeddings, capsys):
+    """Until embeddings went to the shared store there was one safetensors file for each set of prompts."""
+    old = cache_folder("embeddings") / "0123abcd.safetensors"
+    old.write_bytes(b"whatever is in it")
+    assert [(one.entries, one.files, one.damaged) for one in verified("embeddings")] == [(1, 1, 0), (7, 1, 0)]
+    printed(capsys, "clear", "embeddings", "--yes")
+    assert not old.exists()

@@ -3,7 +3,7 @@
 from copy import deepcopy
 from pathlib import Path
 
-from prefopt.support.sharing import MOST, shared, sharing, stamp
+from prefopt.support.sharing import LIMITS, shared, sharing, stamp
 
 
 def test_nothing_is_remembered_outside() -> None:
@@ -31,7 +31,7 @@ def test_copies_are_fresh_and_inner_sharing_keeps_what_the_outer_knows() -> None
 
 def test_the_one_longest_of_no_use_goes_first() -> None:
     with sharing():
-        for key in range(MOST["models"]):
+        for key in range(LIMITS["models"]):
             shared("models", key, lambda key=key: key)
         shared("models", 0, lambda: "again")
         shared("models", "new", lambda: "new")

@@ -63,7 +63,7 @@ def test_the_second_time_nothing_is_computed(make, make_batch):
     assert torch.equal(said.logps, live(first, batch))
     assert first.policy.passes == batch.present.sum() == 10
     found = second(batch, NEEDS)
-    assert second.policy.passes == 0 and (second.kept.served, second.kept.computed) == (10, 0)
+    assert second.policy.passes == 0 and (second.cache.served, second.cache.computed) == (10, 0)
     assert torch.equal(found.logps, said.logps) and torch.equal(found.mask, batch.mask)
 
 
@@ -84,7 +84,7 @@ def test_only_what_is_missing_is_computed(make, make_batch):
     reference = make()
     said = reference(batch, NEEDS)
     torch.testing.assert_close(said.logps, live(reference, batch), **ROUNDING)
-    assert reference.policy.passes == 18 - 6 == reference.kept.computed
+    assert reference.policy.passes == 18 - 6 == reference.cache.computed
 
 
 def test_two_runs_at_once_read_each_other(make, make_batch):
@@ -115,7 +115,7 @@ def test_another_model_does_not(other, make, make_batch):
     make()(batch, NEEDS)
     different = make(**other)
     different(batch, NEEDS)
-    assert different.kept.served == 0
+    assert different.cache.served == 0
     again = make(**other)
     torch.testing.assert_close(again(batch, NEEDS).logps, live(different, batch), **ROUNDING)
     assert again.policy.passes == 0
@@ -126,7 +126,7 @@ def test_precisions_are_apart(make, make_batch):
     exact = reference(batch, NEEDS).logps
     with torch.autocast("cpu", torch.bfloat16):
         rough = reference(batch, NEEDS).logps
-        assert reference.kept.served == 0
+        assert reference.cache.served == 0
         assert torch.equal(make()(batch, NEEDS).logps, rough)
     assert not torch.equal(exact, rough)
     assert torch.equal(make()(batch, NEEDS).logps, exact)
@@ -137,7 +137,7 @@ def test_temperatures_are_apart(make, make_batch):
     reference(batch, NEEDS)
     hot = dataclasses.replace(batch, columns={"temperature": torch.tensor([1.0, 2.0, 2.0])})
     said = reference(hot, NEEDS).logps
-    assert reference.kept.served == 2  # of the row at 1
+    assert reference.cache.served == 2  # of the row at 1
     torch.testing.assert_close(said, live(reference, hot), **ROUNDING)
 
 
@@ -165,8 +165,8 @@ def test_keys_tell_everything_apart():
 
 def test_who_keeps_nothing(make, make_batch):
     batch = make_batch()
-    assert make(cache=False).kept is None
-    assert make(dtype="float64").kept is None
+    assert make(cache=False).cache is None
+    assert make(dtype="float64").cache is None
     moving = make(every=2)
     moving(batch, NEEDS)
     reference = make()
@@ -176,7 +176,7 @@ def test_who_keeps_nothing(make, make_batch):
     assert not cache_folder("logps").exists()
     of_data = torch.tensor([[ORIGINS.index("dataset"), ORIGINS.index("mismatched")]] * 3)
     reference(dataclasses.replace(batch, columns={"origin": of_data}), Needs(statistics=frozenset({"kl_ref_policy"})))
-    assert reference.kept.computed == 6  # the KL is the policy's to say, beside the live reference
+    assert reference.cache.computed == 6  # the KL is the policy's to say, beside the live reference
 
 
 def test_what_is_damaged_is_computed_again(make, make_batch, caplog):
@@ -189,7 +189,7 @@ def test_what_is_damaged_is_computed_again(make, make_batch, caplog):
     file.write_bytes(content)
     reference = make()
     assert torch.equal(reference(batch, NEEDS).logps, live(reference, batch))
-    assert (reference.kept.served, reference.kept.computed) == (5, 1)
+    assert (reference.cache.served, reference.cache.computed) == (5, 1)
     assert "is damaged" in caplog.text
     assert (
         make()(batch, NEEDS) is not None
