@@ -1,20 +1,17 @@
-"""Completions as plain text."""
+"""Completions as text: of examples, and decoded from token ids."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefopt.data.formats import Completion, Example
 from prefopt.support.errors import PrefoptError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def texts(example: Example) -> list[str]:
     """The completions as a feedback sees them.
 
     Raises:
-        PrefoptError: one has several turns.
+        PrefoptError: a completion has several turns, or no text.
     """
     return [_text(completion, example.where) for completion in example.completions]
 
@@ -27,10 +24,11 @@ def _text(completion: Completion, where: str) -> str:
     return str(completion[0]["content"])
 
 
-def plainly(tokenizer: Any, ids: Sequence[int]) -> str:
-    """A completion as it was written, without special tokens and without prettier spaces."""
+def decode_completion(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as text without special tokens; spaces are left as they were generated."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+def decode_everything(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as text, special tokens included; spaces are left as they were generated."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.formats import Completion, Example, Matrix, select_matrix
-from prefopt.data.texts import _decode
+from prefopt.data.texts import decode_everything
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis, Prompt
 
@@ -390,13 +390,13 @@ def preview(row: Tokenised, tokenizer: "PreTrainedTokenizerBase") -> Text:
     """One example as the model sees it; what the loss counts is green, and between ⟦ and ⟧ where there is no colour."""
     text = Text()
     text.append("prompt", style="bold").append(f" ({len(row.prompt_ids)} tokens{', cut' * row.prompt_cut})\n")
-    text.append(_decode(tokenizer, row.prompt_ids) + "\n", style="dim")
+    text.append(decode_everything(tokenizer, row.prompt_ids) + "\n", style="dim")
     for k, ids in enumerate(row.completion_ids):
         cut = ", cut" * bool(row.completions_cut and row.completions_cut[k])
         score = "" if row.scores is None else f", score {row.scores[k]:g}"
         text.append(f"completion {k + 1}", style="bold").append(f" ({len(ids)} tokens{cut}{score})\n")
         for written, run in _runs(ids, row.masks[k] if row.masks else (True,) * len(ids)):
-            shown = _decode(tokenizer, run)
+            shown = decode_everything(tokenizer, run)
             text.append(f"⟦{shown}⟧" if written else shown, style="green" if written else "dim")
         text.append("\n")
     return text

@@ -15,7 +15,7 @@ from torch import Tensor
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
 from prefopt.data.selecting import project
-from prefopt.data.texts import plainly
+from prefopt.data.texts import decode_completion
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.evaluation.intervals import Observations, change, common, estimate
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
@@ -25,7 +25,7 @@ from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.parallel import draw, forward
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plain import plain
+from prefopt.support.json_values import json_values
 from prefopt.support.profile import timed
 from prefopt.support.seeds import digested, seed_for
 from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampled
@@ -66,7 +66,7 @@ class Evaluation:
             for name, o in self.observations.items()
         }
         samples = [{k: None if v != v else v for k, v in sample.items()} for sample in self.samples]  # JSON has no NaN
-        content = {**vars(self), "observations": observed, "numbers": plain(self.numbers), "samples": samples}
+        content = {**vars(self), "observations": observed, "numbers": json_values(self.numbers), "samples": samples}
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -379,7 +379,7 @@ def decoded(model: Policy, batch: Batch) -> list[list[str]]:
     assert model.tokenizer is not None
     return [
         [
-            plainly(model.tokenizer, [t for t, m in zip(ids, mask, strict=True) if m])
+            decode_completion(model.tokenizer, [t for t, m in zip(ids, mask, strict=True) if m])
             for ids, mask in zip(row, masks, strict=True)
         ]
         for row, masks in zip(batch.completion_ids.tolist(), batch.mask.tolist(), strict=True)

@@ -142,7 +142,7 @@ def cached_vectors(prompts: Sequence[Ids], encoder: Encoder, folder: Path) -> ND
     if found.any():
         parts.append((found.nonzero()[0], values.reshape(int(found.sum()), -1)))
     missing = (~found).nonzero()[0]
-    for numbers, vectors in encoder.batches([prompts[number] for number in missing]):
+    for numbers, vectors in encoder.batches([prompts[number] for number in missing.tolist()]):
         computed = vectors.numpy()
         if np.isfinite(computed).all():
             store.put(keys[missing[numbers]], list(computed))

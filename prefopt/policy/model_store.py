@@ -6,7 +6,6 @@ Used by the log-prob cache and by the embeddings of prompts.
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from prefopt.policy.rows.attention import NAME
 from prefopt.support.disk_store import Store
+from prefopt.support.files import write_whole
 from prefopt.support.fingerprints import fingerprint_tensors
 
 GIGABYTES = 8.0
@@ -76,9 +76,7 @@ def _write_note(folder: Path, model: PreTrainedModel, arithmetic: str) -> None:
         "dtype": str(weights.dtype).removeprefix("torch."),
         "arithmetic": arithmetic,
     }
-    staging = folder / f".{uuid.uuid4().hex}"
     with suppress(OSError):  # a run does not fail because a cache cannot be written
         if not (folder / "model.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            staging.write_text(json.dumps(note, indent=2))
-            os.replace(staging, folder / "model.json")
+            write_whole(folder / "model.json", json.dumps(note, indent=2))

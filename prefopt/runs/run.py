@@ -24,7 +24,7 @@ from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import is_empty, locked, unused
 from prefopt.support.logs import silence_telemetry
-from prefopt.support.plain import plain
+from prefopt.support.json_values import json_values
 from prefopt.support.profile import timed
 from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from prefopt.training.devices import computing, entered_on_main_process
@@ -171,8 +171,8 @@ def _conclude(folder: RunFolder, accelerator: Accelerator, before: Evaluation, a
             **({"stopped": training["stopped"]} if training["stopped"] else {}),
             "evaluated_on": training["evaluated_on"],
             "costs": training["costs"],
-            "before": _records(result.before) | plain(before.numbers),
-            "after": _records(result.after) | plain(after.numbers),
+            "before": _records(result.before) | json_values(before.numbers),
+            "after": _records(result.after) | json_values(after.numbers),
             "change": _records(result.change),
         }
         folder.write_summary(summary)
@@ -304,4 +304,4 @@ def _bare(trainer: Trainer) -> Policy | Scorer:
 
 
 def _records(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: plain(asdict(e)) for name, e in estimates.items()}
+    return {name: json_values(asdict(e)) for name, e in estimates.items()}

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from prefopt.data import Tokenised, collate
 from prefopt.data.ordering import Order, permutation
 from prefopt.data.selecting import KEPT_TIED, Ties, projected
-from prefopt.data.texts import plainly
+from prefopt.data.texts import decode_completion
 from prefopt.feedback import ask, foreseeing, together
 from prefopt.feedback.calling import Foreseeing, restore, state_of
 from prefopt.feedback.transforms import Fitted
@@ -230,7 +230,7 @@ class Rollouts:
         if not ids:
             raise PrefoptError("a sampler drew a completion without tokens; one has at least its end token")
         writing.ids.append(tuple(ids))
-        writing.texts.append(plainly(self.tokenizer, ids))
+        writing.texts.append(decode_completion(self.tokenizer, ids))
         writing.ended.append(ids[-1] in self.ends)
         writing.logps.append(logps)
 

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from prefopt import recipe
 from prefopt.support.files import unused
-from prefopt.support.plain import Number, plain
+from prefopt.support.json_values import Number, json_values
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Jsonl:
 
     def log(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Append a line; a killed process loses none that were written."""
-        self.file.write(json.dumps({"step": step, **plain(metrics)}) + "\n")
+        self.file.write(json.dumps({"step": step, **json_values(metrics)}) + "\n")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close the file."""
@@ -70,7 +70,7 @@ class WandbRun:
         """Send one step."""
         if self.run is not None:
             try:
-                self.run.log(plain(metrics), step=step)
+                self.run.log(json_values(metrics), step=step)
             except Exception as error:
                 self._give_up(error)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from prefopt import Needs, PrefoptError
 from prefopt.policy import find_model, load_policy, load_scorer, load_tokenizer, loading
@@ -216,3 +216,12 @@ def test_weights_of_another_shape(lm_folder, tokenizer, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PrefoptError, match="cannot load the model"):
         load_policy(Spec(model=str(folder)), tokenizer, seed=0)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    """transformers makes a tokenizer for it all the same, which knows its special tokens alone."""
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with torch.random.fork_rng():
+        BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(PrefoptError, match=r"has no tokenizer: save one there .* or name one in policy\.tokenizer"):
+        load_tokenizer(Spec(model=str(tmp_path)))

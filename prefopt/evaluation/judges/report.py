@@ -19,7 +19,7 @@ from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.judges.trust import Bounds
 from prefopt.recipe import Data, Opinion, Section
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plain import plain
+from prefopt.support.json_values import json_values
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import computing
 from prefopt.types import Estimate
@@ -75,8 +75,8 @@ class JudgeReport:
         content = {
             "identity": dict(self.identity),
             "confidence": self.confidence,
-            "estimates": {name: plain(asdict(e)) for name, e in self.estimates.items()},
-            "numbers": plain(self.numbers),
+            "estimates": {name: json_values(asdict(e)) for name, e in self.estimates.items()},
+            "numbers": json_values(self.numbers),
         }
         return json.dumps(content, indent=2, ensure_ascii=False)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data.texts import plainly
+from prefopt.data.texts import decode_completion
 from prefopt.feedback.judges.question import Answer, Question
 from prefopt.feedback.judges.texts import broken
 from prefopt.policy import Policy
@@ -201,7 +201,9 @@ class Reading:
         drawn = TransformersSampler(self.batch_size)(self.policy, ids, 1, settings, seeds)
         for n, own in enumerate(drawn.mask[:, 0]):
             tokens = drawn.completion_ids[n, 0][own].tolist()
-            yield Answer(text=plainly(self.tokenizer, tokens), prompt_tokens=len(ids[n]), completion_tokens=len(tokens))
+            yield Answer(
+                text=decode_completion(self.tokenizer, tokens), prompt_tokens=len(ids[n]), completion_tokens=len(tokens)
+            )
 
     @cached_property
     def _control(self) -> re.Pattern[str]:

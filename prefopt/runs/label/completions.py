@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from prefopt.data import DiskRows, Example, prompts, tokenise
-from prefopt.data.texts import plainly, texts
+from prefopt.data.texts import decode_completion, texts
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.parallel import draw
@@ -98,7 +98,7 @@ class Written:
         return [
             dataclasses.replace(
                 self.rows[number],
-                completions=tuple(plainly(self.tokenizer, one) for one in group),
+                completions=tuple(decode_completion(self.tokenizer, one) for one in group),
                 columns={**self.rows[number].columns, "ended": [one[-1] in self.ends for one in group]},
             )
             for number, group in zip(numbers, ids, strict=True)

@@ -1,14 +1,13 @@
 """From a verdict to rows of data, in the formats that `source.data` reads (docs/data.md)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from prefopt.data import Example
+from prefopt.support.json_values import json_values
 from prefopt.types import Verdict
 
 Row = dict[str, Any]
@@ -31,14 +30,14 @@ def written_out(
     notes = verdict.notes or [{}] * len(examples)
     return [
         {
-            "prompt": plainly(example.prompt),
-            "completions": plainly(example.completions),
-            "scores": plainly(verdict.scores[b]),
-            **({} if preference is None else {"preference": plainly(preference[b])}),
+            "prompt": json_values(example.prompt),
+            "completions": json_values(example.completions),
+            "scores": json_values(verdict.scores[b]),
+            **({} if preference is None else {"preference": json_values(preference[b])}),
             "group": example.group,
-            **plainly(_kept(example)),
-            **({"notes": plainly(notes[b])} if notes[b] else {}),
-            "provenance": plainly(provenance[b]),
+            **json_values(_kept(example)),
+            **({"notes": json_values(notes[b])} if notes[b] else {}),
+            "provenance": json_values(provenance[b]),
         }
         for b, example in enumerate(examples)
     ]
@@ -71,16 +70,3 @@ def _kept(example: Example) -> Row:
     given |= {"scores": example.scores} if example.scores is not None else {}
     given |= {"preference": example.preference} if example.preference is not None else {}
     return columns | ({"given": given} if given else {})
-
-
-def plainly(value: Any) -> Any:
-    """As JSON holds it: lists, text, numbers; NaN and infinity are null, what is nothing of the kind is its text."""
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): plainly(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plainly(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)

@@ -9,7 +9,7 @@ import torch
 
 from prefopt.data.formats import parse
 from prefopt.data.texts import texts
-from prefopt.runs.label.rows import judged, plainly, preferences, written_out
+from prefopt.runs.label.rows import judged, preferences, written_out
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Verdict
 
@@ -87,13 +87,3 @@ def test_soft_labels_by_hand():
 )
 def test_one_verdict_of_two_teaches_no_preference(scores, enough):
     assert judged({"scores": scores}) == enough
-
-
-def test_anything_becomes_json():
-    odd = {"a": torch.tensor([1.5, NAN]), 2: np.float32(0.5), "c": (None, True, {"d": math.inf}), "e": {1}}
-    assert json.loads(json.dumps(plainly(odd), allow_nan=False)) == {
-        "a": [1.5, None],
-        "2": 0.5,
-        "c": [None, True, {"d": None}],
-        "e": "{1}",
-    }
