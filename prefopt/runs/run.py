@@ -23,8 +23,8 @@ from prefopt.runs.progress import show_limit, shown
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import is_empty, locked, unused
-from prefopt.support.logs import silence_telemetry
 from prefopt.support.json_values import json_values
+from prefopt.support.logs import silence_telemetry
 from prefopt.support.profile import timed
 from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from prefopt.training.devices import computing, entered_on_main_process
