@@ -5,7 +5,8 @@ May import support, types and recipe.
 
 from prefopt.data.collating import collate
 from prefopt.data.disk_rows import DiskRows
-from prefopt.data.formats import FORMATS, Example, parse, prompts
+from prefopt.data.example import Example, prompts
+from prefopt.data.formats import FORMATS, parse
 from prefopt.data.loading import load_examples
 from prefopt.data.splits import Split, split
 from prefopt.data.tokenising import Report, Tokenised, preview, tokenise

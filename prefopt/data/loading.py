@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefopt.data.disk_rows import DiskRows
-from prefopt.data.formats import Example, parse, recognise
+from prefopt.data.example import Example
+from prefopt.data.formats import parse, recognise
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import load_object

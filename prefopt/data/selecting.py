@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
-from prefopt.data.formats import FORMATS, Matrix
+from prefopt.data.example import Matrix
+from prefopt.data.formats import FORMATS
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis, Needs
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prefopt.data.formats import Completion, Example
+from prefopt.data.example import Completion, Example
 from prefopt.support.errors import PrefoptError
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.text import Text
 
 from prefopt.data.disk_rows import DiskRows
-from prefopt.data.formats import Completion, Example, Matrix, select_matrix
+from prefopt.data.example import Completion, Example, Matrix, select_matrix
 from prefopt.data.texts import decode_everything
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis, Prompt

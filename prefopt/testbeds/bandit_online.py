@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefopt import recipe
 from prefopt.data import Tokenised
-from prefopt.data.formats import Example
+from prefopt.data.example import Example
 from prefopt.data.ordering import Shuffled
 from prefopt.data.selecting import Ties
 from prefopt.objectives.terms import Term

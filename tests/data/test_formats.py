@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data.formats import FORMATS, parse, prompts, recognise, shared_prefix
+from prefopt.data.example import prompts
+from prefopt.data.formats import FORMATS, parse, recognise, shared_prefix
 from prefopt.support.errors import PrefoptError
 
 

@@ -1,0 +1,108 @@
+"""An `Example`: one prompt with its completions and what is known about them, before tokenisation."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from prefopt.data.values import one_per_completion
+from prefopt.support.seeds import digested
+from prefopt.types import Axis, Message, Prompt, axis_of
+
+Completion = str | tuple[Message, ...]
+"""Plain text, or the turns that follow the prompt; the last one is the assistant's."""
+
+Matrix = tuple[tuple[float, ...], ...]
+"""K × K: row i, column j is P(y_i beats y_j)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its K completions and what is known about them, before tokenisation.
+
+    Attributes:
+        prompt: text, or the conversation so far.
+        completions: K of them; all text when the prompt is text, all tuples of messages when it is a conversation.
+        scores: K numbers, larger is better; None for a completion that has none, which makes it absent.
+        preference: K × K, P(y_i beats y_j).
+        group: rows of one group always go to the same split.
+        where: file and line, for error messages.
+        columns: every other column of the row. Those of completions or tokens are lists of K.
+        axes: of the columns that are not of the prompt; `prefopt.types.AXES` has those that need not be named.
+    """
+
+    prompt: Prompt
+    completions: tuple[Completion, ...] = ()
+    scores: tuple[float | None, ...] | None = None
+    preference: Matrix | None = None
+    group: str = ""
+    where: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return len(self.completions)
+
+    def axis(self, column: str) -> Axis:
+        """What the entries of a column belong to."""
+        return axis_of(column, self.axes)
+
+    def with_axes(self, axes: Mapping[str, Axis]) -> Self:
+        """The same example with the axes of its columns declared, as the objectives that read them declare them.
+
+        Raises:
+            PrefoptError: a column of completions or tokens does not have one entry for each completion.
+        """
+        if not axes or axes == self.axes:
+            return self
+        columns = {
+            name: value if axis_of(name, axes) == "prompt" else one_per_completion(value, name, self.size, self.where)
+            for name, value in self.columns.items()
+        }
+        return dataclasses.replace(self, columns=columns, axes=axes)
+
+    def select(self, order: Sequence[int]) -> Self:
+        """Only these completions, in this order, with their scores, preferences and columns."""
+        return dataclasses.replace(
+            self,
+            completions=tuple(self.completions[i] for i in order),
+            scores=None if self.scores is None else tuple(self.scores[i] for i in order),
+            preference=select_matrix(self.preference, order),
+            columns={
+                name: column if self.axis(name) == "prompt" else [column[i] for i in order]
+                for name, column in self.columns.items()
+            },
+        )
+
+    def scored(self, scores: tuple[float | None, ...]) -> Self:
+        """The same completions with these scores, and without preferences."""
+        return dataclasses.replace(self, scores=scores, preference=None)
+
+
+def select_matrix(matrix: Matrix | None, order: Sequence[int]) -> Matrix | None:
+    """The rows and columns with these numbers, in this order."""
+    return None if matrix is None else tuple(tuple(matrix[i][j] for j in order) for i in order)
+
+
+def prompts(examples: Sequence[Example]) -> Iterator[Example]:
+    """The distinct prompts, in order of first appearance, without completions: the input of rollouts."""
+    digests = digested((content_key(example.prompt) for example in examples), len(examples))
+    for number in np.sort(np.unique(digests, return_index=True)[1]):
+        example = examples[number]
+        yield dataclasses.replace(
+            example,
+            completions=(),
+            scores=None,
+            preference=None,
+            columns={name: value for name, value in example.columns.items() if example.axis(name) == "prompt"},
+        )
+
+
+def content_key(prompt: Prompt) -> str:
+    """A string that is equal for equal prompts."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
