@@ -172,9 +172,9 @@ def _turns(value: Any, name: str, where: str) -> Completion:
 
 
 def _align(
-    """Prompt and completions in one form; completions lose the turns of the prompt where they repeat them."""
+    prompt: Completion, completions: tuple[Completion, ...], where: str
 ) -> tuple[Prompt, tuple[Completion, ...]]:
-    """Prompt and completions both as text or both as conversations; completions without the turns of the prompt if they repeat them."""
+    """Prompt and completions in one form; completions lose the turns of the prompt where they repeat them."""
     conversations = [completion for completion in completions if not isinstance(completion, str)]
     if isinstance(prompt, str):
         if not conversations:
