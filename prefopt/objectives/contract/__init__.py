@@ -118,8 +118,8 @@ def _run(objective: Objective, name: str, check: Callable[[Case], Iterator[Findi
     try:
         yield from check(case)
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
-        yield "no exception", said + _where(objective, error), _undeclared(objective)
+        message = f"{type(error).__name__}: {error}".removesuffix(": ")
+        yield "no exception", message + _where(objective, error), _undeclared(objective)
 
 
 def _where(objective: Objective, error: Exception) -> str:

@@ -79,6 +79,7 @@ def make_case(
         preference=_preference(needs, shape, draw) if needs.preference else None,
         columns={name: _column(name, shape, draw, needs) for name in needs.columns},
         axes=needs.axes,
+        rewards=_turn_rewards(mask, seed) if needs.rollouts and needs.scores else None,
         named_scores={name: torch.rand(shape[:2], generator=draw, dtype=torch.float64) for name in needs.named_scores},
     )
 
@@ -111,6 +112,13 @@ def _scores(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) ->
         return torch.tensor([0.5, -0.5], dtype=torch.float64).repeat(shape[0])[: shape[0], None].repeat(1, shape[1])
     scores = torch.rand(shape[:2], generator=draw, dtype=torch.float64)
     return scores.sort(dim=1, descending=True).values if needs.ordered else scores
+
+
+def _turn_rewards(mask: Tensor, seed: int) -> Tensor:
+    """Of an objective that learns from rollouts: a reward at about every third token, whatever stands outside the mask."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    at = torch.rand(mask.shape, generator=draw) < 1 / 3
+    return torch.rand(mask.shape, generator=draw, dtype=torch.float64) * (at & mask)
 
 
 def _preference(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
