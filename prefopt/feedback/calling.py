@@ -1,9 +1,9 @@
-"""Calling a feedback: what it says is checked, how long it takes is limited, and its running numbers are kept."""
+"""What a feedback may be beside a function, and calling one: its verdict is checked and its time is limited."""
 
 import dataclasses
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,30 +50,135 @@ class Spending(Protocol):
 
 
 @runtime_checkable
-class Foreseeing(Protocol):
-    """What can be asked ahead, while the policy still writes other texts: it waits for somebody else, and remembers the answers."""
+class Prefetching(Protocol):
+    """What can be asked ahead, while the policy still writes other texts: a judge on a server, which remembers the answers."""
 
     @property
-    def foresees(self) -> bool:
+    def prefetches(self) -> bool:
         """Whether it does, the way it is set up."""
         ...
 
-    def ahead(
+    def prefetch(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Begin to ask in the background what it will be called with, among more."""
+        """Begin to ask in the background what it will be called with later, among more."""
         ...
 
 
-def state_of(part: Any) -> dict[str, Any]:
-    """The running numbers of a feedback or a part of one; {} where it has none."""
-    return part.state_dict() if isinstance(part, Stateful) else {}
+@runtime_checkable
+class Composite(Protocol):
+    """A feedback that is made of others: they are loaded, fitted and saved with it, and decide which processes call it."""
+
+    @property
+    def parts(self) -> Sequence[Any]:
+        """The feedbacks, or transforms, that it holds."""
+        ...
 
 
-def restore(part: Any, state: dict[str, Any]) -> None:
-    """Give back what `state_of` said."""
-    if isinstance(part, Stateful):
-        part.load_state_dict(state)
+@runtime_checkable
+class Collective(Protocol):
+    """What all processes may have to call together, because each does a share of the work."""
+
+    @property
+    def collective(self) -> bool:
+        """Whether they have to; otherwise the main process calls it, and all get its verdict."""
+        ...
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """What may score the same completion differently later. Without this, what is `Stateful` and not `Composite` does."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A feedback that samples of the reference may have to fix first: `Transformed`, with a `ReferenceNormalise`."""
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether `fit` is still to be called."""
+        ...
+
+    def fit(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Fix what is not fixed yet."""
+        ...
+
+
+ALONE = threading.Event()
+"""Set while the main process alone calls a feedback, and the others wait for its verdict."""
+
+
+def refuse_alone(name: str) -> None:
+    """Refuse a call by the main process alone of what all processes have to call, for it would wait for them for ever.
+
+    Raises:
+        PrefoptError: says how to tell that a feedback holds such a part.
+    """
+    if ALONE.is_set():
+        raise PrefoptError(
+            f"{name} is called by one process alone, and it shares its work among all: the feedback that calls it must list "
+            "it, with a property `parts` that returns the feedbacks that it holds"
+        )
+
+
+def parts_of(feedback: Any) -> Iterator[Any]:
+    """A feedback, its parts, and theirs."""
+    yield feedback
+    if isinstance(feedback, Composite):
+        for part in feedback.parts:
+            yield from parts_of(part)
+
+
+def is_unfitted(feedback: Any) -> bool:
+    """Whether it, or a part of it, is still to be fitted."""
+    if isinstance(feedback, Fitted):
+        return feedback.unfitted
+    return isinstance(feedback, Composite) and any(map(is_unfitted, feedback.parts))
+
+
+def fit(
+    feedback: Any,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[str]],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Fit it, or the parts of it, where that is still to be done."""
+    if isinstance(feedback, Fitted):
+        if feedback.unfitted:
+            feedback.fit(prompts, completions, rows)
+    elif isinstance(feedback, Composite):
+        for part in feedback.parts:
+            fit(part, prompts, completions, rows)
+
+
+def state_of(feedback: Any) -> dict[str, Any]:
+    """The running numbers of a feedback and its parts; {} where there are none."""
+    if isinstance(feedback, Stateful):
+        return feedback.state_dict()
+    return {"members": [state_of(part) for part in feedback.parts]} if isinstance(feedback, Composite) else {}
+
+
+def restore(feedback: Any, state: dict[str, Any]) -> None:
+    """Take up again what `state_of` returned.
+
+    Raises:
+        PrefoptError: it is the state of another number of parts.
+    """
+    if isinstance(feedback, Stateful):
+        feedback.load_state_dict(state)
+    elif isinstance(feedback, Composite):
+        name, parts, states = type(feedback).__name__, feedback.parts, state["members"]
+        if len(states) != len(parts):
+            raise PrefoptError(f"a state of {len(states)} members for a feedback {name} of {len(parts)}")
+        for part, own in zip(parts, states, strict=True):
+            restore(part, own)
 
 
 def run_feedback(

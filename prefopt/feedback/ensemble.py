@@ -8,9 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prefopt.feedback.calling import restore, run_feedback, state_of
-from prefopt.feedback.transforms import Fitted
-from prefopt.support.errors import PrefoptError
+from prefopt.feedback.calling import run_feedback
 from prefopt.types import Feedback, Prompt, Verdict
 
 
@@ -61,18 +59,15 @@ class Ensemble:
         Raises:
             PrefoptError: what a member raised, or that it returned something else than B × K numbers; says which member.
         """
-        said = [
-            run_feedback(member, f"{type(member).__name__} (member {i + 1})", prompts, completions, rows)
-            for i, member in enumerate(self.members)
-        ]
-        scores = torch.stack([verdict.scores.double().cpu() for verdict in said])  # [M, B, K]
+        verdicts = verdicts_of(self.members, prompts, completions, rows)
+        scores = torch.stack([verdict.scores.double().cpu() for verdict in verdicts])  # [M, B, K]
         spread = scores.std(0, correction=0)
-        preferences = [verdict.preference.cpu() for verdict in said if verdict.preference is not None]
-        everywhere = len(preferences) == len(said)
+        preferences = [verdict.preference.cpu() for verdict in verdicts if verdict.preference is not None]
+        everywhere = len(preferences) == len(verdicts)
         return Verdict(
             self._combined(scores).float(),
             torch.stack(preferences).mean(0) if everywhere else None,
-            [self._note(said, spread[b], b) for b in range(len(prompts))],
+            [self._note(verdicts, spread[b], b) for b in range(len(prompts))],
         )
 
     def _combined(self, scores: Tensor) -> Tensor:
@@ -83,36 +78,34 @@ class Ensemble:
         return mean - self.lam * scores.var(0, correction=0) if self.combine == "lcb" else mean
 
     @staticmethod
-    def _note(said: Sequence[Verdict], spread: Tensor, b: int) -> dict[str, Any]:
-        note: dict[str, Any] = {"std": [None if value != value else value for value in spread.tolist()]}
-        if any(verdict.notes for verdict in said):
-            note["members"] = [dict(verdict.notes[b]) if verdict.notes else {} for verdict in said]
-        return note
+    def _note(verdicts: Sequence[Verdict], spread: Tensor, b: int) -> dict[str, Any]:
+        return {"std": [None if value != value else value for value in spread.tolist()], **notes_of(verdicts, b)}
 
     @property
-    def unfitted(self) -> bool:
-        """Whether a member has something that samples of the reference have to fix first."""
-        return any(isinstance(member, Fitted) and member.unfitted for member in self.members)
+    def parts(self) -> Sequence[Any]:
+        """The members."""
+        return self.members
 
-    def fit(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Fix it, in every member that has it."""
-        for member in self.members:
-            if isinstance(member, Fitted) and member.unfitted:
-                member.fit(prompts, completions, rows)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The running numbers of the members."""
-        return {"members": [state_of(member) for member in self.members]}
+def verdicts_of(
+    members: Sequence[Feedback],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[str]],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[Verdict]:
+    """The verdict of each member.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again.
+    Raises:
+        PrefoptError: what a member raised, or that it returned something else than B × K numbers; says which member.
+    """
+    return [
+        run_feedback(member, f"{type(member).__name__} (member {i + 1})", prompts, completions, rows)
+        for i, member in enumerate(members)
+    ]
 
-        Raises:
-            PrefoptError: they are of another number of members.
-        """
-        if len(state["members"]) != len(self.members):
-            raise PrefoptError(f"a state of {len(state['members'])} members for an ensemble of {len(self.members)}")
-        for member, own in zip(self.members, state["members"], strict=True):
-            restore(member, own)
+
+def notes_of(verdicts: Sequence[Verdict], b: int) -> dict[str, Any]:
+    """The members' notes on prompt b, where they have any."""
+    if not any(verdict.notes for verdict in verdicts):
+        return {}
+    return {"members": [dict(verdict.notes[b]) if verdict.notes else {} for verdict in verdicts]}

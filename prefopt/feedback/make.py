@@ -2,16 +2,27 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
-from prefopt.feedback.calling import Foreseeing, Loadable, Spending, Stateful, run_feedback
+from prefopt.feedback.calling import (
+    ALONE,
+    Collective,
+    Composite,
+    Loadable,
+    Moving,
+    Prefetching,
+    Spending,
+    Stateful,
+    parts_of,
+    run_feedback,
+)
 from prefopt.feedback.ensemble import Ensemble
-from prefopt.feedback.judges.judge import SELF, Judge
+from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.panel import Panel
 from prefopt.feedback.reward_model import RewardModel
 from prefopt.feedback.rule import Rule
@@ -26,7 +37,7 @@ from prefopt.feedback.transforms import (
 )
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import LATER, check_call, make
+from prefopt.support.plugins import LATER, NotYet, check_call, make
 from prefopt.support.profile import timed
 from prefopt.types import Feedback, Prompt, Verdict
 
@@ -59,7 +70,7 @@ def make_feedback(
         PrefoptError: an unknown name or field (with the nearest known one), a value that cannot be, a model that cannot be loaded.
     """
     made = _made(spec, where, {"accelerator": accelerator, "live": live, "policy": live})
-    for part in _parts(made):
+    for part in parts_of(made):
         if isinstance(part, Loadable):
             part.load()
     return made
@@ -77,13 +88,13 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
         PrefoptError: says where, what, and what to do.
     """
     made = _made(spec, where, dict.fromkeys(("accelerator", "live", "policy"), LATER))
-    for part in _parts(made):
+    for part in parts_of(made):
         if isinstance(part, Loadable):
             try:
                 part.check()
             except PrefoptError as error:
                 raise PrefoptError(f"{where}: {error}") from error
-    moving = [type(part).__name__ for part in _parts(made) if _moves(part)]
+    moving = [type(part).__name__ for part in parts_of(made) if _moves(part)]
     if fixed and moving:
         raise PrefoptError(
             f"{where}: {moving[0]} has numbers that move with what it sees, so earlier and later scores could not be "
@@ -108,44 +119,47 @@ def ask(
         return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
 
 
-def foreseeing(feedback: Any) -> list[Foreseeing]:
-    """What there is in a feedback that can be asked ahead."""
-    return [part for part in _parts(feedback) if isinstance(part, Foreseeing) and part.foresees]
+def prefetching(feedback: Any) -> list[Prefetching]:
+    """The parts of a feedback that can be asked ahead."""
+    return [part for part in parts_of(feedback) if isinstance(part, Prefetching) and part.prefetches]
 
 
 def together(feedback: Any, accelerator: Accelerator, call: Callable[[], T]) -> T:
-    """What a call of this feedback comes to, the same on all processes.
+    """The result of a call of this feedback, the same on all processes.
 
-    A reward model deals its work to all of them, so all call it. Anything else is called by the main process alone: a judge is paid
-    once, and a verdict with chance in it is the same everywhere.
+    Where a part of it is `Collective`, as a reward model is, all processes call it. Anything else is called by the main process
+    alone: a judge is paid once, and a verdict with chance in it is the same everywhere.
 
     Raises:
         PrefoptError: on every process, for the others would wait for ever.
     """
-    if accelerator.num_processes == 1 or any(isinstance(part, RewardModel) for part in _parts(feedback)):
+    collective = any(isinstance(part, Collective) and part.collective for part in parts_of(feedback))
+    if accelerator.num_processes == 1 or collective:
         return call()
-    said: list[Any] = [None, ""]
+    outcome: list[Any] = [None, ""]
     if accelerator.is_main_process:
+        ALONE.set()
         try:
-            said = [call(), ""]
+            outcome = [call(), ""]
         except PrefoptError as error:
-            said = [None, str(error)]
-    answer, wrong = broadcast_object_list(said)
-    if wrong:
-        raise PrefoptError(wrong)
-    return answer
+            outcome = [None, str(error)]
+        finally:
+            ALONE.clear()
+    result, error_message = broadcast_object_list(outcome)
+    if error_message:
+        raise PrefoptError(error_message)
+    return result
 
 
 def reward_models(feedback: Any) -> dict[str, Scorer]:
     """The reward models in a feedback, by the names of their checkpoints: a manifest keeps their fingerprints."""
-    found = [part for part in _parts(feedback) if isinstance(part, RewardModel)]
-    return {str(part.model): part.scorer for part in found}
+    return {str(part.model): part.scorer for part in parts_of(feedback) if isinstance(part, RewardModel)}
 
 
 def spent_by(feedback: Any) -> dict[str, float]:
     """What a feedback and all its parts have used so far, by name: calls, tokens, money."""
     total: Counter[str] = Counter()
-    for part in _parts(feedback):
+    for part in parts_of(feedback):
         if isinstance(part, Spending):
             total.update(part.spent)
     return dict(total)
@@ -158,6 +172,11 @@ def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Tran
     if inspect.isroutine(feedback):
         feedback = Rule(spec.name)
     check_call(feedback.function if isinstance(feedback, Rule) else feedback, CALLED_WITH, f"{where}: {spec.name}")
+    if members and not isinstance(feedback, Composite | NotYet):
+        raise PrefoptError(
+            f"{where}: {spec.name} is given members and does not say what it holds: give it a property `parts` that returns "
+            "them, so that they are loaded, fitted and saved, and called by all processes where they have to be"
+        )
     accelerator = {"accelerator": running["accelerator"]}
     transforms = tuple(
         make(
@@ -174,21 +193,8 @@ def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Tran
     return Transformed(feedback, transforms, name, spec.timeout)
 
 
-def _parts(feedback: Any) -> Iterator[Any]:
-    """A feedback, its transforms, and those of its members."""
-    yield feedback
-    if isinstance(feedback, Transformed):
-        yield from _parts(feedback.feedback)
-        yield from feedback.transforms
-    if isinstance(feedback, Ensemble | Panel):
-        for member in feedback.members:
-            yield from _parts(member)
-
-
 def _moves(part: Any) -> bool:
-    """Whether it has running numbers of its own, waits for samples to fix them, or is the policy itself."""
-    if isinstance(part, ReferenceNormalise):
-        return part.unfitted
-    if isinstance(part, Judge):
-        return part.model == SELF
-    return isinstance(part, Stateful) and not isinstance(part, Transformed | Ensemble | Panel)
+    """Whether it may score the same completion differently later: it has running numbers, or is the policy itself."""
+    if isinstance(part, Moving):
+        return part.moves
+    return isinstance(part, Stateful) and not isinstance(part, Composite)

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from prefopt.feedback.calling import run_feedback
-from prefopt.feedback.ensemble import Ensemble
+from prefopt.feedback.ensemble import notes_of, verdicts_of
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 
@@ -57,53 +55,32 @@ class Panel:
             raise PrefoptError(
                 f"a panel's {self.combine} needs at least two completions of each prompt, or combine: mean"
             )
-        said = [
-            run_feedback(member, f"{type(member).__name__} (member {m + 1})", prompts, completions, rows)
-            for m, member in enumerate(self.members)
-        ]
-        wins = torch.stack([_wins(verdict) for verdict in said])  # [M, B, K, K], NaN where there is no verdict
+        verdicts = verdicts_of(self.members, prompts, completions, rows)
+        wins = torch.stack([_wins(verdict) for verdict in verdicts])  # [M, B, K, K], NaN where there is no verdict
         votes = _votes(wins - 0.5)
-        weights = _weights(votes) if self.combine == "agreement" else torch.full((len(said),), 1 / len(said)).double()
+        weights = (
+            _weights(votes) if self.combine == "agreement" else torch.full((len(verdicts),), 1 / len(verdicts)).double()
+        )
         combined = _weighted(votes if self.combine == "majority" else wins, weights)
         if self.combine == "majority":
             combined = _votes(combined - 0.5)
-        scores = torch.stack([verdict.scores.double().cpu() for verdict in said])
+        scores = torch.stack([verdict.scores.double().cpu() for verdict in verdicts])
         return Verdict(
             (scores.nanmean(0) if self.combine == "mean" else combined.nanmean(-1)).float(),
             combined.nan_to_num(0.5).clamp(0, 1).float(),
-            [self._note(said, _disagreement(votes[:, b]), weights, b) for b in range(len(prompts))],
+            [self._note(verdicts, _disagreement(votes[:, b]), weights, b) for b in range(len(prompts))],
         )
 
-    def _note(self, said: Sequence[Verdict], disagreement: float, weights: Tensor, b: int) -> dict[str, Any]:
+    def _note(self, verdicts: Sequence[Verdict], disagreement: float, weights: Tensor, b: int) -> dict[str, Any]:
         note: dict[str, Any] = {"weights": weights.tolist()}
         if not math.isnan(disagreement):
             note["disagreement"] = disagreement
-        if any(verdict.notes for verdict in said):
-            note["members"] = [dict(verdict.notes[b]) if verdict.notes else {} for verdict in said]
-        return note
-
-    @cached_property
-    def _together(self) -> Ensemble:
-        return Ensemble(self.members)
+        return note | notes_of(verdicts, b)
 
     @property
-    def unfitted(self) -> bool:
-        """Whether a member has something that samples of the reference have to fix first."""
-        return self._together.unfitted
-
-    def fit(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Fix it, in every member that has it."""
-        self._together.fit(prompts, completions, rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The running numbers of the members."""
-        return self._together.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again."""
-        self._together.load_state_dict(state)
+    def parts(self) -> Sequence[Any]:
+        """The members."""
+        return self.members
 
 
 def _wins(verdict: Verdict) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import Example, collate, tokenise
+from prefopt.feedback.calling import refuse_alone
 from prefopt.policy import Scorer, find_scorer, load_scorer, load_tokenizer
 from prefopt.policy.parallel import forward
 from prefopt.support.errors import PrefoptError
@@ -62,6 +63,7 @@ class RewardModel:
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     remote_code: bool = False
     accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
+    collective: ClassVar[bool] = True
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
@@ -69,21 +71,22 @@ class RewardModel:
         """Scores [B, K], on the CPU.
 
         Raises:
-            PrefoptError: it cannot be loaded, or its tokenizer has no chat template for a conversation.
+            PrefoptError: it cannot be loaded, its tokenizer has no chat template for a conversation, or one of several processes
+                calls it alone.
         """
+        refuse_alone(f"the reward model {self._checkpoints[0][0]}")
         width = max((len(texts) for texts in completions), default=0)
         scores = torch.full((len(prompts), width), math.nan)
         # One example for each completion, so that its number says whose it is whatever the tokenisation drops.
         places = [(b, k) for b, texts in enumerate(completions) for k in range(len(texts))]
         examples = [self._example(prompts[b], completions[b][k], rows[b], b) for b, k in places]
-        found, _ = tokenise(examples, self._tokenizer, self.max_prompt_tokens, self.max_completion_tokens)
-        if found:
-            batch = collate(found)
-            said = forward(self.scorer, batch, Needs(rewards=True), self.batch_size, self._accelerator)
-            assert said.rewards is not None
-            b, k = torch.tensor([places[row.row] for row in found]).T
-            scores = scores.to(said.rewards.dtype)
-            scores[b, k] = said.rewards[:, 0].cpu()
+        tokenised, _ = tokenise(examples, self._tokenizer, self.max_prompt_tokens, self.max_completion_tokens)
+        if tokenised:
+            outputs = forward(self.scorer, collate(tokenised), Needs(rewards=True), self.batch_size, self._accelerator)
+            assert outputs.rewards is not None
+            b, k = torch.tensor([places[row.row] for row in tokenised]).T
+            scores = scores.to(outputs.rewards.dtype)
+            scores[b, k] = outputs.rewards[:, 0].cpu()
         empty = [
             sum(map(math.isnan, line[: len(texts)])) for line, texts in zip(scores.tolist(), completions, strict=True)
         ]

@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from prefopt import recipe
-from prefopt.feedback.calling import refuse_infinite, restore, run_feedback, state_of
+from prefopt.feedback.calling import fit, is_unfitted, refuse_infinite, restore, run_feedback, state_of
 from prefopt.policy import find_model, load_tokenizer
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
@@ -214,6 +214,8 @@ class ReferenceNormalise:
         """Whether gain and bias are still to be found."""
         return self.gain is None
 
+    moves = unfitted
+
     def fit(self, scores: Tensor) -> None:
         """Fix gain and bias by scores of reference samples, of any shape; NaN is left out.
 
@@ -335,10 +337,14 @@ class Transformed:
         )
 
     @property
+    def parts(self) -> Sequence[Any]:
+        """The feedback and its transforms."""
+        return (self.feedback, *self.transforms)
+
+    @property
     def unfitted(self) -> bool:
         """Whether a `ReferenceNormalise` in it wants `fit` to be called before anything is scored."""
-        inner = isinstance(self.feedback, Fitted) and self.feedback.unfitted
-        return inner or any(
+        return is_unfitted(self.feedback) or any(
             isinstance(transform, ReferenceNormalise) and transform.unfitted for transform in self.transforms
         )
 
@@ -350,8 +356,7 @@ class Transformed:
             completions: K samples of the reference for each.
             rows: the other columns of each, as for a call.
         """
-        if isinstance(self.feedback, Fitted) and self.feedback.unfitted:
-            self.feedback.fit(prompts, completions, rows)
+        fit(self.feedback, prompts, completions, rows)
         if not self.unfitted:
             return
         scores = self._raw(prompts, completions, rows).scores
@@ -378,20 +383,6 @@ class Transformed:
     def _raw(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Verdict:
         name = self.name or type(self.feedback).__name__
         return run_feedback(self.feedback, name, prompts, completions, rows, self.timeout)
-
-
-@runtime_checkable
-class Fitted(Protocol):
-    """A feedback with parts that samples of the reference have to fix first: `Transformed`, and what is made of several."""
-
-    @property
-    def unfitted(self) -> bool:
-        """Whether `fit` is still to be called."""
-        ...
-
-    def fit(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> None:
-        """Fix what is not fixed yet."""
-        ...
 
 
 def _applied(transform: Transform, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:

@@ -17,9 +17,8 @@ from prefopt.data import Tokenised, collate
 from prefopt.data.ordering import Order, permutation
 from prefopt.data.selecting import KEPT_TIED, Ties, projected
 from prefopt.data.texts import decode_completion
-from prefopt.feedback import ask, foreseeing, together
-from prefopt.feedback.calling import Foreseeing, restore, state_of
-from prefopt.feedback.transforms import Fitted
+from prefopt.feedback import ask, prefetching, together
+from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.policy.parallel import draw
@@ -137,7 +136,7 @@ class Rollouts:
 
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
-        unfitted = [f for f in self.feedback.values() if isinstance(f, Fitted) and f.unfitted]
+        unfitted = [f for f in self.feedback.values() if is_unfitted(f)]
         if not unfitted:
             return
         chosen = permutation(len(self.rows), self.seed, -1)[: 2 * self.batch_size].tolist()
@@ -145,7 +144,7 @@ class Rollouts:
         shown = _shown(self._write([self.rows[i] for i in chosen], writers, "fit"))
         try:
             for feedback in unfitted:
-                together(feedback, self.accelerator, partial(feedback.fit, *shown))
+                together(feedback, self.accelerator, partial(fit, feedback, *shown))
         except PrefoptError as error:
             raise PrefoptError(f"{error}{self._saved(*shown[:2])}") from error
 
@@ -184,14 +183,14 @@ class Rollouts:
             usable = varied
         return usable
 
-    def _judges(self) -> list[Foreseeing]:
+    def _judges(self) -> list[Prefetching]:
         """Who can be asked while the rest is written: those elsewhere, where the sampler draws a batch in parts anyway."""
         if not isinstance(self.sampler, TransformersSampler):
             return []
-        return [part for feedback in self.feedback.values() for part in foreseeing(feedback)]
+        return [part for feedback in self.feedback.values() for part in prefetching(feedback)]
 
     def _write(
-        self, rows: Sequence[Tokenised], writers: Sequence[Writer], turn: int | str, judges: Sequence[Foreseeing] = ()
+        self, rows: Sequence[Tokenised], writers: Sequence[Writer], turn: int | str, judges: Sequence[Prefetching] = ()
     ) -> list[Writing]:
         """What these writers write on these prompts; the judges are asked of each part while the next is written."""
         writings = [Writing(row) for row in rows]
@@ -204,7 +203,7 @@ class Rollouts:
             part = places[start : start + size]
             self._fill(part, writers, turn)
             for judge in judges if self.accelerator.is_main_process else ():
-                judge.ahead(*_shown([writing for _, writing in part]))
+                judge.prefetch(*_shown([writing for _, writing in part]))
         return writings
 
     def _fill(self, places: Sequence[tuple[int, Writing]], writers: Sequence[Writer], turn: int | str) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from prefopt import PrefoptError, Verdict
 from prefopt.feedback import Clip, Ensemble, Normalise, ReferenceNormalise, Transformed
+from prefopt.feedback.calling import restore, state_of
 
 PROMPTS, TEXTS, ROWS = ["p", "q"], [["a", "b"], ["c", "d"]], [{}, {}]
 SAID = ([[1.0, 2.0], [0.0, math.nan]], [[3.0, 2.0], [0.5, 1.0]], [[5.0, -4.0], [1.0, 1.0]])
@@ -63,7 +64,7 @@ def test_fits_and_restores_its_members():
     assert not outer.unfitted
     outer(PROMPTS, TEXTS, ROWS)
     Transformed(other).load_state_dict(outer.state_dict())
-    assert one.state_dict() == other.state_dict()
-    assert one.state_dict()["members"][0]["transforms"][1]["count"] == 4
-    with pytest.raises(PrefoptError, match="a state of 2 members for an ensemble of 3"):
-        Ensemble((*one.members, member(SAID[0]))).load_state_dict(one.state_dict())
+    assert state_of(one) == state_of(other)
+    assert state_of(one)["members"][0]["transforms"][1]["count"] == 4
+    with pytest.raises(PrefoptError, match="a state of 2 members for a feedback Ensemble of 3"):
+        restore(Ensemble((*one.members, member(SAID[0]))), state_of(one))

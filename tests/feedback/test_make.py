@@ -15,6 +15,7 @@ from prefopt.feedback import (
     Rule,
     check_feedback,
     make_feedback,
+    reward_models,
 )
 
 GIVEN = ["the film was", "a room is"], [["good", "bad ."], ["cold", "a b c d e"]], [{}, {}]
@@ -61,6 +62,20 @@ class Counting:
 
 def single(text):
     return len(text)
+
+
+@dataclass
+class First:
+    members: tuple
+
+    def __call__(self, prompts, completions, rows):
+        return self.members[0](prompts, completions, rows)
+
+
+class Whole(First):
+    @property
+    def parts(self):
+        return self.members
 
 
 class Asking:
@@ -253,3 +268,19 @@ def test_a_timeout_names_the_section(tmp_path, accelerator):
 
 def test_every_name_is_that_of_its_class():
     assert all(name == cls.__name__ and cls.__doc__ for name, cls in (FEEDBACKS | TRANSFORMS).items())
+
+
+def test_a_composite_of_ones_own_is_loaded_fitted_saved_and_refused_as_a_measure(own, accelerator, scorer_folder):
+    scorer = {"name": "RewardModel", "model": str(scorer_folder), "transforms": "ReferenceNormalise"}
+    members = [{"name": f"{own}:Whole", "members": [scorer]}, f"{own}:Counting"]
+    spec = section(name=f"{own}:Whole", members=members)
+    with pytest.raises(PrefoptError, match="ReferenceNormalise has numbers that move"):
+        check_feedback(spec, fixed=True)
+    made, again = make_feedback(spec, accelerator), make_feedback(spec, accelerator)
+    assert made.unfitted and list(reward_models(made)) == [str(scorer_folder)]
+    made.fit(*GIVEN)
+    assert not made.unfitted and made(*GIVEN).scores.double().std(correction=0).item() == pytest.approx(1, rel=1e-4)
+    again.load_state_dict(made.state_dict())
+    assert again(*GIVEN).scores.equal(made(*GIVEN).scores)
+    with pytest.raises(PrefoptError, match=r"where: .*First is given members .* a property `parts`"):
+        check_feedback(section(name=f"{own}:First", members=members), "where")

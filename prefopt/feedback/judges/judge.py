@@ -136,11 +136,16 @@ class Judge:
         return self.how.judge(self.text, self._manner, self._answers, prompts, completions, rows)
 
     @property
-    def foresees(self) -> bool:
+    def moves(self) -> bool:
+        """Whether it is the policy that is being trained."""
+        return self.model == SELF
+
+    @property
+    def prefetches(self) -> bool:
         """Whether somebody else answers, and there is a `Memory`."""
         return self.server is not None
 
-    def ahead(
+    def prefetch(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
     ) -> None:
         """Ask a server now, in the background, what it is to be asked about these; whoever calls the judge later waits for it.
@@ -148,14 +153,14 @@ class Judge:
         What goes wrong is left to that call, which asks once more; until then no more is asked ahead.
         """
         assert isinstance(self.asked, Memory)
-        foresee = self.asked.foresee
+        prefetch = self.asked.prefetch
 
         def ask() -> None:
             with IN_TURN:
                 if self._failed.is_set():
                     return
                 try:
-                    self.how.judge(self.text, self._manner, foresee, prompts, completions, rows)
+                    self.how.judge(self.text, self._manner, prefetch, prompts, completions, rows)
                 except Exception:  # whatever it is, the call meets it again
                     self._failed.set()
 

@@ -109,7 +109,7 @@ class Memory:
         self.budget = budget or Budget()
         self.spent = Spent()
         self._answered = 0
-        self._foreseen: Counter[bytes] = Counter()  # how often each question will be asked once more
+        self._prefetched: Counter[bytes] = Counter()  # how often each question will be asked once more
         self._unanswered: dict[bytes, Answer] = {}  # those of them that got no answer
         self._lock = threading.Lock()
 
@@ -130,14 +130,14 @@ class Memory:
         """
         return in_order(self.ask(questions))
 
-    def foresee(self, questions: Sequence[Question]) -> list[Answer]:
+    def prefetch(self, questions: Sequence[Question]) -> list[Answer]:
         """`answers` to what will be asked once more: that is no hit then, and what has no answer is not asked for again."""
         keys = [_key(self.identity, question) for question in questions]
 
         def noted() -> Iterator[tuple[int, Answer]]:
             for i, answer in self._ask(questions, Counter()):
                 with self._lock:
-                    self._foreseen[keys[i]] += 1
+                    self._prefetched[keys[i]] += 1
                     if not _is_answer(answer):
                         self._unanswered[keys[i]] = answer
                 yield i, answer
@@ -150,9 +150,9 @@ class Memory:
         Raises:
             PrefoptError: the budget is spent, the backend cannot go on, or the file cannot be used; what came before is kept.
         """
-        return self._ask(questions, self._foreseen)
+        return self._ask(questions, self._prefetched)
 
-    def _ask(self, questions: Sequence[Question], foreseen: Counter[bytes]) -> Iterator[tuple[int, Answer]]:
+    def _ask(self, questions: Sequence[Question], prefetched: Counter[bytes]) -> Iterator[tuple[int, Answer]]:
         identity = self.identity
         places: dict[bytes, list[int]] = {}
         for i, question in enumerate(questions):
@@ -161,11 +161,11 @@ class Memory:
         with closing(self._open()) as disk:
             missing: list[bytes] = []
             for key, same in places.items():
-                answer = self._recall(disk, key) or (self._unanswered.pop(key, None) if key in foreseen else None)
+                answer = self._recall(disk, key) or (self._unanswered.pop(key, None) if key in prefetched else None)
                 if answer is None:
                     missing.append(key)
                 else:
-                    yield from ((i, answer) for i in self._hits(len(same) - foreseen.pop(key, 0), same))
+                    yield from ((i, answer) for i in self._hits(len(same) - prefetched.pop(key, 0), same))
             for key, answer in self._bought(missing, [questions[places[key][0]] for key in missing]):
                 answer = self._keep(disk, key, judge, answer)
                 yield places[key][0], answer

@@ -265,7 +265,7 @@ def rows(folder):
 def test_what_was_asked_ahead_is_no_hit(tmp_path, parts):
     plain, ahead = Memory(Counting(), tmp_path / "plain"), Memory(Counting(), tmp_path / "ahead")
     for part in parts:
-        ahead.foresee([question(text) for text in part])
+        ahead.prefetch([question(text) for text in part])
     for memory in (plain, ahead):
         memory.answers([question(text) for part in parts for text in part])
     assert plain.spent == ahead.spent == Spent(2, 20, 4, hits=sum(map(len, parts)) - 2)
@@ -280,7 +280,7 @@ def test_what_has_no_answer_ahead_is_not_paid_twice(tmp_path):
                 yield i, dataclasses.replace(answer, logps=None, text=None)
 
     memory = Memory(Silent(), tmp_path)
-    assert memory.foresee(many(2)) == memory.answers(many(2))
+    assert memory.prefetch(many(2)) == memory.answers(many(2))
     assert memory.spent.calls == 2
     memory.answers(many(1))
     assert memory.spent.calls == 3, "a call of its own asks again"
@@ -289,7 +289,7 @@ def test_what_has_no_answer_ahead_is_not_paid_twice(tmp_path):
 def test_what_failed_ahead_is_asked_again(tmp_path):
     memory = Memory(Counting(fails_after=1), tmp_path)
     with pytest.raises(PrefoptError, match="gone"):
-        memory.foresee([question("one"), question("two")])
+        memory.prefetch([question("one"), question("two")])
     memory.backend = Counting()
     memory.answers([question("one"), question("two")])
     assert memory.spent.calls == 2 and not memory.spent.hits
