@@ -13,6 +13,7 @@ from prefopt.data.example import Example
 from prefopt.data.formats import parse, recognise
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.given import Given, as_rows, refuse_text_of_object
 from prefopt.support.plugins import load_object
 
 Row = tuple[str, Mapping[str, Any]]
@@ -34,7 +35,8 @@ def load_examples(
 
     Args:
         data: a .jsonl, .json, .csv or .parquet file, a glob of them, or a list of these; or a function that yields
-            rows, `module.path:function` or `file.py:function`; or the id of a data set on the Hugging Face hub.
+            rows, `module.path:function` or `file.py:function`; or the id of a data set on the Hugging Face hub; or a `Given`
+            list of dicts, `pandas.DataFrame`, `datasets.Dataset` or function.
         arguments: keyword arguments of the function, or of `datasets.load_dataset`.
         split: of a hub data set, its split; of anything else, only the rows whose `split` column has this value.
         folder: where files are looked for before the working directory: the folder of the recipe that names them.
@@ -52,7 +54,7 @@ def load_examples(
     examples = DiskRows.of(
         example
         for part in parts
-        for rows in _sources(str(part), arguments, split, folder)
+        for rows in _sources(part if isinstance(part, str) else str(part), arguments, split, folder)
         for example in _parsed(rows if change is None else _adapted(rows, change, str(adapt)))
     )
     if not examples and not rows_awaited():
@@ -76,8 +78,12 @@ def _parsed(rows: Iterator[Row]) -> Iterator[Example]:
 
 def _sources(data: str, arguments: dict[str, Any], split: str | None, folder: Path | None) -> Iterator[Iterator[Row]]:
     """The rows of each file, function or data set that `data` names."""
+    refuse_text_of_object(data, "source.data")
     path = Path(data)
-    if path.suffix in _READERS:
+    if isinstance(data, Given):
+        rows = _given(data, arguments)
+        yield rows if split is None else _only(rows, split, data)
+    elif path.suffix in _READERS:
         for file in _files(data, folder):
             rows = _READERS[file.suffix](file)
             yield rows if split is None else _only(rows, split, str(file))
@@ -261,6 +267,18 @@ def _adapted(rows: Iterator[Row], change: Callable[..., Any], name: str) -> Iter
             ) from error
         if changed is not None:
             yield where, _mapping(changed, where)
+
+
+def _given(data: Given, arguments: dict[str, Any]) -> Iterator[Row]:
+    """The rows of an object from Python: a list of dicts, a table, or a function that yields them."""
+    rows = as_rows(data.object)
+    if rows is None and not callable(data.object):
+        raise PrefoptError(
+            f"{data} is no list of dicts, pandas.DataFrame, datasets.Dataset or function that yields rows"
+        )
+    if rows is None:
+        return _called(data, arguments, None)
+    return ((f"{data}: row {number}", _mapping(row, f"{data}: row {number}")) for number, row in enumerate(rows, 1))
 
 
 def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[Row]:

@@ -30,6 +30,7 @@ from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.scorer import Scorer
 from prefopt.support.downloads import HUB_ID, is_awaited, note_model
 from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given, refuse_text_of_object
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
 
@@ -50,6 +51,11 @@ def find_model(names: Sequence[str]) -> str:
         PrefoptError: none is on disk and the hub has none, or cannot be reached; says how to get one.
     """
     for name in names:
+        refuse_text_of_object(name)
+        if isinstance(name, Given):
+            if not isinstance(name.object, PreTrainedModel):
+                raise PrefoptError(f"{name} is no model of transformers: {HOW_TO_GET_ONE}")
+            return name
         folder = Path(name).expanduser()
         for place in (folder / "policy", folder):
             if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
@@ -96,6 +102,8 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
         PrefoptError: there is none, or it cannot be loaded.
     """
     name = spec.tokenizer or find_model(spec.model)
+    if isinstance(name, Given):
+        return _given_tokenizer(name)
     tokenizer: PreTrainedTokenizerBase = _loaded(
         name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=spec.remote_code)
     )
@@ -105,6 +113,12 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
             f"{name} has no tokenizer: save one there (tokenizer.save_pretrained), or name one in policy.tokenizer"
         )
     return tokenizer
+
+
+def _given_tokenizer(name: Given) -> PreTrainedTokenizerBase:
+    if not isinstance(name.object, PreTrainedTokenizerBase):
+        raise PrefoptError(f"{name} brings no tokenizer: give one in policy.tokenizer, by name or loaded")
+    return name.object
 
 
 def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> Policy:
@@ -239,7 +253,7 @@ def without_dropout(config: Any) -> Any:
 
 def _load(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
     name = find_model(spec.model)
-    model = _loaded(name, "model", lambda: _from_folder(auto, name, spec, config))
+    model = _loaded(name, "model", lambda: _model(auto, name, spec, config))
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
@@ -247,6 +261,29 @@ def _load(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
         _ignore_renaming()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
+    """From disk or the hub; of a model that is loaded already a copy, so that its owner's stays as it is."""
+    if not isinstance(name, Given):
+        return _from_folder(auto, name, spec, changes)
+    model: Any = name.object
+    suits = {
+        AutoModelForCausalLM: model.can_generate(),
+        AutoModelForSequenceClassification: type(model).__name__.endswith("ForSequenceClassification"),
+    }
+    if not suits.get(auto, True):
+        raise PrefoptError(
+            f"{name} is of class {type(model).__name__}, and {auto.__name__} makes others: load it with that"
+        )
+    if model.config.num_labels != changes.get("num_labels", model.config.num_labels):
+        raise PrefoptError(f"{name} is a classifier with {model.config.num_labels} outputs; a scorer has one")
+    model = deepcopy(model).to(getattr(torch, spec.dtype))
+    for module in model.modules():
+        without_dropout(module)
+    model.name_or_path = ""  # it may have been changed since it was loaded, so an adapter is saved merged into it
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:

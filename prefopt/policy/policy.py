@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,8 +196,11 @@ class Policy(nn.Module):
 
 
 def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """The weights, or the adapter alone."""
-    if isinstance(model, PeftModel):  # adapters add no tokens; to find that out, peft would ask the hub for the base
+    """The weights, or the adapter alone; of a model that came from nowhere on disk, the weights with the adapter merged in."""
+    if isinstance(model, PeftModel) and not model.peft_config["default"].base_model_name_or_path:
+        merged: Any = deepcopy(model).merge_and_unload()
+        merged.save_pretrained(str(folder))
+    elif isinstance(model, PeftModel):  # adapters add no tokens; to find that out, peft would ask the hub for the base
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         model.save_pretrained(str(folder))

@@ -4,6 +4,7 @@ May be imported by every room; imports support alone.
 """
 
 from prefopt.recipe.explaining import Described, describe, explain
+from prefopt.recipe.names import Callback, Metric, Named, Names
 from prefopt.recipe.reading import (
     BUILT_IN,
     checked,
@@ -12,6 +13,7 @@ from prefopt.recipe.reading import (
     load,
     load_recipe,
     read,
+    recipe_from,
     refined,
     sections_of,
 )
@@ -22,9 +24,9 @@ from prefopt.recipe.schema import (
     Critic,
     Data,
     Embeddings,
+    Environment,
     Evaluate,
     Feedback,
-    Names,
     Opinion,
     Policy,
     Recipe,
@@ -46,12 +48,16 @@ __all__ = [
     "BUILT_IN",
     "WRITERS",
     "Adapter",
+    "Callback",
     "Critic",
     "Data",
     "Described",
     "Embeddings",
+    "Environment",
     "Evaluate",
     "Feedback",
+    "Metric",
+    "Named",
     "Names",
     "Opinion",
     "Policy",
@@ -76,6 +82,7 @@ __all__ = [
     "load",
     "load_recipe",
     "read",
+    "recipe_from",
     "refined",
     "sections_of",
     "with_new_names",

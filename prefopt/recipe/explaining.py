@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from prefopt.recipe.schema import Feedback, Recipe, Source, Term, Transform
+from prefopt.recipe.names import Callback, Metric
+from prefopt.recipe.schema import Environment, Feedback, Recipe, Source, Term, Transform
 from prefopt.support.errors import nearest
 
 
@@ -93,11 +94,15 @@ def _kind(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         words = [_kind(part) for part in parts]
         return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
+    if origin is dict:
+        return "mapping"
     if origin is tuple:
+        if typing.get_origin(parts[0]) is typing.Annotated:
+            parts = (typing.get_args(parts[0])[0], *parts[1:])
         lists: dict[Any, str] = {str: "text or list"}
-        lists |= dict.fromkeys((Term, Transform, Feedback), "name, section or list")
+        lists |= dict.fromkeys((Term, Transform, Feedback, Callback), "name, section or list")
         return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
-    if annotation is Feedback:
+    if annotation in (Feedback, Metric, Environment):
         return "name or section"
     if _sections_in(annotation):
         return "section"

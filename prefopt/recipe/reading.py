@@ -14,9 +14,11 @@ import yaml
 from pydantic import ValidationError
 
 from prefopt.recipe.explaining import explain
+from prefopt.recipe.names import named_section
 from prefopt.recipe.renamed import with_new_name, with_new_names
-from prefopt.recipe.schema import Recipe, Section, named_section
+from prefopt.recipe.schema import Recipe, Section
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.given import Given
 
 BUILT_IN = {"pocket": str(Path(__file__).parent.parent / "testbeds" / "pocket" / "lm")}
 """Variables that every recipe has: the folder of the pocket language model."""
@@ -32,6 +34,8 @@ WHOLE = {"objective", "feedback", "cost", "judge", "evaluate.gold", "evaluate.ju
 
 
 Kind = typing.TypeVar("Kind", bound=Section)
+
+NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def sections_of(path: str | Path) -> set[str]:
@@ -65,6 +69,36 @@ def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> K
         PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
     """
     return checked(kind, interpolated(read(path, overrides)), str(path))
+
+
+def recipe_from(
+    source: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), objects: Mapping[str, Any] = NONE
+) -> Recipe:
+    """A recipe from Python: as it is, from a file or from its keys, with overrides and objects on top.
+
+    Args:
+        source: a recipe, the file of one, or its keys and values, in which objects may stand for names.
+        overrides: as `load` takes them.
+        objects: dotted keys of the recipe, and what to put there; None leaves what is there.
+
+    Raises:
+        PrefoptError: what `load` refuses.
+    """
+    if isinstance(source, str | Path):
+        tree, where = read(source), str(source)
+    else:
+        where = "the recipe"
+        tree = source.to_tree() if isinstance(source, Recipe) else _named(with_new_names(dict(source), where))
+    for key, value in objects.items():
+        if value is not None:
+            _put(tree, key, value, f"{key}=")
+    for override in overrides:
+        if not isinstance(override, str):
+            raise PrefoptError(
+                f"{override!r} is no override; write a text such as 'train.lr=1e-6', and a run folder as folder="
+            )
+        _set(tree, override)
+    return checked(Recipe, interpolated(_named(tree)), where)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -165,7 +199,7 @@ def _absolute(value: Any, folder: Path) -> Any:
         return {key: _absolute(item, folder) for key, item in value.items()}
     if isinstance(value, list):
         return [_absolute(item, folder) for item in value]
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Given):
         name, colon, rest = value.partition(":")
         relative = name.startswith(("./", "../"))
         if (relative or Path(name).suffix in FILES) and (
@@ -281,6 +315,6 @@ def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.Mappin
             return {key: walk(item) for key, item in value.items()}
         if isinstance(value, list):
             return [walk(item) for item in value]
-        return replaced(value) if isinstance(value, str) else value
+        return replaced(value) if isinstance(value, str) and not isinstance(value, Given) else value
 
     return walk({k: v for k, v in tree.items() if k != "variables"}) | {"variables": tree.get("variables") or {}}

@@ -6,6 +6,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from prefopt.recipe.names import Callback, Metric, Named, Names, WithFields, named_section, named_sections
+
 
 class Section(BaseModel):
     """A part of a recipe, or a whole one: frozen, and strict about its keys."""
@@ -16,12 +18,17 @@ class Section(BaseModel):
         """It in full, as it can be loaded again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
+    def to_tree(self) -> dict[str, Any]:
+        """It as dicts and lists, as a file would have it, in which Python objects stay what they are."""
+        tree: dict[str, Any] = _lists(self.model_dump())
+        return tree
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
-
-Names = typing.Annotated[tuple[str, ...], BeforeValidator(_listed)]
+def _lists(value: Any) -> Any:
+    """With lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Adapter(Section):
@@ -45,7 +52,7 @@ class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
     model: Names = Field(description="folder, run folder or hub id; of several, the first that is on disk")
-    tokenizer: str | None = Field(None, description="folder or hub id; null is the model's own")
+    tokenizer: Named | None = Field(None, description="folder or hub id; null is the model's own")
     adapter: Adapter | None = Field(None, description="train a LoRA adapter; null trains all weights")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="dtype of the weights; train.precision decides the arithmetic"
@@ -87,7 +94,7 @@ class Data(Section):
 
     data: Names = Field(description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id")
     arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the function")
-    adapt: str | None = Field(
+    adapt: Named | None = Field(
         None,
         description="function, `file.py:function`, that makes a row of a known format of each row, or None to leave it out",
     )
@@ -122,9 +129,19 @@ class Samples(Section):
 
     completions: int = Field(4, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    sampler: Named = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
     batch_size: int = Field(128, gt=0, description="completions drawn at a time; memory only")
+
+
+class Environment(WithFields):
+    """What the policy acts in; keys other than its name are its fields."""
+
+    name: Named = Field(description="your class, `package.module:Class` or `file.py:Class`")
+
+
+Acting = typing.Annotated[Environment, BeforeValidator(named_section)]
+"""An environment, which may be given by its name alone."""
 
 
 class Rollouts(Samples):
@@ -133,6 +150,9 @@ class Rollouts(Samples):
     order: Literal["shuffled", "length", "reward", "self-paced"] = Field(
         "shuffled",
         description="of the prompts: easiest first by length or by their present reward, or ever harder ones",
+    )
+    environment: Acting | None = Field(
+        None, description="what the policy acts in, whose rewards score its completions: `file.py:Class`; null is none"
     )
     refill: bool = Field(
         False, description="replace prompts that cannot be used or whose completions all have one score (DAPO)"
@@ -186,72 +206,46 @@ class Source(Data):
         return self
 
 
-def _terms(value: Any) -> Any:
-    """A list of named sections, of which each may be just its name, and one may stand alone."""
-    value = value if isinstance(value, list | tuple) else [value]
-    return [named_section(term) for term in value]
-
-
-def named_section(value: Any) -> Any:
-    """`DPO` written out as `{name: DPO}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-class Transform(BaseModel):
+class Transform(WithFields):
     """What is done to scores before anything learns from them; keys other than the name are its fields."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(
+    name: Named = Field(
         description="LengthPenalty, RepetitionPenalty, Clip, Normalise, ReferenceNormalise, MissingEOS, or your own by path"
     )
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The settings of the transform."""
-        return dict(self.__pydantic_extra__ or {})
 
-
-class Feedback(BaseModel):
+class Feedback(WithFields):
     """What scores completions; keys other than these are its fields."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(
+    name: Named = Field(
         description="RewardModel, Judge, Ensemble, Panel, or your own function or class: `package.module:name`, `file.py:name`"
     )
     timeout: float | None = Field(None, gt=0, description="seconds that a call may take; null is any time")
-    transforms: typing.Annotated[tuple[Transform, ...], BeforeValidator(_terms)] = Field(
+    transforms: typing.Annotated[tuple[Transform, ...], BeforeValidator(named_sections)] = Field(
         (), description="what is done to its scores, in this order: [{name: Clip, low: -5, high: 5}, …]"
     )
-    members: typing.Annotated[tuple["Feedback", ...], BeforeValidator(_terms)] = Field(
+    members: typing.Annotated[tuple["Feedback", ...], BeforeValidator(named_sections)] = Field(
         (),
         description="of an Ensemble or Panel, or of your own class: feedbacks, each a name or a section like this one",
     )
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The feedback's settings."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 Opinion = typing.Annotated[Feedback, BeforeValidator(named_section)]
 """A feedback, which may be given by its name alone."""
 
 
-class Term(BaseModel):
+class Term(WithFields):
     """An objective and its hyperparameters; keys other than these are its fields."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(description="of the catalogue (`prefopt objectives`), or `package.module:Class`, `file.py:Class`")
+    name: Named = Field(
+        description="of the catalogue (`prefopt objectives`), or `package.module:Class`, `file.py:Class`"
+    )
     weight: float = Field(1.0, description="its factor in the sum of several terms")
     source: Source | None = Field(None, description="batches of its own; null shares the run's")
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The objective's hyperparameters."""
-        return dict(self.__pydantic_extra__ or {})
+
+Measured = typing.Annotated[Metric, BeforeValidator(named_section)]
+"""A metric, which may be given by its name alone."""
 
 
 class Train(Section):
@@ -290,6 +284,9 @@ class Train(Section):
         description="bounds of metrics: `{rollouts/kl: [null, 20], rollouts/entropy: [0.1, null]}`",
     )
     beyond: Literal["warn", "stop"] = Field("warn", description="what happens when a metric leaves its bounds")
+    callbacks: typing.Annotated[tuple[Callback, ...], BeforeValidator(named_sections)] = Field(
+        (), description="functions called with every step, `file.py:function`; one that returns a reason stops the run"
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null writes none")
     keep_checkpoints: int = Field(1, gt=0, description="older ones are deleted once a newer one is complete")
 
@@ -332,6 +329,10 @@ class Evaluate(Section):
     judge: Opinion | None = Field(
         None, description="feedback that says whether samples beat the reference's on the same prompts: the win rate"
     )
+    metrics: dict[str, Measured] = Field(
+        default_factory=dict,
+        description="your own measures of samples, called like feedback: {exact_match: file.py:function}",
+    )
     against: str | None = Field(
         None,
         description="finished run folder whose test samples `judge` compares with; null is the reference's own samples",
@@ -345,6 +346,8 @@ class Evaluate(Section):
             raise ValueError("against names whom to compare with; say who judges, in evaluate.judge, or leave it out")
         if self.judge is not None and not self.prompts:
             raise ValueError("judge compares samples, and evaluate.prompts is 0: nothing is sampled")
+        if self.metrics and not self.prompts:
+            raise ValueError("metrics measure samples, and evaluate.prompts is 0: nothing is sampled")
         return self
 
 
@@ -399,7 +402,7 @@ class Recipe(Section):
     cost: Opinion | None = Field(
         None, description="a second feedback, of what is to be kept low, for constrained objectives"
     )
-    objective: typing.Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
+    objective: typing.Annotated[tuple[Term, ...], BeforeValidator(named_sections)] = Field(
         min_length=1, description="one objective, or a list of terms: {name: DPO, beta: 0.1}"
     )
     train: Train = Field(description="the loop")

@@ -6,7 +6,7 @@ import json
 import marshal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 from prefopt.support.errors import PrefoptError
 
@@ -104,15 +104,8 @@ def _parts(given: Any) -> Iterator[str]:
         yield _source(given)
     else:
         yield f"an object of {_source(type(given))}"
-        for name, value in vars(given).items() if isinstance(given, _WithFields) else ():
+        for name, value in getattr(given, "__dict__", {}).items():  # objects of classes with slots have none
             yield f"{name}={_value(value)}"
-
-
-@runtime_checkable
-class _WithFields(Protocol):
-    """Most objects; those of classes with slots have no `__dict__`."""
-
-    __dict__: dict[str, Any]
 
 
 def _value(value: Any) -> str:

@@ -2,12 +2,15 @@ import csv
 import json
 import tracemalloc
 
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 from prefopt.data import load_examples
 from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
 
 PAIRS = [
     {"prompt": f"p{i}", "chosen": "c", "rejected": "r", "split": "test" if i % 3 == 0 else "train"} for i in range(6)
@@ -226,3 +229,18 @@ def test_line_endings_and_marks_of_other_systems(tmp_path):
     assert [(e.prompt, e.where) for e in load_examples(lines)] == [("p\u2028q", f"{lines}:1"), ("r", f"{lines}:3")]
     table.write_bytes(b"\xef\xbb\xbfprompt,completion\rp,c\rq\xe2\x80\xa8,d\r")
     assert [(e.prompt, e.where) for e in load_examples(table)] == [("p", f"{table}:2"), ("q\u2028", f"{table}:3")]
+
+
+def test_rows_from_python():
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    for one in (rows, pandas.DataFrame(rows), Dataset.from_list(rows), lambda: iter(rows)):
+        assert [example.prompt for example in load_examples(Given(one))] == ["a", "c"]
+    split = Given([{**row, "split": row["prompt"]} for row in rows])
+    assert [example.prompt for example in load_examples(split, split="c")] == ["c"]
+    half = {"prompt": "e", "completion": None}
+    with pytest.raises(PrefoptError, match=r"3 rows of a list, \w+>: row 3"):
+        load_examples(Given([*rows, half]))
+    with pytest.raises(PrefoptError, match=r"is no list of dicts, pandas\.DataFrame, datasets\.Dataset or function"):
+        load_examples(Given(3.5))
+    with pytest.raises(PrefoptError, match=r"source\.data: this was .* Pass the object again"):
+        load_examples("".join(Given(rows)))

@@ -13,6 +13,7 @@ from prefopt.policy import find_model, load_policy, load_scorer, load_tokenizer,
 from prefopt.policy.loading import without_dropout
 from prefopt.recipe import Adapter
 from prefopt.recipe import Policy as Spec
+from prefopt.support.fingerprints import fingerprint_weights
 
 LORA = Adapter(r=2, alpha=4)
 
@@ -225,3 +226,28 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(PrefoptError, match=r"has no tokenizer: save one there .* or name one in policy\.tokenizer"):
         load_tokenizer(Spec(model=str(tmp_path)))
+
+
+def test_a_loaded_model_is_trained_as_a_copy(lm_folder, tokenizer, tmp_path):
+    loaded = AutoModelForCausalLM.from_pretrained(lm_folder)
+    spec = Spec(model=loaded, tokenizer=tokenizer)  # type: ignore[arg-type]
+    assert load_tokenizer(spec) is tokenizer and find_model(spec.model) is spec.model[0]
+    policy = load_policy(spec, tokenizer, 0)
+    assert fingerprint_weights(policy.model) == fingerprint_weights(loaded)
+    with torch.no_grad():
+        next(policy.model.parameters()).add_(1)
+    assert fingerprint_weights(policy.model) != fingerprint_weights(loaded)
+    adapted = load_policy(spec.model_copy(update={"adapter": LORA}), tokenizer, 0)
+    adapted.save(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert fingerprint_weights(merged) == fingerprint_weights(loaded)  # an adapter starts without effect
+
+
+def test_what_is_no_loaded_model(lm_folder, tokenizer):
+    loaded = AutoModelForCausalLM.from_pretrained(lm_folder)
+    with pytest.raises(PrefoptError, match=r"is no model of transformers"):
+        find_model(Spec(model=torch.nn.Linear(1, 1)).model)  # type: ignore[arg-type]
+    with pytest.raises(PrefoptError, match=r"brings no tokenizer: give one in policy\.tokenizer"):
+        load_tokenizer(Spec(model=loaded))  # type: ignore[arg-type]
+    with pytest.raises(PrefoptError, match="is of class LlamaForCausalLM, and AutoModelForSequenceClassification"):
+        load_scorer(Spec(model=loaded), tokenizer, 0)  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""Fields of a recipe that name something, and take the thing itself from Python."""
+
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from prefopt.support.given import Given, as_rows
+
+PLAIN = str | int | float | bool | list | tuple | dict | BaseModel | None
+"""What a recipe file can hold, or a part of a recipe: everything else is an object."""
+
+
+def given(value: Any) -> Any:
+    """An object as a recipe holds it; what a file could hold is left as it is."""
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, PLAIN) else Given(value)
+
+
+def _named(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Pydantic would make a plain string of a `Given`."""
+    value = given(value)
+    return value if isinstance(value, Given) else check(value)
+
+
+Named = typing.Annotated[str, WrapValidator(_named)]
+"""A name or a path, or an object."""
+
+
+def listed(value: Any) -> Any:
+    """One name or object as a list of one; rows, of whatever kind, are one object."""
+    if as_rows(value) is not None:
+        return [Given(value)]
+    value = given(value)
+    return [value] if isinstance(value, str) else value
+
+
+Names = typing.Annotated[tuple[Named, ...], BeforeValidator(listed)]
+"""One name or several."""
+
+
+def named_section(value: Any) -> Any:
+    """`DPO` written out as `{name: DPO}`, and an object likewise."""
+    value = given(value)
+    return {"name": value} if isinstance(value, str) else value
+
+
+def named_sections(value: Any) -> Any:
+    """A list of named sections, of which each may be just its name, and one may stand alone."""
+    value = value if isinstance(value, list | tuple) else [value]
+    return [named_section(term) for term in value]
+
+
+class WithFields(BaseModel):
+    """A section whose further keys are fields of what it names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, content: Any) -> Any:
+        return {key: given(value) for key, value in content.items()} if isinstance(content, Mapping) else content
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What is given to the constructor of what the section names."""
+        extra = self.__pydantic_extra__ or {}
+        return {key: value.object if isinstance(value, Given) else value for key, value in extra.items()}
+
+
+class Metric(WithFields):
+    """A measure of one's own; keys other than its name are its fields."""
+
+    name: Named = Field(description="your function or class, `package.module:name` or `file.py:name`")
+
+
+class Callback(WithFields):
+    """Something called after every step; keys other than its name are its fields."""
+
+    name: Named = Field(description="your function or class, `package.module:name` or `file.py:name`")
