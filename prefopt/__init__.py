@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from prefopt.objectives.terms import evaluate_loss
     from prefopt.recipe import Recipe, load_recipe
     from prefopt.runs.label import LabelRecipe, LabelResult, label, load_label_recipe
-    from prefopt.runs.run import RunResult, run
+    from prefopt.runs.outcome import RunResult
+    from prefopt.runs.python import run
     from prefopt.study import Study, load_study, run_study
     from prefopt.study.comparison.compare import compare
     from prefopt.study.comparison.comparison import Comparison
@@ -81,7 +82,7 @@ _HOMES = {
     "Comparison": "study.comparison.comparison",
     "PrefoptError": "support.errors",
     "Recipe": "recipe",
-    "RunResult": "runs.run",
+    "RunResult": "runs.outcome",
     "Study": "study",
     "check_objective": "objectives.contract",
     "compare": "study.comparison.compare",
@@ -94,7 +95,7 @@ _HOMES = {
     "log_ratios": "objectives.parts",
     "pair_metrics": "objectives.maths",
     "reference_sums": "objectives.parts",
-    "run": "runs.run",
+    "run": "runs.python",
     "run_study": "study",
 }
 """Where the public names live; those of `types` are not listed."""

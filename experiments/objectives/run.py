@@ -46,7 +46,7 @@ def main() -> None:
         settings = load_recipe(
             file, [f"seed={seed}", f"train.threads={max(1, (os.cpu_count() or 1) // number)}", *options.overrides]
         )
-        run(settings, folder, resume=folder.exists())
+        run(settings, folder=folder, resume=folder.exists())
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def train() -> None:
 def finish(recipe: Path, overrides: list[str], folder: Path) -> None:
     """Run, or go on, or leave alone what is finished."""
     if not (folder / "summary.json").exists():
-        run(load_recipe(recipe, overrides), folder, resume=folder.exists())
+        run(load_recipe(recipe, overrides), folder=folder, resume=folder.exists())
 
 
 def curve(labels: int, seed: int) -> np.ndarray:

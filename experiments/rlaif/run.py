@@ -47,7 +47,7 @@ def trained(recipe: str, name: str, seed: int, *overrides: str) -> dict[str, Any
     folder = RUNS / f"{name}-seed{seed}"
     if not (folder / "summary.json").exists():
         given = [*SHORT, f"policy.model={RUNS / 'sft'}", f"seed={seed}", *overrides]
-        run(load_recipe(RECIPES / f"{recipe}.yaml", given), folder, folder.exists(), QUIET)
+        run(load_recipe(RECIPES / f"{recipe}.yaml", given), folder=folder, resume=folder.exists(), console=QUIET)
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -71,7 +71,12 @@ def row(arm: str, seed: int, summary: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run what is not finished; results.csv has a row for each run so far."""
     if not (RUNS / "sft" / "summary.json").exists():
-        run(load_recipe(RECIPES / "rlhf" / "sft.yaml", SHORT), RUNS / "sft", (RUNS / "sft").exists(), QUIET)
+        run(
+            load_recipe(RECIPES / "rlhf" / "sft.yaml", SHORT),
+            folder=RUNS / "sft",
+            resume=(RUNS / "sft").exists(),
+            console=QUIET,
+        )
     labelling = ["threads=1", f"policy.model={RUNS / 'sft'}", f"source.arguments.n={PAIRS}", "samples.completions=2"]
     label(load_label_recipe(RECIPES / "rlaif" / "label.yaml", labelling), RUNS / "labels", QUIET)
     rows = []

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from prefopt.data.selecting import project
 from prefopt.data.texts import decode_completion
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.evaluation.intervals import Observations, change, common, estimate
+from prefopt.evaluation.metrics import metric_key
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
 from prefopt.feedback import ask
 from prefopt.objectives.maths import kl_estimate
@@ -105,6 +107,7 @@ class Evaluator:
         gold: scores samples.
         seed: of sampling and resampling.
         contest: compares samples with somebody else's.
+        metrics: further measures of samples, by name.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Evaluator:
         gold: Feedback | None = None,
         seed: int = 0,
         contest: Contest | None = None,
+        metrics: Mapping[str, Feedback] = MappingProxyType({}),
     ):
         self.rows = list(rows[: settings.rows])
         self.prompts = list(islice(distinct_prompts(rows), settings.prompts))
@@ -124,6 +128,7 @@ class Evaluator:
         self.reference = reference
         self.gold = gold
         self.contest = contest
+        self.metrics = metrics
         self.seed = seed
         self._reference_logps: Tensor | None = None  # [pairs, 2]; a reference does not move, so once is enough
         self._reference_samples: list[list[Sample]] = []
@@ -211,19 +216,13 @@ class Evaluator:
         if self.contest is not None:
             won, told = self._compared(self.contest, model, texts, measured["ended"])
             measured |= won
-        if self.gold is not None:
-            ended = measured["ended"].bool().tolist()  # a feedback sees text, in which EOS is not to be seen
-            rows = [{**row.example.columns, "ended": said} for row, said in zip(self.prompts, ended, strict=True)]
-            prompts_shown = [row.example.prompt for row in self.prompts]
-            verdict = ask(self.gold, "evaluate.gold", prompts_shown, texts, rows, self.accelerator)
-            measured["gold"] = verdict.scores.double()
+        scored = self._scored(texts, measured["ended"])
+        measured |= scored
         measured = {name: value.cpu() for name, value in measured.items()}
         observations = {name: _observations(value, self.prompts) for name, value in measured.items()}
         numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
-        if "gold" in measured:
-            numbers["gold_missing"] = measured["gold"].isnan().double().mean().item()
-        if "win_rate" in measured:
-            numbers["win_rate_missing"] = measured["win_rate"].isnan().double().mean().item()
+        judged = [*scored, *(["win_rate"] if "win_rate" in measured else [])]
+        numbers |= {f"{name}_missing": measured[name].isnan().double().mean().item() for name in judged}
         samples = [
             {
                 "prompt": row.example.prompt,
@@ -235,6 +234,21 @@ class Evaluator:
             for k in range(self.settings.completions)
         ]
         return observations, numbers, samples
+
+    def _scored(self, texts: Sequence[Sequence[str]], ended: Tensor) -> dict[str, Tensor]:
+        """[B, K] of each feedback that measures samples: gold and the recipe's own metrics."""
+        feedbacks = ({} if self.gold is None else {"gold": self.gold}) | dict(self.metrics)
+        prompts = [row.example.prompt for row in self.prompts]
+        # A feedback sees text, in which EOS is not to be seen.
+        rows = [
+            {**row.example.columns, "ended": ends}
+            for row, ends in zip(self.prompts, ended.bool().tolist(), strict=True)
+        ]
+        verdicts = {
+            name: ask(feedback, metric_key(name), prompts, texts, rows, self.accelerator)
+            for name, feedback in feedbacks.items()
+        }
+        return {name: verdict.scores.double() for name, verdict in verdicts.items()}
 
     def _ended(self, model: Policy, sampled: Sampled) -> Tensor:
         """[B, K]: 1 where a sample came to an end token."""

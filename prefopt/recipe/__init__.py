@@ -4,7 +4,7 @@ May be imported by every room; imports support alone.
 """
 
 from prefopt.recipe.explaining import Described, describe, explain
-from prefopt.recipe.names import Callback, Metric, Named, Names
+from prefopt.recipe.names import Callback, Named, Names
 from prefopt.recipe.reading import (
     BUILT_IN,
     checked,
@@ -56,7 +56,6 @@ __all__ = [
     "Environment",
     "Evaluate",
     "Feedback",
-    "Metric",
     "Named",
     "Names",
     "Opinion",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from prefopt.recipe.names import Callback, Metric
+from prefopt.recipe.names import Callback
 from prefopt.recipe.schema import Environment, Feedback, Recipe, Source, Term, Transform
 from prefopt.support.errors import nearest
 
@@ -102,7 +102,7 @@ def _kind(annotation: Any) -> str:
         lists: dict[Any, str] = {str: "text or list"}
         lists |= dict.fromkeys((Term, Transform, Feedback, Callback), "name, section or list")
         return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
-    if annotation in (Feedback, Metric, Environment):
+    if annotation in (Feedback, Environment):
         return "name or section"
     if _sections_in(annotation):
         return "section"

@@ -79,12 +79,6 @@ class WithFields(BaseModel):
         return {key: value.object if isinstance(value, Given) else value for key, value in extra.items()}
 
 
-class Metric(WithFields):
-    """A measure of one's own; keys other than its name are its fields."""
-
-    name: Named = Field(description="your function or class, `package.module:name` or `file.py:name`")
-
-
 class Callback(WithFields):
     """Something called after every step; keys other than its name are its fields."""
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prefopt.recipe.names import Callback, Metric, Named, Names, WithFields, named_section, named_sections
+from prefopt.recipe.names import Callback, Named, Names, WithFields, named_section, named_sections
 
 
 class Section(BaseModel):
@@ -244,10 +244,6 @@ class Term(WithFields):
     source: Source | None = Field(None, description="batches of its own; null shares the run's")
 
 
-Measured = typing.Annotated[Metric, BeforeValidator(named_section)]
-"""A metric, which may be given by its name alone."""
-
-
 class Train(Section):
     """The loop."""
 
@@ -329,7 +325,7 @@ class Evaluate(Section):
     judge: Opinion | None = Field(
         None, description="feedback that says whether samples beat the reference's on the same prompts: the win rate"
     )
-    metrics: dict[str, Measured] = Field(
+    metrics: dict[str, Opinion] = Field(
         default_factory=dict,
         description="your own measures of samples, called like feedback: {exact_match: file.py:function}",
     )

@@ -79,8 +79,8 @@ def measure(settings: recipe.Recipe, part: str, accelerator: Accelerator, consol
         raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
     needs = Needs(rewards=planned.needs.rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
-    gold, judge = judges(settings.evaluate, accelerator, models.trained)
-    evaluator = make_evaluator(rows, settings, accelerator, models, gold, judge, part)
+    measuring = judges(settings.evaluate, accelerator, models.trained)
+    evaluator = make_evaluator(rows, settings, accelerator, models, measuring, part)
     with console.status(f"evaluating on {part} rows"):
         return evaluator(models.trained)
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.given import Given
 
 if TYPE_CHECKING:
     from prefopt.runs.preparing import Prepared
@@ -66,7 +67,7 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
             "working_directory": git_state(Path.cwd()),
             "prefopt": None if "site-packages" in __file__ else git_state(Path(__file__).parent),
         },
-        "plugins": fingerprint_plugins(settings.model_dump(mode="json")),
+        "plugins": fingerprint_plugins(settings.to_tree()),
         "device": {
             "type": accelerator.device.type,
             "name": torch.cuda.get_device_name()
@@ -96,10 +97,12 @@ def fingerprint_examples(rows: Sequence[Example]) -> str:
 
 
 def fingerprint_plugins(tree: Any) -> dict[str, str]:
-    """A hash of every `file.py:Name` in a recipe: the same recipe with an edited file is another run."""
+    """A hash of every `file.py:Name` and of every object in a recipe: the same recipe with an edited file is another run."""
     if isinstance(tree, dict | list):
         items = tree.values() if isinstance(tree, dict) else tree
         return {name: digest for item in items for name, digest in fingerprint_plugins(item).items()}
+    if isinstance(tree, Given):
+        return {tree: tree.digest}
     file = Path(tree.rpartition(":")[0]).expanduser() if isinstance(tree, str) else Path()
     if file.suffix != ".py" or not file.is_file():
         return {}

@@ -9,6 +9,7 @@ from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split, load_examples, prompts
 from prefopt.data.selecting import EMBED, project
 from prefopt.data.splits import divided
+from prefopt.evaluation.metrics import check_metrics
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
@@ -20,6 +21,7 @@ from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
 from prefopt.support.sharing import shared, stamp
+from prefopt.training.callbacks import check_callbacks
 from prefopt.types import Needs, Objective
 
 EMBEDDINGS = "embeddings"
@@ -96,6 +98,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         if source is not None and source.embeddings is not None and source.embeddings.model is not None:
             find_model(source.embeddings.model)
     _check_feedbacks(settings)
+    check_callbacks(settings.train.callbacks)
     seed = settings.seed_of("data")
     own = {
         i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)[0]
@@ -203,6 +206,7 @@ def _check_feedbacks(settings: recipe.Recipe) -> None:
     for key, spec in (("evaluate.gold", settings.evaluate.gold), ("evaluate.judge", settings.evaluate.judge)):
         if spec is not None:
             check_feedback(spec, key, fixed=True)
+    check_metrics(settings.evaluate.metrics)
     if settings.evaluate.against is not None:
         try:
             RunFolder(Path(settings.evaluate.against)).samples()

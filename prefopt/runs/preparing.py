@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -17,6 +18,7 @@ from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
 from prefopt.data.selecting import projected
 from prefopt.evaluation.evaluator import Evaluator
+from prefopt.evaluation.metrics import make_metrics
 from prefopt.evaluation.win_rates import contest
 from prefopt.feedback import Transformed, make_feedback, reward_models
 from prefopt.objectives.terms import Term
@@ -139,10 +141,10 @@ def prepare(
         show_example(console, preview(rows[0], tokenizer))
     needs = replace(planned.needs, reference=planned.compares)
     models = load_models(settings, needs, tokenizer, accelerator)
-    gold, judge = judges(settings.evaluate, accelerator, models.trained)
-    source = _source(planned, models, rows, columns, gold, accelerator, folder)
+    measuring = judges(settings.evaluate, accelerator, models.trained)
+    source = _source(planned, models, rows, columns, measuring.gold, accelerator, folder)
     evaluators = {
-        part: make_evaluator(data[part], settings, accelerator, models, gold, judge, part)
+        part: make_evaluator(data[part], settings, accelerator, models, measuring, part)
         for part in ("validation", "test")
     }
     return Prepared(planned, accelerator, data, models, terms, source, len(rows), evaluators)
@@ -201,12 +203,27 @@ def load_models(
     return Models(tokenizer, trained, reference, start)
 
 
-def judges(
-    settings: recipe.Evaluate, accelerator: Accelerator, model: Policy | Scorer
-) -> tuple[Transformed | None, Transformed | None]:
-    """The feedbacks `evaluate.gold` and `evaluate.judge`, where the recipe names them."""
-    gold = _feedback("evaluate.gold", settings.gold, accelerator, model)
-    return gold, _feedback("evaluate.judge", settings.judge, accelerator, model)
+class Judges(NamedTuple):
+    """What measures samples, where the recipe names it.
+
+    Attributes:
+        gold: the reward that counts.
+        judge: says whether samples beat others.
+        metrics: the recipe's own, by name.
+    """
+
+    gold: Transformed | None
+    judge: Transformed | None
+    metrics: Mapping[str, Transformed]
+
+
+def judges(settings: recipe.Evaluate, accelerator: Accelerator, model: Policy | Scorer) -> Judges:
+    """The feedbacks of `evaluate`, ready to be called."""
+    return Judges(
+        _feedback("evaluate.gold", settings.gold, accelerator, model),
+        _feedback("evaluate.judge", settings.judge, accelerator, model),
+        make_metrics(settings.metrics, accelerator, model if isinstance(model, Policy) else None),
+    )
 
 
 def make_evaluator(
@@ -214,15 +231,15 @@ def make_evaluator(
     settings: recipe.Recipe,
     accelerator: Accelerator,
     models: Models,
-    gold: Transformed | None,
-    judge: Transformed | None,
+    measuring: Judges,
     part: str,
 ) -> Evaluator:
     """What measures the model on a part of the data."""
+    gold, judge, metrics = measuring
     against = settings.evaluate.against
     others = None if against is None or judge is None else RunFolder(Path(against)).samples()
-    seed = settings.seed_of("evaluation")
-    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, contest(judge, others, part))
+    meeting, seed = contest(judge, others, part), settings.seed_of("evaluation")
+    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, meeting, metrics)
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
@@ -331,7 +348,7 @@ def _source(
         rows,
         ORDERS[source.rollouts.order](array("L", (len(row.prompt_ids) for row in rows)), seed, planned.steps),
         writers(source, policy, models.reference),
-        make_sampler(source.rollouts, accelerator),
+        make_sampler(source.rollouts, accelerator, policy=policy),
         models.tokenizer,
         end_tokens(policy, source.rollouts.sampling.stop),
         source.rollouts,

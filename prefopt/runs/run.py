@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import measure, trained
 from prefopt.runs.manifest import manifest
 from prefopt.runs.measuring import Measurements, flat, keep_evaluation
+from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_limit, shown
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
@@ -26,34 +27,12 @@ from prefopt.support.files import is_empty, locked, unused
 from prefopt.support.json_values import json_values
 from prefopt.support.logs import silence_telemetry
 from prefopt.support.profile import timed
+from prefopt.training.callbacks import Callback, make_callbacks, reason_to_stop
 from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from prefopt.training.devices import computing, entered_on_main_process
 from prefopt.training.loop import Step, Trainer
 from prefopt.training.trackers import Jsonl, Tracker, WandbRun, rewind
 from prefopt.types import Estimate
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run came to.
-
-    Attributes:
-        folder: recipe.yaml, manifest.json, metrics.jsonl, evaluations/, policy/, summary.json.
-        before: held-out estimates at step 0.
-        after: and at the end.
-        change: after − before, paired by prompt.
-        numbers: before and after, of the metrics of all samples together, which have no interval.
-        rows: held-out rows that were measured.
-        writes: the model is a policy that can be sampled from, not a scorer.
-    """
-
-    folder: Path
-    before: Mapping[str, Estimate]
-    after: Mapping[str, Estimate]
-    change: Mapping[str, Estimate]
-    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    rows: int = 0
-    writes: bool = True
 
 
 def run(
@@ -95,9 +74,11 @@ def _train(prepared: Prepared, trainer: Trainer, measurements: Measurements, don
     console, folder = measurements.console, measurements.folder
     before = measurements.keep(_bare(trainer), 0)
     stopped, warned = "", set[str]()
+    callbacks = _callbacks(prepared, folder)
     for step in shown(trainer, prepared.plan.steps, console, done=done):
         _after(step, prepared, trainer, measurements)
-        if stopped := _limited(step, prepared.recipe.train, warned, console):
+        limited = _limited(step, prepared.recipe.train, warned, console)
+        if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator):
             break
     _save(prepared, trainer, folder, stopped)
     after = measurements.keep(_bare(trainer), trainer.done) if trainer.done else before
@@ -134,6 +115,17 @@ def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measu
         with timed("checkpoint"):
             folder = measurements.folder.checkpoints
             save_checkpoint(prepared.accelerator, folder, step.number, train.keep_checkpoints)
+
+
+def _callbacks(prepared: Prepared, folder: RunFolder) -> dict[str, Callback]:
+    models = prepared.models
+    running = {
+        "accelerator": prepared.accelerator,
+        "policy": models.trained,
+        "tokenizer": models.tokenizer,
+        "folder": folder.path,
+    }
+    return make_callbacks(prepared.recipe.train.callbacks, running)
 
 
 def _limited(step: Step, train: recipe.Train, warned: set[str], console: Console) -> str:

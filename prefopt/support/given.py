@@ -23,16 +23,19 @@ class Given(str):
 
     Attributes:
         object: what was given.
+        digest: the hash.
     """
 
     object: Any
+    digest: str
 
     def __new__(cls, given: Any) -> Self:
         """The text for an object; one that is such a text already keeps its object."""
         if isinstance(given, cls):
             return given
-        text = super().__new__(cls, f"{MARK}{_title(given)}, {_digest(given)}>")
-        text.object = given
+        digest = _digest(given)
+        text = super().__new__(cls, f"{MARK}{_title(given)}, {digest}>")
+        text.object, text.digest = given, digest
         return text
 
     def __copy__(self) -> Self:

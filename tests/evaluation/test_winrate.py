@@ -181,7 +181,7 @@ def home(tmp_path_factory):
         "evaluate": f"{{prompts: 6, every: 1, sampling: {{max_tokens: 6}}, judge: '{home / 'judge.py'}:longest'}}",
     }
     file = tiny_recipe(home, model, data, **more)
-    run(load_recipe(file), home / "one", console=Console(quiet=True))
+    run(load_recipe(file), folder=home / "one", console=Console(quiet=True))
     return home
 
 
@@ -201,7 +201,7 @@ def test_a_run_is_judged_against_its_reference(home):
 
 def test_another_run_may_be_the_opponent(home):
     against = [f"evaluate.against={home / 'one'}", "train.lr=1e-3"]
-    run(load_recipe(home / "recipe.yaml", against), home / "two", console=Console(quiet=True))
+    run(load_recipe(home / "recipe.yaml", against), folder=home / "two", console=Console(quiet=True))
     theirs = {json.dumps(s["prompt"]): s["completion"] for s in last(home / "one")["samples"]}
     samples = last(home / "two")["samples"]
     assert samples and all(s["against"] == theirs[json.dumps(s["prompt"])] for s in samples)
@@ -226,7 +226,10 @@ def test_another_run_may_be_the_opponent(home):
 def test_contests_that_cannot_be_are_refused_before_the_policy_is_loaded(home, overrides, words, monkeypatch):
     monkeypatch.setattr("prefopt.runs.preparing.load_policy", None)
     with pytest.raises(PrefoptError, match=words):
-        run(load_recipe(home / "recipe.yaml", [o.replace("{home}", str(home)) for o in overrides]), home / "never")
+        run(
+            load_recipe(home / "recipe.yaml", [o.replace("{home}", str(home)) for o in overrides]),
+            folder=home / "never",
+        )
 
 
 def test_samples_are_found_by_their_prompt(home):

@@ -20,13 +20,13 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("gold")
     model, data = tiny_model(home / "lm"), tiny_pairs(home / "pairs.jsonl")
     file = tiny_recipe(home, model, data, train="{steps: 2, batch_size: 8, lr: 1e-2, threads: 1}")
-    run(load_recipe(file, ["objective=BradleyTerry"]), home / "reward")
+    run(load_recipe(file, ["objective=BradleyTerry"]), folder=home / "reward")
     return home
 
 
 def test_a_reward_model_measures_samples(home):
     gold = f"evaluate.gold={{name: RewardModel, model: {home}/reward, transforms: [{{name: Clip, low: -0.01}}]}}"
-    result = run(load_recipe(home / "recipe.yaml", [gold, "evaluate.completions=4"]), home / "dpo")
+    result = run(load_recipe(home / "recipe.yaml", [gold, "evaluate.completions=4"]), folder=home / "dpo")
     kept = json.loads((home / "dpo" / "evaluations" / "test-step-000002.json").read_text())
     samples = [sample for sample in kept["samples"] if sample["gold"] is not None]
     assert len(samples) > 5
@@ -61,7 +61,7 @@ def test_recipes_that_cannot_be_are_refused_before_the_policy_is_loaded(home, ov
     monkeypatch.setattr("prefopt.runs.preparing.load_policy", None)
     settings = load_recipe(home / "recipe.yaml", [text.replace("{home}", str(home)) for text in overrides])
     with pytest.raises(PrefoptError, match=words):
-        run(settings, home / "never")
+        run(settings, folder=home / "never")
     assert not (home / "never").exists()
 
 
@@ -71,7 +71,7 @@ def test_a_reward_model_that_teaches_is_in_the_manifest(home):
         f"feedback={{name: RewardModel, model: {home}/reward, transforms: ReferenceNormalise}}",
         "objective={name: RLOO, beta: 0.1}",
     ]
-    folder = run(load_recipe(home / "recipe.yaml", online), home / "rloo", console=Console(quiet=True)).folder
+    folder = run(load_recipe(home / "recipe.yaml", online), folder=home / "rloo", console=Console(quiet=True)).folder
     others = json.loads((folder / "manifest.json").read_text())["others"]
     reward = RewardModel(f"{home}/reward")
     assert others == {

@@ -81,7 +81,9 @@ def test_a_finished_run_scores_as_it_was_trained(tmp_path):
         file = tiny_recipe(
             tmp_path, model, data, "BradleyTerry", train="{steps: 4, batch_size: 8, lr: 1e-2, threads: 1}"
         )
-        result = run(load_recipe(file, [f"policy.adapter={adapter}", "source.split=[0.5, 0, 0.5]"]), tmp_path / name)
+        result = run(
+            load_recipe(file, [f"policy.adapter={adapter}", "source.split=[0.5, 0, 0.5]"]), folder=tmp_path / name
+        )
         kept = json.loads((result.folder / "evaluations" / "test-step-000004.json").read_text())["observations"]
         feedback = RewardModel(str(result.folder))
         rows = {row["prompt"]: row for row in map(json.loads, data.read_text().splitlines())}

@@ -69,9 +69,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_by_the_policy_or_by_an_encoder(recipe_file, encoder_folder, kept, tmp_path, monkeypatch):
-    by_policy = metrics(run(load_recipe(recipe_file), tmp_path / "policy").folder)
+    by_policy = metrics(run(load_recipe(recipe_file), folder=tmp_path / "policy").folder)
     named = load_recipe(recipe_file, [f"source.embeddings.model={encoder_folder}"])
-    by_encoder = metrics(run(named, tmp_path / "named").folder)
+    by_encoder = metrics(run(named, folder=tmp_path / "named").folder)
     assert len(list(kept.iterdir())) == 2
     for lines in (by_policy, by_encoder):
         assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
@@ -87,8 +87,8 @@ def test_by_the_policy_or_by_an_encoder(recipe_file, encoder_folder, kept, tmp_p
 
 
 def test_a_fresh_adapter_changes_no_embedding(recipe_file, kept, tmp_path):
-    run(load_recipe(recipe_file), tmp_path / "full")
-    run(load_recipe(recipe_file, ["policy.adapter={r: 2}", "seed=1", "seeds.data=0"]), tmp_path / "adapter")
+    run(load_recipe(recipe_file), folder=tmp_path / "full")
+    run(load_recipe(recipe_file, ["policy.adapter={r: 2}", "seed=1", "seeds.data=0"]), folder=tmp_path / "adapter")
     assert len(list(kept.iterdir())) == 1
 
 
@@ -98,7 +98,7 @@ def test_the_data_can_bring_embeddings(recipe_file, kept, tmp_path):
     for number, row in enumerate(rows):
         row["embeddings"] = [1.0, float(number % 3), 0.5]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = metrics(run(load_recipe(recipe_file, ["source.embeddings=null"]), tmp_path / "run").folder)
+    lines = metrics(run(load_recipe(recipe_file, ["source.embeddings=null"]), folder=tmp_path / "run").folder)
     assert 1 / 8 < lines[0]["weight/own"] < 1
     assert not kept.exists()
 

@@ -220,7 +220,7 @@ def test_a_study_computes_its_reference_once(tmp_path, monkeypatch):
 
     def losses(name, *overrides):
         asked.clear()
-        folder = run(load_recipe(file, overrides), tmp_path / name).folder
+        folder = run(load_recipe(file, overrides), folder=tmp_path / name).folder
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in lines if "loss" in line]
 

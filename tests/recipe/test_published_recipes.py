@@ -160,7 +160,7 @@ def test_trains_two_steps(file, tmp_path, chat_folder, scorer_folder, lm_folder)
             small += ["feedback.rubric={question: '{{ completion }}', labels: [good, not]}", "feedback.mode=pointwise"]
     if settings.policy.critic.model:
         small += [f"policy.critic.model={scorer_folder}"]
-    run(load_recipe(file, small), tmp_path / "run", console=Console(quiet=True))
+    run(load_recipe(file, small), folder=tmp_path / "run", console=Console(quiet=True))
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]

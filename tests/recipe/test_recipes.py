@@ -117,7 +117,7 @@ def test_trains_two_steps(file, tmp_path):
     settings = load_recipe(file)
     small = [*SMALL, *(["source.rollouts.sampling.max_tokens=8"] if settings.source.rollouts else [])]
     small += ["train.minibatch_size=2"] if settings.train.minibatch_size else []
-    result = run(load_recipe(file, small), tmp_path / "run", console=Console(quiet=True))
+    result = run(load_recipe(file, small), folder=tmp_path / "run", console=Console(quiet=True))
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in steps if "loss" in line)

@@ -25,7 +25,7 @@ SELF = {"name": "Judge", "model": "self", "rubric": "prefopt.testbeds.pocket:jud
 
 
 def trained(name, folder, *overrides):
-    run(load_recipe(RLAIF / f"{name}.yaml", [*SMALL, *overrides]), folder, console=QUIET)
+    run(load_recipe(RLAIF / f"{name}.yaml", [*SMALL, *overrides]), folder=folder, console=QUIET)
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in steps if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]

@@ -80,7 +80,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 def quiet(file, tmp_path, *overrides):
-    return run(load_recipe(file, overrides), tmp_path / "run", console=Console(quiet=True)).folder
+    return run(load_recipe(file, overrides), folder=tmp_path / "run", console=Console(quiet=True)).folder
 
 
 def test_what_a_run_of_rollouts_logs_and_keeps(recipe_file, tmp_path):
@@ -99,7 +99,7 @@ def test_what_a_run_of_rollouts_logs_and_keeps(recipe_file, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_with_the_sampler_where_it_was(recipe_file: Path, tmp_path: Path) -> None:
-    whole = run(load_recipe(recipe_file), tmp_path / "whole").folder
+    whole = run(load_recipe(recipe_file), folder=tmp_path / "whole").folder
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "prefopt.cli", "run", str(recipe_file), "--out", str(killed)]
     child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_with_the_sampler_where_it_was(recipe_file: Path, t
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (killed / "summary.json").exists(), "it was over before it could be killed"
-    run(load_recipe(killed / "recipe.yaml"), killed, resume=True)
+    run(load_recipe(killed / "recipe.yaml"), folder=killed, resume=True)
     assert metrics(killed) == metrics(whole)
     assert weights(killed / "policy") == weights(whole / "policy")
 
@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_with_the_sampler_where_it_was(recipe_file: Path, t
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
     overrides = ["train.steps=3", "policy.dtype=float64"]
-    one = run(load_recipe(recipe_file, overrides), tmp_path / "one").folder
+    one = run(load_recipe(recipe_file, overrides), folder=tmp_path / "one").folder
     two = tmp_path / "two"
     launch = [
         sys.executable,
@@ -149,9 +149,11 @@ def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> No
 def test_a_limit_warns_once_or_stops_and_keeps_what_was_learnt(recipe_file, tmp_path, capsys):
     console = Console(width=200, force_terminal=False)
     limits = "train.limits={rollouts/entropy: [100, null], rollouts/kl: [null, 1000]}"
-    run(load_recipe(recipe_file, [limits, "train.steps=3"]), tmp_path / "warned", console=console)
+    run(load_recipe(recipe_file, [limits, "train.steps=3"]), folder=tmp_path / "warned", console=console)
     assert capsys.readouterr().out.count("below 100 (train.limits)") == 1
-    folder = run(load_recipe(recipe_file, [limits, "train.beyond=stop"]), tmp_path / "stopped", console=console).folder
+    folder = run(
+        load_recipe(recipe_file, [limits, "train.beyond=stop"]), folder=tmp_path / "stopped", console=console
+    ).folder
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 1
     assert "rollouts/entropy is" in summary["stopped"]
@@ -176,7 +178,12 @@ def test_feedback_that_fails_stops_the_run_with_its_name(recipe_file, tmp_path, 
     saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert [f.name for f in saved] == (["step-000002"] if feedback == "fails_at_the_third" else [])
     if saved:  # the first two batches are not lost: what can be mended goes on from there
-        run(load_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run", resume=True, console=Console(quiet=True))
+        run(
+            load_recipe(tmp_path / "run" / "recipe.yaml"),
+            folder=tmp_path / "run",
+            resume=True,
+            console=Console(quiet=True),
+        )
 
 
 @pytest.mark.parametrize(

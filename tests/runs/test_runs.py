@@ -58,7 +58,7 @@ def weights(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_as_if_nothing_had_been(recipe_file: Path, tmp_path: Path) -> None:
-    whole = run(load_recipe(recipe_file), tmp_path / "whole").folder
+    whole = run(load_recipe(recipe_file), folder=tmp_path / "whole").folder
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "prefopt.cli", "run", str(recipe_file), "--out", str(killed)]
     child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL)
@@ -72,12 +72,12 @@ def test_a_killed_run_resumes_as_if_nothing_had_been(recipe_file: Path, tmp_path
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (killed / "summary.json").exists(), f"it was over before it could be killed at step {moment}"
-    resumed = run(load_recipe(killed / "recipe.yaml"), killed, resume=True)
+    resumed = run(load_recipe(killed / "recipe.yaml"), folder=killed, resume=True)
     assert metrics(killed) == metrics(whole), f"killed at step {moment}"
     assert weights(killed / "policy") == weights(whole / "policy")
     assert resumed.change.keys() == run_estimates(whole)
     with pytest.raises(PrefoptError, match="is finished"):
-        run(load_recipe(killed / "recipe.yaml"), killed, resume=True)
+        run(load_recipe(killed / "recipe.yaml"), folder=killed, resume=True)
 
 
 def run_estimates(folder: Path) -> set[str]:
@@ -87,7 +87,7 @@ def run_estimates(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
     overrides = ["train.steps=3", "train.passes=1", "train.minibatch_size=null", "policy.dtype=float64"]
-    one = run(load_recipe(recipe_file, overrides), tmp_path / "one").folder
+    one = run(load_recipe(recipe_file, overrides), folder=tmp_path / "one").folder
     two = tmp_path / "two"
     command = [
         sys.executable,
@@ -112,7 +112,7 @@ def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> No
 
 def test_the_same_recipe_twice_gives_the_same_metrics(recipe_file: Path, tmp_path: Path) -> None:
     settings = load_recipe(recipe_file, ["train.steps=3"])
-    one, two = (run(settings, tmp_path / name).folder for name in ("one", "two"))
+    one, two = (run(settings, folder=tmp_path / name).folder for name in ("one", "two"))
     assert metrics(one) == metrics(two)
     assert weights(one / "policy") == weights(two / "policy")
 
@@ -121,7 +121,7 @@ def test_two_objectives_with_one_seed_see_the_same_batches(recipe_file: Path, tm
     orders = []
     for objective in ("DPO", "SFT"):
         settings = load_recipe(recipe_file, [f"objective={objective}", "train.steps=4", "train.minibatch_size=null"])
-        folder = run(settings, tmp_path / objective).folder
+        folder = run(settings, folder=tmp_path / objective).folder
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["objectives"] == [{"name": objective, **vars(CATALOGUE[objective]())}]  # defaults as well
         orders.append(
@@ -135,11 +135,11 @@ def test_two_objectives_with_one_seed_see_the_same_batches(recipe_file: Path, tm
 def test_adapter_runs_keep_the_base_and_resume(recipe_file: Path, tmp_path: Path) -> None:
     overrides = ["policy.adapter={r: 2, alpha: 4}", "train.steps=4", "train.checkpoint_every=2"]
     settings = load_recipe(recipe_file, overrides)
-    whole = run(settings, tmp_path / "whole").folder
+    whole = run(settings, folder=tmp_path / "whole").folder
     (tmp_path / "part").mkdir()
-    part = run(settings, tmp_path / "part").folder
+    part = run(settings, folder=tmp_path / "part").folder
     (part / "summary.json").unlink()
-    run(settings, part, resume=True)
+    run(settings, folder=part, resume=True)
     assert (part / "policy" / "adapter_config.json").exists()
     assert metrics(part) == metrics(whole)
     size = (whole / "checkpoints" / "step-000004" / "model.safetensors").stat().st_size
@@ -172,7 +172,7 @@ def test_a_kill_beside_an_evaluation_neither_loses_nor_doubles_it(
     recipe_file: Path, tmp_path: Path, step: int, lost: str
 ) -> None:
     settings = load_recipe(recipe_file, ["train.steps=3", "train.checkpoint_every=2", "evaluate.prompts=0"])
-    folder = run(settings, tmp_path / "run").folder
+    folder = run(settings, folder=tmp_path / "run").folder
     whole = metrics(folder)
     (folder / "summary.json").unlink()
     if lost != "line":
@@ -185,5 +185,5 @@ def test_a_kill_beside_an_evaluation_neither_loses_nor_doubles_it(
         shutil.rmtree(folder / "checkpoints")
         (folder / "evaluations" / "test-step-000003.json").unlink()
     (folder / "metrics.jsonl").write_text("".join(lines))
-    run(settings, folder, resume=True)
+    run(settings, folder=folder, resume=True)
     assert metrics(folder) == whole

@@ -271,7 +271,7 @@ def test_objectives_learn_from_what_was_labelled(pocket, objective, tmp_path):
         *(["source.writers=[mismatched]"] if objective == "KTO" else []),
     ]
     settings = load_recipe(RECIPES / "softdpo.yaml", small)
-    steps = lines(run(settings, tmp_path / "run", console=Console(quiet=True)).folder / "metrics.jsonl")
+    steps = lines(run(settings, folder=tmp_path / "run", console=Console(quiet=True)).folder / "metrics.jsonl")
     assert [line["step"] for line in steps if "loss" in line] == [1]
     assert all(line["grad_norm"] > 0 for line in steps if "loss" in line)
 
@@ -285,7 +285,7 @@ def test_a_reward_model_labels(recipe_file, home, tmp_path):
     file = tiny_recipe(
         tmp_path, home / "lm", home / "pairs.jsonl", train="{steps: 2, batch_size: 8, lr: 1e-2, threads: 1}"
     )
-    run(load_recipe(file, ["objective=BradleyTerry"]), tmp_path / "reward", console=Console(quiet=True))
+    run(load_recipe(file, ["objective=BradleyTerry"]), folder=tmp_path / "reward", console=Console(quiet=True))
     spec = f"feedback={{name: RewardModel, model: {tmp_path}/reward}}"
     result = labelled(recipe_file, tmp_path / "out", spec, "sharpness=1", "prompts=8")
     alone = RewardModel(f"{tmp_path}/reward")
