@@ -73,15 +73,15 @@ def failing(monkeypatch):
 @pytest.mark.parametrize("adapter", ["null", "{r: 2}"])
 def test_a_last_evaluation_that_fails_loses_nothing(recipe_file, tmp_path, failing, monkeypatch, error, adapter):
     settings = load_recipe(recipe_file, [f"policy.adapter={adapter}", "policy.dtype=float64"])
-    whole = run(settings, tmp_path / "whole").folder
+    whole = run(settings, folder=tmp_path / "whole").folder
     failing(error)
     folder = tmp_path / "run"
     with pytest.raises(type(error)):
-        run(settings, folder)
+        run(settings, folder=folder)
     assert (folder / "policy" / "config.json").exists() or (folder / "policy" / "adapter_config.json").exists()
     assert not RunFolder(folder).finished and RunFolder(folder).trained
     monkeypatch.setattr(prefopt.training.loop.Trainer, "__iter__", None)  # nothing is trained again
-    run(settings, folder, resume=True)
+    run(settings, folder=folder, resume=True)
     for part in ("before", "after", "change"):
         for name, mine in summary(folder)[part].items():
             assert mine == pytest.approx(summary(whole)[part][name], rel=1e-6, abs=1e-9), name
@@ -90,15 +90,15 @@ def test_a_last_evaluation_that_fails_loses_nothing(recipe_file, tmp_path, faili
     }
     assert len(lines(folder)) == len(lines(whole)) and not RunFolder(folder).trained
     with pytest.raises(PrefoptError, match="is finished"):
-        run(settings, folder, resume=True)
+        run(settings, folder=folder, resume=True)
 
 
 def test_a_run_that_its_limits_stopped_stays_stopped_when_only_its_evaluation_is_left(recipe_file, tmp_path, failing):
     settings = load_recipe(recipe_file, ["train.limits={loss: [null, 0]}", "train.beyond=stop"])
     failing(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        run(settings, tmp_path / "run", console=Console(quiet=True))
-    run(settings, tmp_path / "run", resume=True, console=Console(quiet=True))
+        run(settings, folder=tmp_path / "run", console=Console(quiet=True))
+    run(settings, folder=tmp_path / "run", resume=True, console=Console(quiet=True))
     assert summary(tmp_path / "run")["steps"] == 1
     assert summary(tmp_path / "run")["stopped"].startswith("step 1: loss")
 
@@ -116,20 +116,20 @@ def test_two_processes_in_one_run_folder_are_refused(recipe_file, tmp_path, resu
         assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "holding\n"
         with pytest.raises(PrefoptError, match=f"{folder} is being worked on by another process: wait for it"):
-            run(settings, folder, resume=resume)
+            run(settings, folder=folder, resume=resume)
         other.stdin.write("\n")
-    assert run(settings, folder, resume=resume).after
+    assert run(settings, folder=folder, resume=resume).after
 
 
 def test_a_run_that_is_refused_leaves_no_folder(recipe_file, tmp_path):
     with pytest.raises(PrefoptError):
-        run(load_recipe(recipe_file, ["objective=Nothing"]), tmp_path / "new" / "run")
+        run(load_recipe(recipe_file, ["objective=Nothing"]), folder=tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "summary.json", "evaluations/test-step-000000.json", "recipe.yaml"])
 def test_a_damaged_file_is_named(recipe_file, tmp_path, name):
-    folder = RunFolder(run(load_recipe(recipe_file, ["train.steps=0"]), tmp_path / "run").folder)
+    folder = RunFolder(run(load_recipe(recipe_file, ["train.steps=0"]), folder=tmp_path / "run").folder)
     (folder.path / name).write_text("{")
     with pytest.raises(PrefoptError, match=name):
         folder.manifest(), folder.summary(), folder.last_evaluation(), folder.recipe_tree()

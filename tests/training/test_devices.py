@@ -69,7 +69,7 @@ def test_everything_is_as_it_was(error):
 def test_two_runs_of_different_precision_and_threads_leave_each_other_alone(recipe_file, tmp_path):
     def losses(name, *overrides, resume=False):
         settings = load_recipe(recipe_file, overrides)
-        folder = run(settings, tmp_path / name, resume=resume, console=Console(quiet=True)).folder
+        folder = run(settings, folder=tmp_path / name, resume=resume, console=Console(quiet=True)).folder
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         made = json.loads((folder / "manifest.json").read_text())["device"]
         return [line["loss"] for line in lines if "loss" in line], made["precision"], made["threads"]
