@@ -82,8 +82,8 @@ def test_by_the_policy_or_by_an_encoder(recipe_file, encoder_folder, kept, tmp_p
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(Encoder, "_embed", read)
-    assert metrics(run(named, tmp_path / "again").folder) == by_encoder
-    run(load_recipe(recipe_file, ["source.limit=20"]), tmp_path / "fewer")  # prompts of the whole data set
+    assert metrics(run(named, folder=tmp_path / "again").folder) == by_encoder
+    run(load_recipe(recipe_file, ["source.limit=20"]), folder=tmp_path / "fewer")  # prompts of the whole data set
 
 
 def test_a_fresh_adapter_changes_no_embedding(recipe_file, kept, tmp_path):
@@ -139,7 +139,7 @@ def test_a_scorer_embeds_nothing(recipe_file, tmp_path):
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(recipe_file, encoder_folder, tmp_path):
     overrides = ["policy.dtype=float64", f"source.embeddings.model={encoder_folder}"]
-    one = run(load_recipe(recipe_file, overrides), tmp_path / "one").folder
+    one = run(load_recipe(recipe_file, overrides), folder=tmp_path / "one").folder
     clear("embeddings")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = ["-m", "prefopt.cli", "run", str(recipe_file), *overrides, "--out", str(tmp_path / "two")]
