@@ -149,12 +149,18 @@ def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
         raise PrefoptError(explain(error, where, kind)) from None
 
 
-def differences(one: Any, other: Any, key: str = "") -> list[str]:
-    """The dotted keys in which two recipes, as `model_dump` gives them, differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = dict.fromkeys([*one, *other])
-        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))]
-    return [] if one == other else [key]
+def differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two recipes, as `model_dump` gives them, differ, with both values.
+
+    A section that one of them lacks is one difference; so is a list.
+    """
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return {} if one == other else {key: (one, other)}
+    return {
+        dotted: values
+        for k in dict.fromkeys([*one, *other])
+        for dotted, values in differences(one.get(k), other.get(k), f"{key}.{k}".lstrip(".")).items()
+    }
 
 
 def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Finished:
 
 def read_runs(results: Sequence[Result]) -> list[Finished]:
     """Every run, also those that came to nothing."""
-    return [_read(result) for result in results]
+    return [read_run(result) for result in results]
 
 
 def find_results(folders: Sequence[str | Path]) -> list[Result]:
@@ -134,7 +134,8 @@ def _result(folder: Path) -> Result:
     return Result(arm, int(seed), folder)
 
 
-def _read(result: Result) -> Finished:
+def read_run(result: Result) -> Finished:
+    """One run, also one that failed."""
     run = RunFolder(result.folder)
     state: State
     summary = run.summary()

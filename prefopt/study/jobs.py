@@ -1,7 +1,7 @@
 """The jobs of a study: runs, and labellings whose data sets runs may learn from."""
 
 import abc
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.recipe import Recipe
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
+from prefopt.runs.records import Result, read_run
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,11 @@ class RunJob(Job):
         plan(self.recipe)
 
     def changed_fields(self) -> list[str]:  # noqa: D102
-        from prefopt.runs.folder import RunFolder
-
         files = RunFolder(self.folder)
         if not files.begun:
             return []
         before, now = (r.model_dump(mode="json") for r in (files.recipe(), self.recipe))
-        return recipe.differences(before, now)
+        return list(recipe.differences(before, now))
 
     def run(self, console: Console) -> None:  # noqa: D102
         from prefopt.runs.run import run
@@ -87,9 +87,8 @@ class RunJob(Job):
 
     def summary(self, metric: str) -> list[str]:
         """The metric at the end; empty for a run that does not measure it: a reward model has no gold reward."""
-        after = json.loads((self.folder / "summary.json").read_text())["after"].get(metric)
-        value = after["value"] if isinstance(after, dict) else after
-        return [] if value is None else [f"{metric} {value:.3f}"]
+        value = read_run(Result(self.name, self.seed, self.folder)).after.get(metric, math.nan)
+        return [] if math.isnan(value) else [f"{metric} {value:.3f}"]
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,12 @@ class LabelJob(Job):
 
     def summary(self, metric: str) -> list[str]:
         """How many prompts were labelled."""
-        counts = json.loads((self.folder / "manifest.json").read_text())["counts"]
+        counts = RunFolder(self.folder).manifest()["counts"]
         missing = counts["prompts_missing"]
         return [f"{counts['prompts']} prompts labelled", *([f"{missing} without a verdict"] if missing else [])]
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the job in a folder came to its end: a run then has summary.json, a labelling `finished` in its manifest.json."""
-    if (folder / "summary.json").exists():
-        return True
-    manifest = folder / "manifest.json"
-    return manifest.exists() and "finished" in json.loads(manifest.read_text(encoding="utf-8"))
+    files = RunFolder(folder)
+    return files.finished or "finished" in files.manifest()

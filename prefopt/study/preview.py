@@ -13,7 +13,8 @@ from rich.text import Text
 from prefopt.objectives import load_objective
 from prefopt.recipe import Recipe
 from prefopt.runs.folder import RunFolder
-from prefopt.study.comparison.confounds import IMMATERIAL, short_value, within
+from prefopt.study.comparison.confounds import IMMATERIAL
+from prefopt.study.comparison.recipe_fields import flat, short_value, within
 from prefopt.study.jobs import Job, RunJob
 from prefopt.study.plan import StudyPlan
 from prefopt.study.run import rough_duration, waits_for_stage
@@ -81,15 +82,6 @@ def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
         plain = {key: v if isinstance(v, str | int | float | None) else str(v) for key, v in fields.items()}
         terms.append({"name": term["name"], **plain, **term})
     return tree | {"objective": terms}
-
-
-def flat(tree: Any, key: str = "") -> dict[str, Any]:
-    """The values of a resolved recipe by their dotted keys; the only item of a list is not numbered."""
-    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
-        tree = tree[0] if len(tree) == 1 else {str(i): item for i, item in enumerate(tree)}
-    if not isinstance(tree, dict) or not tree:
-        return {key: tree}
-    return {k: v for name, item in tree.items() for k, v in flat(item, f"{key}.{name}".lstrip(".")).items()}
 
 
 def _estimate(missing: Sequence[Job], jobs: int) -> str:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import Result
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.conclusion import conclude
@@ -27,7 +27,7 @@ from prefopt.study.spec import Study
 from prefopt.study.tuning import all_trials, chosen, tune, tuned_arms
 from prefopt.study.wandb_log import log_comparison
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import unused, write_whole
+from prefopt.support.files import locked, unused, write_whole
 from prefopt.support.sharing import sharing
 
 
@@ -67,7 +67,7 @@ def run_study(
     planned = StudyPlan(study, study_folder(study, folder))
     with sharing():
         check(planned)
-        with _locked(planned.folder), executor:
+        with locked(planned.folder), executor:
             _write_study(planned)
             started = time.time()
             results = _run_all(planned, executor, console)
@@ -79,8 +79,8 @@ def run_study(
 
 def _ended_since(result: Result, since: float) -> bool:
     """Whether a run has finished or failed since that time."""
-    ends = (result.folder / "summary.json", result.folder / "error.txt")
-    return any(file.exists() and file.stat().st_mtime >= since for file in ends)
+    files = RunFolder(result.folder)
+    return any(file.exists() and file.stat().st_mtime >= since for file in (files.summary_file, files.error_file))
 
 
 def study_folder(study: Study, folder: str | Path | None) -> Path:
@@ -183,21 +183,6 @@ def rough_duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second study out of the folder; the lock ends with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise PrefoptError(f"{folder} is being worked on by another process: wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write_study(planned: StudyPlan) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from prefopt.runs.records import Result, read_run
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.executors import Outcome
 from prefopt.study.jobs import Job, RunJob
@@ -133,14 +134,12 @@ def _measured(job: RunJob, metric: str) -> float:
     Raises:
         PrefoptError: the trial finished and does not have this metric.
     """
-    file = job.folder / "summary.json"
-    if not file.exists():
+    if not job.finished:
         return math.nan
-    after = json.loads(file.read_text())["after"]
+    after = read_run(Result(job.name, job.seed, job.folder)).after
     if metric not in after:
         raise PrefoptError(f"{job} has no metric {metric!r}; it has {', '.join(after)}")
-    value = after[metric]["value"] if isinstance(after[metric], dict) else after[metric]
-    return math.nan if value is None else float(value)
+    return after[metric]
 
 
 def _drawn(choices: Choices, number: int, name: str) -> Any:

@@ -1,11 +1,10 @@
 """Logs the comparison of a study to W&B: as one run beside those of the arms, in their group."""
 
-import json
+import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from prefopt.runs.records import Result
+from prefopt.runs.records import Finished, Result, read_runs
 from prefopt.study.comparison.comparison import AT_KL, Comparison
 from prefopt.study.plan import StudyPlan
 from prefopt.study.report.figures import draw
@@ -24,34 +23,27 @@ def log_comparison(planned: StudyPlan, results: Sequence[Result], comparison: Co
     silence_telemetry()
     as_comparison = settings.model_copy(update={"name": "comparison"})
     run = WandbRun(as_comparison, planned.folder, "comparison", planned.study.model_dump(mode="json"))
+    runs = read_runs(results)
     tables = {
-        "comparison": [_row(result) for result in results],
-        "frontier": list(_frontier(results, planned.study.metric.removesuffix(AT_KL))),
+        "comparison": [_row(one) for one in runs],
+        "frontier": list(_frontier(runs, planned.study.metric.removesuffix(AT_KL))),
     }
     figures = {} if comparison is None else {figure.name: figure.svg for figure in draw(comparison)}
     run.attach(tables, figures, [file for name in FILES if (file := planned.folder / name).exists()])
-    run.finish({"runs": len(results), "failed": sum(not _summary(r.folder) for r in results), "finished": True})
+    run.finish({"runs": len(runs), "failed": sum(not one.after for one in runs), "finished": True})
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a finished run; empty for another."""
-    file = folder / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def _row(result: Result) -> dict[str, Any]:
+def _row(run: Finished) -> dict[str, Any]:
     """A row of the table of runs: held-out metrics at the end, and costs."""
-    summary = _summary(result.folder)
-    after = {k: v["value"] if isinstance(v, dict) else v for k, v in summary.get("after", {}).items()}
-    return {"arm": result.arm, "seed": result.seed, "failed": not summary, **after, **summary.get("costs", {})}
+    after = {name: None if math.isnan(value) else value for name, value in run.after.items()}
+    return {"arm": run.arm, "seed": run.seed, "failed": not run.after, **after, **run.costs}
 
 
-def _frontier(results: Sequence[Result], metric: str) -> Iterator[dict[str, Any]]:
-    """KL and the metric at every evaluation of every run."""
-    for result in results:
-        file = result.folder / "metrics.jsonl"
-        for line in map(json.loads, file.read_text().splitlines() if _summary(result.folder) else ()):
+def _frontier(runs: Sequence[Finished], metric: str) -> Iterator[dict[str, Any]]:
+    """KL and the metric at every evaluation of every run that ended with numbers."""
+    for run in (run for run in runs if run.after):
+        for line in run.history:
             for part in ("test", "validation"):
                 if line.get(f"{part}/kl") is not None and line.get(f"{part}/{metric}") is not None:
                     point = {"kl": line[f"{part}/kl"], metric: line[f"{part}/{metric}"], "on": part}
-                    yield {"arm": result.arm, "seed": result.seed, "step": line["step"], **point}
+                    yield {"arm": run.arm, "seed": run.seed, "step": line["step"], **point}

@@ -20,6 +20,7 @@ from prefopt.study import Study, run_study
 from prefopt.study.comparison.confounds import confounds, seeds_note, varied_randomness
 from prefopt.study.executors import LocalProcesses
 from prefopt.study.plan import StudyPlan
+from prefopt.support.files import locked
 
 QUIET = Console(quiet=True)
 LIMITED = {"train.limits": {"nonsense": [0, 1]}}
@@ -200,14 +201,9 @@ def test_a_process_that_dies_costs_its_own_run_alone(
 
 
 def test_two_at_once_in_one_folder_are_refused(base: Path, tmp_path: Path) -> None:
-    from prefopt.study.run import _locked
-
-    with (
-        _locked(tmp_path),
-        pytest.raises(PrefoptError, match="being worked on by another process"),
-        _locked(tmp_path),
-    ):
-        pass
+    with locked(tmp_path / "s"), pytest.raises(PrefoptError, match="being worked on by another process"):
+        run_study(study(base, {"A": {}, "B": {"objective": "IPO"}}), tmp_path / "s", console=QUIET)
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ from _tiny import tiny_recipe
 from prefopt import PrefoptError, load_recipe
 from prefopt.objectives import LNDPO
 from prefopt.study import Study, load_study
-from prefopt.study.comparison.confounds import short_value
+from prefopt.study.comparison.recipe_fields import flat, short_value
 from prefopt.study.plan import StudyPlan, changed_declarations
-from prefopt.study.preview import flat, with_defaults
+from prefopt.study.preview import with_defaults
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

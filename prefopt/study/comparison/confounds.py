@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from prefopt.recipe import Seeds
-from prefopt.recipe.renamed import with_new_names
+from prefopt.recipe import Seeds, differences
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import Result
+from prefopt.study.comparison.recipe_fields import short_value, within
+from prefopt.support.errors import PrefoptError
 
 IMMATERIAL = (
     *(
@@ -51,35 +51,35 @@ class RunFiles:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """Resolved; an objective of one term is a section, not a list."""
-        tree = with_new_names(yaml.safe_load((self.folder / "recipe.yaml").read_text()), where=None)
+        tree = RunFolder(self.folder).recipe_tree()
         terms = tree["objective"]
         return tree | {"objective": terms[0] if len(terms) == 1 else {str(i): term for i, term in enumerate(terms)}}
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """manifest.json."""
-        content: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
-        return content
+        return RunFolder(self.folder).manifest()
 
     @cached_property
     def costs(self) -> dict[str, float]:
         """What training cost; empty for a run that did not record it."""
-        content: dict[str, float] = json.loads((self.folder / "summary.json").read_text()).get("costs", {})
-        return content
+        costs: dict[str, float] = RunFolder(self.folder).summary().get("costs", {})
+        return costs
 
     @cached_property
     def batches(self) -> dict[int, int]:
         """Step → a fingerprint of the rows of its batch; steps without one are left out."""
-        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
-        return {line["step"]: line["batch"] for line in lines if line.get("batch")}
+        return {line["step"]: line["batch"] for line in RunFolder(self.folder).history() if line.get("batch")}
 
     @cached_property
     def evaluation_prompts(self) -> str:
         """A hash of the held-out prompts that it was evaluated on."""
         part = self.recipe["evaluate"]["part"]
-        content = json.loads((self.folder / "evaluations" / f"{part}-step-000000.json").read_text())
-        groups = sorted({group for o in content["observations"].values() for group in o["groups"]})
-        prompts = [sample["prompt"] for sample in content["samples"]]
+        evaluation = RunFolder(self.folder).evaluation(part, step=0)
+        if evaluation is None:
+            raise PrefoptError(f"{self.folder} has no evaluation at step 0, which a finished run has: restore it")
+        groups = sorted({group for observed in evaluation.observations.values() for group in observed.groups})
+        prompts = [sample["prompt"] for sample in evaluation.samples]
         return hashlib.blake2b(repr((groups, prompts)).encode(), digest_size=16).hexdigest()
 
     @property
@@ -102,7 +102,7 @@ def confounds(
         baseline: name of the arm that the others are compared with; None is the first.
         varies: sections and fields that differ on purpose.
     """
-    runs = [RunFiles(r.arm, r.seed, r.folder) for r in results if (r.folder / "summary.json").exists()]
+    runs = [RunFiles(r.arm, r.seed, r.folder) for r in results if RunFolder(r.folder).finished]
     if not runs:
         return []
     base = next((f.arm for f in runs if f.arm == baseline), runs[0].arm)
@@ -128,8 +128,8 @@ def _against(runs: Sequence[RunFiles], base: str, varies: Sequence[str]) -> list
 
 def _between(one: RunFiles, base: RunFiles, varies: Sequence[str]) -> Iterator[str]:
     untrained = next((f.arm for f in (one, base) if not f.trained), None)
-    ignored = (*IMMATERIAL, *varies, *(OF_TRAINING if untrained else ()))
-    for key, here, there in recipe_differences(one.recipe, base.recipe):
+    ignored = ("seed", *IMMATERIAL, *varies, *(OF_TRAINING if untrained else ()))
+    for key, (here, there) in differences(one.recipe, base.recipe).items():
         if not within(key, ignored):
             yield f"{key} is {short_value(here)}, and {short_value(there)} in {base.arm}"
     if one.manifest["model"]["fingerprint"] != base.manifest["model"]["fingerprint"]:
@@ -190,30 +190,6 @@ def _among(runs: Sequence[RunFiles]) -> Iterator[str]:
             yield f"{name} was edited between runs"
 
 
-def recipe_differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys in which two resolved recipes differ, with both values; a section that one of them lacks is one difference."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for k in dict.fromkeys([*one, *other]):
-            yield from recipe_differences(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))
-    elif one != other and key != "seed":
-        yield key, one, other
-
-
-def within(key: str, sections: Sequence[str]) -> bool:
-    """Whether a dotted key is one of these sections or fields, or lies in one of them."""
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
-
-
-def short_value(value: Any) -> str:
-    """A value of a recipe, as a short text."""
-    if isinstance(value, Mapping):
-        return str(value.get("name", "given" if value else "none"))
-    if isinstance(value, list) and len(value) == 1:
-        return short_value(value[0])
-    text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else f"…{text[-59:]}"
-
-
 SOURCES = {
     "data": "the split of the data",
     "init": "initial weights",
@@ -227,7 +203,7 @@ def varied_randomness(results: Sequence[Result]) -> dict[str, bool]:
     """For each source of randomness, whether it did differ between the seeds of some arm, judged by what the runs recorded."""
     arms: dict[str, list[RunFiles]] = {}
     for r in results:
-        if (r.folder / "summary.json").exists():
+        if RunFolder(r.folder).finished:
             arms.setdefault(r.arm, []).append(RunFiles(r.arm, r.seed, r.folder))
     varied = dict.fromkeys(Seeds.model_fields, False)
     for runs in arms.values():

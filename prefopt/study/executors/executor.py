@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from prefopt.runs.folder import RunFolder
 from prefopt.study.jobs import Job
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,5 @@ def record_failure(job: Job, why: str, details: str) -> Outcome:
         why: in one line.
         details: the text of error.txt.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(job.folder / "error.txt", details)
+    RunFolder(job.folder).write_error(details)
     return Outcome(job, why)

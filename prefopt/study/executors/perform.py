@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prefopt.runs.folder import RunFolder
 from prefopt.study.executors.executor import Outcome, record_failure
 from prefopt.study.jobs import Job, is_finished
 from prefopt.support.allocator import keep_freed_memory
@@ -46,9 +47,10 @@ def _prepare_folder(job: Job) -> None:
     """A folder that can be continued keeps its earlier error under another name; one that cannot is moved to aside/."""
     if not job.folder.exists():
         return
-    if (job.folder / "recipe.yaml").exists():
-        if (error := job.folder / "error.txt").exists():
-            error.rename(unused(job.folder / "error-before.txt"))
+    files = RunFolder(job.folder)
+    if files.begun:
+        if files.failed:
+            files.error_file.rename(unused(job.folder / "error-before.txt"))
         return
     aside = _study_folder(job) / "aside" / f"{job.name}-seed-{job.seed}"
     aside.parent.mkdir(exist_ok=True)

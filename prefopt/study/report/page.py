@@ -1,7 +1,6 @@
 """report.html, and the files that are written with it."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from markupsafe import Markup
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import Finished
 from prefopt.study.comparison.comparison import Comparison
+from prefopt.study.comparison.recipe_fields import flat
 from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report import text_tables
 from prefopt.study.report.figures import draw
+from prefopt.support.files import write_whole
 
 PROMPTS = 8
 """The number of prompts whose samples are shown."""
@@ -37,9 +38,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         "report.html": page(comparison),
     }
     for name, text in texts.items():
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+        write_whole(folder / name, text)
     return folder / "report.html"
 
 
@@ -94,9 +93,9 @@ def samples(comparison: Comparison) -> list[dict[str, Any]]:
 
 def differing(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Fields of the recipes that differ between arms, with the value of each arm; a field that a recipe lacks is null."""
-    flat = {arm: dict(_flat(recipe)) for arm, recipe in _recipes(comparison)}
-    keys = list(dict.fromkeys(key for fields in flat.values() for key in fields if key.partition(".")[0] not in SELF))
-    values = [(key, [flat.get(arm, {}).get(key, "null") for arm in comparison.arms]) for key in keys]
+    by_arm = {arm: flat(recipe) for arm, recipe in _recipes(comparison)}
+    keys = list(dict.fromkeys(key for fields in by_arm.values() for key in fields if key.partition(".")[0] not in SELF))
+    values = [(key, [_value_text(by_arm.get(arm, {}).get(key)) for arm in comparison.arms]) for key in keys]
     return [(key, of_arms) for key, of_arms in values if len(set(of_arms)) > 1]
 
 
@@ -105,8 +104,8 @@ def environment_of(runs: Sequence[Finished]) -> list[tuple[str, str]]:
     seen: dict[str, dict[str, None]] = {}
     for run in runs:
         for section in ("versions", "device", "git"):
-            for key, value in _flat(run.manifest.get(section) or {}):
-                seen.setdefault(f"{section}.{key}", {})[value] = None
+            for key, value in flat(run.manifest.get(section) or {}).items():
+                seen.setdefault(f"{section}.{key}", {})[_value_text(value)] = None
     return [(key, ", ".join(values)) for key, values in seen.items()]
 
 
@@ -123,13 +122,9 @@ def _with_defaults(run: Finished) -> Mapping[str, Any]:
     return {**run.recipe, "objective": [{**own, **term} for own, term in zip(resolved, terms, strict=True)]}
 
 
-def _flat(tree: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    for key, value in items:
-        if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value)):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _value_text(value: Any) -> str:
+    """A value of a recipe or manifest; `null` where there is none."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _text(prompt: Any) -> str:
