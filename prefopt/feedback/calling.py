@@ -1,6 +1,5 @@
 """What a feedback may be beside a function, and calling one: its verdict is checked and its time is limited."""
 
-import dataclasses
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from prefopt.feedback.verdicts import checked
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 
@@ -189,7 +189,7 @@ def run_feedback(
     rows: Sequence[Mapping[str, Any]],
     timeout: float | None = None,
 ) -> Verdict:
-    """Call any feedback and check what it says.
+    """Call any feedback and check its verdict.
 
     None and NaN are no verdict: they come back as NaN, never as a number.
 
@@ -203,49 +203,12 @@ def run_feedback(
             nobody listens to, because Python cannot stop one.
 
     Raises:
-        PrefoptError: it raised something, took too long, or returned something else than B × K finite numbers; says which feedback.
+        PrefoptError: it raised something, took too long, or returned something else than B × K finite numbers or a `Verdict` of
+            such; says which feedback.
     """
     answer = _answer(feedback, name, (prompts, completions, rows), timeout)
     verdict = answer if isinstance(answer, Verdict) else Verdict(_scores(answer, name))
-    if not isinstance(verdict.scores, Tensor):
-        raise PrefoptError(
-            f"the feedback {name} returned scores that are a {type(verdict.scores).__name__}, not a tensor"
-        )
-    expected = [len(prompts), max((len(row) for row in completions), default=0)]
-    if list(verdict.scores.shape) != expected:
-        raise PrefoptError(
-            f"the feedback {name} returned scores of shape {list(verdict.scores.shape)} for "
-            f"{expected[0]} prompts × {expected[1]} completions; expected one number for each completion"
-        )
-    if verdict.preference is not None and list(verdict.preference.shape) != [*expected, expected[1]]:
-        raise PrefoptError(
-            f"the feedback {name} returned preference of shape {list(verdict.preference.shape)}; expected "
-            f"{[*expected, expected[1]]}, P(y_i beats y_j)"
-        )
-    if verdict.preference is not None and not ((verdict.preference >= 0) & (verdict.preference <= 1)).all():
-        raise PrefoptError(
-            f"the feedback {name} returned preference that is not between 0 and 1; NaN is no verdict there"
-        )
-    if verdict.notes and len(verdict.notes) != len(prompts):
-        raise PrefoptError(f"the feedback {name} returned {len(verdict.notes)} notes for {len(prompts)} prompts")
-    if not verdict.scores.is_floating_point():
-        verdict = dataclasses.replace(verdict, scores=verdict.scores.float())
-    refuse_infinite(verdict.scores, f"the feedback {name}")
-    return verdict
-
-
-def refuse_infinite(scores: Tensor, name: str) -> None:
-    """No sum or mean survives an infinite score, and it would surface far from where it was made.
-
-    Raises:
-        PrefoptError: there is one; says where.
-    """
-    if (found := scores.isinf().nonzero()).numel():
-        b, k = found[0].tolist()
-        raise PrefoptError(
-            f"{name} gave the score {scores[b, k]:g} to completion {k + 1} of prompt {b + 1}; "
-            "scores are finite, or NaN for no verdict"
-        )
+    return checked(verdict, name, completions)
 
 
 def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | None) -> Any:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prefopt.feedback.calling import run_feedback
+from prefopt.feedback.verdicts import combined_named, combined_steps
 from prefopt.types import Feedback, Prompt, Verdict
 
 
@@ -23,7 +24,8 @@ class Ensemble:
     Where members that were trained alike disagree, their scores say little; the latter two are conservative there, against
     over-optimisation. Members should speak on one scale: a reward model's is arbitrary, and a `ReferenceNormalise` in the
     `transforms` of each gives them one. A completion on which a member has no verdict has none, for a minimum over those left would
-    be larger. P(y_i beats y_j) is the mean of the members', where all have one.
+    be larger. P(y_i beats y_j) is the mean of the members', where all have one. Named scores are combined by the same
+    rule, each over the members that give it; so are `steps`, where a member that gives none gives 0 to each.
 
     Each prompt's note has `std`, K numbers: the standard deviation (population) of the members' scores; and `members`, their notes,
     where they have any.
@@ -68,10 +70,12 @@ class Ensemble:
             self._combined(scores).float(),
             torch.stack(preferences).mean(0) if everywhere else None,
             [self._note(verdicts, spread[b], b) for b in range(len(prompts))],
+            combined_steps(verdicts, self._combined),
+            combined_named(verdicts, self._combined),
         )
 
     def _combined(self, scores: Tensor) -> Tensor:
-        """[B, K] of [M, B, K]; NaN where any member is."""
+        """[...] of [M, ...]; NaN where any member is."""
         if self.combine == "min":
             return scores.amin(0)
         mean = scores.mean(0)

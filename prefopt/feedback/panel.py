@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from prefopt.feedback.ensemble import notes_of, verdicts_of
+from prefopt.feedback.verdicts import combined_named, combined_steps
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
 
@@ -24,6 +26,9 @@ class Panel:
 
     With the latter two, scores are the mean over the others of P, so they need two completions of each prompt. A judge that gives
     scores alone prefers the larger. On a pair or a completion, those vote who have a verdict; it has none only where nobody has.
+
+    Named scores are means over the members that have one for a completion; `steps` are means over all members, where one that gives
+    none gives 0 to each.
 
     Each prompt's note has `disagreement`, the share of (pair of judges, pair of completions) on which the judges prefer
     differently, `weights`, and the `members`' notes, where they have any.
@@ -69,6 +74,8 @@ class Panel:
             (scores.nanmean(0) if self.combine == "mean" else combined.nanmean(-1)).float(),
             combined.nan_to_num(0.5).clamp(0, 1).float(),
             [self._note(verdicts, _disagreement(votes[:, b]), weights, b) for b in range(len(prompts))],
+            combined_steps(verdicts, partial(torch.mean, dim=0)),
+            combined_named(verdicts, partial(torch.nanmean, dim=0)),
         )
 
     def _note(self, verdicts: Sequence[Verdict], disagreement: float, weights: Tensor, b: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from prefopt import recipe
-from prefopt.feedback.calling import fit, is_unfitted, refuse_infinite, restore, run_feedback, state_of
+from prefopt.feedback.calling import fit, is_unfitted, restore, run_feedback, state_of
+from prefopt.feedback.verdicts import refuse_infinite
 from prefopt.policy import find_model, load_tokenizer
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Feedback, Prompt, Verdict
@@ -301,7 +302,8 @@ class MissingEOS:
 class Transformed:
     """A feedback and the transforms of its scores. Each call is checked and limited in time.
 
-    `make_feedback` makes one of every feedback in a recipe. A preference [B, K, K] is left as it is. With transforms, each
+    `make_feedback` makes one of every feedback in a recipe. Preference, named scores and steps are left as they
+    are: a transform is of `scores` alone. With transforms, each
     prompt's note keeps the feedback's own scores as `untransformed`.
 
     Attributes:

@@ -27,7 +27,8 @@ def test_numbers_none_and_nan(timeout):
 def test_tensors_and_verdicts_pass():
     scores = torch.rand(2, 3)
     assert torch.equal(judge(lambda *_: scores).scores, scores)
-    verdict = Verdict(scores, torch.full((2, 3, 3), 0.5), notes=[{}, {}])
+    steps, named = [[[1.0, 2], [], [3]], [[0], [0], [0]]], {"safe": torch.full((2, 3), math.nan)}
+    verdict = Verdict(scores, torch.full((2, 3, 3), 0.5), notes=[{}, {}], steps=steps, named=named)
     assert judge(lambda *_: verdict) is verdict
     whole = judge(lambda *_: Verdict(torch.ones(2, 3, dtype=torch.long))).scores
     assert whole.dtype == torch.float32, "later arithmetic needs NaN"
@@ -58,6 +59,18 @@ def raises(*_):
         (lambda *_: Verdict([[0] * 3] * 2), "list, not a tensor"),
         (lambda *_: Verdict(torch.zeros(2, 3), torch.zeros(2, 3)), r"preference of shape \[2, 3\]"),
         (lambda *_: Verdict(torch.zeros(2, 3), notes=[{}]), "1 notes for 2 prompts"),
+        (lambda *_: Verdict(torch.zeros(2, 3), named={"safe": torch.zeros(2)}), r"named\['safe'\] of shape \[2\]"),
+        (lambda *_: Verdict(torch.zeros(2, 3), named={"safe": [[0] * 3] * 2}), r"named\['safe'\] that are a list"),
+        (
+            lambda *_: Verdict(torch.zeros(2, 3), named={"safe": torch.full((2, 3), math.inf)}),
+            r"in named\['safe'\], gave the score inf to completion 1 of prompt 1",
+        ),
+        (lambda *_: Verdict(torch.zeros(2, 3), steps=[[[1.0]] * 3]), r"steps of \[3\] completions.*expected \[3, 3\]"),
+        (lambda *_: Verdict(torch.zeros(2, 3), steps=[[1.0] * 3] * 2), "not a list of numbers for each completion"),
+        (
+            lambda *_: Verdict(torch.zeros(2, 3), steps=[[[1.0]] * 3, [[1.0], [0, math.nan], []]]),
+            "the step nan for completion 2 of prompt 2",
+        ),
         (lambda *_: [[0, 0, 0], [0, -math.inf, 0]], "gave the score -inf to completion 2 of prompt 2"),
         (lambda prompts: [], "raised TypeError"),
     ],

@@ -43,6 +43,44 @@ def test_notes_of_the_members_are_kept():
     assert [note["members"] for note in verdict.notes] == [[{"why": "x"}, {}], [{}, {}]]
 
 
+@pytest.mark.parametrize(
+    ("combine", "safe"),
+    [
+        ("mean", [[2, 0], [0.5, 1]]),
+        ("min", [[1, -4], [0, 1]]),
+        ("lcb", [[2 - 0.25, 0 - 0.25 * 16], [0.5 - 0.25 / 4, 1]]),
+    ],
+)
+def test_named_scores_and_steps_are_combined_as_scores_are(combine, safe):
+    """A name counts over those that give it; a member without steps gives 0 to each."""
+    one = Verdict(torch.zeros(2, 2), named={"safe": torch.tensor([[1.0, -4.0], [0.0, 1.0]]), "kind": torch.ones(2, 2)})
+    other = Verdict(
+        torch.zeros(2, 2), named={"safe": torch.tensor([[3.0, 4.0], [1.0, 1.0]])}, steps=[[[2.0, 5.0], []]] * 2
+    )
+    third = Verdict(torch.zeros(2, 2), steps=[[[1.0, -1.0], []]] * 2)
+    verdict = Ensemble((lambda *_: one, lambda *_: other), combine, lam=0.25)(PROMPTS, TEXTS, ROWS)
+    assert verdict.named["safe"].tolist() == safe
+    assert torch.equal(verdict.named["kind"], torch.ones(2, 2))
+    everyone = Ensemble((lambda *_: one, lambda *_: other, lambda *_: third), combine, lam=0.25)(PROMPTS, TEXTS, ROWS)
+    values = torch.tensor([[0.0, 0.0], [2.0, 5.0], [1.0, -1.0]])
+    by_hand = {
+        "mean": values.mean(0),
+        "min": values.amin(0),
+        "lcb": values.mean(0) - 0.25 * values.var(0, correction=0),
+    }
+    assert everyone.steps[0][0] == pytest.approx(by_hand[combine].tolist()) and everyone.steps[1][1] == []
+    assert Ensemble((member(SAID[1]), member(SAID[2])))(PROMPTS, TEXTS, ROWS).steps is None
+    odd = Verdict(torch.zeros(2, 2), steps=[[[1.0], []]] * 2)
+    with pytest.raises(PrefoptError, match="members give 1 and 2 numbers in `steps` to completion 1 of prompt 1"):
+        Ensemble((lambda *_: other, lambda *_: odd), combine)(PROMPTS, TEXTS, ROWS)
+
+
+def test_transforms_change_scores_alone():
+    given = Verdict(torch.full((2, 2), 9.0), named={"safe": torch.full((2, 2), 9.0)}, steps=[[[9.0]] * 2] * 2)
+    verdict = Transformed(lambda *_: given, (Clip(high=1.0),))(PROMPTS, TEXTS, ROWS)
+    assert verdict.scores.eq(1).all() and verdict.named == given.named and verdict.steps == given.steps
+
+
 def test_what_is_wrong_names_the_member():
     with pytest.raises(PrefoptError, match=r"\(member 2\) returned scores of shape \[2, 1\]"):
         Ensemble((member(SAID[0]), member([[1.0], [2.0]])))(PROMPTS, TEXTS, ROWS)

@@ -30,6 +30,15 @@ def test_the_mean():
     assert verdict.notes[0]["disagreement"] == pytest.approx(2 / 3)  # two of the three pairs of judges
 
 
+@pytest.mark.parametrize("combine", ["mean", "majority", "agreement"])
+def test_named_scores_and_steps_are_means_over_the_members(combine):
+    one = Verdict(torch.zeros(1, 2), named={"safe": torch.tensor([[1.0, math.nan]])}, steps=[[[2.0], [4.0, 6.0]]])
+    other = Verdict(torch.zeros(1, 2), named={"safe": torch.tensor([[3.0, 5.0]])})
+    verdict = Panel((lambda *_: one, lambda *_: other), combine)(*ASKED)
+    assert verdict.named["safe"].tolist() == [[2, 5]]
+    assert verdict.steps == [[[1.0], [2.0, 3.0]]]
+
+
 @pytest.mark.parametrize(("members", "won"), [((0.51, 0.52, 0.01), 1), ((0.9, 0.1), 0.5), ((0.5, 0.5, 0.4), 0)])
 def test_the_majority(members, won):
     verdict = Panel(tuple(map(says, members)), "majority")(*ASKED)
