@@ -23,7 +23,7 @@ EMBED = (
 
 
 class Judged(Protocol):
-    """What `projected` reads of an `Example` or a `Tokenised`, which are the same to it."""
+    """What `select_completions` reads of an `Example` or a `Tokenised`, which are the same to it."""
 
     @property
     def size(self) -> int: ...  # noqa: D102
@@ -44,7 +44,7 @@ Row = TypeVar("Row", bound=Judged)
 Ties = Literal["drop", "keep"]
 
 
-def project(
+def select_completions(
     rows: Sequence[Row], needs: Needs, ties: Ties = "drop", counts: Counter[str] | None = None
 ) -> Iterator[Row]:
     """One ranked, rated or paired data set as what an objective needs, row by row.
@@ -83,7 +83,7 @@ def project(
     kept = 0
     for row in rows:
         _check(row, rows, needs)
-        for new in projected([row], needs, ties, counts):
+        for new in select_checked([row], needs, ties, counts):
             kept += 1
             yield new
     if not kept:
@@ -92,8 +92,8 @@ def project(
         _refuse(rows, needs, f"no row is left ({dropped}{first})")
 
 
-def projected(rows: Iterable[Row], needs: Needs, ties: Ties, counts: Counter[str]) -> Iterator[Row]:
-    """`project` of rows that are known to have what it takes; perhaps none is left."""
+def select_checked(rows: Iterable[Row], needs: Needs, ties: Ties, counts: Counter[str]) -> Iterator[Row]:
+    """`select_completions` of rows that are known to have what it takes; perhaps none is left."""
     change: Callable[[Row, Needs, Ties, Counter[str]], list[Row]] = _singles if needs.completions == 1 else _several
     if needs.completions == 1 and needs.ordered:
         change = _best

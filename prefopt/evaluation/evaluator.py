@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
-from prefopt.data.selecting import project
+from prefopt.data.selecting import select_completions
 from prefopt.data.texts import decode_completion
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.evaluation.intervals import Observations, change, common, estimate
@@ -138,7 +138,7 @@ class Evaluator:
         """Measure; the model is left in the mode it was in."""
         training = model.training
         model.eval()
-        pairs = _projected(self.rows, PAIR)
+        pairs = _selected(self.rows, PAIR)
         if isinstance(model, Scorer):
             evaluation = self._finished(*(self._scored_pairs(model, pairs) if pairs else ({}, {})))
         else:
@@ -196,7 +196,7 @@ class Evaluator:
         return _pair_observations(outputs.sum() - self._reference_logps, pairs, "logratio") | found
 
     def _demonstrations(self, model: Model) -> dict[str, Observations]:
-        best = _projected(self.rows, BEST)
+        best = _selected(self.rows, BEST)
         return _likelihood(*self._outputs(model, best, Needs()), best) if best else {}
 
     def _samples(self, model: Policy) -> tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]]:
@@ -371,10 +371,10 @@ def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | N
     return Observations(flat[known], heavy[known], [g for g, k in zip(groups, known, strict=True) if k])
 
 
-def _projected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
+def _selected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
     """The rows as pairs, or as their best completions; none where the data do not have them."""
     try:
-        return list(project(rows, needs))
+        return list(select_completions(rows, needs))
     except PrefoptError:
         return []
 

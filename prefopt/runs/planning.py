@@ -1,13 +1,12 @@
 """What a run will do: everything of a recipe that can be found, loaded and checked before a model is."""
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Example, Split, load_examples, prompts
-from prefopt.data.selecting import EMBED, project
+from prefopt.data import DiskRows, Example, Split, load_examples
 from prefopt.data.splits import divided
 from prefopt.evaluation.metrics import check_metrics
 from prefopt.feedback import check_feedback
@@ -16,7 +15,7 @@ from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_sampler, find_model
 from prefopt.runs.folder import RunFolder
-from prefopt.sources.writers import SUPPLIED, without_writers
+from prefopt.runs.matching import match, training_rows
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
@@ -24,15 +23,18 @@ from prefopt.support.sharing import shared, stamp
 from prefopt.training.callbacks import check_callbacks
 from prefopt.types import Needs, Objective
 
-EMBEDDINGS = "embeddings"
-"""The column that `source.embeddings` adds."""
 
+@dataclass(frozen=True)
+class OwnSource:
+    """The data of a term with a source of its own.
 
-WRITTEN = SUPPLIED | {"cost", "gold", "ended", "temperature", "sampler_logps"}
-"""Columns that rollouts put into a batch themselves."""
+    Attributes:
+        needs: what they must bring.
+        data: train, validation and test.
+    """
 
-DEMONSTRATED = Needs(completions=1, ordered=True)
-"""What rollouts need of the data where the data's own completions play, too: the best one of each prompt."""
+    needs: Needs
+    data: Split[Example]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Plan:
         objectives: one for each term.
         needs: of the terms that share the run's source.
         wanted: what its data must bring of these.
-        data: of the run's source, and of each term's own, by the term's number.
+        data: of the run's source.
+        own: of each term with a source of its own, by the term's number.
         rows: of the run's source that are trained on.
     """
 
@@ -55,7 +58,7 @@ class Plan:
     needs: Needs
     wanted: Needs
     data: Split[Example]
-    own: Mapping[int, Split[Example]]
+    own: Mapping[int, OwnSource]
     rows: int
 
     @property
@@ -99,107 +102,21 @@ def plan(settings: recipe.Recipe) -> Plan:
             find_model(source.embeddings.model)
     _check_feedbacks(settings)
     check_callbacks(settings.train.callbacks)
-    seed = settings.seed_of("data")
+    name, scored, costed = " + ".join(t.name for t in shared), settings.feedback is not None, settings.cost is not None
+    wanted, seed = match(needs, settings.source, name, scored, costed), settings.seed_of("data")
+    if settings.source.rollouts is not None:
+        check_sampler(settings.source.rollouts)
     own = {
-        i: _splits(term.source, wanted(objectives[i].needs, term.source, term.name), seed)[0]
+        i: _own(objectives[i].needs, term.source, term.name, seed)
         for i, term in enumerate(settings.objective)
         if term.source is not None
     }
-    name = " + ".join(term.name for term in shared)
-    if settings.source.rollouts is not None:
-        _check_rollouts(settings, needs, name)
-        asked = wanted(replace(needs, columns=tuple(set(needs.columns) - WRITTEN)), _alone(settings), name)
-        shares = replace(DEMONSTRATED, columns=asked.columns)
-    else:
-        shares = wanted(needs, settings.source, name)
-    data, rows = _splits(settings.source, shares, seed)
+    data, rows = _splits(settings.source, wanted, seed)
     if rows < settings.train.batch_size and not rows_awaited():
         raise PrefoptError(
             f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
         )
-    return Plan(settings, model, objectives, needs, shares, data, own, rows)
-
-
-def to_train_on(rows: Sequence[Example], needs: Needs, source: recipe.Source) -> Iterator[Example]:
-    """The rows of a source as batches will have them: what an objective needs of them, or the prompts that rollouts begin with.
-
-    Raises:
-        PrefoptError: the rows lack what is needed.
-    """
-    if not rows and rows_awaited():  # by a dry run: there is nothing to refuse yet
-        return
-    if source.rollouts is None or "dataset" in source.writers:
-        yield from project(rows, needs, source.ties)
-        return
-    for row in prompts(rows):
-        _check_columns(row, needs)
-        yield row
-
-
-def _check_columns(row: Example, needs: Needs) -> None:
-    if missing := set(needs.columns) - set(row.columns) - {"row"}:
-        names = ", ".join(map(repr, sorted(missing)))
-        hint = f" ({EMBED})" if EMBEDDINGS in missing else ""
-        raise PrefoptError(f"{row.where}: the prompt has no column {names}, which the objective needs{hint}")
-
-
-def _alone(settings: recipe.Recipe) -> recipe.Source:
-    """The source without its writers, which are checked apart."""
-    return settings.source.model_copy(update={"writers": ()})
-
-
-def wanted(needs: Needs, source: recipe.Source, name: str) -> Needs:
-    """What the data of a source must bring themselves, for an objective or several of this name.
-
-    Raises:
-        PrefoptError: the source must add something else to them.
-    """
-    needs = without_writers(needs, source.writers, name)
-    if source.embeddings is None:
-        return needs
-    if EMBEDDINGS not in needs.columns:
-        raise PrefoptError(f"source.embeddings is given, and {name} does not compare prompts: leave it out")
-    if needs.rewards and source.embeddings.model is None:
-        raise PrefoptError(
-            f"{name} trains a scorer, which embeds no prompts: name a sentence encoder in source.embeddings.model"
-        )
-    return replace(needs, columns=tuple(column for column in needs.columns if column != EMBEDDINGS))
-
-
-def _check_rollouts(settings: recipe.Recipe, needs: Needs, name: str) -> None:
-    """Refuses what rollouts with this recipe could not put into a batch."""
-    source = settings.source
-    assert source.rollouts is not None
-    if needs.rewards:
-        raise PrefoptError(f"{name} trains a scorer, which writes nothing: leave out source.rollouts")
-    total = source.rollouts.completions + len(source.writers)
-    judged = needs.scores or needs.preference or (needs.ordered and total > 1)
-    if judged and settings.feedback is None:
-        raise PrefoptError(
-            f"{name} learns from scores of what the policy writes; say where they come from, for example "
-            "`feedback: {name: RewardModel, model: runs/…}` or `feedback: file.py:function`"
-        )
-    if "cost" in needs.columns and settings.cost is None:
-        raise PrefoptError(f"{name} keeps a cost low; say where it comes from: `cost: file.py:function`")
-    if SUPPLIED & set(needs.columns) and not source.writers:
-        raise PrefoptError(
-            f"{name} compares with completions that are not the policy's own; list who writes them in `source.writers`: "
-            f"{', '.join(recipe.WRITERS['rollouts'])}"
-        )
-    if source.writers and needs.rollouts and not SUPPLIED & set(needs.columns):
-        raise PrefoptError(
-            f"source.writers is {list(source.writers)}, and {name} does not look at who wrote a completion: it would learn from "
-            "theirs as if they were the policy's; leave it out"
-        )
-    if source.rollouts.refill and total < 2:
-        raise PrefoptError("source.rollouts.refill compares the completions of a prompt: draw at least 2 of each")
-    check_sampler(source.rollouts)
-    wants = needs.completions
-    if wants is not None and (total < wants or (total > wants and not needs.ordered)):
-        raise PrefoptError(
-            f"{name} takes {wants} completions of each prompt, and source.rollouts.completions is "
-            f"{source.rollouts.completions}{f' with {len(source.writers)} more by source.writers' * bool(source.writers)}"
-        )
+    return Plan(settings, model, objectives, needs, wanted, data, own, rows)
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:
@@ -246,6 +163,11 @@ def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs
         )
 
 
+def _own(needs: Needs, source: recipe.Source, name: str, seed: int) -> OwnSource:
+    wanted = match(needs, source, name)
+    return OwnSource(wanted, _splits(source, wanted, seed)[0])
+
+
 def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Example], int]:
     """Train, validation and test, and the number of rows to train on; parts with data of their own take nothing from the rest."""
     rows = _examples(source)
@@ -259,7 +181,7 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Examp
         rows.select(validation) if source.validation is None else _examples(source.validation),
         rows.select(test) if source.test is None else _examples(source.test),
     )
-    return parts, sum(1 for _ in to_train_on(parts.train, needs, source))
+    return parts, sum(1 for _ in training_rows(parts.train, needs, source))
 
 
 def _examples(data: recipe.Data) -> DiskRows[Example]:

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
-from prefopt.data.selecting import projected
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.metrics import make_metrics
 from prefopt.evaluation.win_rates import contest
@@ -38,7 +37,8 @@ from prefopt.policy import (
 from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.planning import EMBEDDINGS, Plan, plan, to_train_on, wanted
+from prefopt.runs.matching import batch_columns, batch_rows, training_rows
+from prefopt.runs.planning import Plan, plan
 from prefopt.runs.progress import show_count, show_data, show_example, show_heading
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
@@ -134,9 +134,8 @@ def prepare(
         for part, rows in _parts(planned).items()
     }
     terms = _terms(planned, tokenizer, accelerator, console)
-    rows, columns = _rows_of_batches(
-        data["train"], planned.wanted, settings.source, settings.policy, accelerator, console
-    )
+    rows = _rows_of_batches(data["train"], planned.wanted, settings.source, settings.policy, accelerator, console)
+    columns = batch_columns(planned.wanted, settings.source)
     if rows:
         show_example(console, preview(rows[0], tokenizer))
     needs = replace(planned.needs, reference=planned.compares)
@@ -248,7 +247,7 @@ def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
     if source.rollouts is not None:
         rows: DiskRows[Example] = parts["train"]
         key = ("to train on", rows.identity, needs, source.ties, source.writers)
-        parts["train"] = shared("examples", key, lambda: DiskRows.of(to_train_on(rows, needs, source)))
+        parts["train"] = shared("examples", key, lambda: DiskRows.of(training_rows(rows, needs, source)))
     return parts
 
 
@@ -256,12 +255,12 @@ def _terms(planned: Plan, tokenizer: PreTrainedTokenizerBase, accelerator: Accel
     """The objectives with their weights, and with their data where these are their own."""
     settings, train = planned.recipe, planned.recipe.train
     terms = [Term(o, t.weight) for o, t in zip(planned.objectives, settings.objective, strict=True)]
-    for index, data in planned.own.items():
+    for index, own in planned.own.items():
         section, name = settings.objective[index].source, terms[index].name
         assert section is not None
-        needs = wanted(terms[index].objective.needs, section, name)
-        rows = tokenised(data.train, f"source of {name}", section, needs, tokenizer, console)
-        rows, columns = _rows_of_batches(rows, needs, section, settings.policy, accelerator, console)
+        rows = tokenised(own.data.train, f"source of {name}", section, own.needs, tokenizer, console)
+        rows = _rows_of_batches(rows, own.needs, section, settings.policy, accelerator, console)
+        columns = batch_columns(own.needs, section)
         size = train.minibatch_size or train.batch_size
         seed = seed_for(settings.seed_of("order"), index + 1)
         terms[index] = replace(terms[index], source=Recorded(rows, size, seed, columns, section.writers))
@@ -275,18 +274,15 @@ def _rows_of_batches(
     policy: recipe.Policy,
     accelerator: Accelerator,
     console: Console,
-) -> tuple[DiskRows[Tokenised], Sequence[str]]:
-    """Rows as batches take them, with embeddings where the recipe says so, and the names of their columns."""
-    columns = needs.columns
+) -> DiskRows[Tokenised]:
+    """Rows as batches take them, with embeddings where the recipe says so."""
     if source.embeddings is not None:
-        rows, columns = _embedded(rows, source.embeddings, policy, accelerator, console), (*columns, EMBEDDINGS)
-    if source.rollouts is not None:
-        return rows, columns
+        rows = _embedded(rows, source.embeddings, policy, accelerator, console)
     counts: Counter[str] = Counter()
-    selected = DiskRows.of(projected(rows, needs, source.ties, counts))
+    selected = batch_rows(rows, needs, source, counts)
     for reason, count in (+counts).items():
         show_count(console, count, reason)
-    return selected, columns
+    return selected
 
 
 def _embedded(

@@ -1,4 +1,4 @@
-"""Where logical batches come from. Recorded: a data set, projected to what an objective needs."""
+"""Where logical batches come from. Recorded: a data set, of which batches have what an objective needs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class Recorded:
     in the same order. Epochs follow each other without a gap: every batch has `batch_size` rows, and may span two.
 
     Args:
-        rows: tokenised and projected.
+        rows: tokenised, each with the completions that an objective needs.
         batch_size: prompts in a logical batch.
         seed: of the order.
         columns: names of columns to put in the batches.

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from prefopt.data import Tokenised, collate
 from prefopt.data.ordering import Order, permutation
-from prefopt.data.selecting import KEPT_TIED, Ties, projected
+from prefopt.data.selecting import KEPT_TIED, Ties, select_checked
 from prefopt.data.texts import decode_completion
 from prefopt.feedback import ask, prefetching, together
 from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
@@ -175,7 +175,7 @@ class Rollouts:
             self.order.observe(numbers, own.nanmean(-1).tolist())
             self.counts[NO_VERDICT] += int(verdicts["scores"].scores.isnan().sum())
         dropped: Counter[str] = Counter()
-        usable = list(projected(rows, self.needs, self.ties, dropped))
+        usable = list(select_checked(rows, self.needs, self.ties, dropped))
         self.counts.update(+dropped)
         if self.settings.refill:
             varied = [row for row in usable if row.scores is None or len({*row.scores}) > 1]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from prefopt.data import Example, Tokenised, collate
-from prefopt.data.selecting import project
+from prefopt.data.selecting import select_completions
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 
@@ -91,10 +91,10 @@ def test_a_users_column_has_the_axis_that_its_reader_states():
     """Three columns of two entries for two completions: only the stated axes tell them apart."""
     row = tokenised((5, 6), (7,), mine=[1.0, 2.0], each=[[1, 2], [3, 4]], token=[[1, 2], [3]], scores=(0.0, 1.0))
     needs = Needs(columns=("mine", "each", "token"), ordered=True, axes={"each": "completion", "token": "token"})
-    (better_first,) = project([row], needs)
+    (better_first,) = select_completions([row], needs)
     columns = collate([better_first], needs.columns).columns
     assert columns["mine"].tolist() == [[1, 2]]
     assert columns["each"].tolist() == [[[3, 4], [1, 2]]]
     assert columns["token"].tolist() == [[[3, 0], [1, 2]]]
     with pytest.raises(PrefoptError, match=r"x.jsonl:1: 'mine' has 2 values for 1 completions"):
-        list(project([tokenised((5,), mine=[1, 2])], Needs(columns=("mine",), axes={"mine": "completion"})))
+        list(select_completions([tokenised((5,), mine=[1, 2])], Needs(columns=("mine",), axes={"mine": "completion"})))

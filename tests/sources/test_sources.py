@@ -29,9 +29,9 @@ def tokenised(example, row=0):
     return Tokenised((1,), ids, example.scores, example.preference, example, row)
 
 
-def project(rows, needs, ties="drop"):
+def select(rows, needs, ties="drop"):
     counts = Counter()
-    return list(selecting.project(rows, needs, ties, counts)), dict(+counts)
+    return list(selecting.select_completions(rows, needs, ties, counts)), dict(+counts)
 
 
 def names(rows):
@@ -39,26 +39,26 @@ def names(rows):
 
 
 def test_pairs_from_longer_lists_are_best_and_worst():
-    rows, counts = project([rated(3, 9, 1, 5)], PAIRWISE)
+    rows, counts = select([rated(3, 9, 1, 5)], PAIRWISE)
     assert names(rows) == [("y1", "y2")]
     assert rows[0].scores == (9, 1)
     assert counts == {}
     # Nobody asked for an order, so the data's stays.
-    assert names(project([rated(1, 5, 9)], Needs(completions=2))[0]) == [("y0", "y2")]
-    assert names(project([rated(1, 5, 9, 2, 7)], Needs(completions=3, ordered=True))[0]) == [("y2", "y1", "y0")]
-    assert names(project([rated(5, 5)], Needs(completions=2))[0]) == [("y0", "y1")]
+    assert names(select([rated(1, 5, 9)], Needs(completions=2))[0]) == [("y0", "y2")]
+    assert names(select([rated(1, 5, 9, 2, 7)], Needs(completions=3, ordered=True))[0]) == [("y2", "y1", "y0")]
+    assert names(select([rated(5, 5)], Needs(completions=2))[0]) == [("y0", "y1")]
 
 
 def test_all_in_order():
-    assert names(project([rated(3, 9, 1, 5)], LISTWISE)[0]) == [("y1", "y3", "y0", "y2")]
+    assert names(select([rated(3, 9, 1, 5)], LISTWISE)[0]) == [("y1", "y3", "y0", "y2")]
     row = rated(3, 9)
-    assert project([row], Needs())[0] == [row]
+    assert select([row], Needs())[0] == [row]
 
 
 def test_tokens_scores_preference_and_columns_move_together():
     preference = [[0.5, 0.25, 0.375], [0.75, 0.5, 1], [0.625, 0, 0.5]]
     row = rated(2, 3, 1, preference=preference, cost=[7, 8, 9], id=4)
-    (moved,), _ = project([tokenised(row, 5)], LISTWISE)
+    (moved,), _ = select([tokenised(row, 5)], LISTWISE)
     assert moved.completion_ids == ((11,), (10,), (12,))
     assert moved.scores == moved.example.scores == (3, 2, 1)
     assert moved.preference == ((0.5, 0.75, 1), (0.25, 0.5, 0.375), (0, 0.625, 0.5))
@@ -69,27 +69,27 @@ def test_tokens_scores_preference_and_columns_move_together():
 
 def test_order_by_mean_preference():
     row = parse({"prompt": "p", "completions": ["y0", "y1", "y2"], "votes": [[1, 2, 3], [1, 3, 2], [1, 2, 3]]})
-    assert names(project([row], LISTWISE)[0]) == [("y2", "y1", "y0")]
-    assert names(project([row], PAIRWISE)[0]) == [("y2", "y0")]
+    assert names(select([row], LISTWISE)[0]) == [("y2", "y1", "y0")]
+    assert names(select([row], PAIRWISE)[0]) == [("y2", "y0")]
 
 
 def test_ties():
     rows = [rated(5, 5), rated(3, 5, 5), rated(1, 2)]
-    dropped, counts = project(rows, PAIRWISE)
+    dropped, counts = select(rows, PAIRWISE)
     assert names(dropped) == [("y1", "y0"), ("y1", "y0")]
     assert counts == {"completions dropped: tied with another one": 2, "prompts dropped: too few completions": 1}
-    kept, counts = project(rows, PAIRWISE, "keep")
+    kept, counts = select(rows, PAIRWISE, "keep")
     assert names(kept) == [("y0", "y1"), ("y1", "y0"), ("y1", "y0")]
     assert counts == {"prompts kept: with tied completions": 2}
-    assert names(project([rated(5, 5, 1)], IMITATION)[0]) == [("y0",)]
+    assert names(select([rated(5, 5, 1)], IMITATION)[0]) == [("y0",)]
     tie = parse({"prompt": "p", "completions": ["y0", "y1", "y2"], "votes": [[0, 1, 1], [0, 2, 2], [0, 3, 3]]})
-    assert names(project([tie], LISTWISE)[0]) == [("y1", "y0")]
+    assert names(select([tie], LISTWISE)[0]) == [("y1", "y0")]
     with pytest.raises(PrefoptError, match="'drop' or 'keep'"):
-        project(rows, PAIRWISE, "maybe")
+        select(rows, PAIRWISE, "maybe")
 
 
 def test_single_completions():
-    rows, _ = project([rated(1, 2, 6), rated(4)], POINTWISE)
+    rows, _ = select([rated(1, 2, 6), rated(4)], POINTWISE)
     assert [(row.completions, row.scores) for row in rows] == [
         (("y0",), (-2,)),
         (("y1",), (-1,)),
@@ -97,33 +97,33 @@ def test_single_completions():
         (("y0",), (4,)),  # alone, so it has only its own score
     ]
     labelled = parse({"prompt": "p", "completion": "c", "label": False})
-    assert project([labelled], POINTWISE)[0] == [labelled]
+    assert select([labelled], POINTWISE)[0] == [labelled]
     pair = parse({"prompt": "p", "chosen": "c", "rejected": "r"})
-    assert [row.scores for row in project([pair], POINTWISE)[0]] == [(0.5,), (-0.5,)]
+    assert [row.scores for row in select([pair], POINTWISE)[0]] == [(0.5,), (-0.5,)]
     votes = parse({"prompt": "p", "completions": ["y0", "y1"], "votes": [[1, 2], [1, 1]]})
-    assert [row.scores for row in project([votes], POINTWISE)[0]] == [(-0.25,), (0.25,)]
+    assert [row.scores for row in select([votes], POINTWISE)[0]] == [(-0.25,), (0.25,)]
 
 
 def test_single_completions_at_the_mean_say_nothing():
     row = rated(0.1, 0.2, 0.3)
-    rows, counts = project([row], POINTWISE)
+    rows, counts = select([row], POINTWISE)
     assert names(rows) == [("y0",), ("y2",)]
     assert counts == {"completions dropped: neither better nor worse than their prompt's mean": 1}
-    assert [r.scores[0] for r in project([row], POINTWISE, "keep")[0]] == pytest.approx([-0.1, 0, 0.1])
+    assert [r.scores[0] for r in select([row], POINTWISE, "keep")[0]] == pytest.approx([-0.1, 0, 0.1])
 
 
 def test_the_best_to_imitate():
-    assert names(project([rated(1, 6, 2)], IMITATION)[0]) == [("y1",)]
+    assert names(select([rated(1, 6, 2)], IMITATION)[0]) == [("y1",)]
     demonstration = parse({"prompt": "p", "completion": "c"})
-    assert project([demonstration], Needs(completions=1))[0] == [demonstration]
+    assert select([demonstration], Needs(completions=1))[0] == [demonstration]
     labels = [parse({"prompt": "p", "completion": "c", "label": label}) for label in (True, False)]
-    rows, counts = project(labels, IMITATION)
+    rows, counts = select(labels, IMITATION)
     assert rows == labels[:1]
     assert counts == {"prompts dropped: their only completion is labelled false": 1}
 
 
 def test_absent_completions():
-    rows, counts = project([rated(None, 1, 2), rated(math.nan, 1)], PAIRWISE)
+    rows, counts = select([rated(None, 1, 2), rated(math.nan, 1)], PAIRWISE)
     assert names(rows) == [("y2", "y1")]
     assert counts == {"prompts dropped: too few completions": 1}
 
@@ -164,7 +164,7 @@ def test_absent_completions():
 )
 def test_refusals_say_what_would_do(row, needs, message):
     with pytest.raises(PrefoptError, match=message):
-        project([parse(row, "x.jsonl:1")], needs)
+        select([parse(row, "x.jsonl:1")], needs)
 
 
 scores = st.lists(st.integers(0, 4), min_size=1, max_size=6)
@@ -175,7 +175,7 @@ scores = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 def test_order_properties(lists, ties):
     examples = [rated(*row, cost=list(row)) for row in lists]
     try:
-        rows, counts = project(examples, LISTWISE, ties)
+        rows, counts = select(examples, LISTWISE, ties)
     except PrefoptError:
         assert all(len(set(row) if ties == "drop" else row) < 2 for row in lists)
         return
