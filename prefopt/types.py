@@ -420,7 +420,7 @@ class Feedback(Protocol):
     """A rule, a reward model, a judge, an ensemble: prompts and completions to scores."""
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """B prompts, K completions of each, and the other columns of their rows."""
         ...

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prefopt.data.example import Completion, Example
+from prefopt.data.example import Example
 from prefopt.support.errors import PrefoptError
+from prefopt.types import Completion
 
 
 def texts(example: Example) -> list[str]:
@@ -22,6 +23,14 @@ def _text(completion: Completion, where: str) -> str:
     if len(completion) > 1 or not isinstance(completion[0].get("content"), str):
         raise PrefoptError(f"{where}: a completion of several turns; a feedback reads single answers")
     return str(completion[0]["content"])
+
+
+def written_text(completion: Completion) -> str:
+    """A text as it is; of several turns what the assistant wrote, one turn after another, without tool calls."""
+    if isinstance(completion, str):
+        return completion
+    contents = [turn.get("content") for turn in completion if turn.get("role") == "assistant"]
+    return "\n".join(content for content in contents if isinstance(content, str))
 
 
 def decode_completion(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.feedback.verdicts import checked
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Feedback, Prompt, Verdict
+from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 
 @runtime_checkable
@@ -59,7 +59,7 @@ class Prefetching(Protocol):
         ...
 
     def prefetch(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> None:
         """Begin to ask in the background what it will be called with later, among more."""
         ...
@@ -105,7 +105,7 @@ class Fitted(Protocol):
         ...
 
     def fit(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> None:
         """Fix what is not fixed yet."""
         ...
@@ -146,7 +146,7 @@ def is_unfitted(feedback: Any) -> bool:
 def fit(
     feedback: Any,
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[str]],
+    completions: Sequence[Sequence[Completion]],
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
     """Fit it, or the parts of it, where that is still to be done."""
@@ -185,7 +185,7 @@ def run_feedback(
     feedback: Feedback | Any,
     name: str,
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[str]],
+    completions: Sequence[Sequence[Completion]],
     rows: Sequence[Mapping[str, Any]],
     timeout: float | None = None,
 ) -> Verdict:

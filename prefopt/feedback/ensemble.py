@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.feedback.calling import run_feedback
 from prefopt.feedback.verdicts import combined_named, combined_steps
-from prefopt.types import Feedback, Prompt, Verdict
+from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ensemble:
             raise ValueError(f"combine must be mean, min or lcb, not {self.combine!r}")
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """Scores [B, K].
 
@@ -94,7 +94,7 @@ class Ensemble:
 def verdicts_of(
     members: Sequence[Feedback],
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[str]],
+    completions: Sequence[Sequence[Completion]],
     rows: Sequence[Mapping[str, Any]],
 ) -> list[Verdict]:
     """The verdict of each member.

@@ -39,7 +39,7 @@ from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import LATER, NotYet, check_call, make
 from prefopt.support.profile import timed
-from prefopt.types import Feedback, Prompt, Verdict
+from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ def ask(
     feedback: Feedback,
     name: str,
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[str]],
+    completions: Sequence[Sequence[Completion]],
     rows: Sequence[Mapping[str, Any]],
     accelerator: Accelerator,
 ) -> Verdict:

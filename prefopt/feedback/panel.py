@@ -12,7 +12,7 @@ from torch import Tensor
 from prefopt.feedback.ensemble import notes_of, verdicts_of
 from prefopt.feedback.verdicts import combined_named, combined_steps
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Feedback, Prompt, Verdict
+from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Panel:
             raise ValueError(f"a panel has at least two members, not {len(self.members)}")
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """Scores [B, K] and preference [B, K, K].
 

@@ -18,7 +18,7 @@ from prefopt.feedback.calling import refuse_alone
 from prefopt.policy import Scorer, find_scorer, load_scorer, load_tokenizer
 from prefopt.policy.parallel import forward
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Needs, Prompt, Verdict
+from prefopt.types import Completion, Needs, Prompt, Verdict
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -66,7 +66,7 @@ class RewardModel:
     collective: ClassVar[bool] = True
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """Scores [B, K], on the CPU.
 
@@ -129,13 +129,20 @@ class RewardModel:
         for name, total in sums.items():
             mine[name].copy_(total / len(self._checkpoints))
 
-    def _example(self, prompt: Prompt, text: str, row: Mapping[str, Any], b: int) -> Example:
+    def _example(self, prompt: Prompt, completion: Completion, row: Mapping[str, Any], b: int) -> Example:
         where = f"prompt {b + 1} of the feedback {self._checkpoints[0][0]}"
         # What a chat template takes beside the turns; nothing else of the row matters to the tokenisation.
         columns = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+        if not isinstance(completion, str):
+            if not self.prompt:
+                raise PrefoptError(
+                    f"{where}: `prompt: false` is for single texts, and this completion has several turns"
+                )
+            asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+            return Example(asked, (tuple(completion),), where=where, columns=columns)
         if not self.prompt or isinstance(prompt, str):
-            return Example(prompt if self.prompt else "", (text,), where=where, columns=columns)
-        turns = ({"role": "assistant", "content": text},) if text else ()
+            return Example(prompt if self.prompt else "", (completion,), where=where, columns=columns)
+        turns = ({"role": "assistant", "content": completion},) if completion else ()
         return Example(tuple(prompt), (turns,), where=where, columns=columns)
 
     @property

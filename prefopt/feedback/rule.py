@@ -9,15 +9,15 @@ from typing import Any
 from prefopt.feedback.calling import run_feedback
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import load_object
-from prefopt.types import Prompt, Verdict
+from prefopt.types import Completion, Prompt, Verdict
 
 
 @dataclass(frozen=True)
 class Rule:
     """Any function of (prompts, completions, rows), named by path.
 
-    It gets B prompts, B lists of K texts, and B mappings of the rows' other columns, and returns either a `Verdict` or
-    B × K numbers; None and NaN mean that it has no opinion.
+    It gets B prompts, B lists of K completions (texts, or messages where one has several turns), and B mappings of the rows' other
+    columns, and returns either a `Verdict` or B × K numbers; None and NaN mean that it has no opinion.
 
     Attributes:
         path: `package.module:function` or `file.py:function`.
@@ -28,7 +28,7 @@ class Rule:
     folder: Path | None = None
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """Scores [B, K].
 

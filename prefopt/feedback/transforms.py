@@ -18,24 +18,25 @@ from pydantic import Field
 from torch import Tensor
 
 from prefopt import recipe
+from prefopt.data.texts import written_text
 from prefopt.feedback.calling import fit, is_unfitted, restore, run_feedback, state_of
 from prefopt.feedback.verdicts import refuse_infinite
 from prefopt.policy import find_model, load_tokenizer
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Feedback, Prompt, Verdict
+from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
 
-Texts = Sequence[Sequence[str]]
+Completions = Sequence[Sequence[Completion]]
 Rows = Sequence[Mapping[str, Any]]
 
 
 class Transform(Protocol):
     """Scores to scores, [B, K]. NaN stands for no verdict, and stays NaN whatever a transform returns for it."""
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """The transformed scores."""
         ...
 
@@ -57,7 +58,7 @@ class LengthPenalty:
     weight: Weight
     tokenizer: str | None = None
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """Scores [B, K]."""
         return scores - self.weight * _each(completions, scores, lambda text: max(0, self.length(text) - self.limit))
 
@@ -97,7 +98,7 @@ class RepetitionPenalty:
     weight: Weight = 1.0
     n: Count = 3
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """Scores [B, K]."""
         return scores - self.weight * _each(completions, scores, self.repeated)
 
@@ -129,7 +130,7 @@ class Clip:
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low {self.low:g} is above high {self.high:g}")
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """Scores [B, K]."""
         return scores.clamp(self.low, self.high)
 
@@ -154,7 +155,7 @@ class Normalise:
     mean: float = field(default=0.0, init=False)
     squares: float = field(default=0.0, init=False)
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """Scores [B, K]; moves the running numbers first."""
         self._see(scores[~scores.isnan()].double())
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
@@ -233,7 +234,7 @@ class ReferenceNormalise:
         self.gain = self.std / deviation
         self.bias = self.mean - self.gain * known.mean().item()
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """Scores [B, K].
 
         Raises:
@@ -279,7 +280,7 @@ class MissingEOS:
         if (self.penalty is None) == (self.score is None):
             raise ValueError("give either penalty or score")
 
-    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+    def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
         """Scores [B, K].
 
         Raises:
@@ -318,7 +319,7 @@ class Transformed:
     name: str = ""
     timeout: float | None = None
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Verdict:
+    def __call__(self, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Verdict:
         """Scores [B, K].
 
         Raises:
@@ -350,7 +351,7 @@ class Transformed:
             isinstance(transform, ReferenceNormalise) and transform.unfitted for transform in self.transforms
         )
 
-    def fit(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> None:
+    def fit(self, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> None:
         """Fix every `ReferenceNormalise` in it by samples of the reference, each by the scores that reach it.
 
         Args:
@@ -382,12 +383,14 @@ class Transformed:
         for transform, own in zip(self.transforms, saved, strict=True):
             restore(transform, own)
 
-    def _raw(self, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Verdict:
+    def _raw(self, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Verdict:
         name = self.name or type(self.feedback).__name__
         return run_feedback(self.feedback, name, prompts, completions, rows, self.timeout)
 
 
-def _applied(transform: Transform, scores: Tensor, prompts: Sequence[Prompt], completions: Texts, rows: Rows) -> Tensor:
+def _applied(
+    transform: Transform, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows
+) -> Tensor:
     """What a transform makes of the scores, checked; no verdict stays none."""
     name = getattr(transform, "__name__", type(transform).__name__)
     try:
@@ -409,10 +412,10 @@ def _applied(transform: Transform, scores: Tensor, prompts: Sequence[Prompt], co
     return made
 
 
-def _each(completions: Texts, scores: Tensor, measure: Callable[[str], float]) -> Tensor:
-    """[B, K] of something measured of every text."""
+def _each(completions: Completions, scores: Tensor, measure: Callable[[str], float]) -> Tensor:
+    """[B, K] of something measured of what the policy wrote: every text, or the assistant's turns of a conversation."""
     measured = torch.zeros_like(scores)
     for b, texts in enumerate(completions):
         for k, text in enumerate(texts):
-            measured[b, k] = measure(text)
+            measured[b, k] = measure(written_text(text))
     return measured

@@ -72,6 +72,15 @@ def test_conversations_by_the_template_of_the_reward_model(tmp_path, scorer_fold
     verdict = RewardModel(str(tmp_path), dtype="float64")([talk], [["good", ""]], [{}])
     assert verdict.scores[0, 0].item() == pytest.approx(by_hand(tmp_path, "the film was , good ,"), abs=1e-9)
     assert verdict.scores[0, 1].isnan()
+    # A completion of several turns, one of them a user's.
+    answers = [{"role": "assistant", "content": "good"}, {"role": "user", "content": "and"}]
+    several = [*answers, {"role": "assistant", "content": "bright"}]
+    for prompt in (talk, "the film was"):
+        verdict = RewardModel(str(tmp_path), dtype="float64")([prompt], [[several]], [{}])
+        expected = by_hand(tmp_path, "the film was , good , and , bright ,")
+        assert verdict.scores.item() == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(PrefoptError, match="`prompt: false` is for single texts"):
+        RewardModel(str(tmp_path), prompt=False)([talk], [[several]], [{}])
 
 
 def test_a_finished_run_scores_as_it_was_trained(tmp_path):

@@ -38,6 +38,13 @@ def test_length_by_hand(lm_folder):
     expect(transformed(counted), [0.5, -2], [4 - 1.5, 0.5])
 
 
+def test_of_several_turns_what_the_policy_wrote_is_measured():
+    turns = [("assistant", "a b"), ("tool", "x " * 50), ("assistant", "c d e")]
+    episode = [{"role": role, "content": content} for role, content in turns]
+    scores = LengthPenalty(limit=3, weight=0.5)(torch.zeros(1, 2), ["p"], [[episode, "a b c d"]], [{}])
+    assert scores.tolist() == [[-1.0, -0.5]]
+
+
 def test_repetition_by_hand():
     """a b a b a b has 5 bigrams, ab ba ab ba ab, of which 2 are distinct."""
     expect(transformed(RepetitionPenalty(weight=2.0, n=2)), [1, -2], [4 - 2 * 3 / 5, 0.5])

@@ -21,11 +21,12 @@ from prefopt.feedback.judges.question import Answer, Backend, Question, in_order
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.feedback.judges.rubric_file import load_rubric
 from prefopt.feedback.judges.server import Server
+from prefopt.feedback.judges.texts import transcripts
 from prefopt.feedback.judges.trust import Bounds, check_report
 from prefopt.policy import Policy
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import checked_fields
-from prefopt.types import Prompt, Verdict
+from prefopt.types import Completion, Prompt, Verdict
 
 Mode = Pairwise | Pointwise | Expected | Generative
 Count = Annotated[int, Field(gt=0)]
@@ -122,7 +123,7 @@ class Judge:
             )
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """Scores [B, K] and preference [B, K, K].
 
@@ -133,7 +134,7 @@ class Judge:
             thread.join()
         self._threads.clear()
         self._failed.clear()
-        return self.how.judge(self.text, self._manner, self._answers, prompts, completions, rows)
+        return self.how.judge(self.text, self._manner, self._answers, prompts, transcripts(completions), rows)
 
     @property
     def moves(self) -> bool:
@@ -146,7 +147,7 @@ class Judge:
         return self.server is not None
 
     def prefetch(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> None:
         """Ask a server now, in the background, what it is to be asked about these; whoever calls the judge later waits for it.
 
@@ -160,7 +161,7 @@ class Judge:
                 if self._failed.is_set():
                     return
                 try:
-                    self.how.judge(self.text, self._manner, prefetch, prompts, completions, rows)
+                    self.how.judge(self.text, self._manner, prefetch, prompts, transcripts(completions), rows)
                 except Exception:  # whatever it is, the call meets it again
                     self._failed.set()
 

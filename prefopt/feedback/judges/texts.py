@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefopt.types import Prompt
+from prefopt.types import Completion, Prompt
 
 CONTROL = re.compile(
     r"<\|[^<>|\s]{1,80}\|>"  # <|im_start|>, <|eot_id|>
@@ -72,6 +72,11 @@ def conversation(prompt: Prompt) -> str:
     if len(prompt) == 1 and prompt[0].get("role") == "user":
         return _content(prompt[0])
     return "\n".join(f"{turn.get('role', '?')}: " + BREAKS.sub("\n  ", _content(turn)) for turn in prompt)
+
+
+def transcripts(completions: Sequence[Sequence[Completion]]) -> list[list[str]]:
+    """Completions as a judge reads them: texts as they are, several turns as a `conversation`."""
+    return [[one if isinstance(one, str) else conversation(one) for one in row] for row in completions]
 
 
 def shown(value: Any) -> str:
