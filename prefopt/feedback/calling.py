@@ -212,14 +212,14 @@ def run_feedback(
 
 
 def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | None) -> Any:
-    said: list[Any] = []
-    raised: list[Exception] = []
+    results: list[Any] = []
+    errors: list[Exception] = []
 
     def call() -> None:
         try:
-            said.append(feedback(*given))
+            results.append(feedback(*given))
         except Exception as error:
-            raised.append(error)
+            errors.append(error)
 
     if timeout is None:
         call()
@@ -233,11 +233,11 @@ def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | Non
                 f"the feedback {name} was not back after {timeout:g} seconds on {len(given[0])} prompts; "
                 "make it faster, or give it longer: `timeout`"
             )
-    if raised and isinstance(raised[0], PrefoptError):
-        raise raised[0]
-    if raised:
-        raise PrefoptError(f"the feedback {name} raised {type(raised[0]).__name__}: {raised[0]}") from raised[0]
-    return said[0]
+    if errors and isinstance(errors[0], PrefoptError):
+        raise errors[0]
+    if errors:
+        raise PrefoptError(f"the feedback {name} raised {type(errors[0]).__name__}: {errors[0]}") from errors[0]
+    return results[0]
 
 
 def _scores(answer: Any, name: str) -> Tensor:

@@ -56,7 +56,7 @@ TRANSFORMS: dict[str, type] = {
 
 
 def make_feedback(
-    spec: recipe.Feedback, accelerator: Accelerator, where: str = "feedback", live: Policy | None = None
+    spec: recipe.Feedback, accelerator: Accelerator, where: str = "feedback", policy: Policy | None = None
 ) -> Transformed:
     """What a recipe's section describes, loaded and ready.
 
@@ -64,16 +64,16 @@ def make_feedback(
         spec: the section `feedback`, `cost` or `evaluate.gold`.
         accelerator: given to every feedback whose constructor asks for it by this name, members of an ensemble included.
         where: what messages call the section.
-        live: the policy that is being trained, given likewise as `live` or `policy`: a judge with `model: self` is it.
+        policy: the policy that is being trained, given likewise: a judge with `model: self` is it.
 
     Raises:
         PrefoptError: an unknown name or field (with the nearest known one), a value that cannot be, a model that cannot be loaded.
     """
-    made = _made(spec, where, {"accelerator": accelerator, "live": live, "policy": live})
-    for part in parts_of(made):
+    feedback = _from_section(spec, where, {"accelerator": accelerator, "policy": policy})
+    for part in parts_of(feedback):
         if isinstance(part, Loadable):
             part.load()
-    return made
+    return feedback
 
 
 def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool = False) -> None:
@@ -87,14 +87,14 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
     Raises:
         PrefoptError: says where, what, and what to do.
     """
-    made = _made(spec, where, dict.fromkeys(("accelerator", "live", "policy"), LATER))
-    for part in parts_of(made):
+    feedback = _from_section(spec, where, dict.fromkeys(("accelerator", "policy"), LATER))
+    for part in parts_of(feedback):
         if isinstance(part, Loadable):
             try:
                 part.check()
             except PrefoptError as error:
                 raise PrefoptError(f"{where}: {error}") from error
-    moving = [type(part).__name__ for part in parts_of(made) if _moves(part)]
+    moving = [type(part).__name__ for part in parts_of(feedback) if _moves(part)]
     if fixed and moving:
         raise PrefoptError(
             f"{where}: {moving[0]} has numbers that move with what it sees, so earlier and later scores could not be "
@@ -165,8 +165,8 @@ def spent_by(feedback: Any) -> dict[str, float]:
     return dict(total)
 
 
-def _made(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Transformed:
-    members = tuple(_made(member, f"{where}.members.{i}", running) for i, member in enumerate(spec.members))
+def _from_section(spec: recipe.Feedback, where: str, running: Mapping[str, Any]) -> Transformed:
+    members = tuple(_from_section(member, f"{where}.members.{i}", running) for i, member in enumerate(spec.members))
     fields = spec.fields | ({"members": members} if members else {})
     feedback = make(spec.name, fields, "feedback", known=FEEDBACKS, where=where, running=running)
     if inspect.isroutine(feedback):

@@ -17,7 +17,7 @@ class Rule:
     """Any function of (prompts, completions, rows), named by path.
 
     It gets B prompts, B lists of K completions (texts, or messages where one has several turns), and B mappings of the rows' other
-    columns, and returns either a `Verdict` or B × K numbers; None and NaN mean that it has no opinion.
+    columns, and returns either a `Verdict` or B × K numbers; None and NaN mean no verdict.
 
     Attributes:
         path: `package.module:function` or `file.py:function`.

@@ -87,7 +87,7 @@ class LengthPenalty:
 class RepetitionPenalty:
     """r − weight · (1 − distinct / all), over the n-grams of words of the completion.
 
-    The share is 0 where no n-gram comes twice, and for texts of fewer than n words; n words said over and over bring it near
+    The share is 0 where no n-gram comes twice, and for texts of fewer than n words; n words repeated over and over bring it near
     1. It is one minus distinct-n (Li et al., arXiv 1510.03055), within each completion.
 
     Attributes:
@@ -288,13 +288,13 @@ class MissingEOS:
         """
         ended = torch.ones_like(scores, dtype=torch.bool)
         for b, (row, texts) in enumerate(zip(rows, completions, strict=True)):
-            said = row.get("ended")
-            if said is None or len(said) < len(texts):
+            flags = row.get("ended")
+            if flags is None or len(flags) < len(texts):
                 raise PrefoptError(
                     f"MissingEOS: the row of prompt {b + 1} has no `ended` with a truth value for each of {len(texts)} "
                     "completions; rollouts have it, recorded completions do not"
                 )
-            ended[b, : len(texts)] = torch.tensor([bool(value) for value in said[: len(texts)]])
+            ended[b, : len(texts)] = torch.tensor([bool(value) for value in flags[: len(texts)]])
         given = scores - (self.penalty or 0.0) if self.score is None else torch.full_like(scores, self.score)
         return torch.where(ended, scores, given)
 
@@ -391,25 +391,27 @@ class Transformed:
 def _applied(
     transform: Transform, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows
 ) -> Tensor:
-    """What a transform makes of the scores, checked; no verdict stays none."""
+    """The transformed scores, checked; a missing verdict stays missing."""
     name = getattr(transform, "__name__", type(transform).__name__)
     try:
-        made = transform(scores, prompts, completions, rows)
+        transformed = transform(scores, prompts, completions, rows)
     except PrefoptError:
         raise
     except Exception as error:
         raise PrefoptError(f"the transform {name} raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, Tensor) or made.shape != scores.shape:
-        found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise PrefoptError(f"the transform {name} must return scores of shape {list(scores.shape)}, not {found}")
-    made = torch.where(scores.isnan(), scores, made.to(scores))
-    if (lost := made.isnan() & ~scores.isnan()).any():
+    if not isinstance(transformed, Tensor) or transformed.shape != scores.shape:
+        given = (
+            f"shape {list(transformed.shape)}" if isinstance(transformed, Tensor) else f"a {type(transformed).__name__}"
+        )
+        raise PrefoptError(f"the transform {name} must return scores of shape {list(scores.shape)}, not {given}")
+    transformed = torch.where(scores.isnan(), scores, transformed.to(scores))
+    if (lost := transformed.isnan() & ~scores.isnan()).any():
         b, k = lost.nonzero()[0].tolist()
         raise PrefoptError(
             f"the transform {name} made NaN of the score {scores[b, k]:g} of completion {k + 1} of prompt {b + 1}"
         )
-    refuse_infinite(made, f"the transform {name}")
-    return made
+    refuse_infinite(transformed, f"the transform {name}")
+    return transformed
 
 
 def _each(completions: Completions, scores: Tensor, measure: Callable[[str], float]) -> Tensor:

@@ -230,7 +230,7 @@ class Feedback(WithFields):
     )
 
 
-Opinion = typing.Annotated[Feedback, BeforeValidator(named_section)]
+FeedbackOrName = typing.Annotated[Feedback, BeforeValidator(named_section)]
 """A feedback, which may be given by its name alone."""
 
 
@@ -318,14 +318,14 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    gold: Opinion | None = Field(
+    gold: FeedbackOrName | None = Field(
         None,
         description="feedback that scores samples, and rollouts to be watched: the reward that counts; nothing learns from it",
     )
-    judge: Opinion | None = Field(
+    judge: FeedbackOrName | None = Field(
         None, description="feedback that says whether samples beat the reference's on the same prompts: the win rate"
     )
-    metrics: dict[str, Opinion] = Field(
+    metrics: dict[str, FeedbackOrName] = Field(
         default_factory=dict,
         description="your own measures of samples, called like feedback: {exact_match: file.py:function}",
     )
@@ -392,10 +392,10 @@ class Recipe(Section):
     policy: Policy = Field(description="the model that is trained")
     reference: Reference = Field(Reference(), description="what it is held near to")
     source: Source = Field(description="where the batches come from")
-    feedback: Opinion | None = Field(
+    feedback: FeedbackOrName | None = Field(
         None, description="what scores the policy's own completions: {name: RewardModel, model: runs/reward}"
     )
-    cost: Opinion | None = Field(
+    cost: FeedbackOrName | None = Field(
         None, description="a second feedback, of what is to be kept low, for constrained objectives"
     )
     objective: typing.Annotated[tuple[Term, ...], BeforeValidator(named_sections)] = Field(

@@ -119,7 +119,7 @@ def test_functions_and_classes_of_ones_own(own, accelerator):
 
 def test_a_constructor_gets_what_it_asks_for(own, accelerator):
     asking = section(name=f"{own}:Asking", scale=3)
-    made = make_feedback(asking, accelerator, live=2)  # type: ignore[arg-type]
+    made = make_feedback(asking, accelerator, policy=2)  # type: ignore[arg-type]
     assert made(*GIVEN).scores.unique().tolist() == [6]
     assert made.feedback.accelerator is accelerator
     check_feedback(asking)  # the policy is not there yet, so it is not made

@@ -1,4 +1,4 @@
-"""How far two opinions of the same texts agree: a judge's with people's, and people's with each other's."""
+"""Statistics of agreement: of a judge with people, and of people with each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,18 +79,18 @@ def auc(scores: Floats, good: NDArray[np.bool_], counts: Floats | None = None) -
 
 def discrimination(rated: Rated, counts: Floats) -> Floats:
     """AUC of the scores for texts whose mean rating is above the middle against those below it; those at it are left out."""
-    kept = rated.means != rated.middle
-    return auc(rated.scores[kept], rated.means[kept] > rated.middle, counts[:, kept])
+    clear = rated.means != rated.middle
+    return auc(rated.scores[clear], rated.means[clear] > rated.middle, counts[:, clear])
 
 
 def rank_correlation(one: Floats, other: Floats, counts: Floats) -> Floats:
     """Spearman's ρ in each sample, [S]; NaN where either does not vary."""
-    found = np.full(len(counts), np.nan)
+    correlations = np.full(len(counts), np.nan)
     for s, times in enumerate(counts.astype(int)):
         a, b = stats.rankdata(np.repeat(one, times)), stats.rankdata(np.repeat(other, times))
         if np.ptp(a) and np.ptp(b):
-            found[s] = np.corrcoef(a, b)[0, 1]
-    return found
+            correlations[s] = np.corrcoef(a, b)[0, 1]
+    return correlations
 
 
 def against_the_rest(rated: Rated, counts: Floats, raters: bool) -> Floats:
@@ -141,14 +141,14 @@ def resampled(
 ) -> dict[str, Estimate]:
     """Each measure, with the interval of the same resamples of texts for all; those that cannot be measured are left out."""
     counts = np.random.default_rng(seed).multinomial(texts, [1 / texts] * texts, size=RESAMPLES).astype(float)
-    tails, found = 50 * (1 - confidence), {}
+    tails, estimates = 50 * (1 - confidence), {}
     for name, measure in measures.items():
         value = float(measure(np.ones((1, texts)))[0])
         again = measure(counts)
         low, high = np.nanpercentile(again, [tails, 100 - tails]) if not np.isnan(again).all() else (np.nan, np.nan)
         if not np.isnan(value):
-            found[name] = Estimate(value, float(low), float(high), texts)
-    return found
+            estimates[name] = Estimate(value, float(low), float(high), texts)
+    return estimates
 
 
 def right(judged: Floats, humans: Floats) -> Floats:

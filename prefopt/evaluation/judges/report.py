@@ -1,4 +1,4 @@
-"""A judge before it is trusted: compared with people on the same texts, and people with each other."""
+"""A judge compared with people on the same texts, and people with each other."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, load_examples
-from prefopt.evaluation.judges.opinions import Row, Said, measured
+from prefopt.evaluation.judges.ratings import Judgements, RatedRow, measure
 from prefopt.feedback import Transformed, ask, check_feedback, make_feedback
 from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.judges.trust import Bounds
-from prefopt.recipe import Data, Opinion, Section
+from prefopt.recipe import Data, FeedbackOrName, Section
 from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.support.seeds import seed_for
@@ -26,7 +26,7 @@ from prefopt.types import Estimate
 
 
 class JudgeRecipe(Section):
-    """A judge, and what people said about the same texts."""
+    """A judge, and rows with people's ratings or preferences."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
@@ -35,9 +35,11 @@ class JudgeRecipe(Section):
         default_factory=dict, description="used elsewhere as ${name}; ${env:NAME} reads the environment"
     )
     seed: int = Field(0, ge=0, description="of the resampling, and of repeats")
-    judge: Opinion = Field(description="who is compared with people: {name: Judge, …}, or any other feedback")
+    judge: FeedbackOrName = Field(
+        description="the judge that is compared with people: {name: Judge, …}, or any other feedback"
+    )
     source: Data = Field(
-        description="texts with people's opinion: a column `ratings` (for each completion, a list of its raters' numbers), or a "
+        description="texts with people's ratings: a column `ratings` (for each completion, a list of its raters' numbers), or a "
         "preference, votes or scores of several completions"
     )
     rows: int | None = Field(None, gt=0, description="the first so many; null is all")
@@ -46,7 +48,7 @@ class JudgeRecipe(Section):
     batch_size: int = Field(32, gt=0, description="rows that are judged together")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
     require: dict[str, Bounds] = Field(
-        default_factory=dict, description="bounds that whole intervals must keep: `{auc: [0.7, null]}`"
+        default_factory=dict, description="bounds within which whole intervals must be: `{auc: [0.7, null]}`"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of models; auto is bf16 on devices that have it"
@@ -56,7 +58,7 @@ class JudgeRecipe(Section):
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """What a judge is worth.
+    """How well a judge agrees with people.
 
     Attributes:
         estimates: agreement and biases, with intervals that resample rows.
@@ -85,20 +87,20 @@ def report(settings: JudgeRecipe, console: Console | None = None) -> JudgeReport
     """Ask the judge about every row, and compare.
 
     Args:
-        settings: whom to ask about what.
-        console: where a person follows it.
+        settings: the judge and the rows.
+        console: for progress; None is standard error.
 
     Raises:
-        PrefoptError: whatever a user can put right: a judge that cannot work, rows about which people said nothing.
+        PrefoptError: whatever a user can put right: a judge that cannot work, rows without ratings or preferences of people.
     """
     console = console or Console(stderr=True)
     check_feedback(settings.judge, "judge", fixed=True)
-    rows = [Row.of(example) for example in load_rows(settings.source)[: settings.rows]]
+    rows = [RatedRow.of(example) for example in load_rows(settings.source)[: settings.rows]]
     with computing(settings) as accelerator:
         return _report(settings, rows, accelerator, console)
 
 
-def _report(settings: JudgeRecipe, rows: Sequence[Row], accelerator: Accelerator, console: Console) -> JudgeReport:
+def _report(settings: JudgeRecipe, rows: Sequence[RatedRow], accelerator: Accelerator, console: Console) -> JudgeReport:
     judge = make_feedback(settings.judge, accelerator, "judge")
     parts = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
     started = time.perf_counter()
@@ -106,9 +108,9 @@ def _report(settings: JudgeRecipe, rows: Sequence[Row], accelerator: Accelerator
     for repeat in range(settings.repeats):
         asked = again(judge, repeat)
         with console.status(f"judging {len(rows)} rows, round {repeat + 1} of {settings.repeats}"):
-            rounds.append(Said.of([ask(asked, "judge", *_shown(part), accelerator) for part in parts], rows))
+            rounds.append(Judgements.of([ask(asked, "judge", *_shown(part), accelerator) for part in parts], rows))
     seconds = (time.perf_counter() - started) / (len(rows) * settings.repeats)
-    estimates, numbers = measured(rows, rounds, settings.middle, settings.confidence, seed_for(settings.seed, "report"))
+    estimates, numbers = measure(rows, rounds, settings.middle, settings.confidence, seed_for(settings.seed, "report"))
     numbers |= {"seconds_per_row": seconds}
     return JudgeReport(estimates, numbers, identity(judge, settings.judge), settings.confidence)
 
@@ -126,10 +128,10 @@ def load_rows(source: Data) -> list[Example]:
         PrefoptError: there are none.
     """
     rows = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
-    found = [row for row in rows if row.size]
-    if not found:
+    with_completions = [row for row in rows if row.size]
+    if not with_completions:
         raise PrefoptError(f"{', '.join(source.data)} has no completions to judge")
-    return found
+    return with_completions
 
 
 def again(judge: Transformed, repeat: int) -> Transformed:
@@ -143,8 +145,8 @@ def again(judge: Transformed, repeat: int) -> Transformed:
     return dataclasses.replace(judge, feedback=fresh)
 
 
-def _shown(rows: Sequence[Row]) -> tuple[list[Any], list[tuple[str, ...]], list[dict[str, Any]]]:
-    """What the judge sees: prompts, completions, other columns; not what people said."""
+def _shown(rows: Sequence[RatedRow]) -> tuple[list[Any], list[tuple[str, ...]], list[dict[str, Any]]]:
+    """What the judge sees: prompts, completions, other columns; not people's ratings."""
     hidden = {"ratings", "scores"}
     columns = [{name: value for name, value in row.example.columns.items() if name not in hidden} for row in rows]
     return [row.example.prompt for row in rows], [row.texts for row in rows], columns

@@ -1,4 +1,4 @@
-"""What all modes of judging share: putting questions, with a chain of thought before them or not, and counting what came of it."""
+"""What all modes of judging share: asking, with or without a chain of thought, and counting what came back."""
 
 import math
 from collections import Counter
@@ -18,8 +18,8 @@ LARGEST = 50.0
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a judge is to answer.
+class AnswerFormat:
+    """The form of a judge's answers.
 
     Attributes:
         labels: what a verdict may be; empty leaves it to the rubric, and then to the mode.
@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said of a case.
+    """A judge's answer to a case.
 
     Attributes:
         case: which.
@@ -84,33 +84,38 @@ class Reply:
     calls: int
 
 
-def replies(
-    cases: Sequence[Case], rubric: Rubric, manner: Manner, ask: Ask, labels: Sequence[str], written: bool
+def ask_all(
+    cases: Sequence[Case], rubric: Rubric, answer_format: AnswerFormat, ask: Ask, labels: Sequence[str], written: bool
 ) -> list[Reply]:
-    """The reply to every case, `manner.samples` of them next to one another.
+    """Ask about every case: the replies, `answer_format.samples` of them next to one another.
 
     Args:
         cases: what to judge.
         rubric: by which.
-        manner: how.
+        answer_format: how.
         ask: whom.
         labels: the possible verdicts.
         written: let the verdict be written, in place of the likelihood of each label.
     """
-    asked = [rubric.ask(c.prompt, c.texts, c.row, labels, manner.thought, manner.seed) for c in cases]
-    drawn = [(i, manner.seed + s) for i in range(len(cases)) for s in range(manner.samples)]
+    asked = [rubric.ask(c.prompt, c.texts, c.row, labels, answer_format.thought, answer_format.seed) for c in cases]
+    drawn = [(i, answer_format.seed + s) for i in range(len(cases)) for s in range(answer_format.samples)]
     thoughts: Sequence[Answer] = ()
-    if manner.thought:
+    if answer_format.thought:
         thoughts = ask(
             [
-                Question(asked[i].turns, max_tokens=manner.thought_tokens, temperature=manner.temperature, seed=seed)
+                Question(
+                    asked[i].turns,
+                    max_tokens=answer_format.thought_tokens,
+                    temperature=answer_format.temperature,
+                    seed=seed,
+                )
                 for i, seed in drawn
             ]
         )
     rationales: Sequence[str | None] = [_rationale(a, rubric.mark) for a in thoughts] or [None] * len(drawn)
     verdict: dict[str, Any] = {"labels": tuple(labels)}
     if written:
-        verdict = {"max_tokens": manner.verdict_tokens, "temperature": manner.temperature}
+        verdict = {"max_tokens": answer_format.verdict_tokens, "temperature": answer_format.temperature}
     answers = ask(
         [
             Question(asked[i].turns, rubric.start(rationale), **verdict, seed=seed if written else 0)
@@ -137,15 +142,15 @@ def disjoint(labels: Sequence[str], logps: Sequence[float]) -> list[float]:
 
     P(answer is "1") = P(it starts with "1") − P(it starts with "10"), so that the events exclude one another.
     """
-    found = [math.exp(logp) for logp in logps]
-    apart = list(found)
+    whole = [math.exp(logp) for logp in logps]
+    apart = list(whole)
     for i, label in enumerate(labels):
         longer = [j for j, other in enumerate(labels) if other != label and other.startswith(label)]
         for j in longer:
             if not any(
                 k != j and labels[j].startswith(labels[k]) for k in longer
             ):  # the next longer ones hold the rest
-                apart[i] -= found[j]
+                apart[i] -= whole[j]
     return [max(0.0, p) for p in apart]
 
 
@@ -160,7 +165,7 @@ def margin(good: float, bad: float) -> float:
 
 @dataclass
 class Tally:
-    """What is counted of one prompt, and kept beside it.
+    """What is counted for one prompt, for its note.
 
     Attributes:
         counts: empty completions, malformed verdicts, refusals, …
@@ -198,10 +203,10 @@ class Tally:
         return note | self.more | ({"usage": dict(self.usage)} if self.usage else {})
 
 
-def tallied(said: Iterable[Reply], completions: Sequence[Sequence[str]]) -> list[Tally]:
+def tallied(replies: Iterable[Reply], completions: Sequence[Sequence[str]]) -> list[Tally]:
     """A tally for each prompt, empty completions counted."""
     tallies = [Tally(Counter(empty=sum(not text.strip() for text in texts))) for texts in completions]
-    for reply in said:
+    for reply in replies:
         tallies[reply.case.place[0]].see(reply)
     return tallies
 
@@ -210,9 +215,9 @@ def likelihoods(reply: Reply, labels: Sequence[str], tally: Tally) -> list[float
     """Probability of each label, and what is outside to the tally; None where there are none."""
     if reply.answer.logps is None:
         return None
-    found = disjoint(labels, reply.answer.logps)
-    tally.outside.append(max(0.0, 1 - sum(found)))
-    return found
+    probabilities = disjoint(labels, reply.answer.logps)
+    tally.outside.append(max(0.0, 1 - sum(probabilities)))
+    return probabilities
 
 
 def _rationale(answer: Answer, mark: str) -> str:

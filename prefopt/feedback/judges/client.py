@@ -1,4 +1,4 @@
-"""Talking to an OpenAI-compatible server: what is tried again is seen, what fails is explained, and a key is never told."""
+"""Requests to an OpenAI-compatible server: retries are counted, failures are explained, and the key is in no message."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from prefopt.support.errors import PrefoptError
 log = logging.getLogger(__name__)
 
 Reply = ChatCompletion | Completion
-KEPT = "What was answered is kept: put that right and run the same again."
+RESUME = "What was answered is kept: put that right and run the same again."
 
 
 class TooLongError(Exception):
@@ -88,32 +88,36 @@ class Client:
 
     def _explained(self, error: openai.APIError) -> Exception:
         """What a person can do about it."""
-        said = self._short(_message(error))
+        message = self._short(_message(error))
         if isinstance(error, openai.APIStatusError):
             code = error.status_code
             if code in (400, 413, 422) and _is_too_long(error):
-                return TooLongError(said)
+                return TooLongError(message)
             if code in (401, 403):
-                return self._error(f"refuses the key ({code}): {said}. {self._about_key}")
+                return self._error(f"refuses the key ({code}): {message}. {self._about_key}")
             if code == 404:
-                return self._error(f"has no such model or address (404): {said}. {self._where}")
+                return self._error(f"has no such model or address (404): {message}. {self._where}")
             if code == 429:
                 return self._error(
-                    f"still limits requests (429) after {self._client.max_retries} retries: {said}. Lower `concurrency`, or pay "
-                    f"for more. {KEPT}"
+                    f"still limits requests (429) after {self._client.max_retries} retries: {message}. Lower `concurrency`, or pay "
+                    f"for more. {RESUME}"
                 )
             if code >= 500:
-                return self._error(f"still fails ({code}) after {self._client.max_retries} retries: {said}. {KEPT}")
-            return self._error(f"refuses the request ({code}): {said}")
+                return self._error(
+                    f"still fails ({code}) after {self._client.max_retries} retries: {message}. {RESUME}"
+                )
+            return self._error(f"refuses the request ({code}): {message}")
         if isinstance(error, openai.APITimeoutError):
             return self._error(
                 f"did not answer within {self._client.timeout:g} seconds, {self._client.max_retries + 1} times. "
-                f"Raise `timeout`, or lower `concurrency`. {KEPT}"
+                f"Raise `timeout`, or lower `concurrency`. {RESUME}"
             )
         if isinstance(error, openai.APIConnectionError):
             why = self._short(error.__cause__ or error)
-            return self._error(f"is not there, after {self._client.max_retries} retries ({why}). Is it running? {KEPT}")
-        return self._error(f"cannot be understood: {said}. {self._where}")
+            return self._error(
+                f"is not there, after {self._client.max_retries} retries ({why}). Is it running? {RESUME}"
+            )
+        return self._error(f"cannot be understood: {message}. {self._where}")
 
     def _error(self, what: str) -> PrefoptError:
         return PrefoptError(f"the judge's server {self.name} {what}")
@@ -128,9 +132,9 @@ class Client:
             return "None was sent: name the environment variable that holds it, `key_env`"
         return f"It is {'that of' if self._key else 'missing: set'} ${self.key_env}"
 
-    def _short(self, said: Any) -> str:
-        """The beginning of what was said, without the key, which some servers repeat."""
-        words = " ".join(str(said).split())
+    def _short(self, message: Any) -> str:
+        """The beginning of the message, without the key, which some servers repeat."""
+        words = " ".join(str(message).split())
         if self._key:
             words = words.replace(self._key, "***")
         return words[:300]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prefopt.feedback.judges.asking import Ask, Manner, Reply, Tally, replies, tallied
+from prefopt.feedback.judges.asking import AnswerFormat, Ask, Reply, Tally, ask_all, tallied
 from prefopt.feedback.judges.pairs import LETTERS, Average, compared_by_letters, pairs
 from prefopt.feedback.judges.points import TEN, expected, numbers, points, table
 from prefopt.feedback.judges.rubric import Rubric
@@ -35,7 +35,7 @@ class Generative:
     rescaled to [−1, 1]; with `samples`, the answers are the distribution that `Expected` reads from likelihoods.
 
     Only a text that leaves no doubt has a verdict: it is the label, begins with it, or has it after the mark, which is the rubric's
-    [answer]. Anything else is counted, as refused or malformed, and is no verdict.
+    `answer`. Anything else is counted, as refused or malformed, and is no verdict.
 
     Attributes:
         average: over the two orders of a pair.
@@ -45,13 +45,13 @@ class Generative:
     shows: tuple[str, ...] = ("completion",)
     written = True
 
-    def labels(self, rubric: Rubric, manner: Manner) -> tuple[str, ...]:
+    def labels(self, rubric: Rubric, answer_format: AnswerFormat) -> tuple[str, ...]:
         """Two or three, or numbers.
 
         Raises:
             PrefoptError: they are something else.
         """
-        labels = manner.choose(rubric, LETTERS if rubric.compares else TEN)
+        labels = answer_format.choose(rubric, LETTERS if rubric.compares else TEN)
         if rubric.compares and len(labels) not in (2, 3):
             raise PrefoptError(
                 f"{rubric.name}: labels are the first's, the second's, and perhaps one for a tie, not {len(labels)}"
@@ -61,34 +61,42 @@ class Generative:
         return labels
 
     def judge(
-        self, rubric: Rubric, manner: Manner, ask: Ask, prompts: Sequence[Prompt], completions: Any, rows: Any
+        self,
+        rubric: Rubric,
+        answer_format: AnswerFormat,
+        ask: Ask,
+        prompts: Sequence[Prompt],
+        completions: Any,
+        rows: Any,
     ) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, manner)
+        labels = self.labels(rubric, answer_format)
         cases = (
             pairs(prompts, completions, rows, self.average) if rubric.compares else points(prompts, completions, rows)
         )
-        said = replies(cases, rubric, manner, ask, labels, True)
-        tallies = tallied(said, completions)
-        found = {
+        replies = ask_all(cases, rubric, answer_format, ask, labels, True)
+        tallies = tallied(replies, completions)
+        verdicts_by_place = {
             place: [v for reply in group if (v := read(reply, labels, rubric.mark, tallies[place[0]])) is not None]
-            for place, group in itertools.groupby(said, key=lambda reply: reply.case.place)
+            for place, group in itertools.groupby(replies, key=lambda reply: reply.case.place)
         }
         if rubric.compares:
-            wins = {place: _mean([(1.0, 0.0, 0.5)[v] for v in verdicts]) for place, verdicts in found.items()}
+            wins = {
+                place: _mean([(1.0, 0.0, 0.5)[v] for v in verdicts]) for place, verdicts in verdicts_by_place.items()
+            }
             return compared_by_letters(wins, completions, self.average, tallies)
-        return self._scored(found, labels, rubric, completions, tallies)
+        return self._scored(verdicts_by_place, labels, rubric, completions, tallies)
 
     @staticmethod
     def _scored(
-        found: Mapping[tuple[int, ...], Sequence[int]],
+        verdicts_by_place: Mapping[tuple[int, ...], Sequence[int]],
         labels: Sequence[str],
         rubric: Rubric,
         completions: Any,
         tallies: Any,
     ) -> Verdict:
         weights = table(completions, len(labels))
-        for place, verdicts in found.items():
+        for place, verdicts in verdicts_by_place.items():
             if verdicts:
                 weights[place] = torch.bincount(torch.tensor(verdicts), minlength=len(labels)).double() / len(verdicts)
         return expected(weights, numbers(labels, rubric.name), [tally.note for tally in tallies])
@@ -98,10 +106,10 @@ def read(reply: Reply, labels: Sequence[str], mark: str, tally: Tally) -> int | 
     """Which label a reply is; None, and counted, where it is none."""
     if reply.answer.text is None:
         return None
-    found = parse(reply.answer.text, labels, mark)
-    if found is None:
+    label = parse(reply.answer.text, labels, mark)
+    if label is None:
         tally.counts["refused" if REFUSAL.search(reply.answer.text) else "malformed"] += 1
-    return found
+    return label
 
 
 def parse(text: str, labels: Sequence[str], mark: str = "") -> int | None:
@@ -114,7 +122,7 @@ def parse(text: str, labels: Sequence[str], mark: str = "") -> int | None:
     """
     stripped = {label.strip(): i for i, label in enumerate(labels)}
     longest_first = "|".join(re.escape(label) for label in sorted(stripped, key=len, reverse=True))
-    # "8/10" and "8 out of 10" name the scale's end themselves. After a label comes the end of what is said, or nothing to go by:
+    # "8/10" and "8 out of 10" name the scale's end themselves. After a label comes the end of the text, or nothing that tells:
     # "A film" and "1.5" are no verdicts.
     label = rf"({longest_first})(?:\s*(?:/|out of)\s*\d+)?{CLOSING}(?:\s*$|\s*\n|[.,:;!?](?!\d)|\s+[-–—(])"
     if mark and mark in text:

@@ -1,4 +1,4 @@
-"""A language model whose opinion is feedback."""
+"""Feedback by a language model that is shown a rubric."""
 
 import dataclasses
 import threading
@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from accelerate import Accelerator
 from pydantic import Field
 
-from prefopt.feedback.judges.asking import Manner
+from prefopt.feedback.judges.asking import AnswerFormat
 from prefopt.feedback.judges.generative import Generative
-from prefopt.feedback.judges.local import Live, Local
+from prefopt.feedback.judges.local import Local, TrainedPolicy
 from prefopt.feedback.judges.memory import Budget, Memory
 from prefopt.feedback.judges.pairs import Average, Pairwise
 from prefopt.feedback.judges.points import Expected, Pointwise
@@ -24,14 +24,13 @@ from prefopt.feedback.judges.server import Server
 from prefopt.feedback.judges.texts import transcripts
 from prefopt.feedback.judges.trust import Bounds, check_report
 from prefopt.policy import Policy
-from prefopt.support.errors import PrefoptError, nearest
-from prefopt.support.plugins import checked_fields
+from prefopt.support.plugins import make
 from prefopt.types import Completion, Prompt, Verdict
 
 Mode = Pairwise | Pointwise | Expected | Generative
 Count = Annotated[int, Field(gt=0)]
 IN_TURN = threading.Lock()
-"""Who holds it asks ahead: judges that share a server must not ask more at a time than its `concurrency`."""
+"""Held while a judge prefetches: judges that share a server must not ask more at a time than its `concurrency`."""
 
 SELF = "self"
 """As a judge's model: the policy that is being trained."""
@@ -76,7 +75,7 @@ class Judge:
         report: of this very judge, as `prefopt evaluate` wrote it; without one that keeps `require`, nothing is asked.
         require: bounds of the report's estimates, `{auc: [0.7, null]}`, which whole intervals must keep.
         accelerator: knows the device; None finds it.
-        live: the policy that is being trained, for `model: self`.
+        policy: the policy that is being trained, for `model: self`.
 
     Raises:
         ValueError: fields that contradict one another.
@@ -106,7 +105,7 @@ class Judge:
     report: str | None = None
     require: Mapping[str, Bounds] = field(default_factory=dict)
     accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
-    live: Policy | None = field(default=None, repr=False, compare=False)
+    policy: Policy | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "server", "backend") if getattr(self, name) is not None]
@@ -134,7 +133,7 @@ class Judge:
             thread.join()
         self._threads.clear()
         self._failed.clear()
-        return self.how.judge(self.text, self._manner, self._answers, prompts, transcripts(completions), rows)
+        return self.how.judge(self.text, self._answer_format, self._answers, prompts, transcripts(completions), rows)
 
     @property
     def moves(self) -> bool:
@@ -161,7 +160,7 @@ class Judge:
                 if self._failed.is_set():
                     return
                 try:
-                    self.how.judge(self.text, self._manner, prefetch, prompts, transcripts(completions), rows)
+                    self.how.judge(self.text, self._answer_format, prefetch, prompts, transcripts(completions), rows)
                 except Exception:  # whatever it is, the call meets it again
                     self._failed.set()
 
@@ -175,7 +174,7 @@ class Judge:
         Raises:
             PrefoptError: says which file or field, and what to do.
         """
-        labels = self.how.labels(self.text, self._manner)
+        labels = self.how.labels(self.text, self._answer_format)
         self.text.check(self.how.shows, labels, self.thought)
         self.asked.check()
         if self.report is not None:
@@ -184,8 +183,8 @@ class Judge:
     def load(self) -> None:
         """Check, and load the local model where it will be asked: in the main process."""
         self.check()
-        if isinstance(self._source, Live):
-            self._source.present()
+        if isinstance(self._source, TrainedPolicy):
+            self._source.the_policy()
         if isinstance(self._source, Local) and (self.accelerator is None or self.accelerator.is_main_process):
             _ = self._source.reading
 
@@ -202,7 +201,9 @@ class Judge:
             "mode": self.mode,
             "average": self.average,
             "scale": self.scale,
-            "manner": {name: value for name, value in dataclasses.asdict(self._manner).items() if name != "seed"},
+            "manner": {
+                name: value for name, value in dataclasses.asdict(self._answer_format).items() if name != "seed"
+            },
             "answers": dict(self.asked.identity),
         }
 
@@ -227,16 +228,16 @@ class Judge:
         if self.cache is None and self.budget is None and self.server is None:
             return self._source
         folder = None if self.cache is None else Path(self.cache).expanduser()
-        return Memory(self._source, folder, _made(Budget, self.budget or {}, "budget"))
+        return Memory(self._source, folder, make("budget", self.budget or {}, known={"budget": Budget}))
 
     @cached_property
     def _source(self) -> Backend:
         if self.backend is not None:
             return self.backend
         if self.server is not None:
-            return _made(Server, self.server, "server")
+            return make("server", self.server, known={"server": Server})
         if self.model == SELF:
-            return Live(self.live, self.batch_size, self.template)
+            return TrainedPolicy(self.policy, self.batch_size, self.template)
         names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
         return Local(**{name: getattr(self, name) for name in names})
 
@@ -255,24 +256,6 @@ class Judge:
         return in_order(self.asked.ask(questions))
 
     @property
-    def _manner(self) -> Manner:
-        names = {f.name for f in dataclasses.fields(Manner)}
-        return Manner(**{name: getattr(self, name) for name in names})
-
-
-def _made(cls: Any, fields: Mapping[str, Any], name: str) -> Any:
-    """A dataclass by the fields that a recipe gives.
-
-    Raises:
-        PrefoptError: one that it does not have, that is missing, or of a wrong type.
-    """
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-    for field_name in fields:
-        if field_name not in known:
-            raise PrefoptError(
-                f"{name} has no field {field_name!r}.{nearest(field_name, known)} It has: {', '.join(known)}."
-            )
-    try:
-        return checked_fields(cls(**fields), name)
-    except (TypeError, ValueError) as error:
-        raise PrefoptError(f"{name} cannot be made: {error}") from error
+    def _answer_format(self) -> AnswerFormat:
+        names = {f.name for f in dataclasses.fields(AnswerFormat)}
+        return AnswerFormat(**{name: getattr(self, name) for name in names})

@@ -36,30 +36,30 @@ def label_logps(labels: Sequence[str], look: Look) -> tuple[float, ...]:
         labels: any texts.
         look: called with "", and with every beginning that is followed.
     """
-    found: dict[str, list[float]] = {label: [] for label in labels}
-    paths = [_Path("", 0.0, tuple(found))]
+    logps_of: dict[str, list[float]] = {label: [] for label in labels}
+    paths = [_Path("", 0.0, tuple(logps_of))]
     while paths:
         path = paths.pop()
         listed = {path.text + token: path.logp + logp for token, logp in look(path.text).items() if token}
         for label in path.towards:
-            for held in found:
+            for held in logps_of:
                 if label in listed and label.startswith(held) and held not in path.counted:
-                    found[held].append(listed[label])
+                    logps_of[held].append(listed[label])
         for text, towards in beginnings(path.towards, listed).items():
-            counted = {label for label in found if text in path.towards and text.startswith(label)}
+            counted = {label for label in logps_of if text in path.towards and text.startswith(label)}
             paths.append(_Path(text, listed[text], towards, path.counted | counted))
-    return tuple(_log_sum(found[label]) for label in labels)
+    return tuple(_log_sum(logps_of[label]) for label in labels)
 
 
 def beginnings(labels: Sequence[str], listed: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     """The longest listed beginning of each label that is not listed itself, with the labels that it may become."""
-    found: dict[str, tuple[str, ...]] = {}
+    towards: dict[str, tuple[str, ...]] = {}
     for label in labels:
         begun = [text for text in listed if label.startswith(text)]
         if begun and label not in listed:
             longest = max(begun, key=len)
-            found[longest] = (*found.get(longest, ()), label)
-    return found
+            towards[longest] = (*towards.get(longest, ()), label)
+    return towards
 
 
 def _log_sum(logps: Sequence[float]) -> float:
@@ -70,7 +70,7 @@ def _log_sum(logps: Sequence[float]) -> float:
 
 def merged(listed: Iterable[tuple[str, float]]) -> dict[str, float]:
     """A list as a dictionary; tokens of one text count together."""
-    found: dict[str, list[float]] = {}
+    logps: dict[str, list[float]] = {}
     for token, logp in listed:
-        found.setdefault(token, []).append(logp)
-    return {token: _log_sum(logps) for token, logps in found.items()}
+        logps.setdefault(token, []).append(logp)
+    return {token: _log_sum(same) for token, same in logps.items()}

@@ -1,4 +1,4 @@
-"""A language model on this machine as the one who answers."""
+"""Language models on this machine as backends of a judge."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,8 +48,8 @@ class Local:
         """Its name, its files' sizes and times, and how it is read."""
         name = find_model(self._names)
         folder = Path(name)
-        kept = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
-        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in kept]
+        paths = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
+        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in paths]
         own = {"tokenizer": self.tokenizer, "template": self.template, "dtype": self.dtype}
         return {"kind": "local", "model": name, "files": files, **own}
 
@@ -81,8 +81,8 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Live:
-    """A policy that is being trained, as its own judge (self-rewarding, arXiv 2401.10020): it answers as it is at the time.
+class TrainedPolicy:
+    """The policy that is being trained, as its own judge (self-rewarding, arXiv 2401.10020). It answers with its present weights.
 
     Attributes:
         policy: with a tokenizer; None until there is one, when nothing can be asked.
@@ -97,20 +97,20 @@ class Live:
     @property
     def identity(self) -> Mapping[str, Any]:
         """A fingerprint of the weights as they are now: an answer that is remembered is of these weights."""
-        policy = self.present()
+        policy = self.the_policy()
         sums = [float(p.detach().double().abs().sum()) for p in policy.parameters()]
         dots = [float(p.detach().double().flatten() @ _ramp(p)) for p in policy.parameters()]
         return {"kind": "live", "template": self.template, "sums": sums, "dots": dots}
 
     def check(self) -> None:
-        """Nothing can be wrong with what is there."""
+        """Nothing can be wrong that is known before there is a policy."""
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers of the policy as it is now."""
-        # A new reading every time: what is kept of the last one was computed by other weights.
-        return Reading(self.present(), self.batch_size, self.template).answers(questions)
+        # A new reading every time, because the cache of the last one was computed with other weights.
+        return Reading(self.the_policy(), self.batch_size, self.template).answers(questions)
 
-    def present(self) -> Policy:
+    def the_policy(self) -> Policy:
         """The policy.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What judges were told, kept on disk: nothing is bought twice, and no more than the budget."""
+"""Judges' answers on disk: nothing is paid for twice, and no more than the budget is spent."""
 
 import dataclasses
 import hashlib
@@ -54,7 +54,7 @@ class Spent:
         calls: requests that were answered.
         prompt_tokens: read.
         completion_tokens: written.
-        hits: questions that were answered from memory, or asked before in the same breath; not those that were asked ahead.
+        hits: questions that were answered from memory, or that stood twice in one call; not those that were prefetched.
     """
 
     calls: int = 0
@@ -91,7 +91,7 @@ class Memory:
     """A backend that remembers another one's answers, in one SQLite file for all runs and processes.
 
     The key is a hash of who answers and of the whole question: model, text (with the rubric in it), labels, sampling, seed. Every
-    answer is on disk before it is passed on, so that a crash, a kill or an empty purse loses nothing but what was in flight.
+    answer is on disk before it is passed on, so that a crash, a kill or a spent budget loses nothing but the requests under way.
     The file is in WAL mode, which network file systems do not support: put $PREFOPT_CACHE on a local disk.
 
     Args:
@@ -115,7 +115,7 @@ class Memory:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The backend's: what is remembered is what it said."""
+        """The backend's, whose answers they are."""
         return self.backend.identity
 
     def check(self) -> None:

@@ -71,7 +71,7 @@ def _escaped(literal: str) -> str:
 
 def _sections(text: str, name: str) -> dict[str, tuple[int, list[str]]]:
     """For each section, the number of its first line and its lines, without empty ones at both ends."""
-    found: dict[str, tuple[int, list[str]]] = {}
+    sections: dict[str, tuple[int, list[str]]] = {}
     current: list[str] | None = None
     for number, line in enumerate(text.splitlines(), 1):
         header = re.fullmatch(r"\[([\w ]+)\]\s*", line)
@@ -82,16 +82,17 @@ def _sections(text: str, name: str) -> dict[str, tuple[int, list[str]]]:
                     f"{name}:{number}: unknown section [{section}].{nearest(section, SECTIONS)} Known: {', '.join(SECTIONS)}. "
                     "A line of text that looks like one begins with a backslash."
                 )
-            if section in found:
+            if section in sections:
                 raise PrefoptError(f"{name}:{number}: [{section}] is there twice")
             current = []
-            found[section] = (number + 1, current)
+            sections[section] = (number + 1, current)
         elif current is not None:
             current.append(line.removeprefix("\\") if line.startswith("\\[") else line)
         elif line.strip() and not line.startswith("#"):
             raise PrefoptError(f"{name}:{number}: text before the first section; a comment begins with #")
     return {
-        section: _trimmed(first, lines, f"{name}:{first - 1}: [{section}]") for section, (first, lines) in found.items()
+        section: _trimmed(first, lines, f"{name}:{first - 1}: [{section}]")
+        for section, (first, lines) in sections.items()
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prefopt.feedback.judges.asking import Ask, Case, Manner, likelihoods, margin, replies, tallied
+from prefopt.feedback.judges.asking import AnswerFormat, Ask, Case, ask_all, likelihoods, margin, tallied
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt, Verdict
@@ -42,13 +42,13 @@ class Pairwise:
     shows = ("completion_a", "completion_b")
     written = False
 
-    def labels(self, rubric: Rubric, manner: Manner) -> tuple[str, ...]:
+    def labels(self, rubric: Rubric, answer_format: AnswerFormat) -> tuple[str, ...]:
         """Of the first and the second completion.
 
         Raises:
             PrefoptError: there are not two.
         """
-        labels = manner.choose(rubric, LETTERS)
+        labels = answer_format.choose(rubric, LETTERS)
         if len(labels) != 2:
             raise PrefoptError(
                 f"{rubric.name}: a pairwise judge has two labels, of the first and the second, not {len(labels)}"
@@ -56,17 +56,23 @@ class Pairwise:
         return labels
 
     def judge(
-        self, rubric: Rubric, manner: Manner, ask: Ask, prompts: Sequence[Prompt], completions: Any, rows: Any
+        self,
+        rubric: Rubric,
+        answer_format: AnswerFormat,
+        ask: Ask,
+        prompts: Sequence[Prompt],
+        completions: Any,
+        rows: Any,
     ) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, manner)
-        said = replies(pairs(prompts, completions, rows, self.average), rubric, manner, ask, labels, False)
-        tallies = tallied(said, completions)
+        labels = self.labels(rubric, answer_format)
+        replies = ask_all(pairs(prompts, completions, rows, self.average), rubric, answer_format, ask, labels, False)
+        tallies = tallied(replies, completions)
         margins = _matrix(completions)
-        for at, group in _by_place(said):
-            found = [p for reply in group if (p := likelihoods(reply, labels, tallies[at[0]])) is not None]
-            known = [m for p in found if not math.isnan(m := margin(p[0], p[1]))]
-            tallies[at[0]].counts["unlikely"] += len(found) - len(known)
+        for at, group in _by_place(replies):
+            probabilities = [p for reply in group if (p := likelihoods(reply, labels, tallies[at[0]])) is not None]
+            known = [m for p in probabilities if not math.isnan(m := margin(p[0], p[1]))]
+            tallies[at[0]].counts["unlikely"] += len(probabilities) - len(known)
             margins[at] = sum(known) / len(known) if known else math.nan
         for tally, own in zip(tallies, margins, strict=True):
             tally.more |= _bias(own.sigmoid(), {"margins": _listed(own)})
@@ -98,18 +104,18 @@ def compared(wins: Tensor, notes: Sequence[Mapping[str, Any]]) -> Verdict:
 
 
 def compared_by_letters(
-    said: Mapping[tuple[int, ...], float], completions: Any, average: Average, tallies: Any
+    preferred: Mapping[tuple[int, ...], float], completions: Any, average: Average, tallies: Any
 ) -> Verdict:
     """The same from written verdicts: 1 where the first shown was preferred, 0 the second, ½ neither.
 
     Args:
-        said: by prompt, first and second completion; NaN where there is none.
+        preferred: by prompt, first and second completion; NaN where there is none.
         completions: K texts of each prompt.
         average: none for one order; otherwise the two are averaged, and a pair without either has no verdict.
         tallies: of each prompt.
     """
     first = _matrix(completions)
-    for at, value in said.items():
+    for at, value in preferred.items():
         first[at] = value
     for tally, own in zip(tallies, first, strict=True):
         tally.more |= _bias(own, {})
@@ -158,8 +164,8 @@ def _filled(wins: Tensor) -> Tensor:
     return wins.nan_to_num(0.5)
 
 
-def _by_place(said: Any) -> Any:
-    return ((place, list(group)) for place, group in itertools.groupby(said, key=lambda reply: reply.case.place))
+def _by_place(replies: Any) -> Any:
+    return ((place, list(group)) for place, group in itertools.groupby(replies, key=lambda reply: reply.case.place))
 
 
 def _listed(values: Tensor) -> list[list[float | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.feedback.judges.asking import Ask, Case, Manner, likelihoods, margin, replies, tallied
+from prefopt.feedback.judges.asking import AnswerFormat, Ask, Case, ask_all, likelihoods, margin, tallied
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Prompt, Verdict
@@ -31,32 +31,35 @@ class Pointwise:
     shows = ("completion",)
     written = False
 
-    def labels(self, rubric: Rubric, manner: Manner) -> tuple[str, ...]:
+    def labels(self, rubric: Rubric, answer_format: AnswerFormat) -> tuple[str, ...]:
         """From best to worst.
 
         Raises:
             PrefoptError: fewer than two.
         """
-        labels = manner.choose(rubric, ())
+        labels = answer_format.choose(rubric, ())
         if len(labels) < 2:
-            raise PrefoptError(
-                f"{rubric.name}: a pointwise judge needs labels, the best first and the worst last: a section [labels], "
-                "a line for each"
-            )
+            raise PrefoptError(f"{rubric.name}: a pointwise judge needs `labels`, the best first and the worst last")
         return labels
 
     def judge(
-        self, rubric: Rubric, manner: Manner, ask: Ask, prompts: Sequence[Prompt], completions: Any, rows: Any
+        self,
+        rubric: Rubric,
+        answer_format: AnswerFormat,
+        ask: Ask,
+        prompts: Sequence[Prompt],
+        completions: Any,
+        rows: Any,
     ) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, manner)
-        said = replies(points(prompts, completions, rows), rubric, manner, ask, labels, False)
-        tallies = tallied(said, completions)
+        labels = self.labels(rubric, answer_format)
+        replies = ask_all(points(prompts, completions, rows), rubric, answer_format, ask, labels, False)
+        tallies = tallied(replies, completions)
         scores = table(completions)
-        for (b, k), group in itertools.groupby(said, key=lambda reply: reply.case.place):
-            found = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
-            known = [m for p in found if not math.isnan(m := margin(p[0], p[-1]))]
-            tallies[b].counts["unlikely"] += len(found) - len(known)
+        for (b, k), group in itertools.groupby(replies, key=lambda reply: reply.case.place):
+            probabilities = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
+            known = [m for p in probabilities if not math.isnan(m := margin(p[0], p[-1]))]
+            tallies[b].counts["unlikely"] += len(probabilities) - len(known)
             scores[b, k] = sum(known) / len(known) if known else math.nan
         wins = (self.scale * (scores[:, :, None] - scores[:, None, :])).sigmoid()
         return Verdict(scores.float(), wins.nan_to_num(0.5).float(), [tally.note for tally in tallies])
@@ -77,28 +80,34 @@ class Expected:
     shows = ("completion",)
     written = False
 
-    def labels(self, rubric: Rubric, manner: Manner) -> tuple[str, ...]:
+    def labels(self, rubric: Rubric, answer_format: AnswerFormat) -> tuple[str, ...]:
         """Numbers.
 
         Raises:
             PrefoptError: they are none, or all the same.
         """
-        labels = manner.choose(rubric, TEN)
+        labels = answer_format.choose(rubric, TEN)
         numbers(labels, rubric.name)
         return labels
 
     def judge(
-        self, rubric: Rubric, manner: Manner, ask: Ask, prompts: Sequence[Prompt], completions: Any, rows: Any
+        self,
+        rubric: Rubric,
+        answer_format: AnswerFormat,
+        ask: Ask,
+        prompts: Sequence[Prompt],
+        completions: Any,
+        rows: Any,
     ) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, manner)
-        said = replies(points(prompts, completions, rows), rubric, manner, ask, labels, False)
-        tallies = tallied(said, completions)
+        labels = self.labels(rubric, answer_format)
+        replies = ask_all(points(prompts, completions, rows), rubric, answer_format, ask, labels, False)
+        tallies = tallied(replies, completions)
         weights = table(completions, len(labels))  # p(s), [B, K, S]
-        for (b, k), group in itertools.groupby(said, key=lambda reply: reply.case.place):
-            found = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
-            known = [torch.tensor(p, dtype=torch.float64) / sum(p) for p in found if sum(p) > 0]
-            tallies[b].counts["unlikely"] += len(found) - len(known)
+        for (b, k), group in itertools.groupby(replies, key=lambda reply: reply.case.place):
+            probabilities = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
+            known = [torch.tensor(p, dtype=torch.float64) / sum(p) for p in probabilities if sum(p) > 0]
+            tallies[b].counts["unlikely"] += len(probabilities) - len(known)
             if known:
                 weights[b, k] = torch.stack(known).mean(0)
         return expected(weights, numbers(labels, rubric.name), [tally.note for tally in tallies])

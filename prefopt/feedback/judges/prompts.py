@@ -44,9 +44,9 @@ def text(question: Question, tokenizer: PreTrainedTokenizerBase | None) -> str:
     return _without_bos(written, tokenizer) + start
 
 
-def unstarted(said: str, start: str) -> str:
+def unstarted(text: str, start: str) -> str:
     """What was written, without the beginning where it was repeated after all."""
-    return said.lstrip().removeprefix(start.strip()) if start.strip() else said
+    return text.lstrip().removeprefix(start.strip()) if start.strip() else text
 
 
 def _without_bos(written: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,4 +1,4 @@
-"""What a judge asks and is told: the nouns between a mode of judging, what remembers, and what answers."""
+"""Questions and answers: what passes between a mode of judging, the memory of answers, and a backend."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +71,6 @@ class Backend(Protocol):
         ...
 
 
-def in_order(said: Iterable[tuple[int, Answer]]) -> list[Answer]:
+def in_order(answers: Iterable[tuple[int, Answer]]) -> list[Answer]:
     """The answers to all questions, in the order of these and not in that in which they came."""
-    return [answer for _, answer in sorted(said, key=lambda pair: pair[0])]
+    return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]

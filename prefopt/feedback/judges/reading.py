@@ -42,7 +42,7 @@ class Reading:
         self.tokenizer: PreTrainedTokenizerBase = policy.tokenizer
         self.batch_size = batch_size
         self.template = template and bool(self.tokenizer.chat_template)
-        self._kept: tuple[Ids, Any] = ((), None)
+        self._last_prefix: tuple[Ids, Any] = ((), None)
         self._labels: dict[tuple[str, str], Ids] = {}
 
     def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
@@ -104,10 +104,10 @@ class Reading:
         texts = [self.text(question) for question in questions]
         tokens = [[self._label_ids(text, label) for label in labels] for text in texts]
         with torch.no_grad(), self._evaluating():
-            found = self._plainly(ids, tokens) if is_stateful(self.policy) else self._shared(ids, tokens)
+            logps = self._one_by_one(ids, tokens) if is_stateful(self.policy) else self._shared(ids, tokens)
         return [
-            Answer(tuple(contained(labels, own, said)), prompt_tokens=len(read))
-            for own, said, read in zip(tokens, found.tolist(), ids, strict=True)
+            Answer(tuple(contained(labels, own, of_labels)), prompt_tokens=len(read))
+            for own, of_labels, read in zip(tokens, logps.tolist(), ids, strict=True)
         ]
 
     def _label_ids(self, text: str, label: str) -> Ids:
@@ -115,14 +115,14 @@ class Reading:
         tail = text[-24:]
         if (tail, label) not in self._labels:
             before, joined = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (tail, tail + label))
-            kept = joined[: len(before)] == before and len(joined) > len(before)
-            alone = joined[len(before) :] if kept else self.tokenizer(label, add_special_tokens=False)["input_ids"]
+            unchanged = joined[: len(before)] == before and len(joined) > len(before)
+            alone = joined[len(before) :] if unchanged else self.tokenizer(label, add_special_tokens=False)["input_ids"]
             if not alone:
                 raise PrefoptError(f"the judge's tokenizer finds nothing in the label {label!r}")
             self._labels[tail, label] = tuple(alone)
         return self._labels[tail, label]
 
-    def _plainly(self, ids: Sequence[Ids], tokens: Sequence[Sequence[Ids]]) -> Tensor:
+    def _one_by_one(self, ids: Sequence[Ids], tokens: Sequence[Sequence[Ids]]) -> Tensor:
         """[N, L] by the policy's own forward pass, which reads the question again for every label."""
         longest = max(len(label) for own in tokens for label in own)
         padded = torch.tensor([[[*label, *[0] * (longest - len(label))] for label in own] for own in tokens])
@@ -136,14 +136,14 @@ class Reading:
         # What has to be read to know all tokens of a label: the label without its last, if that is anything.
         heads = list(dict.fromkeys(label[:-1] for own in tokens for label in own if len(label) > 1))
         following = self._following(cache, mask, heads) if heads else first[:, None, None]
-        found = torch.zeros(len(ids), len(tokens[0]), dtype=torch.float64)
+        logps = torch.zeros(len(ids), len(tokens[0]), dtype=torch.float64)
         for n, own in enumerate(tokens):
             for i, label in enumerate(own):
                 logp = first[n, label[0]].double()
                 for depth in range(1, len(label)):
                     logp = logp + following[n, heads.index(label[:-1]), depth - 1, label[depth]].double()
-                found[n, i] = logp
-        return found
+                logps[n, i] = logp
+        return logps
 
     def _states(self, ids: Sequence[Ids]) -> tuple[Tensor, Any, Tensor]:
         """Log-probs [N, V] of what follows each question, the cache behind them, and its mask [N, T]."""
@@ -160,19 +160,19 @@ class Reading:
         return logits.log_softmax(-1), cache, mask
 
     def _prefix(self, ids: Sequence[Ids]) -> tuple[Ids, Any]:
-        """What all of these begin with, and a cache that has read it; the last one is kept, as rubrics come again and again."""
-        kept, cache = self._kept
-        if not (kept and all(one[: len(kept)] == kept and len(one) > len(kept) for one in ids)):
+        """What all of these begin with, and a cache that has read it; the last one is reused, because a judge has one rubric."""
+        prefix, cache = self._last_prefix
+        if not (prefix and all(one[: len(prefix)] == prefix and len(one) > len(prefix) for one in ids)):
             low, high = min(ids), max(ids)  # in the order of tuples, so that what these two share all share
             most = min(len(one) for one in ids) - 1
             same = next((i for i in range(most) if low[i] != high[i]), most)
-            kept, cache = ids[0][:same], DynamicCache(config=self.policy.causal.config)
+            prefix, cache = ids[0][:same], DynamicCache(config=self.policy.causal.config)
             if len(ids) < 2 or same < SHARED:
                 return (), cache
-            row = torch.tensor([kept], device=self.policy.device)
+            row = torch.tensor([prefix], device=self.policy.device)
             self._read(row, torch.ones_like(row), cache, 1)
-            self._kept = kept, cache
-        return kept, copy.deepcopy(cache)
+            self._last_prefix = prefix, cache
+        return prefix, copy.deepcopy(cache)
 
     def _following(self, cache: Any, mask: Tensor, heads: Sequence[Ids]) -> Tensor:
         """Log-probs [N, H, D, V] after each token of each head, by the question."""
@@ -234,13 +234,13 @@ def contained(labels: Sequence[str], ids: Sequence[Ids], logps: Sequence[float])
 
     Where "10" is the token "1" and a "0" more, the likelihood of "1" has it already; where it is a token of its own, it is added.
     """
-    found = torch.tensor(logps, dtype=torch.float64)
+    values = torch.tensor(logps, dtype=torch.float64)
     whole = []
     for i, label in enumerate(labels):
         longer = [j for j, other in enumerate(labels) if other.startswith(label)]
         # Not what another of them has already, by its tokens.
         apart = [j for j in longer if not any(k != j and _begins(ids[k], ids[j]) for k in longer)]
-        whole.append(float(found[apart].logsumexp(0)) if apart != [i] else float(found[i]))
+        whole.append(float(values[apart].logsumexp(0)) if apart != [i] else float(values[i]))
     return whole
 
 

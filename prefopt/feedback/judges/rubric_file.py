@@ -67,13 +67,13 @@ def load_rubric(rubric: str | Mapping[str, Any]) -> Rubric:
     if not isinstance(rubric, str):
         return make_rubric(rubric, "rubric")
     package, _, resource = rubric.rpartition(":")
-    file, place = Path(rubric).expanduser(), _folder_of(package or SHIPPED)
-    places = [file, *([] if place is None else [place / (resource if package else f"{resource}.yaml")])]
+    file, folder = Path(rubric).expanduser(), _folder_of(package or SHIPPED)
+    places = [file, *([] if folder is None else [folder / (resource if package else f"{resource}.yaml")])]
     if rubric.endswith(".txt"):  # rubrics that came with prefopt had this ending, in recipes of the previous version
-        places += [file.with_suffix(".yaml"), *([] if place is None else [place / f"{Path(resource).stem}.yaml"])]
-    for found in places:
-        if found.is_file():
-            with as_file(found) as path:
+        places += [file.with_suffix(".yaml"), *([] if folder is None else [folder / f"{Path(resource).stem}.yaml"])]
+    for place in places:
+        if place.is_file():
+            with as_file(place) as path:
                 return _read(path)
     known = sorted(path.name.removesuffix(".yaml") for path in files(SHIPPED).iterdir() if path.name.endswith(".yaml"))
     raise PrefoptError(

@@ -159,8 +159,8 @@ class Server:
         choice: Any = reply.choices[0]
         if self.endpoint == "completions":
             return Answer(text=choice.text or "")
-        said = choice.message.content or choice.message.refusal or ""
-        return Answer(text=said if self._continues else prompts.unstarted(said, question.start))
+        text = choice.message.content or choice.message.refusal or ""
+        return Answer(text=text if self._continues else prompts.unstarted(text, question.start))
 
     def _likelihoods(self, question: Question, bill: "Bill") -> Answer:
         labels = tuple(map(self._plain, question.labels))
@@ -211,15 +211,15 @@ class Server:
         asked: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
         drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
         choice: Any = self._request(question, bill, **drawn, **asked).choices[0]
-        found = choice.logprobs and (choice.logprobs.content if chat else choice.logprobs.top_logprobs)
-        if found is None:
+        listed = choice.logprobs and (choice.logprobs.content if chat else choice.logprobs.top_logprobs)
+        if listed is None:
             raise PrefoptError(
                 f"the judge's server {self.base_url} gives no log-probs (`transformers serve` has none, nor have some of OpenAI's "
                 "models): use `mode: generative`, or a server that does, such as vLLM or llama.cpp"
             )
-        if not found:
+        if not listed:
             return []
-        return [(t.token, t.logprob) for t in found[0].top_logprobs] if chat else list(found[0].items())
+        return [(t.token, t.logprob) for t in listed[0].top_logprobs] if chat else list(listed[0].items())
 
     def _refuse_unless_single(self, labels: Sequence[str], given: str, bill: "Bill") -> None:
         """A label that is not listed although its beginning is: improbable, or several tokens? Saying it shows which."""
@@ -250,9 +250,9 @@ class Server:
 
     def _with_extra(self, body: dict[str, Any]) -> dict[str, Any]:
         """With the recipe's own fields, whatever they are."""
-        kept = {name: value for name, value in body.items() if name not in self.extra}
+        usual = {name: value for name, value in body.items() if name not in self.extra}
         added = {name: value for name, value in self.extra.items() if value is not None}
-        return kept | {"extra_body": kept.get("extra_body", {}) | added}
+        return usual | {"extra_body": usual.get("extra_body", {}) | added}
 
     def _plain(self, token: str) -> str:
         """Without leading space where an answer is asked for in a turn of its own, which begins with none."""

@@ -31,9 +31,9 @@ def broken(text: str, mark: re.Pattern[str] = CONTROL) -> tuple[str, int]:
     """The text with a space inside whatever matches, until nothing does; and how often that was."""
     count = 0
     while True:
-        text, found = mark.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-        count += found
-        if not found:
+        text, times = mark.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        count += times
+        if not times:
             return text, count
 
 

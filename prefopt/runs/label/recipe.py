@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from prefopt import recipe
-from prefopt.recipe import Data, Opinion, Policy, Samples, Section
+from prefopt.recipe import Data, FeedbackOrName, Policy, Samples, Section
 
 FREE = re.compile(
     r"(variables|batch_size|threads|samples\.batch_size|samples\.server)(\.|$)"
@@ -41,7 +41,7 @@ class LabelRecipe(Section):
     max_prompt_tokens: int = Field(
         512, gt=0, description="longer prompts lose their beginning when the policy reads them"
     )
-    feedback: Opinion = Field(description="whose opinion it is: {name: RewardModel, model: runs/reward}")
+    feedback: FeedbackOrName = Field(description="whose opinion it is: {name: RewardModel, model: runs/reward}")
     sharpness: float | None = Field(
         None,
         gt=0,

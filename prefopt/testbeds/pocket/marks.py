@@ -52,14 +52,14 @@ def marks(prompts: int = 256, seed: int = 0, topics: Topics = "all", folder: str
 
 def judge(texts: Sequence[str], completions: Sequence[str], folder: str | Path = FOLDER) -> Tensor:
     """[N, 3] log-probabilities of good, fine and bad after `=>`, renormalised over the three."""
-    from prefopt.feedback.judges import Live, Question, load_rubric
+    from prefopt.feedback.judges import Question, TrainedPolicy, load_rubric
 
     rubric = load_rubric("prefopt.testbeds.pocket:judge.yaml")
     asked = [
         rubric.ask(text, {"completion": completion}, {}, rubric.labels, thought=False)
         for text, completion in zip(texts, completions, strict=True)
     ]
-    answers = dict(Live(load(folder)).ask([Question(one.turns, labels=rubric.labels) for one in asked]))
+    answers = dict(TrainedPolicy(load(folder)).ask([Question(one.turns, labels=rubric.labels) for one in asked]))
     return torch.tensor([answers[i].logps for i in range(len(asked))]).log_softmax(-1)
 
 

@@ -103,7 +103,7 @@ def test_a_judge_of_pairs_beside_people(recipe_of):
 def test_a_judge_with_a_place_it_likes(recipe_of, scripted, tmp_path):
     """d = ±2 by what is better, b = 3 for the first: one order says the first always; the average sees through it."""
     from prefopt.data import load_examples
-    from prefopt.evaluation.judges.opinions import Row, Said, measured
+    from prefopt.evaluation.judges.ratings import Judgements, RatedRow, measure
     from prefopt.feedback.judges import Answer
     from prefopt.feedback.judges.judge import Judge
 
@@ -113,10 +113,10 @@ def test_a_judge_with_a_place_it_likes(recipe_of, scripted, tmp_path):
         return Answer(logps=(d + 3 - 10, -10.0))
 
     recipe_of(pairs())
-    rows = [Row.of(example) for example in load_examples([str(tmp_path / "rows.jsonl")])]
+    rows = [RatedRow.of(example) for example in load_examples([str(tmp_path / "rows.jsonl")])]
     judge = Judge(PAIRS, "pairwise", backend=scripted(say))
     verdict = judge([r.example.prompt for r in rows], [r.texts for r in rows], [{}] * len(rows))
-    found, _ = measured(rows, [Said.of([verdict], rows)], 0.0, 0.95, 0)
+    found, _ = measure(rows, [Judgements.of([verdict], rows)], 0.0, 0.95, 0)
     assert found["accuracy"].value == 1
     assert found["prefers_first"].value == 1
     assert found["turned_by_order"].value == 1
@@ -136,7 +136,7 @@ def test_the_command_keeps_the_report_and_refuses(recipe_of, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(file), "require={auc: [null, 0.2]}", "--out", str(tmp_path / "other.json")])
     assert "at most 0.2" in capsys.readouterr().err
-    assert (tmp_path / "other.json").exists()  # what was measured is kept
+    assert (tmp_path / "other.json").exists()  # what was measure is kept
 
 
 def test_a_recipe_refuses_a_judge_without_a_good_report(recipe_of, tmp_path):

@@ -76,7 +76,7 @@ def test_no_likelihood_and_no_answer_are_no_score(judge):
 
 def test_labels_that_cannot_be_are_refused_before_anything_is_asked(judge):
     for mode, labels, message in (
-        ("pointwise", ["good"], "needs labels, the best first"),
+        ("pointwise", ["good"], "needs `labels`, the best first"),
         ("expected", ["1", "two"], "'two' is none"),
         ("expected", ["1", "1.0"], "at least two scores"),
         ("pairwise", ["a", "b", "c"], "two labels"),

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from prefopt import Batch, Needs, PrefoptError
-from prefopt.feedback.judges import Live, Local, Question, load_rubric
+from prefopt.feedback.judges import Local, Question, TrainedPolicy, load_rubric
 from prefopt.feedback.judges.reading import Reading, contained
 from prefopt.policy import Policy
 
@@ -48,13 +48,13 @@ def test_likelihoods_are_the_policy_s_own(policy, prefix, batch_size):
         assert said[i].prompt_tokens == len(prompt)
 
 
-def test_the_beginning_that_is_kept_serves_the_next_questions_and_no_others(policy):
+def test_the_prefix_that_was_read_last_serves_the_next_questions_and_no_others(policy):
     reading = Reading(policy, 32)
     dict(reading.answers(questions(RUBRIC + "a", RUBRIC + "the")))
-    kept = reading._kept[0]
+    kept = reading._last_prefix[0]
     assert len(kept) == len(RUBRIC.split())
     again = dict(reading.answers(questions(RUBRIC + "a view")))
-    assert reading._kept[0] == kept
+    assert reading._last_prefix[0] == kept
     other = dict(reading.answers(questions("a film", "a view")))
     fresh = Reading(policy, 32)
     assert again[0].logps == pytest.approx(dict(fresh.answers(questions(RUBRIC + "a view")))[0].logps, abs=1e-5)
@@ -72,7 +72,7 @@ def test_what_a_label_begins_is_in_its_likelihood_however_it_is_cut():
 
 def test_a_live_policy_answers_as_it_is_and_stays_as_it_was(lm_folder):
     policy = Policy(AutoModelForCausalLM.from_pretrained(lm_folder), AutoTokenizer.from_pretrained(lm_folder)).train()
-    live, asked = Live(policy), questions(RUBRIC + "a", RUBRIC + "the")
+    live, asked = TrainedPolicy(policy), questions(RUBRIC + "a", RUBRIC + "the")
     before, name = dict(live.ask(asked)), live.identity
     assert live.identity == name
     assert policy.training

@@ -1,4 +1,4 @@
-"""What people and a judge said of the same rows, and what comes of it."""
+"""A judge's verdicts beside people's ratings of the same rows: agreement, calibration, biases."""
 
 import itertools
 from collections import Counter
@@ -19,8 +19,8 @@ from prefopt.types import Estimate, Verdict
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row: its texts, and what people said of them.
+class RatedRow:
+    """A row of the data: its texts, and people's ratings of them.
 
     Attributes:
         example: with all its columns.
@@ -33,11 +33,11 @@ class Row:
     ratings: tuple[np.ndarray, ...] | None
 
     @classmethod
-    def of(cls, example: Example) -> "Row":
+    def of(cls, example: Example) -> "RatedRow":
         """Of a row of data.
 
         Raises:
-            PrefoptError: nobody's opinion is known, or it does not fit the completions.
+            PrefoptError: there are no ratings, or not for each completion.
         """
         ratings = example.columns.get("ratings")
         if ratings is not None and len(ratings) != example.size:
@@ -66,8 +66,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A judge's opinion of all rows.
+class Judgements:
+    """A judge's verdicts on all rows.
 
     Attributes:
         scores: of each row, [K]; NaN is no verdict.
@@ -80,7 +80,7 @@ class Said:
     notes: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdict], rows: Sequence[Row]) -> "Said":
+    def of(cls, verdicts: Sequence[Verdict], rows: Sequence[RatedRow]) -> "Judgements":
         """Of verdicts on batches of rows, in their order."""
         scores = [line.double().numpy() for verdict in verdicts for line in verdict.scores]
         wins = [line for verdict in verdicts for line in _wins(verdict)]
@@ -97,14 +97,14 @@ def _wins(verdict: Verdict) -> list[np.ndarray]:
     return list(wins.masked_fill(missing[:, :, None] | missing[:, None, :], torch.nan).numpy())
 
 
-def measured(
-    rows: Sequence[Row], rounds: Sequence[Said], middle: float, confidence: float, seed: int
+def measure(
+    rows: Sequence[RatedRow], rounds: Sequence[Judgements], middle: float, confidence: float, seed: int
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
-    """Estimates of agreement and biases, and numbers without an interval.
+    """Agreement with people and biases, with intervals, and numbers without one.
 
     Args:
         rows: N of them.
-        rounds: what the judge said of all rows, each time that it was asked.
+        rounds: the judge's verdicts on all rows, each time that it was asked.
         middle: of the ratings.
         confidence: of the intervals.
         seed: of the resampling.
@@ -126,19 +126,19 @@ def measured(
     return estimates, numbers
 
 
-def _rated(rows: Sequence[Row], said: Said, middle: float) -> Rated:
+def _rated(rows: Sequence[RatedRow], judgements: Judgements, middle: float) -> Rated:
     """Every text with its ratings, padded."""
     ratings = [r for row in rows for r in row.ratings or ()]
     table = np.full((len(ratings), max(map(len, ratings))), np.nan)
     for line, own in zip(table, ratings, strict=True):
         line[: len(own)] = own
     lengths = np.array([float(len(text)) for row in rows for text in row.texts])
-    return Rated(np.concatenate(said.scores), table, lengths, middle)
+    return Rated(np.concatenate(judgements.scores), table, lengths, middle)
 
 
-def _compared(rows: Sequence[Row], said: Said, pairs: Sequence[tuple[int, int, int]]) -> Compared:
+def _compared(rows: Sequence[RatedRow], judgements: Judgements, pairs: Sequence[tuple[int, int, int]]) -> Compared:
     return Compared(
-        np.array([said.wins[n][i, j] for n, i, j in pairs]),
+        np.array([judgements.wins[n][i, j] for n, i, j in pairs]),
         np.array([rows[n].humans(i, j) for n, i, j in pairs]),
         np.array([float(len(rows[n].texts[i]) - len(rows[n].texts[j])) for n, i, j in pairs]),
         [rows[n].example.group or str(n) for n, _, _ in pairs],
@@ -147,8 +147,8 @@ def _compared(rows: Sequence[Row], said: Said, pairs: Sequence[tuple[int, int, i
 
 def _of_pairs(
     compared: Compared,
-    rows: Sequence[Row],
-    said: Said,
+    rows: Sequence[RatedRow],
+    judgements: Judgements,
     pairs: Sequence[tuple[int, int, int]],
     confidence: float,
     seed: int,
@@ -165,21 +165,23 @@ def _of_pairs(
         "brier": brier(torch.logit(known, eps=1e-6), torch.tensor(humans)).numpy(),
         "prefers_longer": (np.sign((judged - 0.5) * sides) + 1) / 2,
         "prefers_longer_raters": (np.sign((humans - 0.5) * sides) + 1) / 2,
-        **_by_order(said, pairs, humans),
+        **_by_order(judgements, pairs, humans),
     }
-    found = {name: _mean(value, compared.groups, confidence, seed) for name, value in values.items()}
+    estimates = {name: _mean(value, compared.groups, confidence, seed) for name, value in values.items()}
     if all(row.ratings is not None for row in rows):
         sums, counts = two_raters([(rows[n].ratings[i], rows[n].ratings[j]) for n, i, j in pairs])  # type: ignore[index]
         observed = Observations(sums, counts, compared.groups)
         if counts.sum():
-            found["accuracy_left_out_raters"] = estimate(observed, confidence, seed)
-    return {name: e for name, e in found.items() if e is not None}
+            estimates["accuracy_left_out_raters"] = estimate(observed, confidence, seed)
+    return {name: e for name, e in estimates.items() if e is not None}
 
 
-def _by_order(said: Said, pairs: Sequence[tuple[int, int, int]], humans: np.ndarray) -> dict[str, np.ndarray]:
+def _by_order(
+    judgements: Judgements, pairs: Sequence[tuple[int, int, int]], humans: np.ndarray
+) -> dict[str, np.ndarray]:
     """What a judge that compares says in each of the two orders, where it asked for both: the bias that averaging takes out."""
     nothing = np.full((2, 2), np.nan)
-    margins = [said.notes[n].get("margins") for n, _, _ in pairs]
+    margins = [judgements.notes[n].get("margins") for n, _, _ in pairs]
     both = [
         nothing if m is None else np.array([[np.nan if v is None else v for v in line] for line in m], dtype=float)
         for m in margins
@@ -197,8 +199,8 @@ def _by_order(said: Said, pairs: Sequence[tuple[int, int, int]], humans: np.ndar
 
 
 def _consistency(
-    rows: Sequence[Row],
-    rounds: Sequence[Said],
+    rows: Sequence[RatedRow],
+    rounds: Sequence[Judgements],
     pairs: Sequence[tuple[int, int, int]],
     confidence: float,
     seed: int,
@@ -206,16 +208,16 @@ def _consistency(
     """How often two rounds agree: on which of two is better, or, of single texts, on the score to a hundredth of its range."""
     groups = [row.example.group or str(n) for n, row in enumerate(rows)]
     if pairs:
-        said = np.array([[np.sign(r.wins[n][i, j] - 0.5) for n, i, j in pairs] for r in rounds])
-        same, where = (said == said[0]).all(0), [groups[n] for n, _, _ in pairs]
-        missing = np.isnan(said).any(0)
+        signs = np.array([[np.sign(r.wins[n][i, j] - 0.5) for n, i, j in pairs] for r in rounds])
+        same, where = (signs == signs[0]).all(0), [groups[n] for n, _, _ in pairs]
+        missing = np.isnan(signs).any(0)
     else:
         scores = np.array([np.concatenate(r.scores) for r in rounds])
         spread = np.nanmax(scores) - np.nanmin(scores)
         same, where = np.ptp(scores, 0) <= 0.01 * spread, groups
         missing = np.isnan(scores).any(0)
-    found = _mean(np.where(missing, np.nan, same.astype(float)), where, confidence, seed)
-    return found or Estimate(float("nan"), float("nan"), float("nan"), 0)
+    mean = _mean(np.where(missing, np.nan, same.astype(float)), where, confidence, seed)
+    return mean or Estimate(float("nan"), float("nan"), float("nan"), 0)
 
 
 def _mean(values: np.ndarray, groups: Sequence[str], confidence: float, seed: int) -> Estimate | None:
@@ -223,19 +225,19 @@ def _mean(values: np.ndarray, groups: Sequence[str], confidence: float, seed: in
     known = ~np.isnan(values)
     if not known.any():
         return None
-    kept = [group for group, k in zip(groups, known, strict=True) if k]
-    return estimate(Observations(values[known], np.ones(int(known.sum())), kept), confidence, seed)
+    of_known = [group for group, k in zip(groups, known, strict=True) if k]
+    return estimate(Observations(values[known], np.ones(int(known.sum())), of_known), confidence, seed)
 
 
-def _counted(said: Said, rows: Sequence[Row]) -> dict[str, float]:
+def _counted(judgements: Judgements, rows: Sequence[RatedRow]) -> dict[str, float]:
     """Texts, those without a verdict, everything that notes count, and cost."""
     counts: Counter[str] = Counter()
     outside = []
-    for note in said.notes:
+    for note in judgements.notes:
         counts.update({name: value for name, value in note.items() if type(value) is int})
         counts.update(note.get("usage", {}))
         outside += [note["outside"]] if "outside" in note else []
-    missing = int(sum(np.isnan(scores).sum() for scores in said.scores))
-    found = {"texts": float(sum(len(row.texts) for row in rows)), "no_verdict": float(missing)}
-    found |= {name: float(value) for name, value in counts.items() if name != "turned"}
-    return found | ({"outside": float(np.mean(outside))} if outside else {})
+    missing = int(sum(np.isnan(scores).sum() for scores in judgements.scores))
+    numbers = {"texts": float(sum(len(row.texts) for row in rows)), "no_verdict": float(missing)}
+    numbers |= {name: float(value) for name, value in counts.items() if name != "turned"}
+    return numbers | ({"outside": float(np.mean(outside))} if outside else {})
