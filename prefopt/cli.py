@@ -165,13 +165,13 @@ def label(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """`prefopt report`."""
-    from prefopt.runs.records import find_results
+    from prefopt.runs.records import find_runs
     from prefopt.study.comparison.compare import compare
     from prefopt.study.comparison.confounds import confounds, seeds_note
     from prefopt.study.conclusion import declared_comparison, write_and_show
     from prefopt.study.spec import load_study
 
-    results = find_results(options.folders)
+    results = find_runs(options.folders)
     only = Path(options.folders[0]) if len(options.folders) == 1 else None
     if only is not None and (declared := only / "study.yaml").exists():
         comparison = declared_comparison(load_study(declared), results, options.baseline, options.metric)
@@ -398,11 +398,11 @@ def _target(options: argparse.Namespace) -> "Recipe":
 
 
 def _dry_run(settings: "Recipe") -> None:
-    from prefopt.runs.dry_run import dry_run, report
+    from prefopt.runs.dry_run import describe_dry_run, dry_run
 
-    made = dry_run(settings)
+    checked = dry_run(settings)
     out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
-    for line in report(made):
+    for line in describe_dry_run(checked):
         out.print(f"# {line}", markup=False, soft_wrap=True)
 
 

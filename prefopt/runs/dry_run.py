@@ -95,7 +95,7 @@ def batching_of(planned: Plan) -> Batching:
     )
 
 
-def report(made: DryRun) -> Iterator[str]:
+def describe_dry_run(made: DryRun) -> Iterator[str]:
     """The lines that people read."""
     yield _steps(made)
     b = made.batching

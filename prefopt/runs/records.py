@@ -16,7 +16,7 @@ State = Literal["finished", "stopped", "failed", "unfinished"]
 
 
 @dataclass(frozen=True)
-class Result:
+class RunOfArm:
     """Where one run of a comparison is.
 
     Attributes:
@@ -31,8 +31,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that is over, however it ended.
+class RunRecord:
+    """A run as comparisons read it, however it ended.
 
     Attributes:
         arm: what it is a run of.
@@ -86,12 +86,12 @@ class Finished:
         return [(kl[step], value[step]) for step in kl if step in value]
 
 
-def read_runs(results: Sequence[Result]) -> list[Finished]:
+def read_runs(results: Sequence[RunOfArm]) -> list[RunRecord]:
     """Every run, also those that came to nothing."""
     return [read_run(result) for result in results]
 
 
-def find_results(folders: Sequence[str | Path]) -> list[Result]:
+def find_runs(folders: Sequence[str | Path]) -> list[RunOfArm]:
     """The runs in these folders: run folders, studies (arms/ARM/seed-N), or folders of run folders.
 
     A run folder outside of a study is of the arm that its name says before `-seedN`, else of its recipe's name.
@@ -99,24 +99,24 @@ def find_results(folders: Sequence[str | Path]) -> list[Result]:
     Raises:
         PrefoptError: a folder is not there or holds no run; two runs are of one arm and seed.
     """
-    found: list[Result] = []
+    runs: list[RunOfArm] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise PrefoptError(f"{folder} is no folder; give run folders, studies, or folders of run folders")
         below = sorted(folder.glob("arms/*/seed-*")) or ([folder] if _is_run(folder) else sorted(folder.iterdir()))
-        runs = [_result(path) for path in below if path.is_dir() and _is_run(path)]
-        if not runs:
+        here = [_run_of_arm(path) for path in below if path.is_dir() and _is_run(path)]
+        if not here:
             raise PrefoptError(f"there is no run in {folder}: none with a recipe.yaml or an error.txt")
-        found += runs
+        runs += here
     seen: dict[tuple[str, int], Path] = {}
-    for result in found:
+    for result in runs:
         if other := seen.get((result.arm, result.seed)):
             raise PrefoptError(
                 f"{other} and {result.folder} are both seed {result.seed} of {result.arm}; a run counts once. Give one of them"
             )
         seen[result.arm, result.seed] = result.folder
-    arms = list(dict.fromkeys(result.arm for result in found))  # in the order given: the first is the baseline
-    return sorted(found, key=lambda r: (arms.index(r.arm), r.seed))
+    arms = list(dict.fromkeys(result.arm for result in runs))  # in the order given: the first is the baseline
+    return sorted(runs, key=lambda r: (arms.index(r.arm), r.seed))
 
 
 def _is_run(folder: Path) -> bool:
@@ -124,17 +124,17 @@ def _is_run(folder: Path) -> bool:
     return run.begun or run.failed
 
 
-def _result(folder: Path) -> Result:
+def _run_of_arm(folder: Path) -> RunOfArm:
     if folder.parent.parent.name == "arms" and (match := re.fullmatch(r"seed-(\d+)", folder.name)):
-        return Result(folder.parent.name, int(match[1]), folder)
+        return RunOfArm(folder.parent.name, int(match[1]), folder)
     content = RunFolder(folder).recipe_tree()
     named = re.fullmatch(r"(.+)-seed(\d+)(?:-\d+)?", folder.name)
     arm = named[1] if named else content.get("name", folder.name)
     seed: Any = content.get("seed", named[2] if named else 0)
-    return Result(arm, int(seed), folder)
+    return RunOfArm(arm, int(seed), folder)
 
 
-def read_run(result: Result) -> Finished:
+def read_run(result: RunOfArm) -> RunRecord:
     """One run, also one that failed."""
     run = RunFolder(result.folder)
     state: State
@@ -147,7 +147,7 @@ def read_run(result: Result) -> Finished:
     else:
         state, trouble = "unfinished", f"no summary.json in {run}"
     before, after = (_values(summary.get(when, {})) for when in ("before", "after"))
-    return Finished(
+    return RunRecord(
         result.arm,
         result.seed,
         result.folder,

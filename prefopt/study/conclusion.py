@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.runs.records import Result
+from prefopt.runs.records import RunOfArm
 from prefopt.study.comparison.compare import compare
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.comparison.confounds import confounds, seeds_note
@@ -15,7 +15,7 @@ from prefopt.support.errors import PrefoptError
 
 
 def declared_comparison(
-    study: Study, results: Sequence[Result], baseline: str | None = None, metric: str | None = None
+    study: Study, results: Sequence[RunOfArm], baseline: str | None = None, metric: str | None = None
 ) -> Comparison:
     """The comparison that a study has declared, with a note on its seeds and every confound.
 
@@ -48,7 +48,7 @@ def declared_comparison(
     )
 
 
-def conclude(study: Study, folder: Path, results: Sequence[Result], console: Console) -> Comparison | None:
+def conclude(study: Study, folder: Path, results: Sequence[RunOfArm], console: Console) -> Comparison | None:
     """Compare all runs, write and print the report; None, with a message, where they cannot be compared."""
     try:
         comparison = declared_comparison(study, results)

@@ -12,7 +12,7 @@ from prefopt import recipe
 from prefopt.recipe import Recipe
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
-from prefopt.runs.records import Result, read_run
+from prefopt.runs.records import RunOfArm, read_run
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class RunJob(Job):
 
     def summary(self, metric: str) -> list[str]:
         """The metric at the end; empty for a run that does not measure it: a reward model has no gold reward."""
-        value = read_run(Result(self.name, self.seed, self.folder)).after.get(metric, math.nan)
+        value = read_run(RunOfArm(self.name, self.seed, self.folder)).after.get(metric, math.nan)
         return [] if math.isnan(value) else [f"{metric} {value:.3f}"]
 
 

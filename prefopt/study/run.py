@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.records import Result
+from prefopt.runs.records import RunOfArm
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.conclusion import conclude
 from prefopt.study.executors import (
@@ -37,7 +37,7 @@ def run_study(
     jobs: int = 1,
     executor: Executor | None = None,
     console: Console | None = None,
-) -> list[Result]:
+) -> list[RunOfArm]:
     """Run the stages, tune, run every arm with every seed, and write the report. The result does not depend on where jobs run.
 
     Called again, it leaves finished runs alone, continues unfinished ones, and tries failed ones again. A run that fails leaves
@@ -77,7 +77,7 @@ def run_study(
     return results
 
 
-def _ended_since(result: Result, since: float) -> bool:
+def _ended_since(result: RunOfArm, since: float) -> bool:
     """Whether a run has finished or failed since that time."""
     files = RunFolder(result.folder)
     return any(file.exists() and file.stat().st_mtime >= since for file in (files.summary_file, files.error_file))
@@ -130,7 +130,7 @@ def _errors_naming(job: Job) -> Iterator[None]:
         raise PrefoptError(f"{job.name}: {error}") from error
 
 
-def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[Result]:
+def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[RunOfArm]:
     show = Progress(planned, console)
     execute = partial(checked_outcomes, executor)
     for stage in planned.stages():
@@ -145,7 +145,7 @@ def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[R
         show(record_failure(job, "no trial of it finished", "no trial of it finished: see tuning/\n"))
     for outcome in execute([job for job in arms if not job.finished and job.name not in untunable]):
         show(outcome)
-    return [Result(job.name, job.seed, job.folder) for job in arms]
+    return [RunOfArm(job.name, job.seed, job.folder) for job in arms]
 
 
 class Progress:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prefopt.runs.records import Result, read_run
+from prefopt.runs.records import RunOfArm, read_run
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.executors import Outcome
 from prefopt.study.jobs import Job, RunJob
@@ -136,7 +136,7 @@ def _measured(job: RunJob, metric: str) -> float:
     """
     if not job.finished:
         return math.nan
-    after = read_run(Result(job.name, job.seed, job.folder)).after
+    after = read_run(RunOfArm(job.name, job.seed, job.folder)).after
     if metric not in after:
         raise PrefoptError(f"{job} has no metric {metric!r}; it has {', '.join(after)}")
     return after[metric]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefopt.runs.records import Finished, Result, read_runs
+from prefopt.runs.records import RunOfArm, RunRecord, read_runs
 from prefopt.study.comparison.comparison import AT_KL, Comparison
 from prefopt.study.plan import StudyPlan
 from prefopt.study.report.figures import draw
@@ -15,7 +15,7 @@ FILES = ("report.html", "table.md", "table.tex", "results.csv", "study.yaml")
 """Files of the study's folder that go into the artifact; those that are missing are left out."""
 
 
-def log_comparison(planned: StudyPlan, results: Sequence[Result], comparison: Comparison | None) -> None:
+def log_comparison(planned: StudyPlan, results: Sequence[RunOfArm], comparison: Comparison | None) -> None:
     """Log the table of all runs, the frontier, the figures and the report, if the study is logged to W&B."""
     settings = planned.arms()[0].recipe.track.wandb
     if settings is None:
@@ -33,13 +33,13 @@ def log_comparison(planned: StudyPlan, results: Sequence[Result], comparison: Co
     run.finish({"runs": len(runs), "failed": sum(not one.after for one in runs), "finished": True})
 
 
-def _row(run: Finished) -> dict[str, Any]:
+def _row(run: RunRecord) -> dict[str, Any]:
     """A row of the table of runs: held-out metrics at the end, and costs."""
     after = {name: None if math.isnan(value) else value for name, value in run.after.items()}
     return {"arm": run.arm, "seed": run.seed, "failed": not run.after, **after, **run.costs}
 
 
-def _frontier(runs: Sequence[Finished], metric: str) -> Iterator[dict[str, Any]]:
+def _frontier(runs: Sequence[RunRecord], metric: str) -> Iterator[dict[str, Any]]:
     """KL and the metric at every evaluation of every run that ended with numbers."""
     for run in (run for run in runs if run.after):
         for line in run.history:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from prefopt import recipe
-from prefopt.support.files import unused
+from prefopt.support.files import unused, write_whole
 from prefopt.support.json_values import Number, json_values
 
 log = logging.getLogger(__name__)
@@ -199,12 +199,10 @@ def rewind(path: Path, step: int) -> None:
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
-    kept = "".join(line + "\n" for line in text.splitlines() if _step(line) <= step)
-    if kept != text:
+    earlier = "".join(line + "\n" for line in text.splitlines() if _step(line) <= step)
+    if earlier != text:
         shutil.copy(path, unused(path.with_name("metrics-before-resume.jsonl")))
-        staging = path.with_suffix(".writing")
-        staging.write_text(kept, encoding="utf-8")
-        staging.replace(path)
+        write_whole(path, earlier)
 
 
 def has_line(path: Path, step: int, prefix: str) -> bool:

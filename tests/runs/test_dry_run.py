@@ -4,7 +4,7 @@ import pytest
 
 from prefopt import load_recipe
 from prefopt.policy import find_model, load_policy, load_tokenizer
-from prefopt.runs.dry_run import dry_run, report
+from prefopt.runs.dry_run import describe_dry_run, dry_run
 from prefopt.runs.memory import size_of
 from prefopt.support.errors import PrefoptError
 
@@ -108,7 +108,7 @@ def test_layers_of_a_name_are_about_those_of_the_model():
 def test_batches_are_cut_as_the_trainer_cuts_them(make_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     made = dry_run(make_recipe("train.minibatch_size=4", "train.passes=2"))
-    lines = list(report(made))
+    lines = list(describe_dry_run(made))
     assert "10 steps on" in lines[0] and "rows: 40 train" in lines[0]
     assert lines[1] == "batch: 8 prompts × 2 completions, 4 optimiser steps of 4; at most 256 tokens a batch"
     assert lines[2] == (
@@ -121,7 +121,7 @@ def test_a_hub_id_would_be_downloaded_and_anything_else_is_refused(make_recipe, 
     monkeypatch.chdir(tmp_path)
     made = dry_run(make_recipe("policy.model=[gone, lab/x-1b]", "source.data=lab/pairs", "reference.model=lab/x-1b"))
     assert (made.downloads.models, made.downloads.data) == (["lab/x-1b"], ["lab/pairs"])
-    assert "2 × rows ÷ 8 steps on lab/x-1b; rows: not known before they are there" in next(report(made))
+    assert "2 × rows ÷ 8 steps on lab/x-1b; rows: not known before they are there" in next(describe_dry_run(made))
     for wrong, expected in [
         ("policy.model=gone", "no model at gone"),
         ("source.data=gone.jsonl", "no such file"),

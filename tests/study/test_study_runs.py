@@ -15,7 +15,7 @@ from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
 from prefopt import PrefoptError
-from prefopt.runs.records import Result
+from prefopt.runs.records import RunOfArm
 from prefopt.study import Study, run_study
 from prefopt.study.comparison.confounds import confounds, seeds_note, varied_randomness
 from prefopt.study.executors import LocalProcesses
@@ -43,7 +43,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-def numbers(results: list[Result]) -> dict[tuple[str, int], Any]:
+def numbers(results: list[RunOfArm]) -> dict[tuple[str, int], Any]:
     """Everything that a finished run says, but times."""
     found = {}
     for r in results:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Literal
 
 from prefopt.runs.accounting import CALLED
-from prefopt.runs.records import Finished, Result, find_results, read_runs
+from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs
 from prefopt.study.comparison import verdict, wins
 from prefopt.study.comparison.comparison import AT_KL, Claim, Comparison, Row, Table
 from prefopt.study.comparison.statistics import (
@@ -21,11 +21,11 @@ from prefopt.study.comparison.statistics import (
 )
 from prefopt.support.errors import PrefoptError, nearest
 
-__all__ = ["Claim", "Comparison", "Result", "Row", "Table", "compare"]
+__all__ = ["Claim", "Comparison", "Row", "RunOfArm", "Table", "compare"]
 
 
 def compare(
-    runs: Sequence[Result | str | Path],
+    runs: Sequence[RunOfArm | str | Path],
     *,
     question: str = "",
     baseline: str | None = None,
@@ -55,8 +55,8 @@ def compare(
     Raises:
         PrefoptError: fewer than two arms; an unknown baseline or metric.
     """
-    results = [run for run in runs if isinstance(run, Result)]
-    records = read_runs(results + find_results([run for run in runs if not isinstance(run, Result)]))
+    results = [run for run in runs if isinstance(run, RunOfArm)]
+    records = read_runs(results + find_runs([run for run in runs if not isinstance(run, RunOfArm)]))
     arms = _arms(records, baseline)
     metric, *others = _metrics(records, metric, measure)
     tables = [_table(records, arms, name, better, confidence, paired) for name in (metric, *others)]
@@ -78,7 +78,7 @@ def compare(
     )
 
 
-def _metrics(runs: Sequence[Finished], metric: str | None, measure: Sequence[str]) -> list[str]:
+def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[str]) -> list[str]:
     """The primary metric, its other reading (as trained, or at matched KL) where runs have paths, and the further ones."""
     known = list(dict.fromkeys(name for run in runs for name in run.after))
     metric = metric or ("gold" if "gold" in known else "accuracy")
@@ -92,7 +92,7 @@ def _metrics(runs: Sequence[Finished], metric: str | None, measure: Sequence[str
     return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs) else []), *further]))
 
 
-def _arms(runs: Sequence[Finished], baseline: str | None) -> list[str]:
+def _arms(runs: Sequence[RunRecord], baseline: str | None) -> list[str]:
     """The arms in the order given, except that the baseline comes first."""
     arms = list(dict.fromkeys(run.arm for run in runs))
     if len(arms) < 2:
@@ -103,18 +103,18 @@ def _arms(runs: Sequence[Finished], baseline: str | None) -> list[str]:
     return [first, *(arm for arm in arms if arm != first)]
 
 
-def _mean_costs(runs: Sequence[Finished]) -> dict[str, float]:
+def _mean_costs(runs: Sequence[RunRecord]) -> dict[str, float]:
     known = [run.costs for run in runs if run.costs and run.history]
     return {name: fmean(costs[name] for costs in known) if known else math.nan for name in CALLED}
 
 
-def _has_paths(runs: Sequence[Finished]) -> bool:
+def _has_paths(runs: Sequence[RunRecord]) -> bool:
     """Whether some run was evaluated during training: a path of KL needs more than its two ends."""
     return any(len(run.measured("kl")[0]) > 2 for run in runs)
 
 
 def _table(
-    runs: Sequence[Finished], arms: Sequence[str], metric: str, better: str, confidence: float, paired: bool
+    runs: Sequence[RunRecord], arms: Sequence[str], metric: str, better: str, confidence: float, paired: bool
 ) -> Table:
     seeds = sorted({run.seed for run in runs})
     by_arm = {arm: {run.seed: run for run in runs if run.arm == arm} for arm in arms}
@@ -140,14 +140,14 @@ def _table(
     return Table(metric, tuple(rows))
 
 
-def _value(run: Finished | None, name: str, kl: float | None) -> float:
+def _value(run: RunRecord | None, name: str, kl: float | None) -> float:
     """A metric at the end of a run, or where the run first reaches a KL; NaN where there is none, and for a run that failed."""
     if run is None or not run.after:
         return math.nan
     return run.after.get(name, math.nan) if kl is None else at_kl(run.path(name), kl)
 
 
-def _matched(one: Mapping[int, Finished], other: Mapping[int, Finished]) -> float:
+def _matched(one: Mapping[int, RunRecord], other: Mapping[int, RunRecord]) -> float:
     """The largest KL that every run of both arms has reached, whatever they scored there; NaN where a run never moved."""
     paths = [run.measured("kl")[1] for run in (*one.values(), *other.values()) if run.after]
     reached = min((max(kl, default=math.nan) for kl in paths), default=math.nan)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from prefopt.runs.records import Finished
+from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.statistics import Difference, Mean
 
 AT_KL = "_at_kl"
@@ -76,7 +76,7 @@ class Comparison:
     paired: bool
     primary: Table
     others: tuple[Table, ...]
-    runs: tuple[Finished, ...]
+    runs: tuple[RunRecord, ...]
     costs: Mapping[str, Mapping[str, float]]
     wins: Mapping[tuple[str, str], Mean]
     confounds: tuple[str, ...]
@@ -87,6 +87,6 @@ class Comparison:
         """Their names, the baseline first."""
         return tuple(row.arm for row in self.primary.rows)
 
-    def of(self, arm: str) -> tuple[Finished, ...]:
+    def of(self, arm: str) -> tuple[RunRecord, ...]:
         """The runs of an arm."""
         return tuple(run for run in self.runs if run.arm == arm)

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.recipe import Seeds, differences
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.records import Result
+from prefopt.runs.records import RunOfArm
 from prefopt.study.comparison.recipe_fields import short_value, within
 from prefopt.support.errors import PrefoptError
 
@@ -89,7 +89,7 @@ class RunFiles:
 
 
 def confounds(
-    results: Sequence[Result], baseline: str | None = None, varies: Sequence[str] = ("objective",)
+    results: Sequence[RunOfArm], baseline: str | None = None, varies: Sequence[str] = ("objective",)
 ) -> list[str]:
     """Differences between finished arms that are not declared, one sentence each; a controlled comparison has none.
 
@@ -199,7 +199,7 @@ SOURCES = {
 }
 
 
-def varied_randomness(results: Sequence[Result]) -> dict[str, bool]:
+def varied_randomness(results: Sequence[RunOfArm]) -> dict[str, bool]:
     """For each source of randomness, whether it did differ between the seeds of some arm, judged by what the runs recorded."""
     arms: dict[str, list[RunFiles]] = {}
     for r in results:
@@ -226,7 +226,7 @@ def _randomness(run: RunFiles) -> dict[str, Any]:
     }
 
 
-def seeds_note(results: Sequence[Result]) -> str:
+def seeds_note(results: Sequence[RunOfArm]) -> str:
     """What differed between the seeds, and what did not, so that intervals say nothing about it; in a sentence or two."""
     seeds = {r.seed for r in results}
     if len(seeds) < 2:

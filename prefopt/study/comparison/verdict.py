@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prefopt.runs.records import Finished
+from prefopt.runs.records import RunRecord
 
 if TYPE_CHECKING:
     from prefopt.study.comparison.comparison import Row, Table
 
 
-def sentence(table: "Table", runs: Sequence[Finished], better: str, confidence: float) -> str:
+def sentence(table: "Table", runs: Sequence[RunRecord], better: str, confidence: float) -> str:
     """The answer to the question, from the simultaneous intervals of the primary metric."""
     baseline, arms = table.rows[0].arm, table.rows[1:]
     parts = [_better(table, better), _worse(table, better), _rest(arms)]
@@ -20,7 +20,7 @@ def sentence(table: "Table", runs: Sequence[Finished], better: str, confidence: 
     return f"Against {baseline}, on {metric_title(table.metric)}: {claims}. (From {several}: {level}.)"
 
 
-def notes(table: "Table", runs: Sequence[Finished]) -> Iterator[str]:
+def notes(table: "Table", runs: Sequence[RunRecord]) -> Iterator[str]:
     """A sentence for each run that failed, stopped early, or did not measure the metric."""
     for run in runs:
         if run.state == "stopped":
@@ -95,7 +95,7 @@ def _needed(row: "Row") -> str:
     return f"about {row.difference.needed} seeds would be needed if the difference is as observed"
 
 
-def _value(table: "Table", run: Finished) -> float:
+def _value(table: "Table", run: RunRecord) -> float:
     return next(row.values[run.seed] for row in table.rows if row.arm == run.arm)
 
 

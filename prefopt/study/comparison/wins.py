@@ -5,11 +5,11 @@ from itertools import product
 
 import numpy as np
 
-from prefopt.runs.records import Finished
+from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.statistics import Mean, student
 
 
-def matrix(runs: Sequence[Finished], arms: Sequence[str], confidence: float = 0.95) -> dict[tuple[str, str], Mean]:
+def matrix(runs: Sequence[RunRecord], arms: Sequence[str], confidence: float = 0.95) -> dict[tuple[str, str], Mean]:
     """For each arm and other, P(the arm's sample scores higher by gold) over prompts, a tie ½; with Student's interval over seeds.
 
     Only prompts that both were measured on count, and only seeds that both finished.
@@ -32,7 +32,7 @@ def matrix(runs: Sequence[Finished], arms: Sequence[str], confidence: float = 0.
     }
 
 
-def _gold(run: Finished) -> dict[str, float]:
+def _gold(run: RunRecord) -> dict[str, float]:
     """Prompt → mean gold score of its samples; empty where the run has none."""
     if run.evaluation is None or "gold" not in run.evaluation.observations:
         return {}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prefopt.runs.records import Finished
+from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report.style import INK, Look, looks, rc, svg
@@ -130,7 +130,7 @@ def _frontier(comparison: Comparison, axis: Any, metric: str) -> bool:
 
 
 def _curves(
-    comparison: Comparison, axis: Any, series: Callable[[Finished], tuple[list[int], list[float]]], label: str
+    comparison: Comparison, axis: Any, series: Callable[[RunRecord], tuple[list[int], list[float]]], label: str
 ) -> bool:
     drawn = False
     for arm, look in looks(comparison.arms).items():

@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from prefopt.runs.accounting import CALLED
-from prefopt.runs.records import Finished
+from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.comparison.recipe_fields import flat
 from prefopt.study.comparison.verdict import metric_title
@@ -99,7 +99,7 @@ def differing(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return [(key, of_arms) for key, of_arms in values if len(set(of_arms)) > 1]
 
 
-def environment_of(runs: Sequence[Finished]) -> list[tuple[str, str]]:
+def environment_of(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """Versions, devices and commits; several values where runs differ."""
     seen: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -115,7 +115,7 @@ def _recipes(comparison: Comparison) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield arm, next((_with_defaults(run) for run in comparison.of(arm) if run.recipe), {})
 
 
-def _with_defaults(run: Finished) -> Mapping[str, Any]:
+def _with_defaults(run: RunRecord) -> Mapping[str, Any]:
     terms, resolved = run.recipe.get("objective", []), run.manifest.get("objectives", [])
     if len(terms) != len(resolved):
         return run.recipe

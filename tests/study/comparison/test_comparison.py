@@ -9,8 +9,8 @@ from scipy import stats
 
 import prefopt
 from prefopt import PrefoptError
-from prefopt.runs.records import find_results
-from prefopt.study.comparison.compare import Result, compare
+from prefopt.runs.records import find_runs
+from prefopt.study.comparison.compare import RunOfArm, compare
 
 BASE = [0.0, 0.1, 0.2, 0.1]
 
@@ -117,16 +117,16 @@ def test_descriptions_from_eight_seeds_on(tmp_path):
 
 def test_runs_are_found_however_they_lie(tmp_path):
     loose = finished_run(tmp_path / "loose" / "hinge-seed3", 3, 0.5)
-    assert find_results([loose]) == [Result("hinge", 3, loose)]
-    assert find_results([tmp_path / "loose"]) == [Result("hinge", 3, loose)]
+    assert find_runs([loose]) == [RunOfArm("hinge", 3, loose)]
+    assert find_runs([tmp_path / "loose"]) == [RunOfArm("hinge", 3, loose)]
     named = finished_run(tmp_path / "somewhere", 1, 0.5)
-    assert find_results([named]) == [Result("tiny", 1, named)]
+    assert find_runs([named]) == [RunOfArm("tiny", 1, named)]
     with pytest.raises(PrefoptError, match="are both seed 3 of hinge"):
-        find_results([loose, finished_run(tmp_path / "more" / "hinge-seed3", 3, 0.5)])
+        find_runs([loose, finished_run(tmp_path / "more" / "hinge-seed3", 3, 0.5)])
     with pytest.raises(PrefoptError, match="there is no run in"):
-        find_results([failed_run(tmp_path / "x" / "y").parent.parent / "more" / "hinge-seed3" / "evaluations"])
+        find_runs([failed_run(tmp_path / "x" / "y").parent.parent / "more" / "hinge-seed3" / "evaluations"])
     with pytest.raises(PrefoptError, match="no folder"):
-        find_results([tmp_path / "nowhere"])
+        find_runs([tmp_path / "nowhere"])
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
