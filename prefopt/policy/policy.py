@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +206,9 @@ def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 
 def _beginnings(batch: Batch, tokens: int = 32) -> Batch:
-    """The first tokens of each completion after the last ones of its prompt."""
-    return replace(
-        batch,
-        prompt_ids=tuple(prompt[-tokens:] for prompt in batch.prompt_ids),
-        completion_ids=batch.completion_ids[..., :tokens],
-        mask=batch.mask[..., :tokens],
-    )
+    """The first tokens of each completion after the last ones of its prompt, and nothing else of the batch."""
+    prompts = tuple(prompt[-tokens:] for prompt in batch.prompt_ids)
+    return Batch(prompts, batch.completion_ids[..., :tokens], batch.mask[..., :tokens])
 
 
 def _per_token(batch: Batch, device: torch.device) -> Tensor | None:

@@ -97,6 +97,12 @@ def test_unknown_architecture_falls_back_and_says_so(cls, tiny, make_batch, plai
     assert "its own LM head" in record.message
 
 
+def test_a_long_batch_with_a_column_of_tokens_is_verified(llama, make_batch):
+    batch = make_batch()
+    batch = dataclasses.replace(batch, columns={"sampler_logps": torch.zeros(batch.mask.shape)}).padded(40)
+    assert llama(batch, Needs()).logps.shape == batch.mask.shape
+
+
 def test_nothing_to_verify_on_is_not_verified(tiny, make_batch, plain_logps):
     """A first micro-batch whose completions are all absent must not settle how the head works."""
     torch.manual_seed(0)
