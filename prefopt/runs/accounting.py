@@ -87,7 +87,9 @@ def labels_per_prompt(settings: recipe.Recipe) -> int:
     rollouts = settings.source.rollouts
     if rollouts is None:
         return 1
-    return 0 if settings.feedback is None else rollouts.completions + len(set(settings.source.writers) - {"mismatched"})
+    if settings.feedback is None and rollouts.environment is None:
+        return 0
+    return rollouts.completions + len(set(settings.source.writers) - {"mismatched"})
 
 
 def spent(prepared: "Prepared", trainer: "Trainer") -> Spent:

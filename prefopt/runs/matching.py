@@ -42,7 +42,7 @@ def match(needs: Needs, source: recipe.Source, name: str, scored: bool = False, 
         needs: of an objective, or of several that share the source.
         source: the section that says what is added to the data.
         name: of the objective or objectives, for messages.
-        scored: the recipe has a `feedback`, which scores rollouts.
+        scored: the recipe has a `feedback` or an environment, which scores rollouts.
         costed: it has a `cost`.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split, load_examples
 from prefopt.data.splits import divided
+from prefopt.environments import check_environment, environment_factory
 from prefopt.evaluation.metrics import check_metrics
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
@@ -102,7 +103,8 @@ def plan(settings: recipe.Recipe) -> Plan:
             find_model(source.embeddings.model)
     _check_feedbacks(settings)
     check_callbacks(settings.train.callbacks)
-    name, scored, costed = " + ".join(t.name for t in shared), settings.feedback is not None, settings.cost is not None
+    name, costed = " + ".join(t.name for t in shared), settings.cost is not None
+    scored = settings.feedback is not None or _environment(settings) is not None
     wanted, seed = match(needs, settings.source, name, scored, costed), settings.seed_of("data")
     if settings.source.rollouts is not None:
         check_sampler(settings.source.rollouts)
@@ -116,7 +118,27 @@ def plan(settings: recipe.Recipe) -> Plan:
         raise PrefoptError(
             f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
         )
+    _check_environment(settings, data.train)
     return Plan(settings, model, objectives, needs, wanted, data, own, rows)
+
+
+def _environment(settings: recipe.Recipe) -> recipe.Environment | None:
+    return None if settings.source.rollouts is None else settings.source.rollouts.environment
+
+
+def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None:
+    """Refuses an environment that the first prompt shows to be of another shape."""
+    spec, key = _environment(settings), "source.rollouts.environment"
+    if spec is None or not rows:
+        return
+    if settings.feedback is not None:
+        raise PrefoptError(f"the rewards of {key} are the scores, and `feedback` would give others: leave one out")
+    row = {**rows[0].columns, "prompt": rows[0].prompt}
+    if not check_environment(environment_factory(spec, key)(), row, f"{key}: {spec.name}").done:
+        raise PrefoptError(
+            f"{key}: an episode of {spec.name} is not done after one turn, and episodes of several turns cannot be "
+            "trained on yet: return Turn(reward=…, done=True)"
+        )
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise
 from prefopt.data.ordering import ORDERS
+from prefopt.environments import SingleTurn, environment_factory
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.metrics import make_metrics
 from prefopt.evaluation.win_rates import contest
@@ -318,6 +319,15 @@ def _feedback(
     return None if spec is None else make_feedback(spec, accelerator, key, policy)
 
 
+def _scores(settings: recipe.Recipe, accelerator: Accelerator, policy: Policy) -> Transformed | SingleTurn | None:
+    """What scores the policy's own completions: a feedback, or an environment."""
+    assert settings.source.rollouts is not None
+    environment = settings.source.rollouts.environment
+    if environment is None:
+        return _feedback("feedback", settings.feedback, accelerator, policy)
+    return SingleTurn(environment_factory(environment), settings.seed_of("sampling"), environment.name)
+
+
 def _source(
     planned: Plan,
     models: Models,
@@ -336,7 +346,7 @@ def _source(
     if _sharded(accelerator):
         raise PrefoptError("rollouts sample from whole weights; sharded ones (FSDP, DeepSpeed) are not supported yet")
     feedback = {
-        "scores": _feedback("feedback", settings.feedback, accelerator, policy),
+        "scores": _scores(settings, accelerator, policy),
         "cost": _feedback("cost", settings.cost, accelerator, policy),
         "gold": gold,
     }

@@ -1,0 +1,149 @@
+"""Environments: their shape is checked before training, and the reward of their one turn scores a completion."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from _tiny import tiny_model
+from rich.console import Console
+
+import prefopt
+from prefopt import PrefoptError, Turn, recipe
+from prefopt.cli import main
+from prefopt.environments import SingleTurn, check_environment, environment_factory
+
+QUIET = Console(quiet=True)
+
+
+@dataclass
+class Guess:
+    """Rewards the answer of the row; closes once."""
+
+    bonus: float = 1.0
+    closed: int = 0
+
+    def reset(self, row: Any, seed: int) -> None:
+        self.answer, self.seed = row["answer"], seed
+
+    def step(self, text: str, *, truncated: bool) -> Turn:
+        return Turn(reward=self.bonus * (self.answer in text.split()), done=True, info={"truncated": float(truncated)})
+
+
+def section(named: Any, **fields: Any) -> recipe.Environment:
+    return recipe.Environment(name=named, **fields)
+
+
+@pytest.mark.parametrize("named", [Guess, Guess(2.0), lambda bonus=2.0: Guess(bonus)])
+def test_every_completion_has_an_environment_of_its_own(named: Any) -> None:
+    spec = section(named, **({"bonus": 2} if named is Guess else {}))
+    factory = environment_factory(spec)
+    assert factory() is not factory() and factory().bonus == 2  # type: ignore[attr-defined]
+    rows = [{"answer": "w1", "ended": [True, False]}]
+    verdict = SingleTurn(factory)(["say w1"], [["w1 w2", "w3"]], rows)
+    assert verdict.scores.tolist() == [[2.0, 0.0]]
+    assert verdict.notes == [{"info": [{"truncated": 0.0}, {"truncated": 1.0}]}]
+
+
+def test_completions_of_a_prompt_share_its_seed() -> None:
+    seeds = []
+
+    class Seeded(Guess):
+        def reset(self, row: Any, seed: int) -> None:
+            super().reset(row, seed)
+            seeds.append(seed)
+
+    rows = [{"answer": "w1", "ended": [True, True]}] * 2
+    SingleTurn(Seeded)(["one", "two"], [["a", "b"], ["c", "d"]], rows)
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+
+
+class Bare:
+    """What is wrong is patched in."""
+
+    answer: Any = Turn(done=True)
+    opening: Any = None
+
+    def reset(self, row: Any, seed: int) -> Any:
+        return self.opening
+
+    def step(self, text: str, *, truncated: bool) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reset": lambda self: None}, r"it: reset\(row, seed\) raised TypeError.*the row has 'prompt'"),
+        ({"reset": lambda self, row, seed: row["answr"]}, "raised KeyError: 'answr'; the row has 'prompt'"),
+        ({"opening": 3}, "reset returned 3; it returns a text, messages, or None"),
+        ({"step": lambda self, text: Turn()}, r"it: step\(text, truncated=…\) raised TypeError"),
+        ({"answer": 1.0}, r"step returned 1\.0; it returns prefopt\.Turn"),
+        ({"answer": Turn(reward=float("nan"))}, "step returned the reward nan; a reward is a finite number"),
+        ({"answer": Turn(done=1)}, "step returned done=1"),  # type: ignore[arg-type]
+    ],
+)
+def test_the_shape_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PrefoptError, match=message):
+        check_environment(type("Env", (Bare,), changes)(), {"prompt": "w1"}, "it")
+
+
+def settings(home: Any, environment: Any, **more: Any) -> dict[str, Any]:
+    prompts = [{"prompt": f"w{number} w2", "answer": "w1"} for number in range(40)]
+    rollouts = {"completions": 2, "sampling": {"max_tokens": 3}, "environment": environment}
+    return {
+        "policy": {"model": tiny_model(home / "lm")},
+        "source": {"data": prompts, "rollouts": rollouts},
+        "objective": "RLOO",
+        "train": {"steps": 2, "batch_size": 8, "lr": 1e-2, "threads": 1},
+        "evaluate": {"prompts": 3, "sampling": {"max_tokens": 3}},
+        "track": {"folder": str(home / "runs")},
+    } | more
+
+
+def test_a_run_learns_from_an_environment(tmp_path: Any) -> None:
+    class Always(Guess):
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            return Turn(reward=0.5 + truncated, done=True)
+
+    history = prefopt.run(settings(tmp_path, Always), console=QUIET).metrics
+    assert ((history["rollouts/reward"].dropna() >= 0.5) & (history["rollouts/reward"].dropna() <= 1.5)).all()
+    assert history["rollouts/reward"].notna().sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "more", "message"),
+    [
+        (
+            type("Long", (Bare,), {"answer": Turn()}),
+            {},
+            "not done after one turn, and episodes of several turns cannot",
+        ),
+        (type("Talks", (Bare,), {"opening": "hello"}), {}, "reset returned a text of its own"),
+        (type("Wrong", (Bare,), {"answer": 1.0}), {}, r"step returned 1\.0"),
+        (type("None", (), {}), {}, "has no method 'reset'; an environment has reset"),
+        (Guess, {"feedback": "x.py:f"}, "the rewards of source.rollouts.environment are the scores"),
+        ({"name": Guess, "bonsu": 1}, {}, "has no field 'bonsu'. Did you mean 'bonus'"),
+    ],
+)
+def test_a_run_refuses(tmp_path: Any, environment: Any, more: Any, message: str) -> None:
+    (tmp_path / "x.py").write_text(
+        "def f(prompts, completions, rows):\n    return [[0.0] * len(t) for t in completions]\n"
+    )
+    more = {key: value.replace("x.py", f"{tmp_path}/x.py") for key, value in more.items()}
+    with pytest.raises(PrefoptError, match=message):
+        prefopt.run(settings(tmp_path, environment, **more), console=QUIET)
+
+
+def test_the_command_line_checks_an_environment(tmp_path: Any, capsys: Any) -> None:
+    file = tmp_path / "env.py"
+    file.write_text(
+        "from prefopt import Turn\n\n\nclass Env:\n    def reset(self, row, seed):\n        self.answer = row['answer']\n\n"
+        "    def step(self, text, *, truncated):\n        return Turn(reward=len(self.answer), done=True)\n"
+    )
+    main(["check", f"{file}:Env", "row.answer=four"])
+    assert "has the shape of an environment; its first answer is Turn(text='', reward=4" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    with pytest.raises(SystemExit):
+        main(["check", f"{file}:Env"])
+    assert "raised KeyError: 'answer'" in " ".join(capsys.readouterr().err.split())
