@@ -9,7 +9,7 @@ import torch
 from prefopt.environments.checking import begin, step
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
-from prefopt.types import Closing, Environment, Prompt, Verdict
+from prefopt.types import Closing, Completion, Environment, Prompt, Verdict
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SingleTurn:
     name: str = "the environment"
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], rows: Sequence[Mapping[str, Any]]
     ) -> Verdict:
         """Scores [B, K]: the reward of each completion; `notes` have what the environment logged.
 
@@ -46,7 +46,11 @@ class SingleTurn:
             notes.append({"info": [dict(turn.info) for turn in turns]})
         return Verdict(torch.tensor(rewards), notes=notes)
 
-    def _episode(self, prompt: Prompt, text: str, row: Mapping[str, Any], ended: bool) -> Any:
+    def _episode(self, prompt: Prompt, text: Completion, row: Mapping[str, Any], ended: bool) -> Any:
+        if not isinstance(text, str):
+            raise PrefoptError(
+                f"{self.name}: a completion has several turns, and the environment is asked for one alone"
+            )
         environment = self.factory()
         try:
             opening = begin(environment, row, seed_for(self.seed, "environment", repr(prompt)), self.name)
