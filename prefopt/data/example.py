@@ -58,7 +58,8 @@ class Example:
         Raises:
             PrefoptError: a column of completions or tokens does not have one entry for each completion.
         """
-        if not axes or axes == self.axes:
+        axes = {**self.axes, **axes}
+        if axes == self.axes:
             return self
         columns = {
             name: value if axis_of(name, axes) == "prompt" else one_per_completion(value, name, self.size, self.where)

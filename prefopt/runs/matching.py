@@ -120,7 +120,7 @@ def _check_rollouts(
     if needs.rewards:
         raise PrefoptError(f"{name} trains a scorer, which writes nothing: leave out source.rollouts")
     total = rollouts.completions + len(source.writers)
-    judged = needs.scores or needs.preference or (needs.ordered and total > 1)
+    judged = needs.scores or needs.preference or bool(needs.named_scores) or (needs.ordered and total > 1)
     if judged and not scored:
         raise PrefoptError(
             f"{name} learns from scores of what the policy writes; say where they come from, for example "

@@ -96,5 +96,7 @@ def test_a_users_column_has_the_axis_that_its_reader_states():
     assert columns["mine"].tolist() == [[1, 2]]
     assert columns["each"].tolist() == [[[3, 4], [1, 2]]]
     assert columns["token"].tolist() == [[[3, 0], [1, 2]]]
+    stated = row.with_axes({"token": "token"})
+    assert stated.with_axes({"each": "completion"}).axes == needs.axes, "what was stated before is kept"
     with pytest.raises(PrefoptError, match=r"x.jsonl:1: 'mine' has 2 values for 1 completions"):
         list(select_completions([tokenised((5,), mine=[1, 2])], Needs(columns=("mine",), axes={"mine": "completion"})))
