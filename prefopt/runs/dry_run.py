@@ -95,10 +95,10 @@ def batching_of(planned: Plan) -> Batching:
     )
 
 
-def describe_dry_run(made: DryRun) -> Iterator[str]:
+def describe_dry_run(checked: DryRun) -> Iterator[str]:
     """The lines that people read."""
-    yield _steps(made)
-    b = made.batching
+    yield _steps(checked)
+    b = checked.batching
     each = "1 completion" if b.completions == 1 else f"{b.completions} completions"
     updates = f"{b.updates} optimiser step{'s' * (b.updates > 1)} of {b.minibatch}"
     yield f"batch: {b.prompts} prompts × {each}, {updates}; at most {b.step_tokens:,} tokens a batch"
@@ -108,24 +108,24 @@ def describe_dry_run(made: DryRun) -> Iterator[str]:
         f"{math.ceil(b.share / b.micro)} × {rows} (at most {rows * b.completions * b.tokens:,} tokens a forward pass)"
     )
     yield "memory of each process, estimated:"
-    width = max(len(part.what) for part in made.memory)
-    for part in made.memory:
+    width = max(len(part.what) for part in checked.memory)
+    for part in checked.memory:
         size = "      ?" if part.size is None else f"{part.size / GB:7.2f}"
         yield f"  {part.what:<{width}} {size} GB  {part.formula}".rstrip()
-    known = sum(part.size or 0 for part in made.memory)
-    unknown = any(part.size is None for part in made.memory)
+    known = sum(part.size or 0 for part in checked.memory)
+    unknown = any(part.size is None for part in checked.memory)
     yield f"  {'at least' if unknown else 'in all':<{width}} {known / GB:7.2f} GB  and what the libraries take for themselves"
-    yield from _downloads(made.downloads)
+    yield from _downloads(checked.downloads)
 
 
-def _steps(made: DryRun) -> str:
+def _steps(checked: DryRun) -> str:
     """How long it is, and of what."""
-    train = made.plan.recipe.train
-    counts = ", ".join(f"{len(part)} {name}" for name, part in made.plan.data._asdict().items())
-    if not made.downloads.data:
-        return f"{made.plan.steps} steps on {made.plan.model}; rows: {counts}"
+    train = checked.plan.recipe.train
+    counts = ", ".join(f"{len(part)} {name}" for name, part in checked.plan.data._asdict().items())
+    if not checked.downloads.data:
+        return f"{checked.plan.steps} steps on {checked.plan.model}; rows: {counts}"
     steps = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} × rows ÷ {train.batch_size} steps"
-    return f"{steps} on {made.plan.model}; rows: not known before they are there"
+    return f"{steps} on {checked.plan.model}; rows: not known before they are there"
 
 
 def _downloads(downloads: Downloads) -> Iterator[str]:

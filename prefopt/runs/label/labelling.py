@@ -147,9 +147,9 @@ class Labelling:
         """The manifest; that of the beginning, where there was one.
 
         Raises:
-            PrefoptError: this is made of something else.
+            PrefoptError: this labelling has other parts than the one that was begun here.
         """
-        made: dict[str, Any] = {
+        content: dict[str, Any] = {
             **circumstances(self.settings, self.accelerator),
             "seed": self.settings.seed,
             "completions": dict(completions.source),
@@ -158,14 +158,14 @@ class Labelling:
         }
         begun = _manifest(self.folder)
         self.accelerator.wait_for_everyone()
-        if different := [part for part in MADE_OF if begun and begun[part] != made[part]]:
+        if different := [part for part in MADE_OF if begun and begun[part] != content[part]]:
             raise PrefoptError(
                 f"{self.folder} was begun with other {' and '.join(different)} (manifest.json): rows of two kinds do not go into "
                 "one data set; bring back what it was begun with, or name another folder"
             )
         if not begun and self.accelerator.is_main_process:
-            write_whole(self.folder / "manifest.json", json.dumps(made, indent=2))
-        return begun or made
+            write_whole(self.folder / "manifest.json", json.dumps(content, indent=2))
+        return begun or content
 
     def _label(self, done: set[int], completions: Completions, feedback: Any) -> Iterator[int]:
         """Label batch after batch; how many prompts are done after each."""
