@@ -50,6 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(file: Path) -> Path:
     folder = file.with_name("undisturbed")
     run_study(load_study(file), folder)
+    assert not list(folder.rglob("error.txt"))  # a run that fails everywhere alike would show nothing
     return folder
 
 
