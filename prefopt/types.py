@@ -7,7 +7,7 @@ than a sum.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ Completion = str | Sequence[Message]
 Unit = Literal["prompt", "completion", "token"]
 """What a loss is averaged over."""
 
+StopReason = Literal["eos", "stop", "length", "turns", "error"]
+"""Why a completion ended: an end token of the model, a text of `sampling.stop`, its length, its number of turns, or an
+environment that failed."""
+
+STOP_REASONS: tuple[StopReason, ...] = get_args(StopReason)
+"""In order; the column `stop_reason` holds places in this list."""
+
 Axis = Literal["prompt", "completion", "token"]
 """What each entry of a column belongs to: the column is [B, ...], [B, K, ...] or [B, K, T]."""
 
@@ -35,6 +42,7 @@ AXES: Mapping[str, Axis] = {
     "origin": "completion",
     "trained": "completion",
     "ended": "completion",
+    "stop_reason": "completion",
 }
 """The axes of the columns that prefopt itself writes. Any other column is of the prompt unless its axis is stated."""
 
@@ -67,7 +75,8 @@ class Batch:
         rewards: [B, K, T], what belongs to a token: the reward of a turn or a step, at its last token; 0 elsewhere. It comes
             on top of `scores`.
         named_scores: [B, K] each; several scores kept apart (helpful, safe, format), for objectives that combine them.
-        version: [B, K] int64; after how many updates of the policy a completion was written. None for recorded data.
+        version: [B, K] int64; after how many updates of the policy a completion was written, −1 for one that the policy had
+            no part in. None for recorded data.
 
     Raises:
         ValueError: a field whose shape or dtype contradicts the others, by name.
@@ -130,6 +139,11 @@ class Batch:
     def present(self) -> Tensor:
         """[B, K] bool; False where a prompt has fewer than K completions."""
         return self.mask.any(-1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B, K] int64, places of each completion up to the last token that the policy wrote."""
+        return lengths_of(self.mask)
 
     def axis(self, column: str) -> Axis:
         """What the entries of a column belong to."""
@@ -440,14 +454,81 @@ class Sampled:
     mask: Tensor
     logps: Tensor | None = None
 
+    @property
+    def lengths(self) -> Tensor:
+        """[B, K] int64, places of each completion up to its last token."""
+        return lengths_of(self.mask)
+
+
+def lengths_of(mask: Tensor) -> Tensor:
+    """[...] int64, places up to the last True of a mask [..., T], whatever holes it has; 0 where there is none."""
+    places = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+    return (mask * places).amax(-1) if len(places) else mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One completion of T tokens as it was written.
+
+    Token ids are what the policy drew or what it was given to read, never text that was tokenised again. The mask may have
+    holes, so the length is that of `ids`, and not the number of True in `mask`.
+
+    Attributes:
+        ids: T token ids, those of an environment's answers among them.
+        mask: T; True on tokens that the policy wrote, the end token included.
+        logps: T log-probs of the sampler; None where it has none, or where nobody drew the tokens.
+        turns: the positions of each turn of the policy, in order.
+        stop: why it ended.
+        version: how many updates the policy had had; None where it had no part in it.
+    """
+
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    logps: tuple[float, ...] | None
+    turns: tuple[range, ...]
+    stop: StopReason
+    version: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to an end by itself, by an end token or a text of `sampling.stop`."""
+        return self.stop in ("eos", "stop")
+
 
 class Sampler(Protocol):
-    """Draws completions: transformers generation, or a server. `seeds` is [B] int64: the noise belongs to the row."""
+    """Draws completions: transformers generation, or a server. `seeds` is [B] int64: the noise belongs to the row.
+
+    A sampler may also have `sync` and `refuses`: see `Synchronised` and `Refusing`.
+    """
 
     def __call__(
         self, model: Any, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Any, seeds: Tensor
     ) -> Sampled:
         """K completions of each of B prompts."""
+        ...
+
+
+@runtime_checkable
+class Synchronised(Protocol):
+    """A sampler that draws from a copy of the weights, which must be brought up to date."""
+
+    def sync(self, policy: Any, version: int | None) -> None:
+        """Take over the weights; called on every process, once per update, before anything is drawn.
+
+        Args:
+            policy: what will be sampled from next.
+            version: how many updates it has had; None if that is not known.
+        """
+        ...
+
+
+@runtime_checkable
+class Refusing(Protocol):
+    """A class of samplers that cannot serve every recipe."""
+
+    @classmethod
+    def refuses(cls, recipe: Any) -> str | None:
+        """Why it cannot serve this recipe, in a sentence for the user, or None; asked before anything is loaded."""
         ...
 
 

@@ -9,7 +9,7 @@ from prefopt.data.example import Example, prompts
 from prefopt.data.formats import FORMATS, parse
 from prefopt.data.loading import load_examples
 from prefopt.data.splits import Split, split
-from prefopt.data.tokenising import Report, Tokenised, preview, tokenise
+from prefopt.data.tokenising import Report, Tokenised, preview, tokenise, tokenise_to_disk
 
 __all__ = [
     "FORMATS",
@@ -25,4 +25,5 @@ __all__ = [
     "prompts",
     "split",
     "tokenise",
+    "tokenise_to_disk",
 ]

@@ -144,8 +144,8 @@ def tokenise(
     *,
     fewest: int = 1,
     axes: Mapping[str, Axis] | None = None,
-) -> tuple[DiskRows[Tokenised], Report]:
-    """Examples as tokens, kept on disk, and a report of what was dropped and cut.
+) -> tuple[list[Tokenised], Report]:
+    """Examples as tokens, in memory, and a report of what was dropped and cut; for rows that are used once, and soon.
 
     Prompts that are too long lose their beginning (a BOS stays), completions that are too long their end, EOS included.
     Special tokens that are spelt out in a text count as special, as everywhere in the field.
@@ -161,34 +161,75 @@ def tokenise(
     Raises:
         PrefoptError: the tokenizer has no EOS, or no chat template for conversations, or its template refuses one.
     """
-    for name, most in (("prompt", max_prompt), ("completion", max_completion)):
-        if most is not None and most < 1:
-            raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
-    writer = _Writer.of(tokenizer)
-    counts: Counter[str] = Counter()
-    prompt_lengths: Counter[int] = Counter()
-    completion_lengths: Counter[int] = Counter()
+    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {})
+    rows = list(tokenising)
+    return rows, tokenising.report()
 
-    def written() -> Iterator[Tokenised]:
-        for start in range(0, len(examples), CHUNK):
-            given = [example.with_axes(axes or {}) for example in examples[start : start + CHUNK]]
+
+def tokenise_to_disk(
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_prompt: int | None = None,
+    max_completion: int | None = None,
+    *,
+    fewest: int = 1,
+    axes: Mapping[str, Axis] | None = None,
+) -> tuple[DiskRows[Tokenised], Report]:
+    """`tokenise` for data sets: every row goes to disk as soon as it is made.
+
+    Raises:
+        PrefoptError: as `tokenise`; or the disk is full.
+    """
+    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {})
+    rows = DiskRows.of(tokenising)
+    return rows, tokenising.report()
+
+
+class _Tokenising:
+    """Examples as tokens, one by one, and a report on those that were taken; the arguments are those of `tokenise`."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: "PreTrainedTokenizerBase",
+        max_prompt: int | None,
+        max_completion: int | None,
+        fewest: int,
+        axes: Mapping[str, Axis],
+    ) -> None:
+        for name, most in (("prompt", max_prompt), ("completion", max_completion)):
+            if most is not None and most < 1:
+                raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
+        self.examples, self.fewest, self.axes = examples, fewest, axes
+        self.longest = (max_prompt, max_completion)
+        self.writer = _Writer.of(tokenizer)
+        self.kept = 0
+        self.counts: Counter[str] = Counter()
+        self.prompt_lengths: Counter[int] = Counter()
+        self.completion_lengths: Counter[int] = Counter()
+
+    def __iter__(self) -> Iterator[Tokenised]:
+        writer, counts = self.writer, self.counts
+        for start in range(0, len(self.examples), CHUNK):
+            given = [example.with_axes(self.axes) for example in self.examples[start : start + CHUNK]]
             chunk = [_present(example, counts) for example in given]
             texts = [writer.texts(example) for example in chunk]
             ids = iter(writer.encode([text for of_one in texts for text in of_one]))
             for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
                 prompt, *joint = (next(ids) for _ in of_one)
                 row = _row(writer, example, number, prompt, joint, counts)
-                row = _without_empty(_cut(row, writer, max_prompt, max_completion, counts), counts)
-                if before.size and row.size < fewest:
+                row = _without_empty(_cut(row, writer, *self.longest, counts), counts)
+                if before.size and row.size < self.fewest:
                     counts[LEFT_EMPTY] += 1
                     continue
-                prompt_lengths[len(row.prompt_ids)] += 1
-                completion_lengths.update(map(len, row.completion_ids))
+                self.kept += 1
+                self.prompt_lengths[len(row.prompt_ids)] += 1
+                self.completion_lengths.update(map(len, row.completion_ids))
                 yield row
 
-    rows = DiskRows.of(written())
-    lengths = _typical(prompt_lengths), _typical(completion_lengths)
-    return rows, Report(len(examples), len(rows), dict(+counts), *lengths)
+    def report(self) -> Report:
+        lengths = _typical(self.prompt_lengths), _typical(self.completion_lengths)
+        return Report(len(self.examples), self.kept, dict(+self.counts), *lengths)
 
 
 @dataclass(frozen=True)

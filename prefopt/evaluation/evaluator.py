@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Self
@@ -16,7 +16,6 @@ from torch import Tensor
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
 from prefopt.data.selecting import select_completions
-from prefopt.data.texts import decode_completion
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.evaluation.intervals import Observations, change, common, estimate
 from prefopt.evaluation.metrics import metric_key
@@ -24,13 +23,13 @@ from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
 from prefopt.feedback import ask
 from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
-from prefopt.policy.decode.sampler import end_tokens
-from prefopt.policy.parallel import draw, forward
+from prefopt.policy.parallel import forward
+from prefopt.sources.writing import Completer, batch_of_written
 from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.support.profile import timed
 from prefopt.support.seeds import digested, seed_for
-from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampled
+from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampler, Written
 
 PAIR = Needs(completions=2, ordered=True)
 BEST = Needs(completions=1, ordered=True)
@@ -108,6 +107,7 @@ class Evaluator:
         seed: of sampling and resampling.
         contest: compares samples with somebody else's.
         metrics: further measures of samples, by name.
+        sampler: draws samples; None is the transformers sampler.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Evaluator:
         seed: int = 0,
         contest: Contest | None = None,
         metrics: Mapping[str, Feedback] = MappingProxyType({}),
+        sampler: Sampler | None = None,
     ):
         self.rows = list(rows[: settings.rows])
         self.prompts = list(islice(distinct_prompts(rows), settings.prompts))
@@ -130,6 +131,7 @@ class Evaluator:
         self.contest = contest
         self.metrics = metrics
         self.seed = seed
+        self.sampler = sampler or TransformersSampler(settings.samples.batch_size, accelerator.autocast)
         self._reference_logps: Tensor | None = None  # [pairs, 2]; a reference does not move, so once is enough
         self._reference_samples: list[list[Sample]] = []
 
@@ -143,10 +145,12 @@ class Evaluator:
             evaluation = self._finished(*(self._scored_pairs(model, pairs) if pairs else ({}, {})))
         else:
             observations = self._pairs(model, pairs) if pairs else self._demonstrations(model)
-            found: tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]] = ({}, {}, [])
+            numbers: dict[str, float] = {}
+            samples: list[dict[str, Any]] = []
             if self.prompts and model.tokenizer is not None:
-                found = self._samples(model)
-            evaluation = self._finished(observations | found[0], found[1], found[2])
+                of_samples, numbers, samples = self._samples(model)
+                observations |= of_samples
+            evaluation = self._finished(observations, numbers, samples)
         model.train(training)
         return evaluation
 
@@ -185,15 +189,14 @@ class Evaluator:
 
     def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
         batch, outputs = self._outputs(model, pairs, Needs())
-        found = _likelihood(batch, outputs, pairs) | {
-            "likelihood_accuracy": _observations(_ahead(outputs.sum()), pairs)
-        }
+        likelihood = _likelihood(batch, outputs, pairs)
+        likelihood["likelihood_accuracy"] = _observations(_ahead(outputs.sum()), pairs)
         if self.reference is None:
-            return found
+            return likelihood
         if self._reference_logps is None:
-            said = forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator)
-            self._reference_logps = said.sum()
-        return _pair_observations(outputs.sum() - self._reference_logps, pairs, "logratio") | found
+            reference = forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator)
+            self._reference_logps = reference.sum()
+        return _pair_observations(outputs.sum() - self._reference_logps, pairs, "logratio") | likelihood
 
     def _demonstrations(self, model: Model) -> dict[str, Observations]:
         best = _selected(self.rows, BEST)
@@ -201,22 +204,20 @@ class Evaluator:
 
     def _samples(self, model: Policy) -> tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]]:
         """What the policy writes after held-out prompts."""
-        settings = self.settings.sampling
-        sampled = self._draw(model)
-        prompts = tuple(tuple(row.prompt_ids) for row in self.prompts)
-        columns = {
-            "temperature": torch.full((len(prompts),), settings.temperature or 1.0),
-            "origin": torch.full(sampled.mask.shape[:2], ORIGINS.index("policy")),
+        written, texts = self._write(model, model, "evaluation")
+        ended = [[one.ended for one in row] for row in written]
+        batch = self._batch_of(written)
+        measured: dict[str, Tensor] = {
+            "length": batch.mask.sum(-1).double(),
+            "ended": torch.tensor(ended, dtype=torch.float64),
         }
-        batch = Batch(prompts, sampled.completion_ids, sampled.mask, columns=columns)
-        measured: dict[str, Tensor] = {"length": batch.mask.sum(-1).double(), "ended": self._ended(model, sampled)}
         measured |= self._divergence(model, batch)
-        texts = decoded(model, batch)
-        told: list[list[dict[str, Any]]] = [[{} for _ in row] for row in texts]
+        notes: list[list[dict[str, Any]]] = [[{"stop": one.stop} for one in row] for row in written]
         if self.contest is not None:
-            won, told = self._compared(self.contest, model, texts, measured["ended"])
+            won, against = self._compared(self.contest, model, _paired(texts, ended))
             measured |= won
-        scored = self._scored(texts, measured["ended"])
+            notes = [[{**a, **b} for a, b in zip(*rows, strict=True)] for rows in zip(notes, against, strict=True)]
+        scored = self._scored(texts, ended)
         measured |= scored
         measured = {name: value.cpu() for name, value in measured.items()}
         observations = {name: _observations(value, self.prompts) for name, value in measured.items()}
@@ -227,7 +228,7 @@ class Evaluator:
             {
                 "prompt": row.example.prompt,
                 "completion": texts[b][k],
-                **told[b][k],
+                **notes[b][k],
                 **{name: value[b, k].item() for name, value in measured.items()},
             }
             for b, row in enumerate(self.prompts)
@@ -235,51 +236,60 @@ class Evaluator:
         ]
         return observations, numbers, samples
 
-    def _scored(self, texts: Sequence[Sequence[str]], ended: Tensor) -> dict[str, Tensor]:
+    def _scored(self, texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> dict[str, Tensor]:
         """[B, K] of each feedback that measures samples: gold and the recipe's own metrics."""
         feedbacks = ({} if self.gold is None else {"gold": self.gold}) | dict(self.metrics)
         prompts = [row.example.prompt for row in self.prompts]
-        # A feedback sees text, in which EOS is not to be seen.
-        rows = [
-            {**row.example.columns, "ended": ends}
-            for row, ends in zip(self.prompts, ended.bool().tolist(), strict=True)
-        ]
+        # A feedback sees text, in which an end token is not to be seen.
+        rows = [{**row.example.columns, "ended": of_row} for row, of_row in zip(self.prompts, ended, strict=True)]
         verdicts = {
             name: ask(feedback, metric_key(name), prompts, texts, rows, self.accelerator)
             for name, feedback in feedbacks.items()
         }
         return {name: verdict.scores.double() for name, verdict in verdicts.items()}
 
-    def _ended(self, model: Policy, sampled: Sampled) -> Tensor:
-        """[B, K]: 1 where a sample came to an end token."""
-        last = (sampled.mask.sum(-1, keepdim=True) - 1).clamp(min=0)
-        ends = torch.tensor(end_tokens(model, self.settings.sampling.stop))
-        return torch.isin(sampled.completion_ids.gather(-1, last).squeeze(-1), ends).double()
+    def _write(self, writer: Any, policy: Policy, noise: str) -> tuple[list[list[Written]], list[list[str]]]:
+        """Samples of the policy or of the reference on the held-out prompts, and the same as text."""
+        settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
+        completer = Completer.of(self.sampler, policy, settings.sampling, self.accelerator)
+        seeds = torch.tensor([seed_for(self.seed, noise, str(prompt)) for prompt in prompts])
+        completer.sync(writer)
+        written = completer.write(writer, prompts, settings.completions, settings.sampling, seeds)
+        return written, [[completer.text(one) for one in row] for row in written]
+
+    def _batch_of(self, written: Sequence[Sequence[Written]]) -> Batch:
+        """The samples, for models to read."""
+        batch = batch_of_written([row.prompt_ids for row in self.prompts], written)
+        return replace(
+            batch,
+            columns={
+                "temperature": torch.full((len(batch),), self.settings.sampling.temperature or 1.0),
+                "origin": torch.full(batch.mask.shape[:2], ORIGINS.index("policy")),
+            },
+        )
 
     def _compared(
-        self, contest: Contest, model: Policy, texts: Sequence[Sequence[str]], ended: Tensor
+        self, contest: Contest, model: Policy, mine: Sequence[Sequence[Sample]]
     ) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
-        """Who wins, [B, K], and the text that each sample met."""
-        mine = _paired(texts, ended)
+        """Who wins, [B, K], and the text that each sample was compared with."""
         if contest.others is not None:
             theirs = [list(contest.others.get(key(row.example.prompt), ())) for row in self.prompts]
         else:
             theirs = self._of_reference(model)
         won = wins(contest.judge, self.prompts, mine, theirs, self.accelerator)
-        met = [[other[k % len(other)].text if other else "" for k in range(won.shape[1])] for other in theirs]
+        against = [[other[k % len(other)].text if other else "" for k in range(won.shape[1])] for other in theirs]
         longer = [
-            [len(o.text) - len(t) for o, t in zip(own, other, strict=True)]
-            for own, other in zip(mine, met, strict=True)
+            [len(own.text) - len(text) for own, text in zip(row, texts, strict=True)]
+            for row, texts in zip(mine, against, strict=True)
         ]
-        return rates(won, torch.tensor(longer)), [[{"against": text} for text in row] for row in met]
+        return rates(won, torch.tensor(longer)), [[{"against": text} for text in row] for row in against]
 
     def _of_reference(self, model: Policy) -> list[list[Sample]]:
         """The reference's own samples; a reference does not move, so once is enough."""
         if not self._reference_samples:
             assert self.reference is not None
-            drawn = self._draw(self.reference, "reference")
-            batch = Batch(tuple(tuple(row.prompt_ids) for row in self.prompts), drawn.completion_ids, drawn.mask)
-            self._reference_samples = _paired(decoded(model, batch), self._ended(model, drawn))
+            written, texts = self._write(self.reference, model, "reference")
+            self._reference_samples = _paired(texts, [[one.ended for one in row] for row in written])
         return self._reference_samples
 
     def _divergence(self, model: Policy, batch: Batch) -> dict[str, Tensor]:
@@ -299,20 +309,10 @@ class Evaluator:
         ratio = (mine.logps - other.logps).double()  # 0 outside the mask
         return {"kl": kl_estimate(ratio, "k1").sum(-1), "kl_k3": kl_estimate(ratio, "k3").sum(-1)}
 
-    def _draw(self, model: Any, name: str = "evaluation") -> Sampled:
-        """Samples of the policy, or with noise of another name."""
-        settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
-        seeds = torch.tensor([seed_for(self.seed, name, str(prompt)) for prompt in prompts])
-        sampler = TransformersSampler(settings.batch_size * 4, self.accelerator.autocast)
-        return draw(sampler, model, prompts, settings.completions, settings.sampling, seeds, self.accelerator)
 
-
-def _paired(texts: Sequence[Sequence[str]], ended: Tensor) -> list[list[Sample]]:
+def _paired(texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> list[list[Sample]]:
     """B × K samples, each with whether it ended."""
-    return [
-        [Sample(*one) for one in zip(row, said, strict=True)]
-        for row, said in zip(texts, ended.bool().tolist(), strict=True)
-    ]
+    return [list(map(Sample, row, of_row)) for row, of_row in zip(texts, ended, strict=True)]
 
 
 def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
@@ -386,15 +386,3 @@ def distinct_prompts(rows: Sequence[Tokenised]) -> Iterator[Tokenised]:
     _, last = np.unique(prompts[::-1], return_index=True)  # from the end
     for number in first[last.argsort()[::-1]]:
         yield rows[number]
-
-
-def decoded(model: Policy, batch: Batch) -> list[list[str]]:
-    """B × K completions as text, without special tokens."""
-    assert model.tokenizer is not None
-    return [
-        [
-            decode_completion(model.tokenizer, [t for t, m in zip(ids, mask, strict=True) if m])
-            for ids, mask in zip(row, masks, strict=True)
-        ]
-        for row, masks in zip(batch.completion_ids.tolist(), batch.mask.tolist(), strict=True)
-    ]

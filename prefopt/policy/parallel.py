@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from prefopt.support.profile import timed
-from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler
+from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler, lengths_of
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -102,8 +102,8 @@ def _cut(longest_first: Sequence[int], lengths: Sequence[int], size: int, tokens
 
 def shard(batch: Batch, size: int, accelerator: Accelerator, tokens: int | None = None) -> Shards:
     """The rows of a batch, by the tokens of each prompt with all of its completions."""
-    written = batch.mask.sum((1, 2)).tolist()
-    lengths = [len(prompt) + number for prompt, number in zip(batch.prompt_ids, written, strict=True)]
+    completions = batch.lengths.sum(-1).tolist()
+    lengths = [len(prompt) + number for prompt, number in zip(batch.prompt_ids, completions, strict=True)]
     return Shards(lengths, size, accelerator, tokens)
 
 
@@ -159,7 +159,6 @@ def draw(
         return shards.gather([pad(value, (0, settings.max_tokens - value.shape[-1])).to(accelerator.device)]).cpu()
 
     mask = whole(sampled.mask)
-    places = mask.flatten(0, -2).any(0).nonzero()
-    width = int(places.max()) + 1 if len(places) else 0
+    width = int(lengths_of(mask).max()) if mask.numel() else 0
     logps = None if sampled.logps is None else whole(sampled.logps)[..., :width]
     return Sampled(whole(sampled.completion_ids)[..., :width], mask[..., :width], logps)

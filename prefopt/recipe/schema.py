@@ -318,6 +318,8 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
+    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    server: str | None = Field(None, description="address of a vLLM server")
     gold: FeedbackOrName | None = Field(
         None,
         description="feedback that scores samples, and rollouts to be watched: the reward that counts; nothing learns from it",
@@ -335,6 +337,17 @@ class Evaluate(Section):
     )
     batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
+
+    @property
+    def samples(self) -> Samples:
+        """How samples are drawn, as a section of its own; four completions for each prompt of a forward pass."""
+        return Samples(
+            completions=self.completions,
+            sampling=self.sampling,
+            sampler=self.sampler,
+            server=self.server,
+            batch_size=4 * self.batch_size,
+        )
 
     @model_validator(mode="after")
     def _somebody_judges(self) -> "Evaluate":

@@ -10,17 +10,18 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt import recipe
-from prefopt.data import Example, tokenise
-from prefopt.evaluation.evaluator import Evaluation, decoded, distinct_prompts
+from prefopt.data import Example, tokenise_to_disk
+from prefopt.evaluation.evaluator import Evaluation, distinct_prompts
 from prefopt.objectives import load_objective
-from prefopt.policy import Policy, TransformersSampler, load_tokenizer
+from prefopt.policy import Policy, load_tokenizer, make_sampler
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.planning import plan
-from prefopt.runs.preparing import judges, load_models, make_evaluator, tokenised
+from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator, tokenised
+from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import computing
-from prefopt.types import Batch, Needs
+from prefopt.types import Needs
 
 
 def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
@@ -80,7 +81,8 @@ def measure(settings: recipe.Recipe, part: str, accelerator: Accelerator, consol
     needs = Needs(rewards=planned.needs.rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
     measuring = judges(settings.evaluate, accelerator, models.trained)
-    evaluator = make_evaluator(rows, settings, accelerator, models, measuring, part)
+    sampler = evaluation_sampler(settings, accelerator, models.trained)
+    evaluator = make_evaluator(rows, settings, accelerator, models, measuring, sampler, part)
     with console.status(f"evaluating on {part} rows"):
         return evaluator(models.trained)
 
@@ -103,18 +105,22 @@ def sample(
     with computing(settings.train) as accelerator:
         tokenizer = load_tokenizer(settings.policy)
         examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
-        token_rows, _ = tokenise(examples, tokenizer, settings.source.max_prompt_tokens)
+        token_rows, _ = tokenise_to_disk(examples, tokenizer, settings.source.max_prompt_tokens)
         rows = list(islice(distinct_prompts(token_rows), None if own else number))
         if not rows:
             raise PrefoptError("there is no prompt to start from; give one with --prompt")
         model = load_models(settings, Needs(), tokenizer, accelerator).trained
         assert isinstance(model, Policy)
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
-        prompts = [row.prompt_ids for row in rows]
-        drawn = TransformersSampler()(model, prompts, completions, settings.evaluate.sampling, seeds)
-        texts = decoded(model, Batch(tuple(prompts), drawn.completion_ids, drawn.mask))
-        shown = [str(tokenizer.decode(list(row.prompt_ids))) for row in rows]
-        return list(zip(shown, texts, strict=True))
+        sampling = settings.evaluate.sampling
+        sampler = make_sampler(settings.evaluate.samples, accelerator, "evaluate", model)
+        completer = Completer.of(sampler, model, sampling, accelerator)
+        completer.sync(model)
+        written = completer.write(model, [row.prompt_ids for row in rows], completions, sampling, seeds)
+        return [
+            (str(tokenizer.decode(list(row.prompt_ids))), [completer.text(one) for one in of_prompt])
+            for row, of_prompt in zip(rows, written, strict=True)
+        ]
 
 
 def _refuse_scorer(settings: recipe.Recipe) -> None:

@@ -142,6 +142,7 @@ def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:
+    check_sampler(settings.evaluate.samples, "evaluate", settings)
     for key, spec in (("evaluate.gold", settings.evaluate.gold), ("evaluate.judge", settings.evaluate.judge)):
         if spec is not None:
             check_feedback(spec, key, fixed=True)

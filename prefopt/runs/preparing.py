@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise
+from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise_to_disk
 from prefopt.data.ordering import ORDERS
 from prefopt.environments import SingleTurn, environment_factory
 from prefopt.evaluation.evaluator import Evaluator
@@ -35,7 +35,6 @@ from prefopt.policy import (
     make_reference,
     make_sampler,
 )
-from prefopt.policy.decode.sampler import end_tokens
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.matching import batch_columns, batch_rows, training_rows
@@ -43,11 +42,13 @@ from prefopt.runs.planning import Plan, plan
 from prefopt.runs.progress import show_count, show_data, show_example, show_heading
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import writers
+from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
-from prefopt.types import Needs, Source
+from prefopt.types import Needs, Sampler, Source
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,9 @@ def prepare(
     models = load_models(settings, needs, tokenizer, accelerator)
     measuring = judges(settings.evaluate, accelerator, models.trained)
     source = _source(planned, models, rows, columns, measuring.gold, accelerator, folder)
+    sampler = evaluation_sampler(settings, accelerator, models.trained, source)
     evaluators = {
-        part: make_evaluator(data[part], settings, accelerator, models, measuring, part)
+        part: make_evaluator(data[part], settings, accelerator, models, measuring, sampler, part)
         for part in ("validation", "test")
     }
     return Prepared(planned, accelerator, data, models, terms, source, len(rows), evaluators)
@@ -158,7 +160,7 @@ def tokenised(
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
 ) -> DiskRows[Tokenised]:
-    """Rows as token ids, with a line on what they are; the runs of a study tokenise a part once.
+    """Rows as token ids, with a line on what they are; the runs of a study tokenise_to_disk a part once.
 
     Args:
         rows: of one part of the data.
@@ -170,7 +172,7 @@ def tokenised(
     """
     longest = (source.max_prompt_tokens, source.max_completion_tokens)
     key = (stamp(tokenizer.name_or_path), *longest, rows.identity, tuple(sorted(needs.axes.items())))
-    token_rows, report = shared("tokens", key, lambda: tokenise(rows, tokenizer, *longest, axes=needs.axes))
+    token_rows, report = shared("tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes))
     show_data(console, part, report)
     return token_rows
 
@@ -232,6 +234,7 @@ def make_evaluator(
     accelerator: Accelerator,
     models: Models,
     measuring: Judges,
+    sampler: Sampler | None,
     part: str,
 ) -> Evaluator:
     """What measures the model on a part of the data."""
@@ -239,7 +242,20 @@ def make_evaluator(
     against = settings.evaluate.against
     others = None if against is None or judge is None else RunFolder(Path(against)).samples()
     meeting, seed = contest(judge, others, part), settings.seed_of("evaluation")
-    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, meeting, metrics)
+    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, meeting, metrics, sampler)
+
+
+def evaluation_sampler(
+    settings: recipe.Recipe, accelerator: Accelerator, model: Policy | Scorer, source: Source | None = None
+) -> Sampler | None:
+    """What draws the samples that are measured: that of the rollouts where both ask one server; None for a scorer."""
+    if not isinstance(model, Policy):
+        return None
+    spec = settings.evaluate.samples
+    rollouts = source if isinstance(source, Rollouts) and spec.server is not None else None
+    if rollouts and (spec.sampler, spec.server) == (rollouts.settings.sampler, rollouts.settings.server):
+        return rollouts.completer.sampler
+    return make_sampler(spec, accelerator, "evaluate", model)
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
@@ -350,21 +366,18 @@ def _source(
         "cost": _feedback("cost", settings.cost, accelerator, policy),
         "gold": gold,
     }
+    sampler = make_sampler(source.rollouts, accelerator, policy=policy)
     return Rollouts(
         rows,
         ORDERS[source.rollouts.order](array("L", (len(row.prompt_ids) for row in rows)), seed, planned.steps),
         writers(source, policy, models.reference),
-        make_sampler(source.rollouts, accelerator, policy=policy),
-        models.tokenizer,
-        end_tokens(policy, source.rollouts.sampling.stop),
-        source.rollouts,
-        {what: f for what, f in feedback.items() if f is not None},
+        Completer.of(sampler, policy, source.rollouts.sampling, accelerator),
+        Scoring({name: f for name, f in feedback.items() if f is not None}, accelerator, folder),
         planned.needs,
-        source.ties,
+        source.rollouts,
         size,
         settings.seed_of("sampling"),
-        accelerator,
-        folder,
+        source.ties,
         columns,
     )
 

@@ -1,4 +1,4 @@
-"""What is watched while a policy learns from its own completions: the early signs of reward hacking and of collapse."""
+"""Metrics of the policy's own completions while it learns from them: the early signs of reward hacking and of collapse."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from prefopt.objectives.maths import kl_estimate
-from prefopt.types import ORIGINS, Batch, Needs, Outputs
+from prefopt.sources.writing import turns_of
+from prefopt.types import ORIGINS, STOP_REASONS, Batch, Needs, Outputs
 
 GRAM = 3
-"""Tokens of the runs whose repetition is counted."""
+"""The n of the n-grams of tokens whose repetition is counted."""
 
 
 class RolloutDiagnostics:
@@ -28,37 +29,40 @@ class RolloutDiagnostics:
             own = own & (batch.columns["origin"] == ORIGINS.index("policy"))
         tokens = batch.mask & own[..., None]
         assert old.logps is not None
-        found = {
+        metrics = {
             "length": _mean(tokens.sum(-1), own),
             "repetition": _mean(repetition(batch.completion_ids, batch.mask), own),
             "entropy": _mean(old.statistics["entropy"], tokens),
         }
         if batch.scores is not None:
-            found |= {"reward": _mean(batch.scores, own), "reward_std": _spread(batch.scores, own)}
+            metrics |= {"reward": _mean(batch.scores, own), "reward_std": _spread(batch.scores, own)}
         for name in ("gold", "cost", "ended"):
             if name in batch.columns:
-                found[name] = _mean(batch.columns[name], own)
+                metrics[name] = _mean(batch.columns[name], own)
+        if "stop_reason" in batch.columns:
+            reasons = batch.columns["stop_reason"]
+            metrics |= {f"stop_{name}": _mean(reasons == i, own) for i, name in enumerate(STOP_REASONS)}
         if reference is not None and reference.logps is not None:
-            found |= _divergence(old.logps, reference.logps, tokens, own)
+            metrics |= _divergence(old.logps, reference.logps, tokens, own)
         if "kl_policy_ref" in old.statistics:
-            found["kl_exact"] = _mean(old.statistics["kl_policy_ref"].masked_fill(~tokens, 0).sum(-1), own)
+            metrics["kl_exact"] = _mean(old.statistics["kl_policy_ref"].masked_fill(~tokens, 0).sum(-1), own)
         if "sampler_logps" in batch.columns and bool(tokens.any()):
             ratio = (old.logps - batch.columns["sampler_logps"])[tokens].double()
-            if len(ratio := ratio[~ratio.isnan()]):  # not every sampler says what it thought
-                found |= {"sampler_kl": -ratio.mean().item(), "sampler_ratio_max": ratio.max().exp().item()}
-        return {f"rollouts/{name}": value for name, value in found.items()}
+            if len(ratio := ratio[~ratio.isnan()]):  # not every sampler gives log-probs
+                metrics |= {"sampler_kl": -ratio.mean().item(), "sampler_ratio_max": ratio.max().exp().item()}
+        return {f"rollouts/{name}": value for name, value in metrics.items()}
 
 
 def beyond(metrics: Mapping[str, float], limits: Mapping[str, tuple[float | None, float | None]]) -> dict[str, str]:
-    """What is to be said of each metric that is outside its bounds; NaN and what was not measured are within."""
-    found = {}
+    """A sentence for each metric that is outside its bounds; NaN and what was not measured are within."""
+    outside = {}
     for name, (low, high) in limits.items():
         value = metrics.get(name, math.nan)
         if low is not None and value < low:
-            found[name] = f"{name} is {value:.3g}, below {low:g} (train.limits)"
+            outside[name] = f"{name} is {value:.3g}, below {low:g} (train.limits)"
         if high is not None and value > high:
-            found[name] = f"{name} is {value:.3g}, above {high:g} (train.limits)"
-    return found
+            outside[name] = f"{name} is {value:.3g}, above {high:g} (train.limits)"
+    return outside
 
 
 def _divergence(logps: Tensor, reference: Tensor, tokens: Tensor, own: Tensor) -> dict[str, float]:
@@ -69,19 +73,21 @@ def _divergence(logps: Tensor, reference: Tensor, tokens: Tensor, own: Tensor) -
 
 
 def repetition(ids: Tensor, mask: Tensor) -> Tensor:
-    """[B, K]: share of a completion's runs of three tokens that it has had before; 0 for one that is shorter.
+    """[B, K]: share of a completion's trigrams of tokens that it has had before; 0 for one that has none.
+
+    A trigram does not reach over tokens that the policy did not write.
 
     Args:
         ids: [B, K, T] tokens.
         mask: [B, K, T].
     """
     rows = zip(ids.flatten(0, 1).tolist(), mask.flatten(0, 1).tolist(), strict=True)
-    shares = [_repeated([t for t, m in zip(row, written, strict=True) if m]) for row, written in rows]
+    shares = [_repeated([row[turn.start : turn.stop] for turn in turns_of(written)]) for row, written in rows]
     return torch.tensor(shares, dtype=torch.float64, device=ids.device).view(ids.shape[:2])
 
 
-def _repeated(tokens: Sequence[int]) -> float:
-    grams = [tuple(tokens[i : i + GRAM]) for i in range(len(tokens) - GRAM + 1)]
+def _repeated(turns: Sequence[Sequence[int]]) -> float:
+    grams = [tuple(turn[i : i + GRAM]) for turn in turns for i in range(len(turn) - GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 

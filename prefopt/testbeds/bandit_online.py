@@ -17,10 +17,13 @@ from prefopt.data.example import Example
 from prefopt.data.ordering import Shuffled
 from prefopt.data.selecting import Ties
 from prefopt.objectives.terms import Term
+from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.decode.noise import row_keys
 from prefopt.policy.decode.sampler import Mixture, chosen_tokens
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import TRAINED, Writer
+from prefopt.sources.writing import Completer
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.training.loop import Trainer
 from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict
@@ -144,20 +147,19 @@ def make_rollouts(
     """
     rows = context_rows(contexts)
     policy = writers[0]
+    accelerator = Accelerator(cpu=True)
+    actions = EndTokens(frozenset(range(policy.model.probabilities.shape[-1])))  # every action ends its completion
     return Rollouts(
         rows,
         Shuffled(len(rows), seed),
         writers,
-        TableSampler(),
-        Numerals(),
-        range(policy.model.probabilities.shape[-1]),  # every action ends its completion
-        recipe.Rollouts(completions=policy.completions, sampling=policy.sampling),
-        feedback if isinstance(feedback, Mapping) else {"scores": feedback},
+        Completer(TableSampler(), Numerals(), actions, accelerator),
+        Scoring(feedback if isinstance(feedback, Mapping) else {"scores": feedback}, accelerator),
         needs,
-        ties,
+        recipe.Rollouts(completions=policy.completions, sampling=policy.sampling),
         len(rows) if batch_size is None else batch_size,
         seed,
-        Accelerator(cpu=True),
+        ties,
     )
 
 

@@ -355,8 +355,8 @@ def _surrogate(outputs: Outputs, gradient: Outputs) -> Tensor:
 
 
 def _tokens(batch: Batch) -> int:
-    """Tokens of the batch: each prompt once, and its completions."""
-    return sum(map(len, batch.prompt_ids)) + int(batch.mask.sum())
+    """Tokens of the batch that go through the model: each prompt once, and its completions."""
+    return sum(map(len, batch.prompt_ids)) + int(batch.lengths.sum())
 
 
 def _rows(batch: Batch) -> int:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import DiskRows, Example, load_examples, split, tokenise
+from prefopt.data import DiskRows, Example, load_examples, split, tokenise_to_disk
 from prefopt.support.errors import PrefoptError
 
 
@@ -124,7 +124,7 @@ def test_splitting_and_tokenising_hold_nothing_either(plain):
     )
     tracemalloc.start()
     parts = split(rows, (0.5, 0.25, 0.25))
-    tokenised, report = tokenise(parts.train, plain)
+    tokenised, report = tokenise_to_disk(parts.train, plain)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert report.kept == len(tokenised) == len(parts.train)

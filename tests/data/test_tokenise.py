@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from prefopt.data import parse, preview, tokenise
+from prefopt.data import DiskRows, parse, preview, tokenise, tokenise_to_disk
 from prefopt.support.errors import PrefoptError
 
 
@@ -137,6 +137,15 @@ def test_empty_completions_are_dropped_and_counted(plain):
     assert [row.row for row in rows] == [0, 2]
     assert report.counts == {"completions dropped: empty": 3, "prompts dropped: too few completions left": 1}
     assert len(tokenise([pair("p", "", "no")], plain, fewest=2)[0]) == 0
+
+
+def test_rows_on_disk_are_those_in_memory(plain):
+    examples = [pair("p", "", "no"), pair("pppp", "yes", "no"), pair("p", "</s>", "")]
+    rows, report = tokenise(examples, plain, 3, fewest=1)
+    stored, same_report = tokenise_to_disk(examples, plain, 3, fewest=1)
+    assert isinstance(rows, list) and isinstance(stored, DiskRows)
+    assert list(stored) == rows and len(rows) == report.kept == 2
+    assert same_report == report
 
 
 def test_an_empty_completion_next_to_a_merge(plain):

@@ -91,7 +91,7 @@ def test_nothing_is_explained_that_is_not_logged(logged):
 def rollout_metrics() -> set[str]:
     """What is watched of rollouts that have everything."""
     case = make_case(GRPO(beta=0.1, estimator="exact", tis=2.0))
-    columns = case.batch.columns | dict.fromkeys(("gold", "cost", "ended"), case.batch.scores)
+    columns = case.batch.columns | dict.fromkeys(("gold", "cost", "ended", "stop_reason"), case.batch.scores)
     statistics = case.old.statistics | {"entropy": case.old.logps}
     return set(
         RolloutDiagnostics()(

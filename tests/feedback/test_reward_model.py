@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -47,6 +48,17 @@ def test_scores_are_the_models_own(kind, prompt, batch_size, request):
         assert verdict.scores[b, k].item() == pytest.approx(expected, abs=1e-9)
     assert verdict.scores[~verdict.scores.isnan()].std() > 0.05
     assert not model.scorer.training
+
+
+def test_what_it_reads_stays_in_memory(scorer_folder, monkeypatch):
+    model = RewardModel(str(scorer_folder))
+    model.load()
+
+    def refuse(*given, **settings):
+        raise AssertionError("a file was opened")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert model(PROMPTS, [[" good"], [" bad"]], ROWS).scores.isfinite().all()
 
 
 def test_the_empty_have_no_verdict_and_are_counted(scorer_folder):

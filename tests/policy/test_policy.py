@@ -7,7 +7,7 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prefopt import Needs, Outputs, PrefoptError, evaluate_loss
+from prefopt import Batch, Needs, Outputs, PrefoptError, evaluate_loss
 from prefopt.objectives import DPO, SFT
 from prefopt.policy import Policy, head
 
@@ -114,6 +114,14 @@ def test_nothing_to_verify_on_is_not_verified(tiny, make_batch, plain_logps):
     assert outputs.logps.requires_grad  # so that every process has a backward pass
     batch = make_batch()
     torch.testing.assert_close(policy(batch, Needs()).logps, plain_logps(policy.model, batch), rtol=0, atol=1e-9)
+
+
+def test_a_long_batch_with_columns_of_tokens_is_verified_too(llama):
+    mask = torch.ones(1, 2, 40, dtype=torch.bool)
+    batch = Batch(
+        ((5, 6),), torch.full(mask.shape, 7), mask, columns={"sampler_logps": -mask.float()}, rewards=mask.float()
+    )
+    assert llama(batch, Needs()).logps.shape == mask.shape
 
 
 def test_dropout_of_a_model_in_training_does_not_look_like_an_unknown_head(tiny, make_batch, caplog):

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prefopt import Batch, Needs
 from prefopt.policy import Policy, Reference, TransformersSampler, load_policy
+from prefopt.policy.decode.ends import end_tokens
 from prefopt.policy.decode.noise import BLOCK, GOLDEN, drawn, gumbel, mix, row_keys
-from prefopt.policy.decode.sampler import Mixture, end_tokens, is_stateful
+from prefopt.policy.decode.sampler import Mixture, is_stateful
 from prefopt.recipe import Adapter, Sampling
 from prefopt.recipe import Policy as Spec
 from prefopt.support.errors import PrefoptError

@@ -5,9 +5,9 @@ import torch
 from accelerate import Accelerator
 
 from prefopt import PrefoptError
-from prefopt.policy import check_sampler
+from prefopt.policy import Reference, check_sampler
 from prefopt.policy.decode import vllm
-from prefopt.recipe import Rollouts, Sampling
+from prefopt.recipe import Recipe, Rollouts, Sampling
 
 
 class StandIn:
@@ -40,11 +40,45 @@ def test_a_request_for_each_prompt_after_the_weights(llama, monkeypatch):
     monkeypatch.setattr(vllm, "_connect", lambda address: server)
     sampler = vllm.VLLMSampler("http://localhost:1", Accelerator(cpu=True))
     settings = Sampling(temperature=0.5, top_p=0.9, top_k=3, max_tokens=4)
+    sampler.sync(llama, 7)
+    sampler.sync(llama, 7)  # the same update: nothing is sent again
     sampled = sampler(llama, [(5,), (6, 7, 8)], 2, settings, torch.tensor([2, 3]))
     assert server.updated == [llama.causal]
     assert sampled.completion_ids.tolist() == [[[1, 0]] * 2, [[3, 3]] * 2]
     assert sampled.mask.tolist() == [[[True, False]] * 2, [[True, True]] * 2]
     assert sampled.logps.tolist() == [[[-0.5, 0]] * 2, [[-0.5, -0.5]] * 2]
+
+    sampler.sync(llama, 8)
+    sampler.sync(llama, None)
+    assert server.updated == [llama.causal] * 3
+
+
+def test_what_the_server_has_no_weights_of_is_refused(llama, monkeypatch):
+    monkeypatch.setattr(vllm, "_connect", lambda address: StandIn())
+    sampler = vllm.VLLMSampler("http://localhost:1", Accelerator(cpu=True))
+    sampler.sync(Reference(llama), None)
+    with pytest.raises(PrefoptError, match="samples the policy alone"):
+        sampler(llama, [(5,)], 1, Sampling(), torch.tensor([2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": {"model": "m", "adapter": {}}}, "rollouts.sampler is vllm: .* without an adapter"),
+        ({"source": {"writers": ["mixture"]}}, "source.writers has mixture"),
+        ({}, None),
+    ],
+)
+def test_a_recipe_it_cannot_serve_is_refused_before_anything_is_loaded(change, message):
+    spec = {"sampler": "vllm", "server": "http://localhost:1"}
+    tree = {"policy": {"model": "m"}, "objective": "NashMD", "train": {"steps": 1}} | change
+    tree["source"] = {"data": "d", "rollouts": spec} | tree.get("source", {})
+    settings = Recipe.model_validate(tree)
+    if message is None:
+        check_sampler(settings.source.rollouts, settings=settings)
+    else:
+        with pytest.raises(PrefoptError, match=message):
+            check_sampler(settings.source.rollouts, settings=settings)
 
 
 def test_refused_where_vllm_is_absent():

@@ -15,7 +15,7 @@ from test_runs import metrics, weights
 
 import prefopt.runs.preparing
 from prefopt import PrefoptError, load_recipe, run
-from prefopt.data import tokenise
+from prefopt.data import tokenise_to_disk
 from prefopt.runs.planning import plan
 from prefopt.runs.preparing import prepare
 from prefopt.support.sharing import sharing
@@ -241,7 +241,9 @@ def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):
 def test_runs_that_share_read_their_prompts_once(recipe_file, monkeypatch):
     read = []
     monkeypatch.setattr(
-        prefopt.runs.preparing, "tokenise", lambda rows, *more: read.append(len(rows)) or tokenise(rows, *more)
+        prefopt.runs.preparing,
+        "tokenise_to_disk",
+        lambda rows, *more, **fields: read.append(len(rows)) or tokenise_to_disk(rows, *more, **fields),
     )
     with sharing():
         for seed in (0, 1):

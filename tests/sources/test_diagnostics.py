@@ -18,6 +18,7 @@ def batch():
     columns = {
         "origin": torch.tensor([[POLICY, POLICY], [POLICY, GREEDY]]),
         "ended": torch.tensor([[True, False], [True, True]]),
+        "stop_reason": torch.tensor([[0, 2], [1, 3]]),
         "gold": torch.tensor([[1.0, math.nan], [3.0, 50.0]]),
         "sampler_logps": -torch.ones(2, 2, 6) * mask,
     }
@@ -37,6 +38,11 @@ def test_by_hand(batch):
         "reward_std": math.sqrt(0.5),  # of the one prompt that has two
         "gold": 2.0,
         "ended": 2 / 3,
+        "stop_eos": 1 / 3,
+        "stop_stop": 1 / 3,
+        "stop_length": 1 / 3,
+        "stop_turns": 0,
+        "stop_error": 0,
         "length": 13 / 3,
         # 454545: 454 545 454 545; 456: one; 7777: 777 777
         "repetition": (0.5 + 0 + 0.5) / 3,
@@ -62,3 +68,9 @@ def test_repetition_is_of_written_tokens():
     ids, mask = torch.tensor([[[1, 2, 3, 1, 2, 3], [1, 2, 0, 0, 0, 0]]]), torch.ones(1, 2, 6, dtype=torch.bool)
     mask[0, 1, 2:] = False
     assert repetition(ids, mask).tolist() == [[0.25, 0.0]]  # 123 231 312 123
+
+
+def test_repetition_does_not_reach_over_tokens_of_others():
+    ids = torch.tensor([[[1, 2, 3, 9, 1, 2, 3]]])
+    mask = torch.tensor([[[1, 1, 1, 0, 1, 1, 1]]], dtype=torch.bool)
+    assert repetition(ids, mask).tolist() == [[0.5]]  # 123 and 123; not 231 or 312

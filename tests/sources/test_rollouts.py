@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tempfile
 import time
 from itertools import islice
 
@@ -17,10 +18,12 @@ from prefopt.data.ordering import Shuffled
 from prefopt.feedback import Transformed
 from prefopt.feedback.judges import Judge
 from prefopt.policy import Policy, Reference, TransformersSampler
-from prefopt.policy.decode.sampler import Mixture, end_tokens
+from prefopt.policy.decode.sampler import Mixture
 from prefopt.sources.rollouts import Rollouts
+from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import Writer
-from prefopt.types import ORIGINS, Verdict
+from prefopt.sources.writing import Completer
+from prefopt.types import ORIGINS, STOP_REASONS, Sampled, Verdict
 
 PROMPTS = ["the film was", "a room is", "the food", "view", "room was not and"]
 SAMPLING = {"max_tokens": 6}
@@ -45,21 +48,19 @@ def make(llama, tokenizer):
         )[0]
         spec = recipe.Rollouts(**{"completions": 4, "sampling": SAMPLING} | settings)
         writers = [Writer("policy", llama, spec.completions, True, spec.sampling), *writers]
+        accelerator = Accelerator(cpu=True)
+        sampler = TransformersSampler(spec.batch_size)
         return Rollouts(
             rows,
             Shuffled(len(rows), seed),
             writers,
-            TransformersSampler(spec.batch_size),
-            tokenizer,
-            end_tokens(llama),
-            spec,
-            feedback if isinstance(feedback, dict) else {"scores": feedback},
+            Completer.of(sampler, llama, spec.sampling, accelerator),
+            Scoring(feedback if isinstance(feedback, dict) else {"scores": feedback}, accelerator, folder),
             needs,
-            ties,
+            spec,
             prompts,
             seed,
-            Accelerator(cpu=True),
-            folder,
+            ties,
         )
 
     return rollouts
@@ -70,6 +71,11 @@ def llama(lm_folder, tokenizer):
     from transformers import AutoModelForCausalLM
 
     return Policy(AutoModelForCausalLM.from_pretrained(lm_folder).double().eval(), tokenizer)
+
+
+def use(rollouts, sampler):
+    """Let another sampler draw."""
+    rollouts.completer = dataclasses.replace(rollouts.completer, sampler=sampler)
 
 
 def first(rollouts):
@@ -200,6 +206,15 @@ def test_refill_replaces_prompts_whose_completions_are_all_alike(make):
         first(make(feedback=lambda p, c, r: [[1.0] * len(row) for row in c], refill=True))
 
 
+def test_batches_are_made_in_memory(make, monkeypatch):
+    def refuse(*given, **settings):
+        raise AssertionError("a file was opened")
+
+    rollouts = make()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert len(first(rollouts)) == 3
+
+
 def test_other_feedback_fills_columns(make):
     feedback = {
         "scores": lambda p, c, r: [[1.0] * len(row) for row in c],
@@ -210,6 +225,88 @@ def test_other_feedback_fills_columns(make):
     assert batch.columns["gold"][:, 1:].tolist() == [[2, 3, 4]] * 3
     assert batch.columns["gold"][:, 0].isnan().all()
     assert batch.columns["cost"].eq(7).all()
+
+
+def test_several_scores_stay_apart(make):
+    named = {"helpful": torch.rand(3, 4), "safe": torch.tensor([[1.0, 2, 3, 4]] * 3)}
+    scores = torch.tensor([[1.0, 4, 3, 2]] * 3)
+    feedback = {"scores": lambda p, c, r: Verdict(scores, named=named)}
+    batch = first(make(feedback=feedback))
+    assert batch.named_scores.keys() == named.keys()
+    assert all(torch.equal(batch.named_scores[name], named[name]) for name in named)
+    pair = first(make(feedback=feedback, needs=Needs(completions=2, ordered=True)))  # they follow their completions
+    assert torch.equal(pair.named_scores["helpful"], named["helpful"][:, [1, 0]])
+    assert not [name for name in batch.columns if "score" in name]
+
+
+def test_the_number_of_a_turn_is_on_its_last_token(make):
+    steps = [[[0.5], [1.5], [2.5], [3.5]]] * 3
+    batch = first(make(feedback={"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), steps=steps)}))
+    last = (batch.lengths - 1)[..., None]
+    assert batch.rewards.gather(-1, last)[..., 0].tolist() == [[0.5, 1.5, 2.5, 3.5]] * 3
+    assert batch.rewards.sum(-1).tolist() == [[0.5, 1.5, 2.5, 3.5]] * 3
+    assert first(make()).rewards is None
+
+
+def test_each_turn_of_a_completion_has_its_own_reward(make, llama):
+    ends = make().completer.ends
+
+    def sampler(model, prompts, completions, settings, seeds):
+        mask = torch.tensor([1, 1, 0, 0, 1, 1], dtype=torch.bool).expand(len(prompts), completions, 6)
+        return Sampled(torch.full(mask.shape, 5), mask)
+
+    rollouts = make(feedback={"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), steps=[[[1.0, 2.0]] * 4] * 3)})
+    use(rollouts, sampler)
+    batch = first(rollouts)
+    assert 5 not in ends.eos
+    assert batch.rewards.tolist() == [[[0, 1, 0, 0, 0, 2]] * 4] * 3
+    assert batch.mask.tolist() == [[[True, True, False, False, True, True]] * 4] * 3
+    assert rollouts.tokens == 3 * 4 * 4, "of the policy, and not of what it was answered"
+
+
+def test_a_verdict_with_another_number_of_steps_than_turns_is_refused(make):
+    steps = [[[0.5, 1.0]] * 4] * 3
+    with pytest.raises(PrefoptError, match="gives 2 numbers in `steps` to completion 1 of a prompt, which has 1 turn;"):
+        first(make(feedback={"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), steps=steps)}))
+
+
+def test_a_batch_says_which_version_of_the_policy_wrote_it(make, llama):
+    sampling = recipe.Sampling(max_tokens=6)
+    writers = [Writer("reference", Reference(llama), 1, True, sampling), Writer("dataset")]
+    rollouts = make(writers, feedback=lambda p, c, r: [[0.5] * len(row) for row in c])
+    batches = list(islice(iter(rollouts), 3))
+    assert [batch.version.tolist() for batch in batches] == [[[i] * 4 + [-1, -1]] * 3 for i in range(3)]
+    resumed = make(writers, feedback=lambda p, c, r: [[0.5] * len(row) for row in c])
+    resumed.load_state_dict(rollouts.state_dict())
+    assert first(resumed).version[0, 0] == 3
+
+
+def test_the_version_is_of_batches_however_often_one_was_refilled(make):
+    alike = make(feedback=lambda p, c, r: [[0.0] * 4 if x["id"] == 3 else [1.0, 2, 3, 4] for x in r], refill=True)
+    batches = list(islice(iter(alike), 3))
+    assert alike.draws > 3
+    assert [batch.version.unique().tolist() for batch in batches] == [[0], [1], [2]]
+
+
+def test_a_sampler_has_the_weights_of_each_update_once(make, llama):
+    class Copying(TransformersSampler):
+        synced = ()
+
+        def sync(self, policy, version):
+            self.synced += ((policy is llama, version),)
+
+    sampler = Copying()
+    rollouts = make(completions=3)
+    use(rollouts, sampler)
+    list(islice(iter(rollouts), 2))
+    assert sampler.synced == ((True, 0), (True, 1))
+
+
+def test_why_each_completion_ended_is_in_the_batch(make):
+    batch = first(make(feedback=lambda p, c, r: [[1.0] * 4] * len(c)))
+    reasons = {STOP_REASONS[i] for i in batch.columns["stop_reason"].flatten().tolist()}
+    assert reasons == {"eos", "length"}
+    assert torch.equal(batch.columns["ended"], batch.columns["stop_reason"] == STOP_REASONS.index("eos"))
 
 
 def test_preferences_come_along(make):
@@ -239,8 +336,8 @@ def test_a_sampler_that_does_not_say_what_it_thought_is_not_corrected_for(make):
     from prefopt.objectives.online.surrogate import sampler_weight
 
     rollouts = make()
-    draws = rollouts.sampler
-    rollouts.sampler = lambda *given: dataclasses.replace(draws(*given), logps=None)
+    draws = rollouts.completer.sampler
+    use(rollouts, lambda *given: dataclasses.replace(draws(*given), logps=None))
     batch = first(rollouts)
     said = batch.columns["sampler_logps"]
     assert said[batch.mask].isnan().all()
@@ -321,7 +418,8 @@ def judged(make, tmp_path, monkeypatch):
 def test_a_server_is_asked_while_the_rest_is_written(judged):
     build, server = judged
     rollouts, judge = build("cache")
-    rollouts.sampler = sampler = Patient(2, server)
+    sampler = Patient(2, server)
+    use(rollouts, sampler)
     batch = first(rollouts)
     assert [size for size, _ in sampler.parts] == [1, 1, 1, 1]
     assert sampler.parts[0][1] == 0 and sampler.parts[-1][1] > 0
@@ -335,7 +433,7 @@ def test_the_batch_is_the_same_as_if_nobody_was_asked_ahead(judged):
     ahead = first(build("one")[0])
     asked = len(server.asked)
     rollouts, _ = build("other")
-    rollouts.sampler = lambda *given: TransformersSampler(2)(*given)  # a user's own, which draws a batch as it likes
+    use(rollouts, lambda *given: TransformersSampler(2)(*given))  # a user's own, which draws a batch as it likes
     alone = first(rollouts)
     assert len(server.asked) == 2 * asked
     assert ahead.prompt_ids == alone.prompt_ids

@@ -10,32 +10,41 @@ from prefopt.policy.decode.sampler import TransformersSampler
 from prefopt.policy.decode.vllm import START, VLLMSampler
 from prefopt.policy.policy import Policy
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import LATER, check_call, make
+from prefopt.support.plugins import LATER, check_call, find, make
+from prefopt.types import Refusing, Sampler
 
-KNOWN = ("transformers", "vllm")
+KNOWN = {"transformers": TransformersSampler, "vllm": VLLMSampler}
 
-ASKED = ("accelerator", "policy", "tokenizer", "settings")
+ASKED = ("accelerator", "policy", "tokenizer", "settings", "server")
 """What the constructor of a sampler can ask for, by parameter name."""
 
 CALLED_WITH = ("model", "prompt_ids", "completions", "settings", "seeds")
 """What every sampler is called with."""
 
 
-def check_sampler(spec: recipe.Samples, where: str = "source.rollouts") -> None:
+def check_sampler(spec: recipe.Samples, where: str = "source.rollouts", settings: recipe.Section | None = None) -> None:
     """Refuse what `make_sampler` would, as far as that can be known without a model.
 
+    Args:
+        spec: the section that names it.
+        where: the section's key, for messages.
+        settings: the whole recipe, which a sampler may refuse; None does not ask it.
+
     Raises:
-        PrefoptError: an unknown name, or a server that is not named.
+        PrefoptError: an unknown name, a server that is not named, or a sampler that cannot serve the recipe.
     """
     if spec.sampler not in KNOWN:
         _own(spec, dict.fromkeys(ASKED, LATER), where)
+    kind = find(spec.sampler, "sampler", known=KNOWN, where=f"{where}.sampler")
+    if settings is not None and isinstance(kind, Refusing) and (reason := kind.refuses(settings)):
+        raise PrefoptError(f"{where}.sampler is {spec.sampler}: {reason}")
     if spec.sampler == "vllm" and spec.server is None:
         raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {START}")
 
 
 def make_sampler(
     spec: recipe.Samples, accelerator: Accelerator, where: str = "source.rollouts", policy: Policy | None = None
-) -> Any:
+) -> Sampler:
     """The `Sampler` that a recipe names; a user's own class is made with what its constructor asks for.
 
     Args:
@@ -53,11 +62,12 @@ def make_sampler(
     if spec.sampler == "vllm":
         return VLLMSampler(spec.server, accelerator)
     tokenizer = None if policy is None else policy.tokenizer
-    return _own(spec, {"accelerator": accelerator, "policy": policy, "tokenizer": tokenizer, "settings": spec}, where)
+    running = {"accelerator": accelerator, "policy": policy, "tokenizer": tokenizer, "settings": spec}
+    return _own(spec, running | {"server": spec.server}, where)
 
 
-def _own(spec: recipe.Samples, running: Mapping[str, Any], where: str) -> Any:
+def _own(spec: recipe.Samples, running: Mapping[str, Any], where: str) -> Sampler:
     key = f"{where}.sampler"
-    sampler = make(spec.sampler, what="sampler", known=dict.fromkeys(KNOWN), where=key, running=running)
+    sampler: Sampler = make(spec.sampler, what="sampler", known=KNOWN, where=key, running=running)
     check_call(sampler, CALLED_WITH, f"{key}: {spec.sampler}")
     return sampler

@@ -15,6 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from prefopt.policy.decode.ends import end_tokens
 from prefopt.policy.decode.noise import RowNoise, drawn, row_keys
 from prefopt.policy.decode.reading import Reading, reading_of
 from prefopt.policy.policy import Policy
@@ -41,7 +42,7 @@ class Mixture:
     share: float
 
 
-Speaker = Policy | Reference | Following | Mixture
+TextModel = Policy | Reference | Following | Mixture
 """What can be sampled from."""
 
 
@@ -61,7 +62,7 @@ class TransformersSampler:
 
     @torch.no_grad()
     def __call__(
-        self, model: Speaker, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
+        self, model: TextModel, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
     ) -> Sampled:
         """Draw `completions` of each prompt.
 
@@ -79,28 +80,28 @@ class TransformersSampler:
         policy = _policy_of(model)
         keys = row_keys(seeds, completions).view(len(prompt_ids), completions)
         order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))  # like lengths pad each other least
-        found: dict[tuple[int, int], Drawn] = {}
+        completed: dict[tuple[int, int], DrawnTokens] = {}
         was_training = policy.training
         policy.eval()
         ends = end_tokens(policy, settings.stop)
-        decode = _generated if is_stateful(policy) else _decoded
+        decode = _draw_by_generate if is_stateful(policy) else _draw_by_cache
         try:
-            with self.autocast(), voice(model):
+            with self.autocast(), own_weights(model):
                 for chunk, copies in _chunks(order, completions, self.batch_size):
                     part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                     places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
-                    found |= zip(places, part, strict=True)
+                    completed |= zip(places, part, strict=True)
         finally:
             policy.train(was_training)
-        return padded([found[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
+        return padded([completed[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
 
 
-def _policy_of(model: Speaker) -> Policy:
+def _policy_of(model: TextModel) -> Policy:
     return model if isinstance(model, Policy) else model.policy
 
 
-def voice(model: Speaker) -> AbstractContextManager:
-    """A context in which the model itself speaks: without the adapter, for a reference that is a policy without it."""
+def own_weights(model: TextModel) -> AbstractContextManager:
+    """A context in which the model has its own weights: a reference that is the policy without its adapter has it off."""
     return model.policy.without_adapter() if isinstance(model, Reference | Following) else nullcontext()
 
 
@@ -118,19 +119,19 @@ def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple
 
 
 @dataclass
-class Drawn:
-    """One completion: its tokens, and the sampler's log-prob of each, or None where it has none."""
+class DrawnTokens:
+    """The tokens of one completion, and the sampler's log-prob of each; None where it has none."""
 
     tokens: list[int]
     logps: list[float] | None = None
 
 
-class _Mixing:
-    """Two models in the middle of the same rows, and the geometric mixture of what they say."""
+class _MixtureReading:
+    """Two models that read the same rows, and the geometric mixture of their next tokens."""
 
     def __init__(self, mixture: Mixture):
-        speakers = ((1 - mixture.share, mixture.policy), (mixture.share, mixture.reference))
-        self.parts = [(share, speaker, Reading(_policy_of(speaker))) for share, speaker in speakers]
+        models = ((1 - mixture.share, mixture.policy), (mixture.share, mixture.reference))
+        self.parts = [(share, model, Reading(_policy_of(model))) for share, model in models]
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
         return self._mixed(lambda part: part.start(prompts, copies))
@@ -144,20 +145,22 @@ class _Mixing:
 
     def _mixed(self, read: Callable[[Reading], Tensor]) -> Tensor:
         # Not log-softmax of either: a share of 0 must not turn −∞ into NaN, and the normaliser cancels.
-        said = []
-        for share, speaker, part in self.parts:
-            with voice(speaker):  # in turns, because the two may be one model
+        weighted = []
+        for share, model, part in self.parts:
+            with own_weights(model):  # in turns, because the two may be one model
                 logits = read(part)
             if share:
-                said.append(share * logits)
-        return torch.stack(said).sum(0)
+                weighted.append(share * logits)
+        return torch.stack(weighted).sum(0)
 
 
-def _decoded(
-    model: Speaker, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
-) -> list[Drawn]:
+def _draw_by_cache(
+    model: TextModel, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
+) -> list[DrawnTokens]:
     """Completions of each prompt, one for each of its keys, [P, K]; prompt by prompt."""
-    reading = _Mixing(model) if isinstance(model, Mixture) else reading_of(_policy_of(model), prompts, keys.shape[1])
+    reading = (
+        _MixtureReading(model) if isinstance(model, Mixture) else reading_of(_policy_of(model), prompts, keys.shape[1])
+    )
     logits = reading.start(prompts, keys.shape[1])
     device, count = logits.device, keys.numel()
     rows, keys = torch.arange(count, device=device), keys.flatten().to(device)
@@ -169,8 +172,8 @@ def _decoded(
     computed = 0
     for position in range(settings.max_tokens):
         scores = logits if settings.temperature in (0, 1) else logits / settings.temperature
-        chosen, said = chosen_tokens(scores, settings, keys, position)
-        tokens[rows, position], logps[rows, position] = chosen, said
+        chosen, of_chosen = chosen_tokens(scores, settings, keys, position)
+        tokens[rows, position], logps[rows, position] = chosen, of_chosen
         lengths[rows] += going
         computed += len(rows)
         going = going & ~torch.isin(chosen, stops)
@@ -183,8 +186,8 @@ def _decoded(
             rows, keys, chosen, going = rows[held], keys[held], chosen[held], going[held]
         logits = reading.step(chosen)
     counted(lambda: (int(lengths.sum()), computed))
-    written = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
-    return [Drawn(ids[:length], said[:length]) for ids, said, length in written]
+    rows_drawn = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
+    return [DrawnTokens(ids[:length], of_ids[:length]) for ids, of_ids, length in rows_drawn]
 
 
 def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -206,9 +209,9 @@ def _truncation(settings: Sampling) -> list[Any]:
     return warpers + ([TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else [])
 
 
-def _generated(
-    model: Speaker, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
-) -> list[Drawn]:
+def _draw_by_generate(
+    model: TextModel, prompts: Sequence[Sequence[int]], settings: Sampling, keys: Tensor, ends: Sequence[int]
+) -> list[DrawnTokens]:
     """The same by `model.generate`, which every architecture has."""
     if isinstance(model, Mixture):
         raise PrefoptError("a mixture of policy and reference cannot be sampled from models with state-space layers")
@@ -230,7 +233,7 @@ def _generated(
         output = causal.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(noise)
         )
-    return [Drawn(_until_end(row, ends)) for row in output[:, longest:].tolist()]
+    return [DrawnTokens(_until_end(row, ends)) for row in output[:, longest:].tolist()]
 
 
 @contextmanager
@@ -248,34 +251,13 @@ def is_stateful(policy: Policy) -> bool:
     return bool(getattr(policy.causal, "_is_stateful", False))
 
 
-def end_tokens(model: Policy, stop: Sequence[str] = ()) -> list[int]:
-    """The ids that end a completion: the tokenizer's EOS first, those of the model's generation settings, and `stop`.
-
-    Raises:
-        PrefoptError: a text of `stop` is not one token.
-    """
-    assert model.tokenizer is not None
-    own = model.causal.generation_config.eos_token_id if model.causal.generation_config else None
-    listed = own if isinstance(own, list) else [own]
-    further = [_one_token(model, text) for text in stop]
-    return list(dict.fromkeys(int(t) for t in [model.tokenizer.eos_token_id, *listed, *further] if t is not None))
-
-
-def _one_token(model: Policy, text: str) -> int:
-    assert model.tokenizer is not None
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise PrefoptError(f"sampling.stop: {text!r} is {len(ids)} tokens to this tokenizer; name single tokens")
-    return ids[0]
-
-
 def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Up to the first end token, which is kept: the policy wrote it."""
     stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return tokens[: stop + 1]
 
 
-def padded(drawn: Sequence[Drawn], completions: int) -> Sampled:
+def padded(drawn: Sequence[DrawnTokens], completions: int) -> Sampled:
     """B·K completions as [B, K, T]; log-probs where all have them."""
     longest = max((len(one.tokens) for one in drawn), default=1)
 

@@ -7,9 +7,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from prefopt.policy.decode.sampler import Drawn, end_tokens, padded
+from prefopt.policy.decode.ends import end_tokens
+from prefopt.policy.decode.sampler import DrawnTokens, padded
 from prefopt.policy.policy import Policy
-from prefopt.recipe import Sampling
+from prefopt.recipe import Recipe, Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Sampled
 
@@ -22,7 +23,7 @@ REQUESTS = 64
 
 
 class VLLMSampler:
-    """The `Sampler` that asks a vLLM server, after giving it the policy's present weights (TRL 1.16's `VLLMClient`).
+    """The `Sampler` that asks a vLLM server, which has the policy's weights since the last `sync` (TRL 1.16's `VLLMClient`).
 
     Every prompt is a request with a seed of its own. vLLM's kernels make no promise that a completion is the same whatever else is
     in flight, so unlike with `TransformersSampler` it may depend on its companions. Its log-probs are at the temperature; with
@@ -41,24 +42,52 @@ class VLLMSampler:
         assert server is not None
         self.client: Any = _connect(server)
         self.accelerator = accelerator
+        self.present: tuple[Any, int | None] = (None, None)  # whose weights the server has, and of which version
         if accelerator.is_main_process:
             self.client.init_communicator(accelerator.device)
 
-    def __call__(
-        self, model: Any, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
-    ) -> Sampled:
-        """Draw `completions` of each prompt, as `TransformersSampler` does."""
+    @classmethod
+    def refuses(cls, settings: Any) -> str | None:
+        """A server has the weights of one model, whole: no adapter, and no second model that writes beside it."""
+        if settings.policy is not None and settings.policy.adapter is not None:
+            return "a vLLM server samples a policy without an adapter only: leave out policy.adapter, or use `transformers`"
+        if isinstance(settings, Recipe) and (others := {"reference", "mixture"} & {*settings.source.writers}):
+            return f"a vLLM server has the policy's weights alone, and source.writers has {', '.join(sorted(others))}"
+        return None
+
+    def sync(self, policy: Any, version: int | None) -> None:
+        """Give the server the weights of a policy, or of a reference.
+
+        Raises:
+            PrefoptError: they are no plain language model's.
+        """
+        if version is not None and (policy, version) == self.present:
+            return
+        model = policy if isinstance(policy, Policy) else getattr(policy, "policy", None)
         if not isinstance(model, Policy) or model.has_adapter:
-            raise PrefoptError(
-                "a vLLM server samples a policy without adapter only; use source.rollouts.sampler=transformers"
-            )
+            raise PrefoptError("a vLLM server samples a policy without an adapter only; use the sampler `transformers`")
         if self.accelerator.is_main_process:
             self.client.update_model_params(model.causal)
             self.client.reset_prefix_cache()
         self.accelerator.wait_for_everyone()
+        self.present = (policy, version)
+
+    def __call__(
+        self, model: Any, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
+    ) -> Sampled:
+        """Draw `completions` of each prompt, as `TransformersSampler` does, from the weights that `sync` gave to the server.
+
+        Raises:
+            PrefoptError: they are another model's.
+        """
+        if model is not self.present[0]:
+            raise PrefoptError(
+                "a vLLM server samples the policy alone; use the sampler `transformers` for other writers"
+            )
+        model = model if isinstance(model, Policy) else model.policy
         ends = end_tokens(model, settings.stop)
 
-        def ask(prompt: Sequence[int], seed: int) -> list[Drawn]:
+        def ask(prompt: Sequence[int], seed: int) -> list[DrawnTokens]:
             answer = self.client.generate(
                 [list(prompt)],
                 n=completions,
@@ -68,8 +97,8 @@ class VLLMSampler:
                 max_tokens=settings.max_tokens,
                 generation_kwargs={"seed": seed % 2**31, "stop_token_ids": ends},
             )
-            said = zip(answer["completion_ids"], answer["logprobs"], strict=True)
-            return [Drawn(list(ids), [at[0] for at in logps]) for ids, logps in said]
+            drawn = zip(answer["completion_ids"], answer["logprobs"], strict=True)
+            return [DrawnTokens(list(ids), [at[0] for at in logps]) for ids, logps in drawn]
 
         with ThreadPoolExecutor(REQUESTS) as pool:
             drawn = [one for group in pool.map(ask, prompt_ids, seeds.tolist()) for one in group]

@@ -190,10 +190,10 @@ def completions_alone(batch: Batch) -> list[Batch]:
     ]
 
 
-Written = tuple[list[int], list[bool]]
+PredictedTokens = tuple[list[int], list[bool]]
 """A completion's tokens, up to the last that is to be predicted, and which of them are."""
 
-Row = tuple[tuple[int, ...], Sequence[Written]]
+Row = tuple[tuple[int, ...], Sequence[PredictedTokens]]
 """A prompt and the completions that stand behind it."""
 
 NOTHING: Row = ((0,), ())
@@ -203,8 +203,7 @@ def _groups(batch: Batch) -> list[Row]:
     """Each prompt with the completions that are present."""
     if not all(batch.prompt_ids):
         raise ValueError("a prompt without tokens; begin it with the tokenizer's BOS or EOS token")
-    after = torch.arange(1, batch.mask.shape[2] + 1, device=batch.mask.device)
-    lengths = (batch.mask * after).amax(-1).tolist() if len(after) else batch.mask.sum(-1).tolist()
+    lengths = batch.lengths.tolist()
     ids, masks = batch.completion_ids.tolist(), batch.mask.tolist()
     return [
         (prompt, [(tokens[:n], mask[:n]) for tokens, mask, n in zip(*row, strict=True) if n])
@@ -212,14 +211,14 @@ def _groups(batch: Batch) -> list[Row]:
     ]
 
 
-def _parts(prompt: int, written: Sequence[Written], width: int | None) -> list[Sequence[Written]]:
+def _parts(prompt: int, written: Sequence[PredictedTokens], width: int | None) -> list[Sequence[PredictedTokens]]:
     """The completions of one prompt, cut into rows so that a decoder of this width has the least to do.
 
     A layer spends about 24·H² on a token, and 4·H on each token that it looks at: all L of a shared row, because a tree mask has
     no fast path, half of them in a plain row.
     """
 
-    def cost(part: Sequence[Written]) -> float:
+    def cost(part: Sequence[PredictedTokens]) -> float:
         length = prompt + sum(len(tokens) for tokens, _ in part)
         return length * (6 * (width or 0) + length / (1 if len(part) > 1 else 2))
 

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from prefopt.data import DiskRows, Example, prompts, tokenise
-from prefopt.data.texts import decode_completion, texts
+from prefopt.data import DiskRows, Example, prompts, tokenise_to_disk
+from prefopt.data.texts import texts
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
-from prefopt.policy.decode.sampler import end_tokens
-from prefopt.policy.parallel import draw
 from prefopt.recipe import Samples
 from prefopt.runs.label.recipe import LabelRecipe
+from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for
@@ -53,7 +52,7 @@ def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Exa
 
 
 @dataclass(frozen=True)
-class Given:
+class DataCompletions:
     """The data's own."""
 
     rows: Sequence[Example]
@@ -64,7 +63,7 @@ class Given:
         return [dataclasses.replace(self.rows[n], completions=tuple(texts(self.rows[n]))) for n in numbers]
 
 
-class Written:
+class PolicyCompletions:
     """A policy's, K of each prompt. Noise is a function of (seed, number of the prompt, completion).
 
     Args:
@@ -75,13 +74,14 @@ class Written:
 
     def __init__(self, rows: Sequence[Example], settings: LabelRecipe, accelerator: Accelerator):
         assert settings.policy is not None
-        self.rows, self.accelerator, self.seed = rows, accelerator, settings.seed
+        self.rows, self.seed = rows, settings.seed
         self.samples = settings.samples or Samples()
-        self.tokenizer: Any = load_tokenizer(settings.policy)
-        self.tokenised, self.report = tokenise(rows, self.tokenizer, settings.max_prompt_tokens)
-        self.policy = load_policy(settings.policy, self.tokenizer, settings.seed).to(accelerator.device).eval()
-        self.sampler = make_sampler(self.samples, accelerator, "samples")
-        self.ends = frozenset(end_tokens(self.policy, self.samples.sampling.stop))
+        tokenizer: Any = load_tokenizer(settings.policy)
+        self.tokenised, self.report = tokenise_to_disk(rows, tokenizer, settings.max_prompt_tokens)
+        self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
+        sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
+        self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator)
+        self.completer.sync(self.policy, version=0)  # its weights stay as they are
         self.source = {"policy": find_model(settings.policy.model), "weights": fingerprint_weights(self.policy)}
 
     @torch.no_grad()
@@ -89,17 +89,13 @@ class Written:
         """These prompts, completed; the column `ended` says which completions came to an end by themselves."""
         prompt_ids = [self.tokenised[number].prompt_ids for number in numbers]
         seeds = torch.tensor([seed_for(self.seed, "label", number) for number in numbers])
-        settings = self.samples.sampling
-        drawn = draw(self.sampler, self.policy, prompt_ids, self.samples.completions, settings, seeds, self.accelerator)
-        ids = [
-            [row[:length] for row, length in zip(group, lengths, strict=True)]
-            for group, lengths in zip(drawn.completion_ids.tolist(), drawn.mask.sum(-1).tolist(), strict=True)
-        ]
+        count, sampling = self.samples.completions, self.samples.sampling
+        written = self.completer.write(self.policy, prompt_ids, count, sampling, seeds)
         return [
             dataclasses.replace(
                 self.rows[number],
-                completions=tuple(decode_completion(self.tokenizer, one) for one in group),
-                columns={**self.rows[number].columns, "ended": [one[-1] in self.ends for one in group]},
+                completions=tuple(self.completer.text(one) for one in completions),
+                columns={**self.rows[number].columns, "ended": [one.ended for one in completions]},
             )
-            for number, group in zip(numbers, ids, strict=True)
+            for number, completions in zip(numbers, written, strict=True)
         ]

@@ -17,7 +17,7 @@ from prefopt.data import DiskRows, Example, load_examples
 from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
 from prefopt.policy import check_sampler, find_model
 from prefopt.recipe import Samples
-from prefopt.runs.label.completions import Completions, Given, Written, to_label
+from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
 from prefopt.runs.label.ledger import Ledger
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.runs.label.rows import written_out
@@ -78,7 +78,7 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     check_feedback(settings.feedback, fixed=True)
     if settings.policy is not None:
         find_model(settings.policy.model)
-        check_sampler(settings.samples or Samples(), "samples")
+        check_sampler(settings.samples or Samples(), "samples", settings)
     source = settings.source
     examples = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
     return to_label(examples, settings)
@@ -139,9 +139,9 @@ class Labelling:
 
     def _completions(self) -> Completions:
         if self.settings.policy is None:
-            return Given(self.rows)
+            return DataCompletions(self.rows)
         with self.console.status("loading the policy"):
-            return Written(self.rows, self.settings, self.accelerator)
+            return PolicyCompletions(self.rows, self.settings, self.accelerator)
 
     def _begin(self, completions: Completions, feedback: Any) -> dict[str, Any]:
         """The manifest; that of the beginning, where there was one.

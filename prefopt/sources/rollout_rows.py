@@ -1,0 +1,121 @@
+"""Rollouts as rows of data: a prompt with what was written on it and what feedback says about it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prefopt.data import Tokenised, collate
+from prefopt.sources.scoring import PromptCompletions
+from prefopt.support.errors import PrefoptError
+from prefopt.types import STOP_REASONS, Axis, Batch, Verdict, Written
+
+COLUMNS = ("origin", "trained", "ended", "stop_reason", "temperature", "sampler_logps", "cost", "gold")
+"""Columns of a batch of rollouts, those of feedback where there is one."""
+
+REWARDS, VERSION, NAMED = "rollouts: rewards", "rollouts: version", "rollouts: score "
+"""Columns that become fields of the batch of their own, and the beginning of those that become `named_scores`."""
+
+
+def judged_row(
+    group: PromptCompletions,
+    verdicts: Mapping[str, Verdict],
+    number: int,
+    constrained: bool,
+    further: Mapping[str, Any],
+) -> Tokenised:
+    """A prompt with its completions and all that is said about them, as if it were a row of data.
+
+    Args:
+        group: the prompt and its completions.
+        verdicts: of the batch, by what they fill: "scores", "cost", "gold".
+        number: of the prompt among those of the verdicts.
+        constrained: a completion whose cost is not known cannot be learnt from.
+        further: more columns: who wrote the completions, at which temperature.
+
+    Raises:
+        PrefoptError: a verdict does not have a number for each turn of a completion.
+    """
+    scores = preference = None
+    axes: dict[str, Axis] = {**group.row.axes, VERSION: "completion"}
+    columns = {**group.row.columns, **_of_written(group.written), **further}
+    columns |= {name: verdicts[name].scores[number].tolist() for name in ("cost", "gold") if name in verdicts}
+    if (verdict := verdicts.get("scores")) is not None:
+        given = verdict.scores[number]
+        if constrained:
+            given = given + 0 * verdicts["cost"].scores[number]  # NaN where the cost is
+        scores = tuple(None if math.isnan(score) else score for score in given.tolist())
+        preference = None if verdict.preference is None else tuple(map(tuple, verdict.preference[number].tolist()))
+        for name, values in verdict.named.items():
+            columns[f"{NAMED}{name}"], axes[f"{NAMED}{name}"] = values[number].tolist(), "completion"
+        if verdict.steps is not None:
+            columns[REWARDS], axes[REWARDS] = _rewards(group.written, verdict.steps[number]), "token"
+    example = dataclasses.replace(
+        group.row.example,
+        completions=tuple(group.texts),
+        scores=scores,
+        preference=preference,
+        columns=columns,
+        axes=axes,
+    )
+    return dataclasses.replace(
+        group.row,
+        completion_ids=tuple(one.ids for one in group.written),
+        scores=scores,
+        preference=preference,
+        example=example,
+        masks=tuple(one.mask for one in group.written),
+        completions_cut=tuple(not one.ended for one in group.written),
+    )
+
+
+def _of_written(completions: Sequence[Written]) -> dict[str, Any]:
+    """The columns that say how completions were written."""
+    return {
+        "ended": [one.ended for one in completions],
+        "stop_reason": [STOP_REASONS.index(one.stop) for one in completions],
+        "sampler_logps": [
+            torch.full((len(one.ids),), math.nan) if one.logps is None else torch.tensor(one.logps)
+            for one in completions
+        ],
+        VERSION: [-1 if one.version is None else one.version for one in completions],
+    }
+
+
+def _rewards(completions: Sequence[Written], steps: Sequence[Sequence[float]]) -> list[torch.Tensor]:
+    """Of each completion [T]: the number of each turn at its last token, 0 elsewhere."""
+    rewards = []
+    for k, (one, values) in enumerate(zip(completions, steps, strict=True)):
+        if len(values) != len(one.turns):
+            raise PrefoptError(
+                f"the feedback gives {len(values)} numbers in `steps` to completion {k + 1} of a prompt, which has "
+                f"{len(one.turns)} turn{'s' * (len(one.turns) > 1)}; it needs one for each turn"
+            )
+        reward = torch.zeros(len(one.ids))
+        for turn, value in zip(one.turns, values, strict=True):
+            reward[turn.stop - 1] = value
+        rewards.append(reward)
+    return rewards
+
+
+def batch_of(rows: Sequence[Tokenised], columns: Sequence[str]) -> Batch:
+    """Rows of `judged_row` as a batch.
+
+    Args:
+        rows: of which one batch is made.
+        columns: of the prompts, to go into the batch as well.
+    """
+    known = rows[0].columns
+    further = [name for name in known if name in (REWARDS, VERSION) or name.startswith(NAMED)]
+    batch = collate(rows, [*columns, *(name for name in COLUMNS if name in known), *further])
+    named = {name.removeprefix(NAMED): batch.columns[name] for name in further if name.startswith(NAMED)}
+    return dataclasses.replace(
+        batch,
+        columns={name: column for name, column in batch.columns.items() if name not in further},
+        axes={name: axis for name, axis in batch.axes.items() if name not in further},
+        rewards=batch.columns.get(REWARDS),
+        named_scores=named,
+        version=batch.columns[VERSION],
+    )

@@ -1,0 +1,126 @@
+"""Asking feedback about what was written: all of it at once, or parts of it in the background while the rest is being written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from prefopt.data import Tokenised
+from prefopt.feedback import ask, prefetching, together
+from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import unused
+from prefopt.types import Feedback, Verdict, Written
+
+
+@dataclass
+class PromptCompletions:
+    """A prompt and what was written on it.
+
+    Attributes:
+        row: the prompt.
+        written: K completions.
+        texts: the same as text, without special tokens.
+    """
+
+    row: Tokenised
+    written: list[Written] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The feedbacks of a run. Reward models share their work among all processes; any other feedback is asked by the main one.
+
+    Attributes:
+        feedback: by what it fills: "scores", and perhaps "cost" and "gold".
+        accelerator: knows the processes, which all have the verdicts.
+        folder: where the texts go that a feedback failed on; None keeps none.
+    """
+
+    feedback: Mapping[str, Feedback]
+    accelerator: Accelerator
+    folder: Path | None = None
+
+    def verdicts(self, groups: Sequence[PromptCompletions], batch: int) -> dict[str, Verdict]:
+        """What each feedback says about these completions.
+
+        Args:
+            groups: B prompts with K completions each.
+            batch: the number of this batch, which names the file.
+
+        Raises:
+            PrefoptError: one failed; the texts are in a file then, which the message names.
+        """
+        prompts, texts, rows = _shown(groups)
+        try:
+            return {
+                name: ask(feedback, name, prompts, texts, rows, self.accelerator)
+                for name, feedback in self.feedback.items()
+            }
+        except PrefoptError as error:
+            raise PrefoptError(f"{error}{self._saved(prompts, texts, batch)}") from error
+
+    @property
+    def unfitted(self) -> list[Feedback]:
+        """The feedbacks that must measure the reference before they can be asked."""
+        return [feedback for feedback in self.feedback.values() if is_unfitted(feedback)]
+
+    def fit(self, groups: Sequence[PromptCompletions]) -> None:
+        """Let the unfitted ones measure these completions of the reference.
+
+        Raises:
+            PrefoptError: one failed, as for `verdicts`.
+        """
+        prompts, texts, rows = _shown(groups)
+        try:
+            for feedback in self.unfitted:
+                together(feedback, self.accelerator, partial(fit, feedback, prompts, texts, rows))
+        except PrefoptError as error:
+            raise PrefoptError(f"{error}{self._saved(prompts, texts, 0)}") from error
+
+    @property
+    def prefetching(self) -> list[Prefetching]:
+        """Those that can be asked while more is being written: judges on a server, which remember the answers."""
+        return [part for feedback in self.feedback.values() for part in prefetching(feedback)]
+
+    def prefetch(self, groups: Sequence[PromptCompletions]) -> None:
+        """Begin to ask about these completions, in the background of the main process."""
+        if self.accelerator.is_main_process:
+            for part in self.prefetching:
+                part.prefetch(*_shown(groups))
+
+    def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[str]], batch: int) -> str:
+        """Writes the texts to a file; where it is, in a sentence."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return ""
+        file = unused(self.folder / f"feedback-failed-batch-{batch}.jsonl")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"prompt": prompt, "completions": list(completions)}, ensure_ascii=False)
+            for prompt, completions in zip(prompts, texts, strict=True)
+        ]
+        file.write_text("".join(f"{line}\n" for line in lines))
+        return f" The batch is in {file}."
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running numbers of each feedback."""
+        return {name: state_of(feedback) for name, feedback in self.feedback.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the feedbacks their running numbers back."""
+        for name, saved in state.items():
+            restore(self.feedback[name], saved)
+
+
+def _shown(groups: Sequence[PromptCompletions]) -> tuple[list[Any], list[list[str]], list[dict[str, Any]]]:
+    """What feedback sees: prompts, completions, and the other columns of their rows."""
+    return (
+        [group.row.example.prompt for group in groups],
+        [group.texts for group in groups],
+        [{**group.row.columns, "ended": [one.ended for one in group.written]} for group in groups],
+    )

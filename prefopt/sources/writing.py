@@ -1,0 +1,162 @@
+"""Writing completions: the one way of rollouts, evaluation, labelling and `prefopt sample`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Self
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from prefopt.data import Example, Tokenised, collate
+from prefopt.data.texts import decode_completion
+from prefopt.policy import Policy
+from prefopt.policy.decode.ends import EndTokens
+from prefopt.policy.parallel import draw
+from prefopt.recipe import Sampling
+from prefopt.support.errors import PrefoptError
+from prefopt.types import Batch, Sampled, Sampler, Synchronised, Written
+
+
+@dataclass(frozen=True)
+class Completer:
+    """Draws completions with a sampler and says how each ended.
+
+    Attributes:
+        sampler: draws the tokens.
+        tokenizer: of the policy, to read them.
+        ends: the tokens that end a completion.
+        accelerator: knows the processes, which draw together and all have the result.
+    """
+
+    sampler: Sampler
+    tokenizer: Any
+    ends: EndTokens
+    accelerator: Accelerator
+
+    @classmethod
+    def of(cls, sampler: Sampler, policy: Policy, sampling: Sampling, accelerator: Accelerator) -> Self:
+        """With the tokenizer of a policy, and the tokens that end its completions."""
+        return cls(sampler, policy.tokenizer, EndTokens.of(policy, sampling.stop), accelerator)
+
+    def sync(self, policy: Any, version: int | None = None) -> None:
+        """Let a sampler that holds a copy of the weights take over the policy's; call it once per update, before `write`.
+
+        Args:
+            policy: what will be sampled from.
+            version: how many updates it has had; None if that is not known.
+        """
+        if isinstance(self.sampler, Synchronised):
+            self.sampler.sync(policy, version)
+
+    def write(
+        self,
+        model: Any,
+        prompt_ids: Sequence[Sequence[int]],
+        completions: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        version: int | None = None,
+    ) -> list[list[Written]]:
+        """Completions of all prompts, B × K.
+
+        Args:
+            model: a policy, a reference, or a mixture of the two.
+            prompt_ids: B prompts.
+            completions: K of each.
+            sampling: the recipe's.
+            seeds: [B] int64, of each prompt's noise.
+            version: how many updates the policy has had; None for what another model writes.
+
+        Raises:
+            PrefoptError: the sampler drew a completion without tokens, or refuses the model or the settings.
+        """
+        sampled = draw(self.sampler, model, prompt_ids, completions, sampling, seeds, self.accelerator)
+        return written(sampled, self.ends, version)
+
+    def text(self, completion: Written) -> str:
+        """A completion as it was written, without special tokens."""
+        return decode_completion(self.tokenizer, completion.ids)
+
+
+def written(sampled: Sampled, ends: EndTokens, version: int | None = None) -> list[list[Written]]:
+    """What a sampler drew, B × K, without padding.
+
+    Args:
+        sampled: completions [B, K, T].
+        ends: the tokens that end a completion.
+        version: how many updates the policy had had.
+
+    Raises:
+        PrefoptError: a completion has no tokens.
+    """
+    ids, masks, lengths = sampled.completion_ids.tolist(), sampled.mask.tolist(), sampled.lengths.tolist()
+    logps = None if sampled.logps is None else sampled.logps.tolist()
+    return [
+        [
+            _one(
+                ids[b][k][:length],
+                masks[b][k][:length],
+                None if logps is None else tuple(logps[b][k][:length]),
+                ends,
+                version,
+            )
+            for k, length in enumerate(of_prompt)
+        ]
+        for b, of_prompt in enumerate(lengths)
+    ]
+
+
+def recorded(ids: Sequence[int], mask: Sequence[bool] | None, ends: EndTokens) -> Written:
+    """A completion of the data as if it had been written: nobody's log-probs, and of no version of the policy.
+
+    Args:
+        ids: its tokens.
+        mask: which of them a policy wrote; None for all.
+        ends: the tokens that end a completion.
+    """
+    return _one(ids, [True] * len(ids) if mask is None else mask, None, ends, None)
+
+
+def batch_of_written(prompt_ids: Sequence[Sequence[int]], written: Sequence[Sequence[Written]]) -> Batch:
+    """Completions as models read them, without scores.
+
+    Args:
+        prompt_ids: B prompts.
+        written: K completions of each.
+    """
+    return collate(
+        [
+            Tokenised(
+                tuple(prompt),
+                tuple(one.ids for one in completions),
+                None,
+                None,
+                Example(""),
+                masks=tuple(one.mask for one in completions),
+            )
+            for prompt, completions in zip(prompt_ids, written, strict=True)
+        ]
+    )
+
+
+def _one(
+    ids: Sequence[int],
+    mask: Sequence[bool],
+    logps: tuple[float, ...] | None,
+    ends: EndTokens,
+    version: int | None,
+) -> Written:
+    if not ids:
+        raise PrefoptError("a sampler drew a completion without tokens; one has at least its end token")
+    return Written(tuple(ids), tuple(mask), logps, turns_of(mask), ends.reason(ids[-1]), version)
+
+
+def turns_of(mask: Sequence[bool]) -> tuple[range, ...]:
+    """The positions of each turn: the runs of tokens that the policy wrote."""
+    turns, start = [], 0
+    for by_policy, run in groupby(mask):
+        end = start + sum(1 for _ in run)
+        turns += [range(start, end)] * by_policy
+        start = end
+    return tuple(turns)
