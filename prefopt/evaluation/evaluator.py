@@ -1,4 +1,4 @@
-"""What a model does on held-out data, with intervals that resample prompts."""
+"""Measuring a model on held-out data, with intervals that resample prompts."""
 
 import json
 import math
@@ -94,9 +94,9 @@ class Evaluation:
 class Evaluator:
     """Measures a model on the same held-out rows and prompts, with the same noise, each time it is called.
 
-    A scorer is measured on pairs: which is ahead, also by how far apart the data's scores are, and how well its odds are
-    calibrated. A policy is measured on pairs (log-ratios to the reference, in nats, without any objective's β, so that objectives
-    can be compared), on its likelihood of the best completions, and on completions that it draws.
+    A scorer is measured on pairs: how often it ranks them as the data do, also by how far apart the data's scores are, and how well
+    its probabilities are calibrated. A policy is measured on pairs (log-ratios to the reference, in nats, without any objective's
+    β, so that objectives can be compared), on its likelihood of the best completions, and on completions that it draws.
 
     Args:
         rows: held-out rows, tokenised by the model's tokenizer.
@@ -105,7 +105,7 @@ class Evaluator:
         reference: for log-ratios and KL; without one these are not measured.
         gold: scores samples.
         seed: of sampling and resampling.
-        contest: compares samples with somebody else's.
+        contest: compares samples with those of the reference or of another run.
         metrics: further measures of samples, by name.
         sampler: draws samples; None is the transformers sampler.
     """
@@ -142,7 +142,7 @@ class Evaluator:
         model.eval()
         pairs = _selected(self.rows, PAIR)
         if isinstance(model, Scorer):
-            evaluation = self._finished(*(self._scored_pairs(model, pairs) if pairs else ({}, {})))
+            evaluation = self._evaluation(*(self._scored_pairs(model, pairs) if pairs else ({}, {})))
         else:
             observations = self._pairs(model, pairs) if pairs else self._demonstrations(model)
             numbers: dict[str, float] = {}
@@ -150,11 +150,11 @@ class Evaluator:
             if self.prompts and model.tokenizer is not None:
                 of_samples, numbers, samples = self._samples(model)
                 observations |= of_samples
-            evaluation = self._finished(observations, numbers, samples)
+            evaluation = self._evaluation(observations, numbers, samples)
         model.train(training)
         return evaluation
 
-    def _finished(
+    def _evaluation(
         self,
         observations: dict[str, Observations],
         numbers: dict[str, float] | None = None,
@@ -173,7 +173,7 @@ class Evaluator:
     def _scored_pairs(
         self, model: Model, pairs: Sequence[Tokenised]
     ) -> tuple[dict[str, Observations], dict[str, float]]:
-        """Which of the two is ahead, and how well σ(r_w − r_l) says how often it is."""
+        """How often the chosen one has the higher reward, and how well σ(r_w − r_l) predicts that."""
         _, outputs = self._outputs(model, pairs, Needs(rewards=True))
         assert outputs.rewards is not None
         rewards = outputs.rewards.double().cpu()
@@ -333,7 +333,7 @@ def _likelihood(batch: Batch, outputs: Outputs, rows: Sequence[Tokenised]) -> di
 
 
 def _pair_observations(reward: Tensor, pairs: Sequence[Tokenised], name: str) -> dict[str, Observations]:
-    """Chosen and rejected apart: a margin can grow while both fall."""
+    """Chosen and rejected are also reported apart, because a margin can grow while both fall."""
     chosen, rejected = reward.unbind(-1)
     return {
         "accuracy": _observations(_ahead(reward), pairs),

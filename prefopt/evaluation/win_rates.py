@@ -1,4 +1,4 @@
-"""Win rates: does a judge prefer the policy's samples to somebody else's on the same prompts? Also at equal length."""
+"""Win rates: how often a judge prefers the policy's samples to those of another model on the same prompts, also at equal length."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,12 @@ from prefopt.feedback import ask
 from prefopt.types import Feedback, Prompt
 
 TIE = 1e-6
-"""Within so much of ½ neither wins."""
+"""A probability that is no further than this from ½ counts as a tie."""
 
 PRIOR = (10.0, 2.5)
-"""Standard deviations of θ and φ beforehand: they keep both finite where the longer, or the policy, always wins, and are nothing
-beside a hundred verdicts. The scales are those of Gelman et al. (2008), https://doi.org/10.1214/08-AOAS191, for such inputs."""
+"""Standard deviations of the normal prior of θ and φ: it keeps both finite where the longer sample, or the policy, always wins, and
+hardly matters from a hundred verdicts on. The scales are those of Gelman et al. (2008), https://doi.org/10.1214/08-AOAS191, for
+such inputs."""
 
 
 class Sample(NamedTuple):
@@ -33,11 +34,11 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Contest:
-    """Who judges, and whom the policy's samples meet.
+    """Who judges, and which samples the policy's are compared with.
 
     Attributes:
-        judge: sees both samples as one group of two. One that compares says P(mine beats theirs), in whatever orders it
-            asks; of one that scores, the higher score wins.
+        judge: is given both samples as one group of two. Where it compares, its preference is P(mine beats theirs); where it
+            scores, the higher score wins.
         others: another run's samples, by `key` of their prompt; None for samples of the reference.
     """
 
@@ -53,9 +54,10 @@ def key(prompt: Prompt) -> str:
 def contest(
     judge: Feedback | None, others: Mapping[str, Sequence[Sample]] | None, part: str = "test"
 ) -> Contest | None:
-    """Who compares samples on a part of the data with whose.
+    """The comparison on a part of the data.
 
-    None where nobody judges, and on other parts than the test rows with another run, which has kept no samples of those.
+    None where there is no judge; and where samples of another run are compared with, on every part but the test rows, since a run
+    keeps its samples of those alone.
 
     Args:
         judge: the recipe's `evaluate.judge`.
@@ -74,9 +76,10 @@ def wins(
     theirs: Sequence[Sequence[Sample]],
     accelerator: Accelerator,
 ) -> Tensor:
-    """[B, K] P(mine beats theirs), 1, ½ or 0 from a judge that scores; NaN where there is no verdict or nothing of theirs.
+    """[B, K] P(mine beats theirs): 1, ½ or 0 from a judge that scores; NaN where there is no verdict, or no sample of theirs.
 
-    The k-th samples meet; where theirs are fewer, they start again. Two equal texts are a tie, and nobody is asked.
+    The k-th samples are compared; where theirs are fewer, they are used again in order. Two equal texts are a tie, and the judge
+    is not asked.
 
     Args:
         judge: asked once, for all pairs.
@@ -85,13 +88,13 @@ def wins(
         theirs: any number of samples of each.
         accelerator: knows the processes.
     """
-    found = torch.full((len(mine), len(mine[0]) if mine else 0), float("nan"), dtype=torch.float64)
+    probabilities = torch.full((len(mine), len(mine[0]) if mine else 0), float("nan"), dtype=torch.float64)
     asked: list[tuple[int, int, Sample, Sample]] = []
     for b, (own, other) in enumerate(zip(mine, theirs, strict=True)):
         for k, sample in enumerate(own if other else ()):
             against = other[k % len(other)]
             if sample.text == against.text:
-                found[b, k] = 0.5
+                probabilities[b, k] = 0.5
             else:
                 asked.append((b, k, sample, against))
     if asked:
@@ -106,12 +109,12 @@ def wins(
         if verdict.preference is not None:
             won = verdict.preference[:, 0, 1].double().cpu()
         won = won.masked_fill(scores.isnan().any(1), float("nan"))  # the sign of NaN is 0, which is no tie
-        found[[b for b, *_ in asked], [k for _, k, *_ in asked]] = won
-    return found
+        probabilities[[b for b, *_ in asked], [k for _, k, *_ in asked]] = won
+    return probabilities
 
 
 def rates(won: Tensor, longer: Tensor) -> dict[str, Tensor]:
-    """What is to be observed of each comparison, [B, K] each; means of them are the metrics.
+    """The metrics of each comparison, [B, K] each; their means are reported.
 
     Args:
         won: [B, K] P(mine beats theirs); NaN stays NaN.
@@ -130,13 +133,13 @@ def length_controlled(won: np.ndarray, longer: np.ndarray) -> np.ndarray:
 
     P(mine beats theirs) = σ(θ + φ tanh(δ / sd(δ))), δ the difference in length; the win rate at equal length is σ(θ).
 
-    That is AlpacaEval's regression, lengths in characters, less what a single contest cannot have or does not need: the term for
-    each instruction's difficulty, which comes from the verdicts on many models; answers cut or padded on purpose, which it adds;
-    and an L1 penalty, in whose place there is `PRIOR`. Where wins are probabilities, their cross-entropy is what is least.
+    This is AlpacaEval's regression with lengths in characters, without three of its parts: the difficulty of each instruction,
+    which needs verdicts on many models; the answers that it cuts or pads on purpose; and its L1 penalty, which `PRIOR` replaces.
+    Where wins are probabilities, the regression minimises their cross-entropy.
 
-    Length is all that is controlled for, and in this form only: whatever else the judge likes about long answers still counts.
-    Each value is σ(θ) plus n times what one comparison moves it by (the infinitesimal jackknife, Jaeckel 1972), with sd(δ) held
-    fixed, so that they can be resampled, and paired by prompt, like those of any mean.
+    Only length is controlled for, and only in this form: whatever else the judge likes about long answers still counts. Each value
+    is σ(θ) plus n times the change that one comparison makes to it (the infinitesimal jackknife, Jaeckel 1972), with sd(δ) held
+    fixed, so that the values can be resampled and paired by prompt like those of any mean.
 
     Source: Dubois et al., arXiv 2404.04475; github.com/tatsu-lab/alpaca_eval, metrics/glm_winrate.py.
 
@@ -149,18 +152,18 @@ def length_controlled(won: np.ndarray, longer: np.ndarray) -> np.ndarray:
     shrink = np.array(PRIOR) ** -2
 
     def loss(weights: np.ndarray) -> float:
-        said = inputs @ weights
-        return float((np.logaddexp(0, said) - won * said).sum() + (shrink * weights**2).sum() / 2)
+        logits = inputs @ weights
+        return float((np.logaddexp(0, logits) - won * logits).sum() + (shrink * weights**2).sum() / 2)
 
-    def slope(weights: np.ndarray) -> np.ndarray:
+    def gradient(weights: np.ndarray) -> np.ndarray:
         return inputs.T @ (expit(inputs @ weights) - won) + shrink * weights
 
-    def bend(weights: np.ndarray) -> np.ndarray:
+    def hessian(weights: np.ndarray) -> np.ndarray:
         p = expit(inputs @ weights)
         return (inputs.T * (p * (1 - p))) @ inputs + np.diag(shrink)
 
-    weights = minimize(loss, np.zeros(2), jac=slope, hess=bend, method="trust-exact", options={"gtol": 1e-9}).x
+    weights = minimize(loss, np.zeros(2), jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-9}).x
     errors = (won - expit(inputs @ weights))[:, None] * inputs - shrink * weights / len(won)  # sums to 0 at the optimum
-    moved = len(won) * np.linalg.solve(bend(weights), errors.T)[0]
+    moved = len(won) * np.linalg.solve(hessian(weights), errors.T)[0]
     rate = expit(weights[0])
     return rate + rate * (1 - rate) * moved

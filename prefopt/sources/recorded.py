@@ -1,4 +1,4 @@
-"""Where logical batches come from. Recorded: a data set, of which batches have what an objective needs."""
+"""Logical batches of recorded data: a data set from which the completions that an objective needs were selected."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ class Recorded:
     in the same order. Epochs follow each other without a gap: every batch has `batch_size` rows, and may span two.
 
     Args:
-        rows: tokenised, each with the completions that an objective needs.
+        rows: tokenised, with the completions that the objective needs.
         batch_size: prompts in a logical batch.
         seed: of the order.
         columns: names of columns to put in the batches.
-        writers: whose completions to add to the batches.
+        writers: names of those who add completions to the batches.
 
     Raises:
         PrefoptError: fewer rows than a batch holds.

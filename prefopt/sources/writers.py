@@ -15,15 +15,15 @@ from prefopt.support.errors import PrefoptError
 from prefopt.types import ORIGINS, Batch, Needs
 
 SUPPLIED = frozenset({"origin", "trained"})
-"""Columns that writers write."""
+"""Columns that say who wrote a completion; only batches with writers have them."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Somebody who adds completions to every prompt of a batch of rollouts.
+    """Adds completions to every prompt of a batch of rollouts.
 
     Attributes:
-        origin: one of `ORIGINS`.
+        origin: one of `ORIGINS`, what the completions are called in a batch.
         model: what is sampled from; None for completions that are there already.
         completions: of each prompt.
         trained: whether the loss has a gradient for them.
@@ -42,9 +42,9 @@ TRAINED = {"reference": True, "dataset": True, "mixture": False, "greedy": False
 
 
 def mismatched(batch: Batch) -> Batch:
-    """After each prompt's completions, the first one of another prompt: the next row's that has another prompt.
+    """The batch with one more completion of each prompt: the first of the next row that has another prompt.
 
-    Never trained. Absent where all rows have one prompt. What a batch pairs depends on its rows and their order alone.
+    It is not trained on, and absent where all rows have the same prompt. It depends on the rows of the batch and their order alone.
     """
     rows = len(batch)
     donors = [
@@ -52,14 +52,14 @@ def mismatched(batch: Batch) -> Batch:
         for i in range(rows)
     ]
     index = torch.tensor([0 if j is None else j for j in donors], device=batch.mask.device)
-    found = torch.tensor([j is not None for j in donors], device=batch.mask.device)[:, None, None]
+    has_donor = torch.tensor([j is not None for j in donors], device=batch.mask.device)[:, None, None]
     origin = batch.columns.get("origin", torch.zeros_like(batch.present, dtype=torch.long))
     trained = batch.columns.get("trained", torch.ones_like(batch.present))
     more = batch.extended(1)
     return dataclasses.replace(
         more,
-        completion_ids=torch.cat([batch.completion_ids, batch.completion_ids[index, :1] * found], 1),
-        mask=torch.cat([batch.mask, batch.mask[index, :1] & found], 1),
+        completion_ids=torch.cat([batch.completion_ids, batch.completion_ids[index, :1] * has_donor], 1),
+        mask=torch.cat([batch.mask, batch.mask[index, :1] & has_donor], 1),
         version=None if batch.version is None else torch.cat([batch.version, batch.version[index, :1]], 1),
         columns={
             **more.columns,
@@ -76,7 +76,7 @@ def writers(source: recipe.Source, policy: Policy, reference: Reference | Follow
     """Who writes a recipe's rollouts: the policy, then those of `source.writers` in their order."""
     spec = source.rollouts
     assert spec is not None
-    made = [Writer("policy", policy, spec.completions, True, spec.sampling)]
+    chosen = [Writer("policy", policy, spec.completions, True, spec.sampling)]
     for origin in source.writers:
         model: Any = None
         sampling = spec.sampling
@@ -85,8 +85,8 @@ def writers(source: recipe.Source, policy: Policy, reference: Reference | Follow
         elif origin in ("reference", "mixture"):
             assert reference is not None
             model = reference if origin == "reference" else Mixture(policy, reference, spec.mixture)
-        made.append(Writer(origin, model, 1, TRAINED[origin], sampling))
-    return made
+        chosen.append(Writer(origin, model, 1, TRAINED[origin], sampling))
+    return chosen
 
 
 def without_writers(needs: Needs, writers: Sequence[str], name: str) -> Needs:

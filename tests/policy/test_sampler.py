@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from prefopt import Batch, Needs
 from prefopt.policy import Policy, Reference, TransformersSampler, load_policy
 from prefopt.policy.decode.ends import end_tokens
-from prefopt.policy.decode.noise import BLOCK, GOLDEN, drawn, gumbel, mix, row_keys
+from prefopt.policy.decode.noise import BLOCK, GOLDEN, gumbel, mix, row_keys, sampled_tokens
 from prefopt.policy.decode.sampler import Mixture, is_stateful
 from prefopt.recipe import Adapter, Sampling
 from prefopt.recipe import Policy as Spec
@@ -65,7 +65,7 @@ def test_two_levels_of_noise_draw_from_the_softmax(vocabulary):
     scores = 2 * torch.randn(vocabulary, generator=draw)
     scores[1::3] = -torch.inf
     count = 10_000
-    tokens, normaliser = drawn(scores.expand(count, -1), row_keys(torch.arange(count), 1), 5)
+    tokens, normaliser = sampled_tokens(scores.expand(count, -1), row_keys(torch.arange(count), 1), 5)
     torch.testing.assert_close(normaliser, scores.logsumexp(-1).expand(count))
     expected = count * scores.double().softmax(-1).numpy()
     found = np.bincount(tokens.numpy(), minlength=vocabulary)
@@ -80,12 +80,14 @@ def test_improbable_tokens_keep_their_share():
     count, rows = 2**15, 2000
     scores = torch.zeros(1, count + 1)
     scores[0, 0] = np.log(2**22 - count)
-    hits = sum(int((drawn(scores.expand(500, -1), torch.arange(500), p)[0] > 0).sum()) for p in range(rows // 500))
+    hits = sum(
+        int((sampled_tokens(scores.expand(500, -1), torch.arange(500), p)[0] > 0).sum()) for p in range(rows // 500)
+    )
     assert stats.binomtest(hits, rows, count / 2**22).pvalue > 0.01
 
 
 def test_broken_scores_draw_some_token():
-    tokens, _ = drawn(torch.full((2, BLOCK + 1), torch.nan), torch.arange(2), 0)
+    tokens, _ = sampled_tokens(torch.full((2, BLOCK + 1), torch.nan), torch.arange(2), 0)
     assert ((tokens >= 0) & (tokens <= BLOCK)).all()
 
 
@@ -95,7 +97,7 @@ def test_two_models_with_the_same_noise_mostly_agree():
     first = 3 * torch.randn(2000, 2 * BLOCK, generator=draw)
     second = first + 0.1 * torch.randn(2000, 2 * BLOCK, generator=draw)
     keys = row_keys(torch.arange(2000), 1)
-    differ = (drawn(first, keys, 0)[0] != drawn(second, keys, 0)[0]).double().mean()
+    differ = (sampled_tokens(first, keys, 0)[0] != sampled_tokens(second, keys, 0)[0]).double().mean()
     distance = (first.softmax(-1) - second.softmax(-1)).abs().sum(-1) / 2
     assert 0 < differ < 2 * (2 * distance / (1 + distance)).mean()
 
@@ -293,7 +295,7 @@ def test_a_model_without_a_cache_of_keys_draws_by_generate(tokenizer, tiny):
         row = [5, 6, 7]
         for position, token in enumerate(text):
             logits = policy.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1]
-            assert drawn(logits[None], keys[k : k + 1], position)[0] == token
+            assert sampled_tokens(logits[None], keys[k : k + 1], position)[0] == token
             row.append(token)
 
 

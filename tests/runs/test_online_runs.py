@@ -16,8 +16,10 @@ from test_runs import metrics, weights
 import prefopt.runs.preparing
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.data import tokenise_to_disk
+from prefopt.runs.inspecting import evaluate, sample
 from prefopt.runs.planning import plan
 from prefopt.runs.preparing import prepare
+from prefopt.support.plugins import load_object
 from prefopt.support.sharing import sharing
 from prefopt.training.devices import computing
 
@@ -251,3 +253,57 @@ def test_runs_that_share_read_their_prompts_once(recipe_file, monkeypatch):
             with computing(settings.train) as accelerator:
                 prepare(settings, accelerator, Console(quiet=True))
     assert len(read) == 3, "train, validation and test"
+
+
+PARROT = """
+import torch
+from prefopt.types import Sampled
+
+class Parrot:
+    '''Writes the last token of the prompt, and ends.'''
+    versions = []
+
+    def __init__(self, tokenizer):
+        self.eos = tokenizer.eos_token_id
+
+    def sync(self, policy, version):
+        Parrot.versions.append(version)
+
+    def __call__(self, model, prompt_ids, completions, settings, seeds):
+        ids = torch.tensor([[[prompt[-1], self.eos]] * completions for prompt in prompt_ids])
+        return Sampled(ids, torch.ones_like(ids, dtype=torch.bool))
+"""
+
+
+@pytest.fixture
+def parrot(tmp_path):
+    (tmp_path / "parrot.py").write_text(PARROT)
+    path = f"{tmp_path}/parrot.py:Parrot"
+    versions = load_object(path).versions
+    versions.clear()
+    return path, versions
+
+
+def test_a_sampler_of_ones_own_writes_rollouts_and_has_each_updates_weights(recipe_file, tmp_path, parrot):
+    path, versions = parrot
+    folder = quiet(recipe_file, tmp_path, f"source.rollouts.sampler={path}", "train.steps=3")
+    steps = [line for line in metrics(folder) if "loss" in line]
+    assert [line["rollouts/length"] for line in steps] == [2, 2, 2]
+    assert [line["rollouts/stop_eos"] for line in steps] == [1, 1, 1]
+    assert versions == [None, 0, 1, 2]  # first to measure the reference's rewards
+
+
+def test_a_sampler_of_ones_own_writes_what_is_evaluated_and_sampled(recipe_file, tmp_path, parrot):
+    path, versions = parrot
+    settings = load_recipe(recipe_file, [f"evaluate.sampler={path}", "train.steps=1"])
+    evaluation = evaluate(settings, Console(quiet=True))
+    assert [one["length"] for one in evaluation.samples] == [2] * 4
+    assert [one["stop"] for one in evaluation.samples] == ["eos"] * 4
+    assert versions == [None]
+    ((prompt, completions),) = sample(settings, ["the film w1"], 1, 2)
+    assert prompt.split()[-1] == "w1" and [text.strip() for text in completions] == ["w1"] * 2
+
+
+def test_an_unknown_sampler_of_evaluation_is_refused_before_anything_is_loaded(recipe_file, tmp_path):
+    with pytest.raises(PrefoptError, match=r"evaluate.sampler: unknown sampler 'vlm'. Did you mean 'vllm'"):
+        quiet(recipe_file, tmp_path, "evaluate.sampler=vlm")

@@ -1,4 +1,4 @@
-"""A cache of keys and values with room for tokens to come: a further token is written, the others stay where they are."""
+"""A cache of keys and values with room for further tokens, so that those it holds need not be copied for each new one."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ def growing_cache(config: Any) -> DynamicCache:
 
 
 class GrowingLayer(DynamicLayer):
-    """`DynamicLayer` copies all keys and values for every token; this one copies them when its room is used up.
+    """`DynamicLayer` copies all keys and values for every token; this one copies them only when it has no room left.
 
-    `keys` and `values` are views of the memory, of the tokens so far. Whatever else assigns them (rows that leave, copies of
-    rows) makes the memory out of date, and the next token makes a new one.
+    `keys` and `values` are views of the first tokens in the memory. If anything else assigns them (when rows leave or are
+    repeated), the memory is out of date, and the next token makes a new one.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def _with_room(held: Tensor, length: int, end: int) -> Tensor:
-    """The same tokens at the start of a longer memory, which is nothing yet behind them."""
+    """A longer memory that begins with the same tokens; the rest of it is not initialised."""
     memory = torch.empty(
         *held.shape[:-2], end + max(ROOM, end // 4), held.shape[-1], dtype=held.dtype, device=held.device
     )

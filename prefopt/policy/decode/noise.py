@@ -1,4 +1,4 @@
-"""Sampling noise that belongs to the row: a function of (seed, position, token) and of nothing else."""
+"""Sampling noise of each row: a function of (seed, position, token) and of nothing else."""
 
 import torch
 from torch import Tensor
@@ -31,15 +31,16 @@ def gumbel(keys: Tensor, position: int, numbers: Tensor) -> Tensor:
     return -torch.log(-torch.log1p(-uniform))
 
 
-def drawn(scores: Tensor, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
+def sampled_tokens(scores: Tensor, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
     """A sample from softmax(scores) for each row, and the log of what normalises it.
 
     The largest of scores with Gumbel noise is such a sample (Gumbel 1954; Maddison et al., arXiv 1411.0030). Noise for a whole
     vocabulary costs a hash and two logarithms for each of its tokens, so it is drawn in two levels: of blocks of tokens, by the log
-    of their probability, and then of the tokens of one block. The distribution is the same. So is what Gumbel noise is good for:
-    two models that are given the same noise choose the same token, unless they differ by more than the noise; a policy is compared
-    with what it was before. (One uniform number and the inverse of the cumulated softmax would cost less, but parts much earlier,
-    because what comes before a token counts: of distributions with a total variation of .011, in 21% of rows instead of 1.5%.)
+    of their probability, and then of the tokens of one block. The distribution is the same. So is the property for which Gumbel
+    noise is used: two models that are given the same noise mostly choose the same token, which matters when a policy is compared
+    with what it was before. (One uniform number and the inverse of the cumulated softmax would cost less, but two models then
+    choose different tokens much more often, because the probabilities of all tokens before one count: of distributions with a total
+    variation of .011, in 21% of rows instead of 1.5%.)
 
     Args:
         scores: [N, V]; −∞ for tokens that must not be drawn.
@@ -88,5 +89,5 @@ class RowNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[N, V]: 0 for one token, −∞ for the others."""
-        token, _ = drawn(scores, self.keys.to(scores.device), input_ids.shape[1] - self.start)
+        token, _ = sampled_tokens(scores, self.keys.to(scores.device), input_ids.shape[1] - self.start)
         return torch.full_like(scores, -torch.inf).scatter(-1, token[:, None], 0.0)

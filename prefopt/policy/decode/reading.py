@@ -1,4 +1,4 @@
-"""A causal LM in the middle of rows that it writes: prompts are read once, and then a token of each row at every step."""
+"""Reading rows that are being written: a causal LM reads prompts once, and then one token of each row at every step."""
 
 import inspect
 import logging
@@ -16,11 +16,11 @@ from prefopt.policy.rows.attention import Prompts, attends_by_segments
 log = logging.getLogger(__name__)
 
 NEVER = -1
-"""In place of a length: this kind of model is not exact."""
+"""In place of the longest prompt compared so far: shared prompts are not exact with this kind of model."""
 
 
 class Reading:
-    """A causal LM in the middle of N rows, each of which holds the keys and values of its prompt."""
+    """The state of a causal LM that reads N rows, each with keys and values of its own for its prompt."""
 
     def __init__(self, policy: Policy):
         self.policy = policy
@@ -62,7 +62,7 @@ class Reading:
 
 
 class SharedReading(Reading):
-    """The same, where the rows of one prompt look at one copy of its keys and values: less memory, and less to go through."""
+    """The same with one copy of a prompt's keys and values for all its rows, which takes less memory and time."""
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
         """Read each prompt once; logits [N, V] of what follows in `copies` rows of each."""
@@ -104,9 +104,9 @@ class SharedReading(Reading):
 
 @torch.no_grad()
 def reading_of(policy: Policy, prompts: Sequence[Sequence[int]], copies: int) -> Reading:
-    """By shared prompts where rows have some and the model proves exact with them.
+    """A `SharedReading` where prompts have several rows and the model gives the same logits with it, else a `Reading`.
 
-    That is found out once in a process, and again for prompts more than twice as long as any compared before.
+    The logits are compared once in a process, and again for prompts more than twice as long as any compared before.
     """
     backbone = getattr(policy.causal, policy.causal.base_model_prefix)
     layers = growing_cache(policy.causal.config).layers
@@ -124,20 +124,20 @@ def reading_of(policy: Policy, prompts: Sequence[Sequence[int]], copies: int) ->
 
 
 def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
-    """What is wrong with shared prompts over a few steps, in which a row leaves; nothing if they can be used."""
-    found: list[list[Tensor]] = [[], []]
+    """What is wrong with shared prompts over a few steps in which a row leaves; empty if they can be used."""
+    logits: list[list[Tensor]] = [[], []]
     tokens = torch.tensor([[prompt[0], prompt[-1]] for prompt in prompts], device=policy.device).flatten()
     rows = torch.arange(1, len(tokens), device=policy.device)
     try:
         trunk.refuse_windows(policy.causal.config.get_text_config())
-        for steps, reading in zip(found, (SharedReading(policy), Reading(policy)), strict=True):
+        for steps, reading in zip(logits, (SharedReading(policy), Reading(policy)), strict=True):
             steps.append(reading.start(prompts, 2))
             steps.append(reading.step(tokens))
             reading.keep(rows)
             steps.append(reading.step(tokens[rows]))
     except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    shared, alone = (torch.cat(steps) for steps in found)
+    shared, alone = (torch.cat(steps) for steps in logits)
     low = torch.is_autocast_enabled(policy.device.type) or torch.finfo(policy.causal.dtype).bits < 32
     tolerance = (2**-5 if low else 1e-4) * max(alone.abs().max().item(), 1.0)
     worst = (shared - alone).abs().max().item()

@@ -1,4 +1,4 @@
-"""Drawing completions from a causal LM: each prompt is read once for all its completions, and finished ones leave the batch."""
+"""Drawing completions from a causal LM. A prompt is read once for all its completions; rows that have ended leave the batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from prefopt.policy.decode.ends import end_tokens
-from prefopt.policy.decode.noise import RowNoise, drawn, row_keys
+from prefopt.policy.decode.noise import RowNoise, row_keys, sampled_tokens
 from prefopt.policy.decode.reading import Reading, reading_of
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
@@ -26,15 +26,15 @@ from prefopt.support.profile import counted
 from prefopt.types import Sampled
 
 LEAVE = 1 / 8
-"""Share of finished rows at which the others are copied together: copying the cache at every end would cost more."""
+"""Share of rows that must have ended before they are taken out of the cache: doing so after each would cost more than it saves."""
 
 
 @dataclass(frozen=True)
 class Mixture:
     """The geometric mixture of two models, token by token: π(v) ∝ policy(v)^(1 − share) · reference(v)^share.
 
-    The opponent of Nash-MD (Munos et al., arXiv 2312.00886v4). A mixture of whole sequences has another normaliser, which nobody
-    can sum; like the paper's own experiments, this normalises each token.
+    The opponent of Nash-MD (Munos et al., arXiv 2312.00886v4). A mixture of whole sequences cannot be
+    normalised in practice; like the paper's own experiments, this one is normalised at each token.
     """
 
     policy: Policy
@@ -79,7 +79,9 @@ class TransformersSampler:
         """
         policy = _policy_of(model)
         keys = row_keys(seeds, completions).view(len(prompt_ids), completions)
-        order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))  # like lengths pad each other least
+        order = sorted(
+            range(len(prompt_ids)), key=lambda i: len(prompt_ids[i])
+        )  # rows of like length need the least padding
         completed: dict[tuple[int, int], DrawnTokens] = {}
         was_training = policy.training
         policy.eval()
@@ -106,12 +108,12 @@ def own_weights(model: TextModel) -> AbstractContextManager:
 
 
 def prompts_together(rows: int, completions: int) -> int:
-    """Prompts with so many completions each that are drawn at a time, at most `rows` completions."""
+    """How many prompts are drawn at a time if each has so many completions and there are at most `rows` of them."""
     return max(1, rows // completions)
 
 
 def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple[list[int], slice]]:
-    """Prompts, and which of their completions, that are drawn together: at most `rows` of them."""
+    """The prompts that are drawn together, and which of their completions: at most `rows` in all."""
     prompts, most = prompts_together(rows, completions), min(rows, completions)
     for start in range(0, len(order), prompts):
         for first in range(0, completions, most):
@@ -198,7 +200,7 @@ def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: in
     if settings.temperature == 0:
         chosen, normaliser = scores.argmax(-1), scores.logsumexp(-1)
     else:
-        chosen, normaliser = drawn(truncated, keys, position)
+        chosen, normaliser = sampled_tokens(truncated, keys, position)
         normaliser = normaliser if truncated is scores else scores.logsumexp(-1)
     return chosen, scores.gather(-1, chosen[:, None])[:, 0] - normaliser
 

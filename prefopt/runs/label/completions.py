@@ -1,4 +1,4 @@
-"""Where the completions come from that are labelled: the data have them, or a policy writes them."""
+"""The completions that are labelled: those of the data, or those that a policy writes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ class Completions(Protocol):
         ...
 
     def __call__(self, numbers: Sequence[int]) -> list[Example]:
-        """These prompts, complete; the same whenever it is asked."""
+        """These prompts with their completions; the same at every call."""
         ...
 
 
 def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Example]:
-    """What gets a row: distinct prompts for a policy to complete, or the data's rows.
+    """What is labelled: distinct prompts that a policy completes, or the rows of the data.
 
     Raises:
-        PrefoptError: nobody has written completions, or one is no single answer.
+        PrefoptError: a row has no completions and no policy writes any, or a completion has several turns.
     """
     if settings.policy is not None:
         return DiskRows.of(islice(prompts(examples), settings.prompts))
@@ -53,7 +53,7 @@ def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Exa
 
 @dataclass(frozen=True)
 class DataCompletions:
-    """The data's own."""
+    """Those of the data."""
 
     rows: Sequence[Example]
     source = {"policy": "given"}  # noqa: RUF012
@@ -64,7 +64,7 @@ class DataCompletions:
 
 
 class PolicyCompletions:
-    """A policy's, K of each prompt. Noise is a function of (seed, number of the prompt, completion).
+    """K completions of each prompt by a policy. Noise is a function of (seed, number of the prompt, completion).
 
     Args:
         rows: prompts.
