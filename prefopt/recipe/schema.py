@@ -318,7 +318,7 @@ class Evaluate(Section):
     prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
     completions: int = Field(1, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    sampler: str = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    sampler: Named = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server")
     gold: FeedbackOrName | None = Field(
         None,
