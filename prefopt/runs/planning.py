@@ -107,7 +107,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     scored = settings.feedback is not None or _environment(settings) is not None
     wanted, seed = match(needs, settings.source, name, scored, costed), settings.seed_of("data")
     if settings.source.rollouts is not None:
-        check_sampler(settings.source.rollouts)
+        check_sampler(settings.source.rollouts, settings=settings)
     own = {
         i: _own(objectives[i].needs, term.source, term.name, seed)
         for i, term in enumerate(settings.objective)
