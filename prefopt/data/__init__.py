@@ -8,8 +8,9 @@ from prefopt.data.disk_rows import DiskRows
 from prefopt.data.example import Example, prompts
 from prefopt.data.formats import FORMATS, parse
 from prefopt.data.loading import load_examples
+from prefopt.data.previewing import preview
 from prefopt.data.splits import Split, split
-from prefopt.data.tokenising import Report, Tokenised, preview, tokenise, tokenise_to_disk
+from prefopt.data.tokenising import Report, Tokenised, tokenise, tokenise_to_disk
 
 __all__ = [
     "FORMATS",
