@@ -1,0 +1,48 @@
+"""The nouns: what moves between sources, models, objectives and the trainer. All are frozen, and compute no more than a sum.
+
+May be imported by every room; imports support alone.
+"""
+
+from prefopt.types.batch import AXES, ORIGINS, Axis, Batch, Completion, Message, Outputs, Prompt, axis_of, lengths_of
+from prefopt.types.estimate import Estimate
+from prefopt.types.feedback import Closing, Environment, Equipped, Feedback, Stopping, Turn, Verdict
+from prefopt.types.objective import Adaptive, Loss, Model, Monitor, Moving, Needs, Objective, Targets, Unit
+from prefopt.types.writing import STOP_REASONS, Refusing, Sampled, Sampler, Source, StopReason, Synchronised, Written
+
+__all__ = [
+    "AXES",
+    "ORIGINS",
+    "STOP_REASONS",
+    "Adaptive",
+    "Axis",
+    "Batch",
+    "Closing",
+    "Completion",
+    "Environment",
+    "Equipped",
+    "Estimate",
+    "Feedback",
+    "Loss",
+    "Message",
+    "Model",
+    "Monitor",
+    "Moving",
+    "Needs",
+    "Objective",
+    "Outputs",
+    "Prompt",
+    "Refusing",
+    "Sampled",
+    "Sampler",
+    "Source",
+    "StopReason",
+    "Stopping",
+    "Synchronised",
+    "Targets",
+    "Turn",
+    "Unit",
+    "Verdict",
+    "Written",
+    "axis_of",
+    "lengths_of",
+]
