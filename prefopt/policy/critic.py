@@ -1,10 +1,10 @@
-"""Values: what a policy that learns by actor–critic expects of the rest of a completion."""
+"""Values for actor–critic methods: the expected return from each token of a completion on."""
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefopt.policy.rows.trunk import Trunk
+from prefopt.policy.rows.prefix_sharing import PrefixSharing
 from prefopt.types import Batch
 
 
@@ -32,7 +32,7 @@ class ValueHead(nn.Module):
 
 
 class Critic(nn.Module):
-    """Values from a model of its own, which reads the same batch as the policy.
+    """Values from a separate model, which reads the same batch as the policy.
 
     Args:
         backbone: a decoder without its LM head.
@@ -41,9 +41,9 @@ class Critic(nn.Module):
     def __init__(self, backbone: PreTrainedModel):
         super().__init__()
         self.backbone = backbone
-        self._trunk = Trunk()
+        self._prefix_sharing = PrefixSharing()
         self.head = ValueHead(backbone.config.get_text_config().hidden_size, backbone.dtype)
 
     def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
         """[M] values; the policy's hidden states are not used."""
-        return self.head(batch, self._trunk(self.backbone, batch))
+        return self.head(batch, self._prefix_sharing(self.backbone, batch))

@@ -1,6 +1,6 @@
-"""From hidden states to log-probabilities, without ever keeping [tokens × vocabulary]."""
+"""Log-probabilities from hidden states, without keeping logits [tokens × vocabulary] for the backward pass."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,39 +10,39 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from prefopt.policy.compat import CAPS, DIVISORS, SCALES
 from prefopt.support.errors import PrefoptError
 
 CHUNK_ELEMENTS = 2**24
-"""Logits alive at a time: 64 MB in fp32, whatever the vocabulary and the number of tokens."""
+"""Logits in memory at a time: 64 MB in fp32, whatever the vocabulary and the number of tokens."""
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": lambda own: -(own.exp() * own).sum(-1),
     "log_sum_squares": lambda own: (2 * own).logsumexp(-1),
 }
-"""Full-vocabulary numbers that one model alone can give, from its log-probs [M, V]."""
+"""Full-vocabulary statistics of one model, from its log-probs [M, V]."""
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_policy_ref": lambda own, other: (own.exp() * (own - other)).sum(-1),
     "kl_ref_policy": lambda own, other: (other.exp() * (other - own)).sum(-1),
 }
-"""Those that take the reference's log-probs as well, exact at every token."""
+"""Divergences between policy and reference at each token, exact, from the log-probs of both, [M, V] each."""
 
 
 class Head:
     """Hidden states [M, H] to logits [M, V], as the model's own `forward` makes them.
 
-    Architectures scale or cap their logits after the LM head, each under a name of its own; these are names found in
-    transformers 5.23 (`grep logit_scale transformers/models/*/modeling_*.py`). Because no such list is complete, `Policy`
-    compares with the model's own logits on its first batch.
+    Architectures scale or cap their logits after the LM head, under names of their own (listed in `policy.compat`). Because no
+    such list is complete, `Policy` compares with the model's own logits on its first batch.
     """
 
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
         self.linear = model.get_output_embeddings()
         self.vocabulary: int = self.linear.weight.shape[0]
-        self.scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
-        self.scale /= getattr(config, "logits_scaling", None) or 1.0
-        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.scale: float = _first(config, SCALES) or 1.0
+        self.scale /= _first(config, DIVISORS) or 1.0
+        self.cap = _first(config, CAPS)
 
     def __call__(self, hidden: Float[Tensor, "m H"]) -> Float[Tensor, "m V"]:
         """[m, H] to [m, V]."""
@@ -53,17 +53,22 @@ class Head:
 
     @property
     def is_linear(self) -> bool:
-        """Whether logits are a product with a weight that is at hand: not capped, wrapped by an adapter or sharded."""
+        """Whether logits are a product with a plain weight: not capped, not wrapped by an adapter, not sharded."""
         return not self.cap and type(self.linear) is nn.Linear and type(self.linear.weight) is nn.Parameter
 
 
+def _first(config: Any, names: Sequence[str]) -> float | None:
+    """The first of these settings that a config has and that is not 0."""
+    return next((value for name in names if (value := getattr(config, name, None))), None)
+
+
 class States(NamedTuple):
-    """What a model knows before it says anything of M tokens.
+    """Hidden states that predict M tokens, and how to get logits from them.
 
     Attributes:
         logits: [m, H] to [m, V].
         hidden: [M, H], the states that predict the tokens.
-        vocabulary: V, which sets the size of a chunk.
+        vocabulary: V; it determines the size of a chunk.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -88,11 +93,11 @@ def token_statistics(
         tokens: [M] int64.
         temperature: [M] that the logits are divided by; None is 1.
         names: of `STATISTICS` and `DIVERGENCES`.
-        reference: of the reference, for divergences.
-        watched: further names, whose numbers have no gradient.
+        reference: states of the reference, for divergences.
+        watched: further names, whose statistics have no gradient.
 
     Raises:
-        PrefoptError: the two have vocabularies of different size.
+        PrefoptError: policy and reference have vocabularies of different size.
     """
     if not torch.is_grad_enabled():
         names, watched = (), {*names, *watched}
@@ -104,22 +109,26 @@ def token_statistics(
 
     if not names and {"entropy"}.issuperset(watched) and isinstance(states.logits, Head) and states.logits.is_linear:
         return _linear_statistics(states.logits, states.hidden, tokens, temperature, "entropy" in watched)
-    if torch.is_grad_enabled() and (more := {*watched} - {*names}):  # apart, so that log-probs alone have a gradient
+    if torch.is_grad_enabled() and (
+        more := {*watched} - {*names}
+    ):  # separately, so that only log-probs have a gradient
         with torch.no_grad():
             further = token_statistics(states, tokens, temperature, more, reference)
         return further | token_statistics(states, tokens, temperature, names, reference)
     names = sorted({*names, *watched})
 
-    def of_chunk(hidden: Tensor, tokens: Tensor, temperature: Tensor | None, beside: Tensor | None) -> list[Tensor]:
+    def of_chunk(
+        hidden: Tensor, tokens: Tensor, temperature: Tensor | None, reference_hidden: Tensor | None
+    ) -> list[Tensor]:
         scores = _scaled(states.logits(hidden), temperature)
         normaliser = scores.logsumexp(-1)
-        found = [scores.gather(-1, tokens[:, None]).squeeze(-1) - normaliser]
+        logps = [scores.gather(-1, tokens[:, None]).squeeze(-1) - normaliser]
         own = scores - normaliser[:, None] if names else scores
         other = own
-        if reference is not None and beside is not None:
+        if reference is not None and reference_hidden is not None:
             with torch.no_grad():
-                other = _scaled(reference.logits(beside), temperature).log_softmax(-1)
-        return found + [STATISTICS[n](own) if n in STATISTICS else DIVERGENCES[n](own, other) for n in names]
+                other = _scaled(reference.logits(reference_hidden), temperature).log_softmax(-1)
+        return logps + [STATISTICS[n](own) if n in STATISTICS else DIVERGENCES[n](own, other) for n in names]
 
     size = max(1, CHUNK_ELEMENTS // states.vocabulary)
     parts = []
@@ -141,9 +150,11 @@ def _scaled(logits: Tensor, temperature: Tensor | None) -> Tensor:
 def _linear_statistics(
     head: Head, hidden: Tensor, tokens: Tensor, temperature: Tensor | None, entropy: bool
 ) -> dict[str, Tensor]:
-    """[M] log-probs, and entropies without a gradient, from the model's own head, which is a linear one."""
+    """[M] log-probs, and entropies without a gradient, from a head that is a plain linear layer."""
     weight, bias, device = head.linear.weight, head.linear.bias, hidden.device.type
-    if torch.is_autocast_enabled(device):  # as a linear layer would; out here the casts have their gradient
+    if torch.is_autocast_enabled(
+        device
+    ):  # as a linear layer does; outside of the function the casts are differentiated
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     kind, factor = torch.promote_types(hidden.dtype, torch.float32), None
@@ -155,11 +166,11 @@ def _linear_statistics(
 
 
 class LinearLogps(torch.autograd.Function):
-    """log softmax(factor · (hidden @ weightᵀ + bias))[token], with a backward pass that is written out.
+    """log softmax(factor · (hidden @ weightᵀ + bias))[token], with an explicit backward pass.
 
     ∂logp/∂logits = onehot(token) − softmax. Where the weight is frozen, ∂logp/∂hidden is taken in the forward pass, chunk by
-    chunk, while the logits are there; where it is trained, its gradient takes every logit times a number known only in the
-    backward pass: logits that fit into one chunk are kept for it, others computed once more.
+    chunk, while the logits are in memory. Where it is trained, its gradient multiplies every logit by a number known only in the
+    backward pass: logits that fit into one chunk are kept for it, others are computed again.
     """
 
     @staticmethod
@@ -224,7 +235,7 @@ def _chunks(tokens: int, vocabulary: int) -> list[slice]:
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None, part: slice) -> Tensor:
-    """[m, V], at least fp32, of the tokens of a part."""
+    """[m, V], at least fp32, of the tokens of a slice."""
     logits = torch.nn.functional.linear(hidden[part], weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (logits if factor is None else logits.mul_(factor[part])).log_softmax(-1)

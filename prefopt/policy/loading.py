@@ -1,7 +1,6 @@
-"""From the names in a recipe to models and tokenizers."""
+"""Loading the models and tokenizers that a recipe names."""
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
@@ -12,7 +11,6 @@ import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,6 +23,7 @@ from transformers import (
 )
 
 from prefopt import recipe
+from prefopt.policy.compat import ignore_renamed_checkpointing, switch_off_dropout
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.scorer import Scorer
@@ -36,44 +35,44 @@ from prefopt.support.sharing import shared, stamp
 
 T = TypeVar("T")
 
-HOW_TO_TRAIN_ONE = "`objective: BradleyTerry` trains one, and its run folder serves"
+HOW_TO_TRAIN_A_SCORER = "`objective: BradleyTerry` trains one, and its run folder serves"
 
-HOW_TO_GET_ONE = (
+HOW_TO_GET_A_MODEL = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
     "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
 )
 
 
 def find_model(names: Sequence[str]) -> str:
-    """The first of these models that can be had: a folder, a run folder's `policy/`, or a hub id. Loads nothing.
+    """The first of these models that is available: a folder, a run folder's `policy/`, or a hub id. Loads nothing.
 
     Raises:
-        PrefoptError: none is on disk and the hub has none, or cannot be reached; says how to get one.
+        PrefoptError: none is on disk, and the hub has none or cannot be reached; says how to get one.
     """
     for name in names:
         refuse_text_of_object(name)
         if isinstance(name, Given):
             if not isinstance(name.object, PreTrainedModel):
-                raise PrefoptError(f"{name} is no model of transformers: {HOW_TO_GET_ONE}")
+                raise PrefoptError(f"{name} is no model of transformers: {HOW_TO_GET_A_MODEL}")
             return name
         folder = Path(name).expanduser()
         for place in (folder / "policy", folder):
             if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
-                return str(place.absolute())  # an adapter keeps the name of its base, which must hold from anywhere
+                return str(place.absolute())  # absolute, because an adapter stores it as the name of its base
     hub = [n for n in names if HUB_ID.fullmatch(n) and not Path(n).expanduser().exists()]
     if hub:
         cached = next((name for name in hub if _cached(name)), None)
         return cached or (hub[0] if note_model(hub[0]) else _on_hub(hub[0]))
-    raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_ONE}")
+    raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}")
 
 
 def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
-    """The first of these that can be had, as `find_model`; it must be trained as a scorer. Loads no weights.
+    """The first of these models that is available, as `find_model`, which must be a trained scorer. Loads no weights.
 
-    A causal LM can be loaded as a scorer, with a head that starts at random: right for training one, and useless as a reward.
+    A causal LM can be loaded as a scorer too, with a random head: right for training a scorer, useless as a reward.
 
     Raises:
-        PrefoptError: none can be had, or it is something else than a sequence classifier with one output.
+        PrefoptError: none is available, or it is not a sequence classifier with one output.
     """
     name = find_model(names)
     if is_awaited(name):
@@ -81,14 +80,14 @@ def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
     if (Path(name) / "adapter_config.json").is_file():
         task = LoraConfig.from_pretrained(name).task_type
         if task != "SEQ_CLS":
-            raise PrefoptError(f"{name} is no reward model: its adapter is for {task}; {HOW_TO_TRAIN_ONE}")
+            raise PrefoptError(f"{name} is no reward model: its adapter is for {task}; {HOW_TO_TRAIN_A_SCORER}")
         return name
     config = _loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
     architectures = config.architectures or ()
     if not any("SequenceClassification" in architecture for architecture in architectures):
         raise PrefoptError(
             f"{name} is no reward model: its architecture is {' or '.join(architectures) or 'unknown'}, and a reward "
-            f"model is a sequence classifier with one output; {HOW_TO_TRAIN_ONE}"
+            f"model is a sequence classifier with one output; {HOW_TO_TRAIN_A_SCORER}"
         )
     if config.num_labels != 1:
         raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
@@ -131,9 +130,9 @@ def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
 
 
 def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
-    """What tells values beside a policy: a head on its own states, or a model that the recipe names, with a new head.
+    """The critic of a policy: a head on the policy's states, or a model that the recipe names with a new head.
 
-    A policy that was saved with a critic of the same kind and size brings it: a run that starts from it goes on with both.
+    If the policy was saved with a critic of the same kind and size, that critic's weights are loaded.
 
     Raises:
         PrefoptError: the model cannot be loaded, reads in both directions, or does not share the policy's vocabulary.
@@ -182,7 +181,7 @@ def _is_scorers_adapter(name: str) -> bool:
 
 
 def _scorers_backbone(spec: recipe.Policy) -> PreTrainedModel:
-    """Of a reward model trained with LoRA, whose adapter fits the classifier that it was trained on and nothing else."""
+    """The backbone of a reward model trained with LoRA, whose adapter can only be loaded on a classifier."""
     model: Any = _load(AutoModelForSequenceClassification, spec, num_labels=1)
     return model.base_model
 
@@ -190,10 +189,10 @@ def _scorers_backbone(spec: recipe.Policy) -> PreTrainedModel:
 def check_vocabulary(
     model: PreTrainedModel, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, role: str
 ) -> None:
-    """The same ids must mean the same tokens; the rows of two embeddings may still differ, padded as they often are.
+    """Check that ids mean the same tokens to a model as to a tokenizer; its embedding may have more rows, which are often padded.
 
     Raises:
-        PrefoptError: they do not; names the model by its role and the first token that differs.
+        PrefoptError: they do not; names the model's role and the first token that differs.
     """
     name = " or ".join(spec.model)
     embedding: Any = model.get_input_embeddings()
@@ -202,13 +201,13 @@ def check_vocabulary(
         raise PrefoptError(f"{role} {name} knows {rows} tokens, the policy's tokenizer {len(tokenizer)}")
     try:
         own = load_tokenizer(spec)
-    except PrefoptError:  # saved without one: nothing more to compare
+    except PrefoptError:  # it has no tokenizer to compare
         return
     theirs, ours = own.get_vocab(), tokenizer.get_vocab()
     if odd := [token for token, number in ours.items() if number < len(own) and theirs.get(token) != number]:
         raise PrefoptError(
             f"{role} {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
-            f"and {ours[odd[0]]} here, so what it says would be of other texts"
+            f"and {ours[odd[0]]} here, so the same ids would be different texts"
         )
 
 
@@ -242,9 +241,9 @@ def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
 
 
 def without_dropout(config: Any) -> Any:
-    """The configuration with every dropout at 0: policy and reference must differ by their weights alone."""
+    """The configuration with every dropout at 0, so that policy and reference differ by their weights alone."""
     for name, value in list(vars(config).items()):
-        if isinstance(value, PretrainedConfig):  # the text model of one that also sees
+        if isinstance(value, PretrainedConfig):  # the text model of a multimodal one
             without_dropout(value)
         elif isinstance(value, float) and re.search(r"drop(out)?(_|$)", name):
             setattr(config, name, 0.0)
@@ -254,11 +253,9 @@ def without_dropout(config: Any) -> Any:
 def _load(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
     name = find_model(spec.model)
     model = _loaded(name, "model", lambda: _model(auto, name, spec, config))
-    for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
+    switch_off_dropout(model)
     if spec.gradient_checkpointing:
-        _ignore_renaming()
+        ignore_renamed_checkpointing()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
@@ -290,9 +287,9 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
     if (Path(name) / "adapter_config.json").is_file():
         # An adapter that was trained before is part of this run's starting point, and so of its reference.
         base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
-        _ignore_renaming()
+        ignore_renamed_checkpointing()
         merged: Any = PeftModel.from_pretrained(_from_folder(auto, base, spec, changes), name).merge_and_unload()
-        merged.name_or_path = name  # what an adapter trained on top will name as its base
+        merged.name_or_path = name  # an adapter trained on top will store this as its base
         return merged.requires_grad_(True)  # peft froze it
     config = AutoConfig.from_pretrained(name, trust_remote_code=spec.remote_code)
     classifies = any("SequenceClassification" in architecture for architecture in config.architectures or ())
@@ -311,7 +308,7 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
         )
         return model
 
-    if auto is not AutoModelForCausalLM:  # of others, a part may start at random
+    if auto is not AutoModelForCausalLM:  # others may have randomly initialised parts
         return made()
     same = (stamp(name), spec.dtype, spec.attention, spec.remote_code, *changes.items())
     return shared("models", same, made, copy=deepcopy)
@@ -320,7 +317,7 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
 def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) -> PreTrainedModel | PeftModel:
     if spec.adapter is None:
         return model
-    _ignore_renaming()
+    ignore_renamed_checkpointing()
     targets = spec.adapter.targets
     config = LoraConfig(
         r=spec.adapter.r,
@@ -341,30 +338,25 @@ def _loaded(name: str, what: str, load: Callable[[], T]) -> T:
         return load()
     except PrefoptError:
         raise
-    except Exception as error:  # a folder can be wrong in more ways than transformers has exceptions for
+    except Exception as error:  # a damaged folder can raise almost anything
         first = next(iter(str(error).strip().splitlines()), "")
         if "trust_remote_code" in str(error):
             first += " (policy.remote_code: true allows it)"
         raise PrefoptError(
-            f"cannot load the {what} {name}: {type(error).__name__}: {first}\n  {HOW_TO_GET_ONE}"
+            f"cannot load the {what} {name}: {type(error).__name__}: {first}\n  {HOW_TO_GET_A_MODEL}"
         ) from error
-
-
-def _ignore_renaming() -> None:
-    """transformers 5.23 renames gradient checkpointing; peft 0.21 and all of transformers 5 before it know the old name."""
-    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable"):
-        warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
 
 
 @lru_cache
 def _on_hub(name: str) -> str:
-    """Asked once and briefly, before anything is loaded: transformers itself tries for a minute."""
+    """Ask the hub once, with a short timeout, before anything is loaded: transformers itself would retry for a minute."""
     try:
         model_info(name, timeout=10)
-    except Exception as error:  # not there, not allowed, not reachable: each client library says it differently
+    except Exception as error:  # missing, forbidden or unreachable are exceptions of many classes
         first = next(iter(str(error).strip().splitlines()), "")
         raise PrefoptError(
-            f"no model at {name}: it is not on disk, and asking the hub failed ({type(error).__name__}: {first}); {HOW_TO_GET_ONE}"
+            f"no model at {name}: it is not on disk, and asking the hub failed ({type(error).__name__}: {first}); "
+            f"{HOW_TO_GET_A_MODEL}"
         ) from error
     return name
 

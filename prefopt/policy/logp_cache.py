@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefopt.policy.compat import adapter_prefix
 from prefopt.policy.model_store import arithmetic_of, model_fingerprint, open_store
 from prefopt.policy.policy import Policy
 from prefopt.support.caches import cache_folder
@@ -119,7 +120,7 @@ def fingerprint(policy: Policy) -> str:
 
 def base_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """The model's weights without its adapter, under the names that they have in a model without one."""
-    added = getattr(policy.model.base_model, "prefix", "lora_") if policy.has_adapter else None
+    added = adapter_prefix(policy.model) if policy.has_adapter else None
     for name, weight in policy.causal.named_parameters():
         if added is None:
             yield name, weight

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefopt.policy.compat import attention_of
 from prefopt.policy.rows.attention import NAME
 from prefopt.support.disk_store import Store
 from prefopt.support.files import write_whole
@@ -53,7 +54,7 @@ def arithmetic_of(model: PreTrainedModel) -> str:
     """What decides how sums are rounded, apart from weights and tokens: device, precision and attention implementation."""
     device = next(model.parameters()).device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = attention_of(model.config)
     attention = "sdpa" if attention == NAME else attention  # a model may switch between the two, on its first pass
     return f"{device}, autocast {low}, matmul {torch.get_float32_matmul_precision()}, attention {attention}"
 

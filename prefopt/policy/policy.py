@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
-from prefopt.policy.rows.layout import Rows, completions_alone, lay
-from prefopt.policy.rows.trunk import Trunk
+from prefopt.policy.rows.layout import Layout, padded, single_completions
+from prefopt.policy.rows.prefix_sharing import PrefixSharing
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import counted
 from prefopt.types import Batch, Needs, Outputs
@@ -36,7 +36,7 @@ class Policy(nn.Module):
     Args:
         model: a `transformers` causal LM or a `PeftModel` around one.
         tokenizer: its tokenizer; None for a model that is only ever given token ids.
-        critic: tells values; None for objectives that need none.
+        critic: computes values; None for objectives that need none.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.critic = critic
         self._head: Head | None = None
-        self._trunk = Trunk()
+        self._prefix_sharing = PrefixSharing()
         self._verified = False
-        # In a tuple, so that it does not become a part of this module: it is not trained, saved or synchronised.
+        # In a tuple, so that it is no submodule: it is not trained, saved or synchronised.
         self._reference: tuple[Policy, ...] = ()
         self.train(model.training)  # a new module is in training mode, a loaded model is not
 
@@ -69,25 +69,25 @@ class Policy(nn.Module):
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is an adapter to switch off."""
+        """Whether there is an adapter."""
         return isinstance(self.model, PeftModel)
 
     def without_adapter(self) -> AbstractContextManager:
         """A context in which the adapter is switched off: the policy at step 0."""
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
 
-    def beside(self, reference: "Policy") -> None:
-        """Forward this reference together with the policy wherever an objective asks for a KL: it takes both vocabularies."""
+    def attach_reference(self, reference: "Policy") -> None:
+        """Run this reference together with the policy where an objective needs an exact KL, which takes the logits of both."""
         self._reference = (reference,)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
         """`logps` [B, K, T], and `values` and the statistics in `needs`; 0 outside the mask.
 
         Raises:
-            PrefoptError: `needs` asks for what a language model cannot say.
+            PrefoptError: `needs` asks for something that a language model does not compute.
         """
         if needs.rewards:
-            raise PrefoptError("this objective needs rewards; a language model gives none: it is for scorers")
+            raise PrefoptError("this objective needs rewards, which a language model does not give: it is for scorers")
         if needs.values and self.critic is None:
             raise PrefoptError("this objective needs values; this policy has no value head or critic")
         if unknown := (needs.statistics | needs.watched) - STATISTICS.keys() - DIVERGENCES.keys():
@@ -95,27 +95,27 @@ class Policy(nn.Module):
         mask = batch.mask.to(self.device)
         tokens = batch.completion_ids.to(self.device)[mask]
         states, features = self._states(batch, features=needs.values and isinstance(self.critic, ValueHead))
-        beside = self._beside(batch) if (needs.statistics | needs.watched) & DIVERGENCES.keys() else None
+        reference = self._reference_states(batch) if (needs.statistics | needs.watched) & DIVERGENCES.keys() else None
         temperature = _per_token(batch, self.device)
-        found = token_statistics(states, tokens, temperature, needs.statistics, beside, needs.watched)
+        numbers = token_statistics(states, tokens, temperature, needs.statistics, reference, needs.watched)
         if needs.values:
             assert self.critic is not None
-            found["values"] = self.critic(batch, features)
-        placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()}
+            numbers["values"] = self.critic(batch, features)
+        placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in numbers.items()}
         return Outputs(mask=mask, logps=placed.pop("logps"), values=placed.pop("values", None), statistics=placed)
 
     def _states(self, batch: Batch, features: bool = False) -> tuple[States, Tensor]:
-        """What predicts the tokens, and the hidden states [M, H] behind it, which may be missing unless asked for."""
+        """What predicts the tokens, and the hidden states [M, H]; these only have to be right if `features` is True."""
         if not self._verified and batch.mask.any():
             self._verify(batch)
         if self._head is None:
-            return self._plainly(batch, features)
-        states = self._trunk(getattr(self.causal, self.causal.base_model_prefix), batch)
+            return self._states_by_own_head(batch, features)
+        states = self._prefix_sharing(getattr(self.causal, self.causal.base_model_prefix), batch)
         return States(self._head, states, self._head.vocabulary), states
 
-    def _plainly(self, batch: Batch, features: bool) -> tuple[States, Tensor]:
-        """The like by the architecture's own head, on all positions of plain rows at once."""
-        rows = lay(batch, self.device)
+    def _states_by_own_head(self, batch: Batch, features: bool) -> tuple[States, Tensor]:
+        """The same by the architecture's own head, on all positions of plain rows at once."""
+        rows = padded(batch, self.device)
         counted(rows.tokens)
         output = self.model(
             input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, output_hidden_states=features
@@ -124,53 +124,51 @@ class Policy(nn.Module):
         hidden = rows.predicting(output.hidden_states[-1]) if features else logits
         return States(nn.Identity(), logits, logits.shape[-1]), hidden
 
-    def _beside(self, batch: Batch) -> States:
+    def _reference_states(self, batch: Batch) -> States:
         if not self._reference:
-            raise PrefoptError(
-                "exact KL needs the reference's logits too: give it to the policy by `policy.beside(reference)`"
-            )
+            raise PrefoptError("exact KL needs the reference's logits too: call `policy.attach_reference(reference)`")
         reference = self._reference[0]
         with torch.no_grad(), reference.without_adapter():
             return reference._states(batch)[0]
 
     @torch.no_grad()
     def _verify(self, batch: Batch) -> None:
-        """Use the chunked head if it says of the first rows what the model itself says of each alone, else the model's own."""
-        self._verified = True  # from here on, so that `_states` can be asked
-        # Their beginnings will do, because a head does not see what was before; of a tool's words alone there is nothing to see.
-        few = (completions_alone(_beginnings(batch)) or completions_alone(batch))[:2]
+        """Use the chunked head if its log-probs of two completions are those of the model itself, else the model's own head."""
+        self._verified = True  # set first, because `_mismatch` calls `_states`
+        # The first tokens suffice, because a head works on each position by itself; a completion may have none in its mask there.
+        few = (single_completions(_beginnings(batch)) or single_completions(batch))[:2]
         training = self.training
-        self.eval()  # whatever is random in training would make the two differ
+        self.eval()  # anything random in training mode would make the two differ
         try:
-            alone = [self._alone(lay(one, self.device)) for one in few]
+            alone = [self._own_logps(padded(one, self.device)) for one in few]
             expected, largest = torch.cat([logps for logps, _ in alone]), max(size for _, size in alone)
-            doubt = self._doubt(few, expected, largest)
+            mismatch = self._mismatch(few, expected, largest)
         finally:
             self.train(training)
-        if doubt:
+        if mismatch:
             self._head = None
             log.warning(
                 "%s makes its logits in a way prefopt does not know (%s): using its own LM head, which keeps "
                 "[tokens × vocabulary] in memory",
                 type(self.causal).__name__,
-                doubt,
+                mismatch,
             )
 
-    def _alone(self, row: Rows) -> tuple[Tensor, float]:
-        """The log-probs of one row, plainly, and the largest of its logits."""
+    def _own_logps(self, row: Layout) -> tuple[Tensor, float]:
+        """The log-probs of one row by the model's own forward, and the largest magnitude of its logits."""
         logits = self.model(input_ids=row.input_ids, use_cache=False).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         following = row.input_ids[0, row.predicts + 1]
         return logits.log_softmax(-1)[row.predicts].gather(-1, following[:, None])[:, 0], logits.abs().max().item()
 
-    def _doubt(self, few: Sequence[Batch], expected: Tensor, largest: float) -> str:
-        """What is wrong with the chunked head on these completions; nothing if it can be used."""
+    def _mismatch(self, few: Sequence[Batch], expected: Tensor, largest: float) -> str:
+        """How the chunked head differs from the model's own on these completions, in words; "" if they agree."""
         try:
             self._head = Head(self.causal)
             parts = [
                 token_statistics(self._states(one)[0], one.completion_ids[one.mask].to(self.device)) for one in few
             ]
-            found = torch.cat([part["logps"] for part in parts])
+            logps = torch.cat([part["logps"] for part in parts])
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
             return f"{type(error).__name__}: {error}"
         tolerance = 1e-4
@@ -179,13 +177,13 @@ class Policy(nn.Module):
             # Logits in bf16 are a multiple of 2⁻⁷ of their size, and the states behind them differ by rounding between code
             # paths; a missing scale or cap differs by more.
             tolerance = 2**-6 * max(largest, 1.0)
-        worst = (expected - found).abs().max().item()
+        worst = (expected - logps).abs().max().item()
         return "" if worst <= tolerance else f"log-probs differ by {worst:.2g}"
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors; the adapter alone where there is one) and tokenizer, in the Hugging Face format.
 
-        A critic stands beside them, and is taken up again by a run that starts from there.
+        A critic is saved beside them; a run that starts from this folder loads it again.
         """
         save_weights(self.model, folder)
         if self.critic is not None:

@@ -1,4 +1,4 @@
-"""The reference: what the policy is held near to."""
+"""The reference: the model that the policy is compared with and kept close to."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from prefopt.types import Batch, Needs, Outputs
 
 @dataclass(frozen=True)
 class Reference:
-    """A policy without its adapter, if it has one: weights that never change.
+    """A fixed reference: a policy without its adapter, whose weights never change.
 
     Under LoRA this is the policy itself, at no cost in memory; otherwise a frozen copy or another model.
 
@@ -32,14 +32,14 @@ class Reference:
     cache: LogpCache | None = None
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What it says, without gradient; of its distance to the policy it says nothing, the policy does, nor of values."""
+        """Its outputs, without gradient. Values are left out, and divergences too: the policy computes those."""
         own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
         with timed("reference"):
             if self.cache is None or own.statistics or not is_recorded(batch):
-                return self._live(batch, own)
-            return self.cache(batch, lambda missing: self._live(missing, own))
+                return self._compute(batch, own)
+            return self.cache(batch, lambda missing: self._compute(missing, own))
 
-    def _live(self, batch: Batch, needs: Needs) -> Outputs:
+    def _compute(self, batch: Batch, needs: Needs) -> Outputs:
         with torch.no_grad(), self.policy.without_adapter():
             return self.policy(batch, needs)
 
@@ -57,12 +57,12 @@ class Following:
     mix: float
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What it says now, without gradient."""
+        """Its present outputs, without gradient."""
         return Reference(self.policy)(batch, needs)
 
     @torch.no_grad()
     def follow(self, model: Policy, step: int) -> None:
-        """Move, if the step is one to move at."""
+        """Move towards the policy, if the step is a multiple of `every`."""
         if step % self.every:
             return
         theirs = dict(_merged(model).named_parameters())  # each tied weight once
@@ -98,19 +98,19 @@ def make_reference(policy: Policy, spec: recipe.Reference, policy_spec: recipe.P
         )
     if policy.has_adapter:
         return _fixed(policy, spec)
-    # The tokenizer is not copied, and the copy finds out for itself how its head works.
+    # A new `Policy`, which verifies its head by itself, with the same tokenizer.
     twin = Policy(copy.deepcopy(policy.model), policy.tokenizer)
     return _fixed(_frozen(twin.to(dtype=getattr(torch, spec.dtype)) if spec.dtype else twin), spec)
 
 
 def _fixed(policy: Policy, spec: recipe.Reference) -> Reference:
-    """A reference that does not move, with what it has said before, unless it says it in more digits than are kept."""
+    """A fixed reference; with a cache, except in float64, because entries are float32."""
     exact = next(policy.causal.parameters()).dtype == torch.float64
     return Reference(policy, LogpCache(policy) if spec.cache and not exact else None)
 
 
 def _merged(policy: Policy, copied: bool = False) -> Any:
-    """The model without an adapter, its update added to the weights; a copy wherever that would change the policy's."""
+    """The model with its adapter merged into the weights; a copy where that would change the policy, or where `copied`."""
     if not policy.has_adapter:
         return copy.deepcopy(policy.model) if copied else policy.model
     adapted: Any = copy.deepcopy(policy.model)

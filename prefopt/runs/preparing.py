@@ -201,7 +201,7 @@ def load_models(
     if spec.every is not None:  # distances are measured to the start, not to a reference that moves
         start = make_reference(trained, spec.model_copy(update={"every": None}), settings.policy)
     if needs.statistics & DIVERGENCES.keys():
-        trained.beside(reference.policy)
+        trained.attach_reference(reference.policy)
     return Models(tokenizer, trained, reference, start)
 
 

@@ -50,7 +50,7 @@ class Bandit(nn.Module):
         """A copy that is not trained: a reference."""
         return Frozen(copy.deepcopy(self).requires_grad_(False))
 
-    def beside(self, reference: "Frozen") -> None:
+    def attach_reference(self, reference: "Frozen") -> None:
         """The reference whose divergences an objective may ask for."""
         self._reference = (reference,)
 
@@ -73,14 +73,14 @@ class Bandit(nn.Module):
             found["values"] = self.critic["value"][contexts][case][:, None]
         found |= {name: STATISTICS[name](own)[case][:, None] for name in needs.statistics & STATISTICS.keys()}
         if names := needs.statistics & DIVERGENCES.keys():
-            other = (self._beside().scores(contexts) / temperature).log_softmax(-1).detach()
+            other = (self._attached().scores(contexts) / temperature).log_softmax(-1).detach()
             found |= {name: DIVERGENCES[name](own, other)[case][:, None] for name in names}
         placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
         return Outputs(batch.mask, placed.pop("logps"), placed.pop("values", None), statistics=placed)
 
-    def _beside(self) -> "Bandit":
+    def _attached(self) -> "Bandit":
         if not self._reference:
-            raise PrefoptError("KL needs the reference: give it to the policy by `policy.beside(reference)`")
+            raise PrefoptError("exact KL needs the reference: call `policy.attach_reference(reference)`")
         return self._reference[0].policy
 
 

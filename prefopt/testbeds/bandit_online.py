@@ -204,7 +204,7 @@ def online_trainer(
         seed: of what is random in training.
         settings: of the recipe's `train`, where they are to differ.
     """
-    policy.beside(reference)
+    policy.attach_reference(reference)
     size = source.batch_size
     chosen: dict[str, Any] = {"lr": 0.05, "betas": (0.9, 0.99), "schedule": "linear", "warmup": 0, "clip_norm": None}
     chosen |= {"precision": "fp32", "batch_size": size, "micro_batch_size": size}

@@ -9,7 +9,7 @@ from prefopt.policy import Policy
 @pytest.fixture(autouse=True)
 def nothing_compared_yet(monkeypatch):
     """What one test has found exact is not known to the next."""
-    monkeypatch.setattr("prefopt.policy.rows.trunk.EXACT", {})
+    monkeypatch.setattr("prefopt.policy.rows.prefix_sharing.VERIFIED", {})
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt import Batch
-from prefopt.policy.rows.layout import lay, pack, tree_mask
+from prefopt.policy.rows.layout import packed, padded, tree_mask
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ def test_rows_by_hand():
         torch.tensor([[[5, 6, 7], [8, 0, 0]], [[0, 0, 0], [9, 10, 0]]]),
         torch.tensor([[[True, False, True], [True, False, False]], [[False] * 3, [True, True, False]]]),
     )
-    rows = lay(batch, CPU)
+    rows = padded(batch, CPU)
     assert rows.input_ids.tolist() == [[1, 2, 3, 5, 6, 7], [1, 2, 3, 8, 0, 0], [4, 9, 10, 0, 0, 0]]
     assert rows.attention_mask.tolist() == [[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [0] * 3]
     # A token is predicted one position before its own; 6 came from a tool.
@@ -25,12 +25,12 @@ def test_rows_by_hand():
 
 def test_the_order_is_the_masks(make_batch):
     batch = make_batch(4, 3, holes=True, absent=[(0, 1), (2, 2)])
-    rows = lay(batch, CPU)
+    rows = padded(batch, CPU)
     assert rows.predicting(rows.input_ids.roll(-1, 1)).tolist() == batch.completion_ids[batch.mask].tolist()
 
 
 def test_never_no_rows(make_batch):
-    rows = lay(make_batch(1, 1, absent=[(0, 0)]), CPU)
+    rows = padded(make_batch(1, 1, absent=[(0, 0)]), CPU)
     assert rows.input_ids.shape == (1, 1)
     assert len(rows.predicts) == 0
 
@@ -42,7 +42,7 @@ def pair(prompt=(1, 2, 3, 4, 5, 6), first=(7, 8), second=(9,)) -> Batch:
 
 
 def test_a_shared_row_by_hand():
-    rows = lay(pair(), CPU, width=16)
+    rows = padded(pair(), CPU, width=16)
     assert rows.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
     assert rows.branches.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 2]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 6]]
@@ -52,7 +52,7 @@ def test_a_shared_row_by_hand():
 
 def test_a_packed_row_by_hand():
     short = pair(prompt=(11, 12), first=(13,), second=(14, 15))
-    rows = pack(pooled(pair(), short), CPU)
+    rows = packed(pooled(pair(), short), CPU)
     assert rows.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 6, 0, 1, 2, 2, 3]]
     assert rows.predicts.tolist() == [5, 6, 5, 10, 10, 12]
@@ -63,13 +63,13 @@ def test_a_packed_row_by_hand():
 
 def test_prompts_without_completions_are_not_packed(make_batch):
     batch = make_batch(2, 1, absent=[(0, 0)])
-    assert [prompt for prompt, _ in pack(batch, CPU).segments.groups] == [len(batch.prompt_ids[1])]
-    assert pack(make_batch(1, 1, absent=[(0, 0)]), CPU).input_ids.shape == (1, 1)
+    assert [prompt for prompt, _ in packed(batch, CPU).segments.groups] == [len(batch.prompt_ids[1])]
+    assert packed(make_batch(1, 1, absent=[(0, 0)]), CPU).input_ids.shape == (1, 1)
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_a_tree_mask_by_hand(window):
-    rows = lay(pair(), CPU, width=16)
+    rows = padded(pair(), CPU, width=16)
     seen = [
         [i for i, value in enumerate(row) if value == 0]
         for row in tree_mask(rows, torch.float32, window)[0, 0].tolist()
@@ -82,7 +82,7 @@ def test_a_tree_mask_by_hand(window):
 
 
 def test_every_token_sees_something_even_padding(make_batch):
-    rows = lay(pooled(pair(), pair(prompt=range(1, 15))), CPU, width=16)
+    rows = padded(pooled(pair(), pair(prompt=range(1, 15))), CPU, width=16)
     assert (rows.attention_mask == 0).any()
     assert ((tree_mask(rows, torch.float32) == 0).sum(-1) > 0).all()
 
@@ -98,16 +98,16 @@ def pooled(*batches: Batch) -> Batch:
 
 def test_a_prompt_is_laid_out_alike_whatever_its_companions():
     short, long = pair(prompt=(1,), first=range(1, 60), second=range(1, 60)), pair(prompt=range(1, 90))
-    assert lay(short, CPU, width=16).branches is None  # two rows are less to compute than one that is twice as long
-    assert lay(long, CPU, width=16).branches is not None
-    rows = lay(pooled(short, long), CPU, width=16)
+    assert padded(short, CPU, width=16).branches is None  # two rows are less to compute than one that is twice as long
+    assert padded(long, CPU, width=16).branches is not None
+    rows = padded(pooled(short, long), CPU, width=16)
     assert [int(row.max()) for row in rows.branches * rows.attention_mask] == [1, 1, 2]
     assert rows.predicts.tolist() == [*range(59), *range(92, 92 + 59), *(184 + 88 + n for n in (0, 1, 0))]
 
 
 def test_many_long_completions_are_cut_into_several_rows():
     ids = torch.ones(1, 32, 40, dtype=torch.long)
-    rows = lay(Batch((tuple(range(1, 201)),), ids, ids > 0), CPU, width=16)
+    rows = padded(Batch((tuple(range(1, 201)),), ids, ids > 0), CPU, width=16)
     assert rows.input_ids.shape == (4, 200 + 8 * 40)
     assert len(rows.predicts) == 32 * 40
 
@@ -115,7 +115,7 @@ def test_many_long_completions_are_cut_into_several_rows():
 def test_the_order_is_the_masks_in_shared_rows_too(make_batch):
     batch = make_batch(4, 3, holes=True, absent=[(0, 1), (2, 2)])
     batch = dataclasses.replace(batch, prompt_ids=tuple(tuple(range(1, 20)) for _ in range(4)))
-    rows = lay(batch, CPU, width=16)
+    rows = padded(batch, CPU, width=16)
     assert rows.branches is not None
     found = []
     for place in rows.predicts.tolist():

@@ -209,14 +209,14 @@ def test_a_study_computes_its_reference_once(tmp_path, monkeypatch):
     """Another objective, β, seed, adapter and micro-batch: the second run asks the reference for nothing of the data."""
     model, data = tiny_model(tmp_path / "model"), tiny_pairs(tmp_path / "pairs.jsonl")
     file = tiny_recipe(tmp_path, model, data, train="{epochs: 1, batch_size: 8, lr: 1e-3, threads: 1}")
-    asked, forward = [], Reference._live
+    asked, forward = [], Reference._compute
 
     def counted(self, batch, needs):
         if "origin" not in batch.columns:  # evaluation also asks of samples
             asked.append(int(batch.present.sum()))
         return forward(self, batch, needs)
 
-    monkeypatch.setattr(Reference, "_live", counted)
+    monkeypatch.setattr(Reference, "_compute", counted)
 
     def losses(name, *overrides):
         asked.clear()

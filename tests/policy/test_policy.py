@@ -196,7 +196,7 @@ def test_statistics_are_their_formulas(llama, make_batch, plain_logps):
 def test_divergences_are_those_of_whole_vocabularies(make_llama, make_batch):
     batch = make_batch(holes=True, absent=[(1, 1)], columns={"temperature": torch.tensor([0.5, 1.0, 2.0])})
     policy, other = Policy(make_llama(0)), Policy(make_llama(1))
-    policy.beside(other)
+    policy.attach_reference(other)
     found = policy(batch, Needs(statistics=frozenset(head.DIVERGENCES))).statistics
 
     def distributions(model):
@@ -214,7 +214,7 @@ def test_divergences_are_those_of_whole_vocabularies(make_llama, make_batch):
 
 
 def test_divergence_without_a_reference_is_refused(llama, make_batch):
-    with pytest.raises(PrefoptError, match=r"policy\.beside"):
+    with pytest.raises(PrefoptError, match=r"policy\.attach_reference"):
         llama(make_batch(), Needs(statistics=frozenset({"kl_ref_policy"})))
 
 

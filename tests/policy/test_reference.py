@@ -161,7 +161,7 @@ def test_a_following_reference_returns_to_its_place(setup, make_batch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_kl_to_the_reference_grows_as_the_policy_trains(kind, setup, make_batch):
     policy, reference = setup(kind)
-    policy.beside(reference.policy)
+    policy.attach_reference(reference.policy)
     batch, needs = make_batch(), Needs(reference=True, statistics=frozenset({"kl_ref_policy"}))
     assert policy(batch, needs).statistics["kl_ref_policy"].abs().max() < 1e-12
     assert not reference(batch, needs).statistics, "the reference is the same whatever the policy does"

@@ -201,7 +201,7 @@ def test_population_has_every_label_at_its_probability():
 def test_policy_says_what_the_table_says(make_batch):
     table, other = random_policy(0), random_policy(1)
     policy = tabular(table)
-    policy.beside(tabular(other).frozen())
+    policy.attach_reference(tabular(other).frozen())
     batch = population(bradley_terry(table.log()))
     names = frozenset({"entropy", "log_sum_squares", "kl_policy_ref", "kl_ref_policy"})
     outputs = policy(batch, Needs(statistics=names))
@@ -225,7 +225,7 @@ def test_policy_says_what_the_table_says(make_batch):
 def test_temperature_divides_the_logits_of_both(make_batch):
     table, other = random_policy(0), random_policy(1)
     policy = tabular(table)
-    policy.beside(tabular(other).frozen())
+    policy.attach_reference(tabular(other).frozen())
     batch = population(bradley_terry(table.log()))
     batch = replace(batch, columns=batch.columns | {"temperature": torch.full((len(batch),), 0.5)})
     outputs = policy(batch, Needs(statistics=frozenset({"kl_policy_ref"})))
@@ -257,7 +257,7 @@ def test_absent_completions_are_0():
     [
         (Needs(rewards=True), "gives none"),
         (Needs(statistics=frozenset({"surprise"})), "unknown statistics"),
-        (Needs(statistics=frozenset({"kl_policy_ref"})), "beside"),
+        (Needs(statistics=frozenset({"kl_policy_ref"})), "attach_reference"),
     ],
 )
 def test_refuses_what_it_cannot_say(needs, message):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prefopt.policy.decode.growing import GrowingLayer, growing_cache
 from prefopt.policy.policy import Policy
-from prefopt.policy.rows import trunk
-from prefopt.policy.rows.attention import Prompts, attends_by_segments
+from prefopt.policy.rows import prefix_sharing
+from prefopt.policy.rows.attention import Prompts, use_segment_attention
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +110,14 @@ def reading_of(policy: Policy, prompts: Sequence[Sequence[int]], copies: int) ->
     """
     backbone = getattr(policy.causal, policy.causal.base_model_prefix)
     layers = growing_cache(policy.causal.config).layers
-    if copies < 2 or not attends_by_segments(backbone) or not all(type(layer) is GrowingLayer for layer in layers):
+    if copies < 2 or not use_segment_attention(backbone) or not all(type(layer) is GrowingLayer for layer in layers):
         return Reading(policy)
-    kind = ("shared prompts", *trunk.kind_of(backbone, policy.device))
+    kind = ("shared prompts", *prefix_sharing.numerics_key(backbone, policy.device))
     ranked = sorted(prompts, key=len)
-    compared, longest = trunk.EXACT.get(kind, 0), len(ranked[-1])
+    compared, longest = prefix_sharing.VERIFIED.get(kind, 0), len(ranked[-1])
     if compared != NEVER and longest > 2 * compared:
         doubt = _doubt(policy, [ranked[0], ranked[-1]])
-        compared = trunk.EXACT[kind] = NEVER if doubt else longest
+        compared = prefix_sharing.VERIFIED[kind] = NEVER if doubt else longest
         if doubt:
             log.info("%s cannot write from shared prompts (%s)", type(backbone).__name__, doubt)
     return Reading(policy) if compared == NEVER else SharedReading(policy)
@@ -129,7 +129,7 @@ def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
     tokens = torch.tensor([[prompt[0], prompt[-1]] for prompt in prompts], device=policy.device).flatten()
     rows = torch.arange(1, len(tokens), device=policy.device)
     try:
-        trunk.refuse_windows(policy.causal.config.get_text_config())
+        prefix_sharing.refuse_windows(policy.causal.config.get_text_config())
         for steps, reading in zip(logits, (SharedReading(policy), Reading(policy)), strict=True):
             steps.append(reading.start(prompts, 2))
             steps.append(reading.step(tokens))

@@ -1,7 +1,7 @@
-"""Attention over prompts and their completions, packed into one row: each segment by itself, so nothing is masked in vain.
+"""Attention over prompts and their completions packed into one row: one call for each segment, so nothing masked is computed.
 
-For a CPU, where a call costs little beside what it computes. On a GPU many small calls would wait for each other, and a mask for a
-padded row (`layout.tree_mask`) is the faster way.
+For CPUs, where the overhead of a call is small. On a GPU many small calls would be slow, and a mask for padded rows
+(`layout.tree_mask`) is faster.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "prefopt"
-"""Of this attention in the configs of models. Without segments it is transformers' `sdpa`."""
+from prefopt.policy.compat import UNSUPPORTED_ATTENTION, attention_of, can_set_attention, flash_attention_cpu
 
-UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What architectures may ask of their attention and this one does not know (grep of transformers 5.23)."""
+NAME = "prefopt"
+"""The name of this attention in the configs of models. Without segments it is transformers' `sdpa`."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where prompts and completions are in a packed row.
+    """The boundaries of prompts and completions in a packed row.
 
     Attributes:
         groups: for each prompt, its number of tokens and that of each completion, in the order of the row.
@@ -38,7 +37,7 @@ class Segments:
         return [size for prompt, completions in self.groups for size in (prompt, *completions)]
 
     def mask(self, before: int, own: int, window: int | None, like: Tensor) -> Tensor:
-        """[own, before + own], added to the scores of tokens that follow `before` others; made once for all layers."""
+        """[own, before + own], added to the scores of `own` tokens that follow `before` others; built once for all layers."""
         key = (before, own, window, like.dtype, like.device)
         if key not in self._masks:
             sees = torch.ones(own, before + own, dtype=torch.bool, device=like.device).tril(before)
@@ -51,11 +50,11 @@ class Segments:
 
 @dataclass
 class Prompts:
-    """Keys and values of prompts that rows go on from.
+    """Keys and values of prompts that rows continue.
 
     Attributes:
         layers: of each layer and prompt, keys and values [1, kv heads, length, D].
-        rows: how many rows go on from each prompt; rows stand in the order of the prompts.
+        rows: how many rows continue each prompt; rows are in the order of the prompts.
     """
 
     layers: Sequence[Sequence[tuple[Tensor, Tensor]]]
@@ -75,20 +74,20 @@ def segment_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """[1, T, heads, D]: a prompt's tokens see those before them; a completion's see the prompt and those before them.
+    """[1, T, heads, D]: a prompt's tokens attend to those before them; a completion's to the prompt and those before them.
 
     Args:
         module: the attention layer.
         query: [1, heads, T, D].
         key: [1, heads or fewer, T, D].
         value: like `key`.
-        attention_mask: not looked at where there are segments.
+        attention_mask: ignored where there are segments.
         segments: of the row; None is `sdpa`.
-        prompts: that rows go on from, by one token each, [N, heads, 1, D]; keys and values are of what follows the prompts.
+        prompts: that N rows continue by one token each, query [N, heads, 1, D]; keys and values are of what follows the prompts.
         dropout: of attention probabilities.
         scaling: of scores; None is 1/√D.
-        sliding_window: how many tokens back a token sees, itself included; None is all.
-        others: what else the architecture has to say.
+        sliding_window: how many tokens back a token attends, itself included; None is all.
+        others: further arguments of the architecture.
 
     Raises:
         ValueError: it asks for a kind of attention that is not this one.
@@ -101,7 +100,7 @@ def segment_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
     _refuse(others)
     copies = query.shape[1] // key.shape[1]
-    # Views made by `split` have one backward pass together; slices would fill a row with zeros for each.
+    # The backward pass of `split` is one concatenation; slices would each fill a whole row with zeros.
     queries, keys, values = (
         iter(whole.split(segments.sizes, 2)) for whole in (query, repeat_kv(key, copies), repeat_kv(value, copies))
     )
@@ -114,34 +113,34 @@ def segment_attention(
             query, key, value, mask, dropout, is_causal=plain, scale=scaling
         )
 
-    found = []
+    outputs = []
     for prompt, completions in segments.groups:
         keys_before, values_before = next(keys), next(values)
-        found.append(attend(0, next(queries), keys_before, values_before))
+        outputs.append(attend(0, next(queries), keys_before, values_before))
         for _ in completions:
             seen = (torch.cat([one, next(rest)], 2) for one, rest in ((keys_before, keys), (values_before, values)))
-            found.append(attend(prompt, next(queries), *seen))
-    return torch.cat(found, 2).transpose(1, 2), None
+            outputs.append(attend(prompt, next(queries), *seen))
+    return torch.cat(outputs, 2).transpose(1, 2), None
 
 
 def _refuse(others: Mapping[str, Any]) -> None:
-    if odd := [name for name in (*UNKNOWN, "sliding_window") if others.get(name) is not None]:
-        raise ValueError(f"its attention has {odd[0]}")
+    if unknown := [name for name in (*UNSUPPORTED_ATTENTION, "sliding_window") if others.get(name) is not None]:
+        raise ValueError(f"its attention has {unknown[0]}")
 
 
 def _after_prompts(
     module: Any, query: Tensor, key: Tensor, value: Tensor, prompts: Prompts, scaling: float | None
 ) -> Tensor:
-    """[N, 1, heads, D]: attention to a row's prompt and to what follows it, put together by what normalises the two."""
+    """[N, 1, heads, D]: attention to a row's prompt and to what follows it, combined by their normalisers."""
     rows, heads, _, size = query.shape
-    grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)  # queries that share keys, as so many places
-    own, own_log = _flash(grouped, key, value, scaling)
+    grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)  # queries that share keys become positions
+    own, own_log = flash_attention_cpu(grouped, key, value, scaling)
     parts = []
     for of_prompt, (keys, values) in zip(
         grouped.split(list(prompts.rows)), prompts.layers[module.layer_idx], strict=True
     ):
         if len(of_prompt):
-            seen, log = _flash(of_prompt.transpose(0, 1).flatten(1, 2)[None], keys, values, scaling)
+            seen, log = flash_attention_cpu(of_prompt.transpose(0, 1).flatten(1, 2)[None], keys, values, scaling)
             parts.append((seen.unflatten(2, (len(of_prompt), -1)), log.unflatten(2, (len(of_prompt), -1))))
     before = torch.cat([seen[0].transpose(0, 1) for seen, _ in parts])
     before_log = torch.cat([log[0].transpose(0, 1) for _, log in parts])
@@ -149,21 +148,15 @@ def _after_prompts(
     return (share * before + (1 - share) * own).view(rows, 1, heads, size)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
-    """What is seen of all keys, and the logarithm of what normalises it, without a gradient."""
-    seen, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scaling)
-    return seen, normaliser
+def use_segment_attention(backbone: PreTrainedModel) -> bool:
+    """Let a model on a CPU that uses `sdpa` use this attention instead; returns whether it does now.
 
-
-def attends_by_segments(backbone: PreTrainedModel) -> bool:
-    """Have the model use this attention where it used `sdpa` on a CPU; whether it does now.
-
-    It stays so, because gradient checkpointing attends once more in the backward pass; without segments nothing changes.
+    It is not switched back, because gradient checkpointing attends again in the backward pass; without segments nothing changes.
     """
-    if backbone.device.type != "cpu":  # one that has moved keeps the name, and `sdpa` behind it
+    if backbone.device.type != "cpu":  # a model that was moved keeps the name, which means `sdpa` there
         return False
-    name = backbone.config.get_text_config()._attn_implementation
-    if name == "sdpa" and backbone._can_set_attn_implementation():
+    name = attention_of(backbone.config.get_text_config())
+    if name == "sdpa" and can_set_attention(backbone):
         backbone.set_attn_implementation(NAME)
         return True
     return name == NAME

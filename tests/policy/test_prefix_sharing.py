@@ -13,7 +13,7 @@ from prefopt.policy import Policy
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.rows.attention import NAME, Segments
 from prefopt.policy.rows.layout import tree_mask
-from prefopt.policy.rows.trunk import Trunk
+from prefopt.policy.rows.prefix_sharing import PrefixSharing
 
 GEMMA = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8}
 KINDS = ["sliding_attention", "full_attention"]
@@ -86,10 +86,10 @@ def everything(policy: Policy, batch: Batch, needs: Needs, gradients) -> tuple[t
 
 def compare(policy: Policy, batch: Batch, needs: Needs, gradients, tolerance: float = 1e-5) -> None:
     shared = everything(policy, batch, needs, gradients)
-    for trunk in {policy._trunk, getattr(policy.critic, "_trunk", policy._trunk)}:
-        assert trunk.shares
-        assert trunk._compared > 0, "nothing was shared"
-        trunk.shares = False
+    for sharing in {policy._prefix_sharing, getattr(policy.critic, "_prefix_sharing", policy._prefix_sharing)}:
+        assert sharing.shares
+        assert sharing._compared > 0, "nothing was shared"
+        sharing.shares = False
     plain = everything(policy, batch, needs, gradients)
     torch.testing.assert_close(shared[0], plain[0], rtol=0, atol=tolerance)
     assert (shared[1] - plain[1]).norm() < 1e-4 * plain[1].norm()
@@ -100,10 +100,10 @@ def compare(policy: Policy, batch: Batch, needs: Needs, gradients, tolerance: fl
 @pytest.mark.parametrize("name", EXACT)
 def test_exact(name, lora, way, make_model, gradients):
     policy = Policy(make_model(name, lora=lora))
-    policy._trunk.packs = way == "packed"
+    policy._prefix_sharing.packs = way == "packed"
     compare(policy, groups(), Needs(statistics=frozenset({"entropy"})), gradients)
     assert policy._head is not None
-    assert policy._trunk.packs == (way == "packed")
+    assert policy._prefix_sharing.packs == (way == "packed")
     assert (policy.causal.config._attn_implementation == NAME) == (way == "packed" and name not in CAPPED)
 
 
@@ -112,7 +112,7 @@ def test_packed_rows_are_exact_under_gradient_checkpointing(make_model, gradient
     policy = Policy(make_model("Llama").train())
     policy.model.gradient_checkpointing_enable()
     compare(policy, groups(), Needs(), gradients)
-    assert policy._trunk.packs
+    assert policy._prefix_sharing.packs
 
 
 @pytest.mark.parametrize("completions", [1, 2, 4, 9])
@@ -123,9 +123,9 @@ def test_exact_for_every_number_of_completions(completions, make_model, gradient
 
 def test_one_completion_each_needs_no_mask(make_model):
     policy = Policy(make_model("Llama"))
-    policy._trunk.packs = False
+    policy._prefix_sharing.packs = False
     policy(groups(2).first(1), Needs())
-    assert policy._trunk._compared == 0
+    assert policy._prefix_sharing._compared == 0
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["head", "model"])
@@ -143,7 +143,7 @@ def test_other_architectures_fall_back_and_say_so(name, make_model, gradients, p
     with caplog.at_level(logging.WARNING, "prefopt"):
         logps = policy(batch, Needs()).logps
         policy(batch, Needs())
-    assert not policy._trunk.shares
+    assert not policy._prefix_sharing.shares
     assert len([record for record in caplog.records if "a row for each" in record.message]) == 1
     with torch.no_grad():
         torch.testing.assert_close(logps.double(), plain_logps(policy.model, batch), rtol=0, atol=1e-5)
@@ -151,32 +151,34 @@ def test_other_architectures_fall_back_and_say_so(name, make_model, gradients, p
 
 def test_a_difference_that_shows_in_long_rows_only_is_found(make_model, monkeypatch, caplog):
     """A window that the mask does not know of must be noticed when rows grow beyond it."""
-    trunk, backbone = Trunk(), make_model("Mistral", sliding_window=40).model
-    trunk.packs = False
-    monkeypatch.setattr("prefopt.policy.rows.trunk.tree_mask", lambda rows, dtype, window: tree_mask(rows, dtype))
+    sharing, backbone = PrefixSharing(), make_model("Mistral", sliding_window=40).model
+    sharing.packs = False
+    monkeypatch.setattr(
+        "prefopt.policy.rows.prefix_sharing.tree_mask", lambda rows, dtype, window: tree_mask(rows, dtype)
+    )
     with torch.no_grad():
-        trunk(backbone, groups(prompt=8))
-        assert trunk.shares
-        trunk(backbone, groups(prompt=48))
-    assert not trunk.shares
+        sharing(backbone, groups(prompt=8))
+        assert sharing.shares
+        sharing(backbone, groups(prompt=48))
+    assert not sharing.shares
     assert "states differ" in caplog.text
 
 
 def test_segments_that_are_not_exact_give_way_to_a_mask(make_model, monkeypatch):
-    trunk, backbone = Trunk(), make_model("Mistral", sliding_window=40).model
+    sharing, backbone = PrefixSharing(), make_model("Mistral", sliding_window=40).model
     exact = Segments.mask
     monkeypatch.setattr(Segments, "mask", lambda self, before, own, window, like: exact(self, before, own, None, like))
     with torch.no_grad():
-        trunk(backbone, groups(prompt=8))
-        assert trunk.packs
-        trunk(backbone, groups(prompt=48))
-    assert trunk.shares
-    assert not trunk.packs
+        sharing(backbone, groups(prompt=8))
+        assert sharing.packs
+        sharing(backbone, groups(prompt=48))
+    assert sharing.shares
+    assert not sharing.packs
 
 
 def test_a_second_model_of_the_kind_is_not_compared_again(make_model, monkeypatch):
-    compared, compare_once = [], Trunk._compare
-    monkeypatch.setattr(Trunk, "_compare", lambda *given: compared.append(given[2]) or compare_once(*given))
+    compared, compare_once = [], PrefixSharing._compare
+    monkeypatch.setattr(PrefixSharing, "_compare", lambda *given: compared.append(given[2]) or compare_once(*given))
     for number, (changes, prompt) in enumerate([({}, 12), ({}, 12), ({"rms_norm_eps": 1e-3}, 12), ({}, 80)]):
         before = len(compared)
         Policy(make_model("Llama", **changes))(groups(prompt=prompt), Needs())
@@ -186,8 +188,8 @@ def test_a_second_model_of_the_kind_is_not_compared_again(make_model, monkeypatc
 def test_dropout_is_no_difference(make_model):
     policy = Policy(make_model("GPT2").train())
     policy(groups(), Needs())
-    assert policy._trunk.shares
-    assert policy._trunk._compared > 0
+    assert policy._prefix_sharing.shares
+    assert policy._prefix_sharing._compared > 0
     assert policy.model.training
 
 
@@ -197,8 +199,8 @@ def test_bf16_shares(autocast, make_model):
     policy = Policy(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logps = policy(groups(), Needs()).logps
-        assert policy._trunk._compared > 0
-        assert policy._trunk.shares
+        assert policy._prefix_sharing._compared > 0
+        assert policy._prefix_sharing.shares
         exact = Policy(make_model("Llama"))(groups(), Needs()).logps
     torch.testing.assert_close(logps, exact, rtol=0.05, atol=0.1)
 

@@ -1,0 +1,67 @@
+"""Private names of libraries that prefopt relies on, each with the version that it was seen in.
+
+Look here first when an upgrade of torch, transformers or peft breaks something.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.dropout import _DropoutNd  # torch 2.13
+
+SCALES = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling",)
+CAPS = ("final_logit_softcapping",)
+"""Names in configs under which architectures scale, divide or cap logits behind the LM head (transformers 5.23)."""
+
+WINDOWS = ("window_size", "attention_window", "attention_window_size", "attention_chunk_size", "local_attention")
+"""Names in configs of ways to attend to a part of a row that a mask does not express (transformers 5.23)."""
+
+UNSUPPORTED_ATTENTION = ("softcap", "s_aux", "position_bias", "head_mask")
+"""Arguments by which architectures ask their attention for more than ours can do (transformers 5.23)."""
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout layer's probability to 0 (`_DropoutNd` is the base class of them all; torch 2.13)."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+
+
+def attention_of(config: Any) -> str | None:
+    """The name of the attention implementation that a model uses (`_attn_implementation`; transformers 5.23)."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def can_set_attention(model: Any) -> bool:
+    """Whether a model looks its attention up by name (`_can_set_attn_implementation`; transformers 5.23)."""
+    return bool(model._can_set_attn_implementation())
+
+
+def flash_attention_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Attention on a CPU, and the logarithm of its normaliser, which the public function does not return (torch 2.13).
+
+    It has no derivative here.
+    """
+    output, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+    return output, normaliser
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of the weights: FSDP2 (DTensor), FSDP1 (`_is_flat_param`, torch 2.13) or ZeRO-3 (`ds_id`)."""
+    return any(isinstance(p, DTensor) or {"ds_id", "_is_flat_param"} & vars(p).keys() for p in model.parameters())
+
+
+def adapter_prefix(model: Any) -> str:
+    """What the names of an adapter's weights contain (`prefix` of the tuner; peft 0.21)."""
+    prefix: str = getattr(model.base_model, "prefix", "lora_")
+    return prefix
+
+
+def ignore_renamed_checkpointing() -> None:
+    """Ignore the warning of transformers 5.23 about the old names for gradient checkpointing, which peft 0.21 uses."""
+    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable"):
+        warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
