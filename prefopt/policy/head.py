@@ -109,25 +109,21 @@ def token_statistics(
 
     if not names and {"entropy"}.issuperset(watched) and isinstance(states.logits, Head) and states.logits.is_linear:
         return _linear_statistics(states.logits, states.hidden, tokens, temperature, "entropy" in watched)
-    if torch.is_grad_enabled() and (
-        more := {*watched} - {*names}
-    ):  # separately, so that only log-probs have a gradient
+    if torch.is_grad_enabled() and (more := {*watched} - {*names}):  # apart: only log-probs have a gradient
         with torch.no_grad():
             further = token_statistics(states, tokens, temperature, more, reference)
         return further | token_statistics(states, tokens, temperature, names, reference)
     names = sorted({*names, *watched})
 
-    def of_chunk(
-        hidden: Tensor, tokens: Tensor, temperature: Tensor | None, reference_hidden: Tensor | None
-    ) -> list[Tensor]:
+    def of_chunk(hidden: Tensor, tokens: Tensor, temperature: Tensor | None, theirs: Tensor | None) -> list[Tensor]:
         scores = _scaled(states.logits(hidden), temperature)
         normaliser = scores.logsumexp(-1)
         logps = [scores.gather(-1, tokens[:, None]).squeeze(-1) - normaliser]
         own = scores - normaliser[:, None] if names else scores
         other = own
-        if reference is not None and reference_hidden is not None:
+        if reference is not None and theirs is not None:
             with torch.no_grad():
-                other = _scaled(reference.logits(reference_hidden), temperature).log_softmax(-1)
+                other = _scaled(reference.logits(theirs), temperature).log_softmax(-1)
         return logps + [STATISTICS[n](own) if n in STATISTICS else DIVERGENCES[n](own, other) for n in names]
 
     size = max(1, CHUNK_ELEMENTS // states.vocabulary)
