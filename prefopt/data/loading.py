@@ -1,4 +1,4 @@
-"""Where rows come from: files, a Python function, or a data set of the Hugging Face hub."""
+"""Loading rows from files, a Python function, or a data set of the Hugging Face hub."""
 
 import csv
 import glob
@@ -16,11 +16,11 @@ from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given, as_rows, refuse_text_of_object
 from prefopt.support.plugins import load_object
 
-Row = tuple[str, Mapping[str, Any]]
-"""What messages call the row (file:line), and its columns."""
+NamedRow = tuple[str, Mapping[str, Any]]
+"""How messages name a row (file:line), and its columns."""
 
 BATCH = 1024
-"""Rows of a Parquet file that are in memory together."""
+"""Rows of a Parquet file that are read at a time."""
 
 
 def load_examples(
@@ -31,7 +31,7 @@ def load_examples(
     folder: Path | None = None,
     adapt: str | None = None,
 ) -> DiskRows[Example]:
-    """The examples of a data set, read one after another and kept on disk.
+    """The examples of a data set, read one after another and stored on disk.
 
     Args:
         data: a .jsonl, .json, .csv or .parquet file, a glob of them, or a list of these; or a function that yields
@@ -40,8 +40,8 @@ def load_examples(
         arguments: keyword arguments of the function, or of `datasets.load_dataset`.
         split: of a hub data set, its split; of anything else, only the rows whose `split` column has this value.
         folder: where files are looked for before the working directory: the folder of the recipe that names them.
-        adapt: a function, `module.path:function` or `file.py:function`, that makes a row of a known format of each row, or None,
-            which leaves the row out.
+        adapt: a function, `module.path:function` or `file.py:function`, that turns each row into one of a known format, or returns
+            None to leave it out.
 
     Raises:
         PrefoptError: nothing found, nothing in it, a row that cannot be read (names file and line), or no room on the disk.
@@ -62,8 +62,8 @@ def load_examples(
     return examples
 
 
-def _parsed(rows: Iterator[Row]) -> Iterator[Example]:
-    """The rows of one file; all of one format, so that a missing value is an error and not another format."""
+def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
+    """The rows of one file as examples. All must have one format, so that a missing value is an error and not another format."""
     first = None
     for where, row in rows:
         kind = recognise(row, where)
@@ -76,7 +76,9 @@ def _parsed(rows: Iterator[Row]) -> Iterator[Example]:
         yield parse(row, where)
 
 
-def _sources(data: str, arguments: dict[str, Any], split: str | None, folder: Path | None) -> Iterator[Iterator[Row]]:
+def _sources(
+    data: str, arguments: dict[str, Any], split: str | None, folder: Path | None
+) -> Iterator[Iterator[NamedRow]]:
     """The rows of each file, function or data set that `data` names."""
     refuse_text_of_object(data, "source.data")
     path = Path(data)
@@ -112,8 +114,8 @@ def _files(data: str, folder: Path | None) -> list[Path]:
     raise PrefoptError(f"{data}: no such file (looked from {looked}).{nearest(given.name, known)}")
 
 
-def _only(rows: Iterator[Row], split: str, name: str) -> Iterator[Row]:
-    """Rows whose `split` column says so."""
+def _only(rows: Iterator[NamedRow], split: str, name: str) -> Iterator[NamedRow]:
+    """Rows with this value in the column `split`."""
     seen = set()
     kept = 0
     for where, row in rows:
@@ -127,17 +129,17 @@ def _only(rows: Iterator[Row], split: str, name: str) -> Iterator[Row]:
         raise PrefoptError(f"{name}: no row of split {split!r}; there are {sorted(seen)}")
 
 
-# Files. We read text formats ourselves, because messages must name the line.
+# Files. Text formats are read here, not by a library, because messages name the line.
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path) -> Iterator[NamedRow]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             where = f"{path}:{number}"
             yield where, _mapping(_json(line, where), where)
 
 
-def _json_file(path: Path) -> Iterator[Row]:
+def _json_file(path: Path) -> Iterator[NamedRow]:
     first = next((line for line in _lines(path) if line.strip()), "")
     if first.lstrip().startswith("{"):  # JSON Lines under another name
         yield from _jsonl(path)
@@ -149,7 +151,7 @@ def _json_file(path: Path) -> Iterator[Row]:
         yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[NamedRow]:
     reader = csv.DictReader(_lines(path), strict=True)
     while True:
         start = reader.line_num + 1
@@ -167,18 +169,18 @@ def _csv(path: Path) -> Iterator[Row]:
 
 _JSON_COLUMNS = frozenset({"completions", "scores", "ranks", "votes", "preference", "messages"})
 _TEXT_COLUMNS = frozenset({"text", "group", "split", "label"})
-_TALK_COLUMNS = frozenset({"prompt", "chosen", "rejected", "completion"})
+_CONVERSATION_COLUMNS = frozenset({"prompt", "chosen", "rejected", "completion"})
 
 
 def _cell(name: str, value: str | None, where: str) -> Any:
     """A CSV value: JSON where the column must hold it, text where it must be text, numbers and lists elsewhere."""
-    if value is None or (value == "" and name not in _TALK_COLUMNS):
+    if value is None or (value == "" and name not in _CONVERSATION_COLUMNS):
         return None
     if name in _JSON_COLUMNS:
         return _json(value, f"{where}: {name}")
     if name in _TEXT_COLUMNS:
         return value
-    if name in _TALK_COLUMNS and not value.lstrip().startswith("[{"):
+    if name in _CONVERSATION_COLUMNS and not value.lstrip().startswith("[{"):
         return value
     try:
         parsed = json.loads(value)
@@ -187,7 +189,7 @@ def _cell(name: str, value: str | None, where: str) -> Any:
     return value if isinstance(parsed, dict) else parsed
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[NamedRow]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
@@ -203,7 +205,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 yield f"{path}:row {number}", row
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[NamedRow]]] = {
     ".jsonl": _jsonl,
     ".json": _json_file,
     ".csv": _csv,
@@ -221,7 +223,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _undecodable(path: Path) -> int:
-    """The number of the first line that is not UTF-8; text is decoded in blocks, which know no lines."""
+    """The number of the first line that is not UTF-8; a decoding error does not say it, because text is decoded in blocks."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -254,8 +256,8 @@ def _function(path: str, folder: Path | None) -> Callable[..., Any]:
     return function
 
 
-def _adapted(rows: Iterator[Row], change: Callable[..., Any], name: str) -> Iterator[Row]:
-    """Each row as the function makes it; what it cannot read is refused with the row's place."""
+def _adapted(rows: Iterator[NamedRow], change: Callable[..., Any], name: str) -> Iterator[NamedRow]:
+    """Each row as the function returns it; errors name the row."""
     for where, row in rows:
         try:
             changed = change(row)
@@ -269,7 +271,7 @@ def _adapted(rows: Iterator[Row], change: Callable[..., Any], name: str) -> Iter
             yield where, _mapping(changed, where)
 
 
-def _given(data: Given, arguments: dict[str, Any]) -> Iterator[Row]:
+def _given(data: Given, arguments: dict[str, Any]) -> Iterator[NamedRow]:
     """The rows of an object from Python: a list of dicts, a table, or a function that yields them."""
     rows = as_rows(data.object)
     if rows is None and not callable(data.object):
@@ -281,7 +283,7 @@ def _given(data: Given, arguments: dict[str, Any]) -> Iterator[Row]:
     return ((f"{data}: row {number}", _mapping(row, f"{data}: row {number}")) for number, row in enumerate(rows, 1))
 
 
-def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[Row]:
+def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[NamedRow]:
     function = _function(path, folder)
     try:
         inspect.signature(function).bind(**arguments)
@@ -294,7 +296,7 @@ def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterat
 # The hub
 
 
-def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Row]:
+def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[NamedRow]:
     import datasets
 
     if "trust_remote_code" in arguments:
@@ -303,7 +305,7 @@ def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Ro
         return
     try:
         data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, **arguments)
-    except Exception as error:  # offline, unknown id and wrong arguments come as a dozen unrelated classes
+    except Exception as error:  # offline, unknown ids and wrong arguments raise many unrelated classes
         _unreachable(name, error)
     if isinstance(data, datasets.Dataset):
         data = {split or "train": data}
@@ -317,7 +319,7 @@ def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Ro
 
 
 def _on_disk(name: str) -> bool:
-    """A saved data set, or one of the hub that was loaded before."""
+    """Whether it is a saved data set, or one of the hub that was loaded before."""
     import datasets
 
     return Path(name).is_dir() or Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()

@@ -1,4 +1,4 @@
-"""In which order rollouts take prompts. A curriculum is an order of the source, not a loss."""
+"""The order in which sources take rows: shuffled, or a curriculum."""
 
 import copy
 import math
@@ -12,39 +12,39 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import digested
 
 Numbers = NDArray[np.intp]
-"""Of rows."""
+"""Row numbers."""
 
 
 class Order(Protocol):
-    """Which prompts come next, by their numbers; and a place that can be saved."""
+    """Yields row numbers; its state can be saved."""
 
     def take(self, count: int) -> list[int]:
-        """The next ones; the place moves."""
+        """The next `count` row numbers."""
         ...
 
     def observe(self, rows: Sequence[int], rewards: Sequence[float]) -> None:
-        """What the policy's completions of these prompts got on average."""
+        """Mean rewards of the policy's completions of these rows."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The place."""
+        """What `load_state_dict` needs to continue here."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Return there."""
+        """Continue from a saved state."""
         ...
 
 
 def permutation(rows: int, seed: int, epoch: int) -> Numbers:
-    """The order of an epoch: by a hash, so that no library's generator can change it from one version to the next."""
+    """The order of an epoch, by a hash: it does not depend on the version of a library's random generator."""
     return digested((f"{seed}:{epoch}:{row}" for row in range(rows)), rows).argsort(kind="stable")
 
 
 class Shuffled:
-    """An endless sequence of epochs, each a permutation that depends on the seed and the epoch alone, without a gap between.
+    """An endless sequence of epochs, each a permutation that depends on the seed and the number of the epoch alone.
 
     Args:
-        rows: how many there are.
+        rows: number of rows.
         seed: of the permutations.
     """
 
@@ -55,47 +55,47 @@ class Shuffled:
         self._epoch: tuple[int, Numbers] = (-1, np.empty(0, np.intp))
 
     def take(self, count: int) -> list[int]:
-        """The next ones; the place moves."""
+        """The next `count` row numbers."""
         places = range(self.drawn, self.drawn + count)
         self.drawn += count
         return [self._at(place) for place in places]
 
     def observe(self, rows: Sequence[int], rewards: Sequence[float]) -> None:
-        """Rewards do not matter here."""
+        """Rewards are not used."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, and what it is a place in."""
+        """The position, and the rows and seed that it belongs to."""
         return {"drawn": self.drawn, "rows": self.rows, "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Return to a place.
+        """Continue from a saved state.
 
         Raises:
-            PrefoptError: it is a place in other data, or in another order.
+            PrefoptError: the state is of other data or another seed.
         """
         _check_same(state, {"rows": self.rows, "seed": self.seed})
         self.drawn = state["drawn"]
 
     def _at(self, place: int) -> int:
-        """The row at a place of the endless sequence."""
+        """The row at a position of the endless sequence."""
         epoch, index = divmod(place, self.rows)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.arranged(epoch))
         return int(self._epoch[1][index])
 
     def arranged(self, epoch: int) -> Numbers:
-        """An epoch."""
+        """The order of an epoch."""
         return permutation(self.rows, self.seed, epoch)
 
 
 class EasyFirst:
-    """Epochs that begin with what is easiest: the shortest prompts, or those that now get the highest reward.
+    """Epochs in order of difficulty: shortest prompts first, or highest present reward first.
 
-    Bengio et al., "Curriculum learning", ICML 2009. Prompts whose reward is not known yet come first, shuffled; equally easy ones
-    are shuffled, too.
+    Bengio et al., "Curriculum learning", ICML 2009. Prompts without a reward yet come first; ties are
+    shuffled.
 
     Args:
-        rows: how many there are.
+        rows: number of rows.
         seed: of the shuffling.
         lengths: of each prompt; None orders by reward.
     """
@@ -109,7 +109,7 @@ class EasyFirst:
         self.rewards: dict[int, float] = {}
 
     def take(self, count: int) -> list[int]:
-        """The next ones; the place moves."""
+        """The next `count` row numbers."""
         while len(self.left) < count:
             shuffled = permutation(self.rows, self.seed, self.epoch)
             self.left = np.concatenate([self.left, _easiest(shuffled, self._difficulties())])
@@ -118,19 +118,19 @@ class EasyFirst:
         return taken.tolist()
 
     def observe(self, rows: Sequence[int], rewards: Sequence[float]) -> None:
-        """Remembers the last reward of each prompt."""
+        """Store the last reward of each prompt."""
         self.rewards |= {row: reward for row, reward in zip(rows, rewards, strict=True) if not math.isnan(reward)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, what is left of the epoch, and the rewards."""
+        """The epoch, the rest of it, and the rewards."""
         state = copy.deepcopy({k: v for k, v in vars(self).items() if k != "lengths"})
         return state | {"left": self.left.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Return to a place.
+        """Continue from a saved state.
 
         Raises:
-            PrefoptError: it is a place in other data, or in another order.
+            PrefoptError: the state is of other data or another seed.
         """
         _check_same(state, {"rows": self.rows, "seed": self.seed})
         self.epoch, self.rewards = state["epoch"], dict(state["rewards"])
@@ -141,16 +141,16 @@ class EasyFirst:
 
 
 class SelfPaced:
-    """Only the easiest prompts at first, by the reward that they get now, and more with every batch, until all are in.
+    """At first only the easiest prompts by their present reward, and gradually all.
 
-    Kumar, Packer & Koller, "Self-paced learning for latent variable models", NeurIPS 2010: what is easy is for the learner to
-    say, and the threshold is lowered as it learns. Here the share of prompts that are admitted grows linearly from a quarter to
-    all over the first `batches` batches. Those whose reward is not known yet count as the median.
+    Kumar, Packer & Koller, "Self-paced learning for latent variable models", NeurIPS 2010: the learner
+    decides what is easy, and the threshold falls as it learns. Here the share of admitted prompts grows linearly from a quarter to
+    all over the first `batches` batches. Prompts without a reward yet count as the median.
 
     Args:
-        rows: how many there are.
+        rows: number of rows.
         seed: of the draws among the admitted.
-        batches: after so many all are admitted; half of a run, say.
+        batches: number of batches after which all prompts are admitted; half of a run, say.
     """
 
     START = 0.25
@@ -164,7 +164,7 @@ class SelfPaced:
         self.rewards: dict[int, float] = {}
 
     def take(self, count: int) -> list[int]:
-        """The next ones: of those admitted, the ones that were had least often, in random order."""
+        """The next `count` row numbers: of the admitted prompts, those used least often, in random order."""
         share = self.START + (1 - self.START) * min(self.taken / self.batches, 1)
         known = sorted(self.rewards.values())
         median = known[len(known) // 2] if known else 0.0
@@ -179,32 +179,32 @@ class SelfPaced:
         return chosen
 
     def observe(self, rows: Sequence[int], rewards: Sequence[float]) -> None:
-        """Remembers the last reward of each prompt."""
+        """Store the last reward of each prompt."""
         self.rewards |= {row: reward for row, reward in zip(rows, rewards, strict=True) if not math.isnan(reward)}
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is, and what it knows."""
+        """Batches taken, visits and rewards."""
         return copy.deepcopy(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Return to a place.
+        """Continue from a saved state.
 
         Raises:
-            PrefoptError: it is a place in other data, or in another order.
+            PrefoptError: the state is of other data or another seed.
         """
         _check_same(state, {"rows": self.rows, "seed": self.seed})
         self.taken, self.visits, self.rewards = state["taken"], dict(state["visits"]), dict(state["rewards"])
 
 
 def _known(values: Mapping[int, float], rows: int, unknown: float) -> NDArray[np.float64]:
-    """[rows], with that number where there is none yet."""
-    found = np.full(rows, unknown, np.float64)
-    found[list(values)] = list(values.values())
-    return found
+    """[rows], with `unknown` where there is no value."""
+    filled = np.full(rows, unknown, np.float64)
+    filled[list(values)] = list(values.values())
+    return filled
 
 
 def _easiest(shuffled: Numbers, difficulty: NDArray[Any]) -> Numbers:
-    """The easiest first; equally easy ones stay as they are."""
+    """Sorted by difficulty, easiest first; ties stay in the given order."""
     return shuffled[difficulty[shuffled].argsort(kind="stable")]
 
 
@@ -214,7 +214,7 @@ ORDERS: dict[str, Callable[[Sequence[int], int, int], Order]] = {
     "reward": lambda lengths, seed, batches: EasyFirst(len(lengths), seed),
     "self-paced": lambda lengths, seed, batches: SelfPaced(len(lengths), seed, batches // 2),
 }
-"""By the name in a recipe: from the prompts' lengths in tokens, a seed, and the batches of a run."""
+"""By name in a recipe: makes an order from the prompts' lengths in tokens, a seed, and the number of batches of a run."""
 
 
 def _check_same(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which completions of a row an objective is given, and in which order."""
+"""Selecting the completions of a row that an objective needs, in the order that it needs."""
 
 import math
 from collections import Counter
@@ -22,8 +22,8 @@ EMBED = (
 )
 
 
-class Judged(Protocol):
-    """What `select_completions` reads of an `Example` or a `Tokenised`, which are the same to it."""
+class Selectable(Protocol):
+    """What the selection reads of a row: an `Example` or a `Tokenised`."""
 
     @property
     def size(self) -> int: ...  # noqa: D102
@@ -40,39 +40,39 @@ class Judged(Protocol):
     def with_axes(self, axes: Mapping[str, Axis]) -> Self: ...  # noqa: D102
 
 
-Row = TypeVar("Row", bound=Judged)
+SelectableRow = TypeVar("SelectableRow", bound=Selectable)
 Ties = Literal["drop", "keep"]
 
 
 def select_completions(
-    rows: Sequence[Row], needs: Needs, ties: Ties = "drop", counts: Counter[str] | None = None
-) -> Iterator[Row]:
-    """One ranked, rated or paired data set as what an objective needs, row by row.
+    rows: Sequence[SelectableRow], needs: Needs, ties: Ties = "drop", counts: Counter[str] | None = None
+) -> Iterator[SelectableRow]:
+    """Rows of any format as an objective needs them, one after another.
 
     completions   from a prompt with more of them
     -----------   -------------------------------
     None          all
     1, ordered    the best one
     1             each as a row of its own, its score relative to the mean of its prompt
-    K             the best, the worst, and those at even distances of rank between them
+    K             the best, the worst, and those at evenly spaced ranks between them
 
-    With `ordered` they come best first: by score, or by mean preference where there are no scores. Then ties have no
-    order: with `ties="drop"` only the first of them stays, with "keep" all stay, in the data's order. A choice
-    of one is never a tie.
+    With `ordered` they come best first: by score, or by mean preference where there are no scores. Tied completions
+    have no order: with `ties="drop"` only the first is kept, with "keep" all are, in the data's order. Selecting
+    the best one is not affected by ties.
 
     Args:
-        rows: examples, tokenised or not, so that this can refuse before any model is loaded.
+        rows: examples, tokenised or not: data can be checked before any model is loaded.
         needs: the objective's.
         ties: what to do with completions of equal score.
-        counts: where it is counted how often something was dropped.
+        counts: numbers of dropped prompts and completions are added to it.
 
     Raises:
-        PrefoptError: the rows lack what is needed; says what they have and which formats would do.
+        PrefoptError: the rows lack something that is needed; says what they have and which formats have it.
     """
     if ties not in ("drop", "keep"):
         raise PrefoptError(f"ties must be 'drop' or 'keep', not {ties!r}")
     if needs.rollouts:
-        _refuse(rows, needs, "it learns from the policy's own completions, which recorded data are not; use rollouts")
+        _refuse(rows, needs, "it learns from the policy's own completions, and these are recorded; use rollouts")
     if needs.named_scores:
         _refuse(
             rows,
@@ -92,16 +92,20 @@ def select_completions(
         _refuse(rows, needs, f"no row is left ({dropped}{first})")
 
 
-def select_checked(rows: Iterable[Row], needs: Needs, ties: Ties, counts: Counter[str]) -> Iterator[Row]:
-    """`select_completions` of rows that are known to have what it takes; perhaps none is left."""
-    change: Callable[[Row, Needs, Ties, Counter[str]], list[Row]] = _singles if needs.completions == 1 else _several
+def select_checked(
+    rows: Iterable[SelectableRow], needs: Needs, ties: Ties, counts: Counter[str]
+) -> Iterator[SelectableRow]:
+    """`select_completions` of rows that are known to have what the objective needs; may yield none."""
+    change: Callable[[SelectableRow, Needs, Ties, Counter[str]], list[SelectableRow]] = (
+        _singles if needs.completions == 1 else _several
+    )
     if needs.completions == 1 and needs.ordered:
         change = _best
     return (new for row in rows for new in change(_present(row.with_axes(needs.axes)), needs, ties, counts))
 
 
-def _check(row: Judged, rows: Sequence[Judged], needs: Needs) -> None:
-    """Refuses a row that lacks what no choice among completions could supply."""
+def _check(row: Selectable, rows: Sequence[Selectable], needs: Needs) -> None:
+    """Refuse a row that lacks something that the objective needs."""
     # Single completions of a prompt that was compared get their scores from the comparison.
     scored = needs.scores and not (needs.completions == 1 and not needs.ordered)
     if row.scores is None and (scored or (needs.scores and row.preference is None)):
@@ -116,21 +120,21 @@ def _check(row: Judged, rows: Sequence[Judged], needs: Needs) -> None:
         _refuse(rows, needs, f"{row.where} has {row.size} completions and nothing that orders them")
 
 
-def _must_order(needs: Needs, row: Judged) -> bool:
+def _must_order(needs: Needs, row: Selectable) -> bool:
     if row.size < 2:
         return False
     return needs.ordered or (needs.completions is not None and 1 < needs.completions < row.size)
 
 
-def _present(row: Row) -> Row:
-    """Without the completions that have no score though the row has scores."""
+def _present(row: SelectableRow) -> SelectableRow:
+    """Without completions that have no score, if the row has scores."""
     if row.scores is None or None not in row.scores:
         return row
     return row.select([i for i, score in enumerate(row.scores) if score is not None])
 
 
-def _several(row: Row, needs: Needs, ties: Ties, counts: Counter[str]) -> list[Row]:
-    """K of them, or all: in order, or as the data has them."""
+def _several(row: SelectableRow, needs: Needs, ties: Ties, counts: Counter[str]) -> list[SelectableRow]:
+    """K completions, or all; best first, or in the order of the data."""
     fewest = needs.completions or (2 if needs.ordered or needs.preference else 1)
     chosen = list(range(row.size))
     if row.size >= fewest and _must_order(needs, row):
@@ -147,8 +151,8 @@ def _several(row: Row, needs: Needs, ties: Ties, counts: Counter[str]) -> list[R
     return [row if chosen == list(range(row.size)) else row.select(chosen)]
 
 
-def _best(row: Row, needs: Needs, ties: Ties, counts: Counter[str]) -> list[Row]:
-    """The best of them, as something to imitate."""
+def _best(row: SelectableRow, needs: Needs, ties: Ties, counts: Counter[str]) -> list[SelectableRow]:
+    """The best completion."""
     if not row.size:
         counts[TOO_FEW] += 1
         return []
@@ -161,8 +165,8 @@ def _best(row: Row, needs: Needs, ties: Ties, counts: Counter[str]) -> list[Row]
     return [row.select([merits.index(max(merits))])]
 
 
-def _singles(row: Row, needs: Needs, ties: Ties, counts: Counter[str]) -> list[Row]:
-    """Each by itself; the sign of its score says whether it is better or worse than the mean of its prompt's."""
+def _singles(row: SelectableRow, needs: Needs, ties: Ties, counts: Counter[str]) -> list[SelectableRow]:
+    """Each completion as a row; its score is relative to the mean of its prompt, so positive means better than average."""
     if not row.size:
         counts[TOO_FEW] += 1
     if row.size < 2:
@@ -181,17 +185,17 @@ def _singles(row: Row, needs: Needs, ties: Ties, counts: Counter[str]) -> list[R
     return scored
 
 
-def _merits(row: Judged) -> list[float]:
-    """What completions are ordered by: the score, or else the mean probability to beat another one."""
+def _merits(row: Selectable) -> list[float]:
+    """What completions are ordered by: scores, or mean probabilities to beat another completion."""
     if row.scores is not None:
         return [score for score in row.scores if score is not None]
     assert row.preference is not None
-    # Rounded, because sums of equal probabilities in another order must still be a tie.
+    # Rounded, because equal probabilities summed in another order must be a tie.
     return [round((math.fsum(line) - line[i]) / max(row.size - 1, 1), 9) for i, line in enumerate(row.preference)]
 
 
 def _untied(ranked: list[int], merits: list[float], ties: Ties, counts: Counter[str]) -> list[int]:
-    """The first of each tie, or all."""
+    """Without all but the first of tied completions, unless ties are kept."""
     first = [i for n, i in enumerate(ranked) if n == 0 or merits[i] != merits[ranked[n - 1]]]
     if ties == "keep":
         counts[KEPT_TIED] += len(first) < len(ranked)
@@ -201,23 +205,23 @@ def _untied(ranked: list[int], merits: list[float], ties: Ties, counts: Counter[
 
 
 def _spread(ranked: list[int], count: int | None) -> list[int]:
-    """The first, the last, and what lies at even distances between them."""
+    """`count` of them: the first, the last, and evenly spaced ones between them."""
     if count is None or len(ranked) <= count:
         return ranked
     return [ranked[round(i * (len(ranked) - 1) / (count - 1))] for i in range(count)]
 
 
-def _refuse(rows: Sequence[Judged], needs: Needs, reason: str) -> NoReturn:
+def _refuse(rows: Sequence[Selectable], needs: Needs, reason: str) -> NoReturn:
     wants = [f"{needs.completions or 'any number of'} completions{' best first' if needs.ordered else ''}"]
     wants += ["scores"] * needs.scores + ["preference probabilities"] * needs.preference
     wants += [f"the column {name!r}" for name in needs.columns]
     raise PrefoptError(
-        f"the data cannot serve this objective: {reason}. It needs {', '.join(wants)}; the data have {_found(rows)}. "
-        f"Formats that would do (docs/data.md): {_suitable(needs)}"
+        f"the data cannot serve this objective: {reason}. It needs {', '.join(wants)}; the data have {_contents(rows)}. "
+        f"Formats that have it (docs/data.md): {_suitable(needs)}"
     )
 
 
-def _found(rows: Sequence[Judged]) -> str:
+def _contents(rows: Sequence[Selectable]) -> str:
     if not rows:
         return "no rows"
     sizes = sorted({row.size for row in rows})

@@ -1,7 +1,7 @@
-"""Text to tokens: the one path of every method.
+"""Tokenisation of examples, the same for all methods.
 
-Prompt and completion are tokenised together and cut at their common prefix, because a tokenizer may merge across the
-boundary and a chat template may write a prompt differently once it is answered.
+Prompt and completion are tokenised together and cut at their common prefix, because a tokenizer may merge tokens across the
+boundary, and a chat template may render a prompt differently once it is answered.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Ids = tuple[int, ...]
 
 CHUNK = 512
-"""Examples whose texts go to the tokenizer together: enough for its threads, few enough to keep memory flat."""
+"""Examples in one call of the tokenizer: enough for its threads, few enough to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Tokenised:
         completion_ids: K sequences, none empty; each ends in EOS unless it was cut.
         scores: K numbers, larger is better.
         preference: K × K, P(y_i beats y_j).
-        example: where it came from; the same K completions in the same order.
-        row: the number of that example among those that were tokenised together.
+        example: the text; the same K completions in the same order.
+        row: the number of the example in the sequence that was tokenised.
         masks: for each completion, which of its tokens the policy wrote; None when it wrote all of them.
-        prompt_cut: the prompt lost its beginning.
-        completions_cut: for each completion, whether it lost its end.
+        prompt_cut: whether the prompt was cut at the beginning.
+        completions_cut: for each completion, whether it was cut at the end.
     """
 
     prompt_ids: Ids
@@ -82,7 +82,7 @@ class Tokenised:
         return self if example is self.example else dataclasses.replace(self, example=example)
 
     def select(self, order: Sequence[int]) -> Self:
-        """These completions alone, in this order, together with everything that is said about them."""
+        """Only these completions, in this order, with their scores, preferences, masks and columns."""
         return dataclasses.replace(
             self,
             completion_ids=tuple(self.completion_ids[i] for i in order),
@@ -94,7 +94,7 @@ class Tokenised:
         )
 
     def scored(self, scores: tuple[float | None, ...]) -> Self:
-        """The same completions with these scores, and no other judgement of them."""
+        """The same completions with these scores, and without preferences."""
         return dataclasses.replace(self, scores=scores, preference=None, example=self.example.scored(scores))
 
 
@@ -103,9 +103,9 @@ class Report:
     """What tokenisation dropped and cut.
 
     Attributes:
-        examples: how many went in.
-        kept: how many came out.
-        counts: how often each thing happened, by its description.
+        examples: number of examples given.
+        kept: number of rows returned.
+        counts: number of prompts or completions by what was done to them.
         prompt_tokens: median and largest number, after cutting.
         completion_tokens: median and largest number, after cutting.
     """
@@ -129,8 +129,8 @@ NO_SCORE = "completions dropped: without a score"
 EMPTY = "completions dropped: empty"
 LEFT_EMPTY = "prompts dropped: too few completions left"
 PROMPT_CUT = "prompts cut at the beginning"
-COMPLETION_CUT = "completions cut at the end, which have no EOS"
-MERGED = "prompts whose end belongs to the completion, because it reads differently with one"
+COMPLETION_CUT = "completions cut at the end, so without EOS"
+MERGED = "prompts whose last tokens went to the completion, because they change when one follows"
 
 
 def tokenise(
@@ -148,11 +148,11 @@ def tokenise(
     Special tokens that are spelt out in a text count as special, as everywhere in the field.
 
     Args:
-        examples: those without completions give prompts alone.
-        tokenizer: a causal model's, or an encoder's, whose [SEP] then stands for EOS.
+        examples: those without completions give rows with a prompt only.
+        tokenizer: of a causal model, or of an encoder, whose [SEP] is used as EOS.
         max_prompt: most tokens of a prompt.
         max_completion: most tokens of a completion, EOS included.
-        fewest: a prompt that had completions and is left with fewer than this is dropped.
+        fewest: a prompt that had completions and has fewer than this left is dropped.
         axes: of the examples' columns, `Needs.axes`, so that columns of completions lose those that are dropped.
 
     Raises:
@@ -199,23 +199,23 @@ class _Tokenising:
                 raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
         self.examples, self.fewest, self.axes = examples, fewest, axes
         self.longest = (max_prompt, max_completion)
-        self.writer = _Writer.of(tokenizer)
+        self.encoder = _TextEncoder.of(tokenizer)
         self.kept = 0
         self.counts: Counter[str] = Counter()
         self.prompt_lengths: Counter[int] = Counter()
         self.completion_lengths: Counter[int] = Counter()
 
     def __iter__(self) -> Iterator[Tokenised]:
-        writer, counts = self.writer, self.counts
+        encoder, counts = self.encoder, self.counts
         for start in range(0, len(self.examples), CHUNK):
             given = [example.with_axes(self.axes) for example in self.examples[start : start + CHUNK]]
             chunk = [_present(example, counts) for example in given]
-            texts = [writer.texts(example) for example in chunk]
-            ids = iter(writer.encode([text for of_one in texts for text in of_one]))
+            texts = [encoder.texts(example) for example in chunk]
+            ids = iter(encoder.encode([text for of_one in texts for text in of_one]))
             for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
                 prompt, *joint = (next(ids) for _ in of_one)
-                row = _row(writer, example, number, prompt, joint, counts)
-                row = _without_empty(_cut(row, writer, *self.longest, counts), counts)
+                row = _row(encoder, example, number, prompt, joint, counts)
+                row = _without_empty(_cut(row, encoder, *self.longest, counts), counts)
                 if before.size and row.size < self.fewest:
                     counts[LEFT_EMPTY] += 1
                     continue
@@ -230,21 +230,21 @@ class _Tokenising:
 
 
 @dataclass(frozen=True)
-class _Writer:
-    """What has to be known about a tokenizer.
+class _TextEncoder:
+    """A tokenizer, and what is derived from it once.
 
     Attributes:
-        eos: the id that ends a completion.
-        eos_text: how it is spelt.
-        lead: the ids that the tokenizer puts before plain text.
-        starts: the ids that stay in front when a prompt is cut.
-        filler: the prompt of a text that has none.
+        eos: id of the token that ends a completion.
+        eos_text: its text.
+        prefix: ids that the tokenizer puts before plain text, such as BOS.
+        starts: ids that stay at the beginning of a prompt that is cut.
+        filler: id that stands for an empty prompt.
     """
 
     tokenizer: Any
     eos: int
     eos_text: str
-    lead: Ids
+    prefix: Ids
     starts: frozenset[int]
     filler: int
 
@@ -258,10 +258,10 @@ class _Writer:
                 "the tokenizer has neither an EOS nor a SEP token, so a completion cannot end; set one, e.g. "
                 "tokenizer.eos_token = '<|endoftext|>'"
             )
-        lead = _lead(tokenizer, eos)
-        starts = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None} | set(lead[:1])
+        prefix = _prefix_of(tokenizer, eos)
+        starts = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None} | set(prefix[:1])
         filler = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        return cls(tokenizer, eos, str(text), lead, frozenset(starts), filler)
+        return cls(tokenizer, eos, str(text), prefix, frozenset(starts), filler)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -277,19 +277,19 @@ class _Writer:
         return [prompt, *(self.answered(example, prompt, completion) for completion in example.completions)]
 
     def answered(self, example: Example, prompt: str, completion: Completion) -> str:
-        """A conversation up to where its last turn ends: without what the template writes after an EOS, and without it.
+        """A conversation up to the end of its last turn: without its EOS and without what the template adds after it.
 
-        Text that follows an EOS which is part of the answer itself is the answer's, and stays.
+        Where the answer itself contains the text of an EOS, what follows that is kept.
         """
         assert not isinstance(completion, str)
         text = self.render(example, (*example.prompt, *completion), ask=False)
-        said, eos, rest = text.rpartition(self.eos_text)
+        before, eos, rest = text.rpartition(self.eos_text)
         own = eos and self.eos_text in str(completion[-1].get("content")) and rest.strip()
-        answered = len(said) >= _common(prompt, text)
-        return said if eos and answered and not own else text
+        answered = len(before) >= _common(prompt, text)
+        return before if eos and answered and not own else text
 
     def render(self, example: Example, turns: Prompt, ask: bool) -> str:
-        """The template's text for these turns; with `ask`, up to where the assistant begins to speak."""
+        """The chat template's text for these turns; with `ask`, followed by the start of an assistant's turn."""
         if not self.tokenizer.chat_template:
             raise PrefoptError(
                 f"{example.where}: a conversation, but the tokenizer has no chat template; set "
@@ -303,20 +303,20 @@ class _Writer:
                 add_generation_prompt=ask,
                 **settings,
             )
-        except Exception as error:  # templates raise whatever they like
+        except Exception as error:  # templates raise exceptions of many kinds
             raise PrefoptError(f"{example.where}: the chat template refuses this conversation: {error}") from error
 
 
-def _lead(tokenizer: "PreTrainedTokenizerBase", eos: int) -> Ids:
-    """What the tokenizer puts before a text, found by trying."""
+def _prefix_of(tokenizer: "PreTrainedTokenizerBase", eos: int) -> Ids:
+    """The ids that the tokenizer puts before a text, found by tokenising one."""
     plain, full = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
     if plain:
         return tuple(full[: next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)])
-    return tuple(full[:-1] if full and full[-1] == eos else full)  # it cannot even read an "a"
+    return tuple(full[:-1] if full and full[-1] == eos else full)  # it has no token for "a"
 
 
 def _present(example: Example, counts: Counter[str]) -> Example:
-    """Without the completions that have no score though others do, and those that say nothing."""
+    """Without empty completions, and without those that have no score where others have one."""
     scores = example.scores or (0.0,) * example.size
     scored = [i for i, score in enumerate(scores) if score is not None]
     present = [i for i in scored if example.completions[i]]
@@ -326,23 +326,28 @@ def _present(example: Example, counts: Counter[str]) -> Example:
 
 
 def _row(
-    writer: _Writer, example: Example, number: int, prompt: list[int], joint: list[list[int]], counts: Counter[str]
+    encoder: _TextEncoder,
+    example: Example,
+    number: int,
+    prompt: list[int],
+    joint: list[list[int]],
+    counts: Counter[str],
 ) -> Tokenised:
-    """Cuts the joint sequences at the prefix that they share with the prompt, and ends each completion with one EOS."""
+    """Cut the joint sequences at the prefix that they share with the prompt, and end each completion with one EOS."""
     shared = min((_common(prompt, ids) for ids in joint), default=len(prompt))
     counts[MERGED] += shared < len(prompt)
-    completions = tuple(_ended(ids[shared:], writer.eos) for ids in joint)
+    completions = tuple(_ended(ids[shared:], encoder.eos) for ids in joint)
     masks = None
     if any(not isinstance(completion, str) and len(completion) > 1 for completion in example.completions):
-        spoken = [_spoken(writer, example, k, ids, shared) for k, ids in enumerate(joint)]
+        written = [_written_by_assistant(encoder, example, k, ids, shared) for k, ids in enumerate(joint)]
         masks = tuple(
-            (*mask[: len(ids) - 1], True) if ids else () for mask, ids in zip(spoken, completions, strict=True)
+            (*mask[: len(ids) - 1], True) if ids else () for mask, ids in zip(written, completions, strict=True)
         )
     start = prompt[:shared]
-    if isinstance(example.prompt, str) and tuple(start[: len(writer.lead)]) != writer.lead:
-        start = [*writer.lead, *start]
+    if isinstance(example.prompt, str) and tuple(start[: len(encoder.prefix)]) != encoder.prefix:
+        start = [*encoder.prefix, *start]
     return Tokenised(
-        tuple(start) or (writer.filler,),
+        tuple(start) or (encoder.filler,),
         completions,
         example.scores,
         example.preference,
@@ -354,37 +359,37 @@ def _row(
 
 
 def _ended(ids: list[int], eos: int) -> Ids:
-    """With one EOS, however many it had; nothing at all when there is nothing else."""
+    """The ids with exactly one EOS at the end; () if there is nothing but EOS."""
     end = len(ids)
     while end and ids[end - 1] == eos:
         end -= 1
     return (*ids[:end], eos) if end else ()
 
 
-def _spoken(writer: _Writer, example: Example, k: int, joint: list[int], shared: int) -> list[bool]:
-    """Which tokens of completion `k`, of several turns, are the assistant's; tools and users wrote the others."""
+def _written_by_assistant(encoder: _TextEncoder, example: Example, k: int, joint: list[int], shared: int) -> list[bool]:
+    """[T] which tokens of completion `k`, which has several turns, the assistant wrote, rather than tools or users."""
     turns: tuple[Any, ...] = (*example.prompt, *example.completions[k])
-    spoken = [False] * len(joint)
+    written = [False] * len(joint)
     for i in range(len(example.prompt), len(turns)):
         if turns[i]["role"] != "assistant":
             continue
         before = dataclasses.replace(example, prompt=turns[:i])
-        asked = writer.render(before, before.prompt, ask=True)
+        asked = encoder.render(before, before.prompt, ask=True)
         first, last = (
-            _common(ids, joint) for ids in writer.encode([asked, writer.answered(before, asked, turns[i : i + 1])])
+            _common(ids, joint) for ids in encoder.encode([asked, encoder.answered(before, asked, turns[i : i + 1])])
         )
         first = shared if i == len(example.prompt) else first
-        last += joint[last : last + 1] == [writer.eos]  # the EOS that ends a turn is the assistant's too
-        spoken[first:last] = [True] * (last - first)
-    return spoken[shared:]
+        last += joint[last : last + 1] == [encoder.eos]  # including the EOS that ends the turn
+        written[first:last] = [True] * (last - first)
+    return written[shared:]
 
 
 def _cut(
-    row: Tokenised, writer: _Writer, max_prompt: int | None, max_completion: int | None, counts: Counter[str]
+    row: Tokenised, encoder: _TextEncoder, max_prompt: int | None, max_completion: int | None, counts: Counter[str]
 ) -> Tokenised:
     prompt = row.prompt_ids
     if max_prompt is not None and len(prompt) > max_prompt:
-        start = prompt[:1] if prompt[0] in writer.starts and max_prompt > 1 else ()
+        start = prompt[:1] if prompt[0] in encoder.starts and max_prompt > 1 else ()
         prompt = (*start, *prompt[len(prompt) - max_prompt + len(start) :])
     cut = tuple(max_completion is not None and len(ids) > max_completion for ids in row.completion_ids)
     counts[PROMPT_CUT] += prompt is not row.prompt_ids
@@ -400,7 +405,7 @@ def _cut(
 
 
 def _without_empty(row: Tokenised, counts: Counter[str]) -> Tokenised:
-    """Drops completions in which the policy wrote nothing."""
+    """Drop completions in which the mask is empty."""
     written = [i for i, ids in enumerate(row.masks or row.completion_ids) if ids and (row.masks is None or any(ids))]
     if len(written) == row.size:
         return row
@@ -410,13 +415,13 @@ def _without_empty(row: Tokenised, counts: Counter[str]) -> Tokenised:
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Length of the common prefix."""
-    if one == other[: len(one)]:  # nearly always, and fast
+    if one == other[: len(one)]:  # the usual case, and fast
         return len(one)
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _typical(lengths: Counter[int]) -> tuple[int, int]:
-    """Median (the upper one of an even number) and largest."""
+    """Median (of an even number, the upper one) and maximum."""
     if not lengths:
         return 0, 0
     ordered = sorted(lengths)

@@ -34,7 +34,6 @@ from prefopt.recipe.schema import (
     Rollouts,
     Samples,
     Sampling,
-    Section,
     Seeds,
     Source,
     Term,
@@ -43,6 +42,7 @@ from prefopt.recipe.schema import (
     Transform,
     Wandb,
 )
+from prefopt.recipe.section import Section
 
 __all__ = [
     "BUILT_IN",

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from prefopt.recipe.explaining import explain
 from prefopt.recipe.names import named_section
 from prefopt.recipe.renamed import with_new_name, with_new_names
-from prefopt.recipe.schema import Recipe, Section
+from prefopt.recipe.schema import Recipe
+from prefopt.recipe.section import Section
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given
 

@@ -1,34 +1,12 @@
-"""Recipes: what a run is, in a YAML file that is checked before anything is loaded."""
+"""The schema of recipes: every section and field of the YAML file that describes a run."""
 
 import typing
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from prefopt.recipe.names import Callback, Named, Names, WithFields, named_section, named_sections
-
-
-class Section(BaseModel):
-    """A part of a recipe, or a whole one: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def to_yaml(self) -> str:
-        """It in full, as it can be loaded again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-    def to_tree(self) -> dict[str, Any]:
-        """It as dicts and lists, as a file would have it, in which Python objects stay what they are."""
-        tree: dict[str, Any] = _lists(self.model_dump())
-        return tree
-
-
-def _lists(value: Any) -> Any:
-    """With lists for tuples."""
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+from prefopt.recipe.section import Section
 
 
 class Adapter(Section):
@@ -40,46 +18,48 @@ class Adapter(Section):
 
 
 class Critic(Section):
-    """What tells values, for objectives that need them (PPO)."""
+    """The critic, for objectives that need values (PPO)."""
 
     model: Names | None = Field(
         None,
-        description="folder, run folder (a reward model's, often) or hub id; null is a head on the policy's states",
+        description="folder, run folder (often a reward model's) or hub id; null: a linear head on the policy's states",
     )
 
 
 class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
-    model: Names = Field(description="folder, run folder or hub id; of several, the first that is on disk")
-    tokenizer: Named | None = Field(None, description="folder or hub id; null is the model's own")
-    adapter: Adapter | None = Field(None, description="train a LoRA adapter; null trains all weights")
+    model: Names = Field(description="folder, run folder or hub id; of a list, the first that is on disk")
+    tokenizer: Named | None = Field(None, description="folder or hub id; null: the model's own")
+    adapter: Adapter | None = Field(None, description="train a LoRA adapter; null: train all weights")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
-        "float32", description="dtype of the weights; train.precision decides the arithmetic"
+        "float32", description="dtype of the weights; train.precision sets the dtype of the arithmetic"
     )
     attention: str | None = Field(
-        None, description="how transformers computes attention: sdpa, eager, …; null leaves it the choice"
+        None, description="attention implementation of transformers: sdpa, eager, …; null: its default"
     )
-    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations instead of keeping them: less memory, slower"
+    )
     remote_code: bool = Field(False, description="allow the model's repository to run its own code")
-    critic: Critic = Field(Critic(), description="what tells values, where the objective needs them")
+    critic: Critic = Field(Critic(), description="the critic, where the objective needs values")
 
 
 class Reference(Section):
-    """What the policy is held near to."""
+    """The reference: the model that the policy is compared with and kept close to."""
 
-    model: Names | None = Field(None, description="folder, run folder or hub id; null is the policy at step 0")
+    model: Names | None = Field(None, description="folder, run folder or hub id; null: the policy at step 0")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
-        None, description="dtype of a frozen copy or another model; null is the policy's"
+        None, description="dtype of the reference's own weights; null: the policy's"
     )
     every: int | None = Field(
-        None, gt=0, description="steps between its moves towards the policy (TR-DPO); null never moves"
+        None, gt=0, description="update the reference towards the policy every so many steps (TR-DPO); null: never"
     )
     mix: float = Field(
-        0.6, gt=0, le=1, description="share of the policy in what a move makes of it; 1 copies the policy"
+        0.6, gt=0, le=1, description="weight of the policy in an update of the reference; 1 copies the policy"
     )
     cache: bool = Field(
-        True, description="keep what one that does not move says of recorded data, on disk, for further runs"
+        True, description="keep log-probs of a fixed reference on disk, for this and later runs (docs/cache.md)"
     )
 
     @model_validator(mode="after")
@@ -93,45 +73,49 @@ class Data(Section):
     """Rows in one of the formats of docs/data.md."""
 
     data: Names = Field(description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the function")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the function, or of load_dataset"
+    )
     adapt: Named | None = Field(
         None,
-        description="function, `file.py:function`, that makes a row of a known format of each row, or None to leave it out",
+        description="function, `file.py:function`, that turns each row into one of a known format, or returns None to leave it out",
     )
     hub_split: str | None = Field(None, description="split of a hub data set, or the value of a column `split`")
-    limit: int | None = Field(None, gt=0, description="use only the first so many rows; null uses all")
+    limit: int | None = Field(None, gt=0, description="number of rows to use, from the first on; null: all")
 
 
 class Embeddings(Section):
-    """What says how alike two prompts are, for objectives that compare across prompts (RPO); computed once, and kept on disk."""
+    """Embeddings of prompts, for objectives that compare across prompts (RPO); kept on disk (docs/cache.md)."""
 
     model: Names | None = Field(
-        None, description="sentence encoder: folder or hub id; null is the policy at step 0, by its last hidden states"
+        None, description="sentence encoder: folder or hub id; null: the last hidden states of the policy at step 0"
     )
     max_tokens: int = Field(
-        256, gt=0, description="an encoder reads so much of a prompt; the policy all that it is given"
+        256, gt=0, description="most tokens of a prompt that the encoder reads; the policy reads all"
     )
     batch_size: int = Field(64, gt=0, description="prompts in one forward pass; memory only")
 
 
 class Sampling(Section):
-    """How completions are drawn."""
+    """How completions are sampled."""
 
-    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this much probability; 1 is all")
-    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0 is all")
-    max_tokens: int = Field(64, gt=0, description="tokens of the longest completion")
-    stop: Names = Field((), description="texts that end a completion, beside EOS; each must be a single token")
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0: greedy")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the smallest set of tokens with this much probability; 1: all tokens"
+    )
+    top_k: int = Field(0, ge=0, description="sample from this many of the most likely tokens; 0: all tokens")
+    max_tokens: int = Field(64, gt=0, description="most tokens of a completion")
+    stop: Names = Field((), description="texts that end a completion, in addition to EOS; each must be a single token")
 
 
 class Samples(Section):
-    """Completions that a policy writes, and what draws them."""
+    """Completions sampled from a policy, and the sampler."""
 
     completions: int = Field(4, gt=0, description="samples of each prompt")
-    sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    sampler: Named = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    sampling: Sampling = Field(Sampling(), description="how completions are sampled")
+    sampler: Named = Field("transformers", description="transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
-    batch_size: int = Field(128, gt=0, description="completions drawn at a time; memory only")
+    batch_size: int = Field(128, gt=0, description="completions sampled at a time; affects memory and speed only")
 
 
 class Environment(WithFields):
@@ -145,19 +129,21 @@ Acting = typing.Annotated[Environment, BeforeValidator(named_section)]
 
 
 class Rollouts(Samples):
-    """The policy writes the completions of the batches itself; the data bring prompts, `feedback` brings scores."""
+    """The policy samples the completions of each batch; the data give the prompts, `feedback` gives the scores."""
 
     order: Literal["shuffled", "length", "reward", "self-paced"] = Field(
         "shuffled",
-        description="of the prompts: easiest first by length or by their present reward, or ever harder ones",
+        description="of the prompts: random, shortest first, highest reward first, or first the easiest and then gradually all",
     )
     environment: Acting | None = Field(
         None, description="what the policy acts in, whose rewards score its completions: `file.py:Class`; null is none"
     )
     refill: bool = Field(
-        False, description="replace prompts that cannot be used or whose completions all have one score (DAPO)"
+        False, description="replace prompts whose completions all have one score, or that cannot be used (DAPO)"
     )
-    mixture: float = Field(0.5, ge=0, le=1, description="the reference's share in what the writer `mixture` writes")
+    mixture: float = Field(
+        0.5, ge=0, le=1, description="the reference's share in what the writer `mixture` samples from"
+    )
 
 
 WRITERS = {
@@ -167,17 +153,25 @@ WRITERS = {
 
 
 class Source(Data):
-    """Where the training batches come from."""
+    """The source of the training batches."""
 
-    validation: Data | None = Field(None, description="held-out rows to watch in between; null takes them from `split`")
-    test: Data | None = Field(None, description="held-out rows for the end; null takes them from `split`")
-    split: tuple[float, float, float] = Field(
-        (0.8, 0.1, 0.1), description="shares of train, validation and test; rows of one group stay together"
+    validation: Data | None = Field(
+        None, description="held-out rows for evaluations in between; null: a share of `split`"
     )
-    max_prompt_tokens: int = Field(512, gt=0, description="longer prompts lose their beginning")
-    max_completion_tokens: int = Field(512, gt=0, description="longer completions lose their end")
+    test: Data | None = Field(
+        None, description="held-out rows for evaluations at start and end; null: a share of `split`"
+    )
+    split: tuple[float, float, float] = Field(
+        (0.8, 0.1, 0.1), description="shares of train, validation and test rows; rows of one group go to the same part"
+    )
+    max_prompt_tokens: int = Field(
+        512, gt=0, description="most tokens of a prompt; longer ones are cut at the beginning"
+    )
+    max_completion_tokens: int = Field(
+        512, gt=0, description="most tokens of a completion; longer ones are cut at the end"
+    )
     rollouts: Rollouts | None = Field(
-        None, description="let the policy write the completions; {} does, with these defaults"
+        None, description="sample completions from the policy; {}: with these defaults; null: use those of the data"
     )
     writers: Names = Field(
         (),
@@ -185,10 +179,11 @@ class Source(Data):
         "mixture, greedy, dataset",
     )
     embeddings: Embeddings | None = Field(
-        None, description="embed the prompts, for an objective that needs it; {} does, by the policy itself"
+        None, description="embed the prompts, for an objective that needs it; {}: by the policy; null: no embeddings"
     )
     ties: Literal["drop", "keep"] = Field(
-        "drop", description="what to do with completions of equal score where an order is needed"
+        "drop",
+        description="of completions with equal scores where an order is needed: drop all but the first, or keep all",
     )
 
     @model_validator(mode="after")
@@ -240,51 +235,60 @@ class Term(WithFields):
     name: Named = Field(
         description="of the catalogue (`prefopt objectives`), or `package.module:Class`, `file.py:Class`"
     )
-    weight: float = Field(1.0, description="its factor in the sum of several terms")
-    source: Source | None = Field(None, description="batches of its own; null shares the run's")
+    weight: float = Field(1.0, description="factor of its loss in the sum of terms")
+    source: Source | None = Field(None, description="batches of its own; null: those of the run")
 
 
 class Train(Section):
-    """The loop."""
+    """The training loop."""
 
-    steps: int | None = Field(None, ge=0, description="logical batches to train on; give this or epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the source; give this or steps")
+    steps: int | None = Field(None, ge=0, description="number of logical batches to train on; give this or epochs")
+    epochs: float | None = Field(None, gt=0, description="number of passes over the training rows; give this or steps")
     batch_size: int = Field(64, gt=0, description="prompts in a logical batch, over all processes")
-    minibatch_size: int | None = Field(None, gt=0, description="prompts in one optimiser step; null is batch_size")
-    passes: int = Field(1, gt=0, description="times that each logical batch is gone through")
+    minibatch_size: int | None = Field(
+        None, gt=0, description="prompts in one optimiser step; must divide batch_size; null: batch_size"
+    )
+    passes: int = Field(1, gt=0, description="number of times that each logical batch is trained on")
     micro_batch_size: int = Field(
-        16, gt=0, description="prompts in one forward pass of a process, at most; memory only"
+        16, gt=0, description="most prompts in one forward pass of a process; affects memory and speed only"
     )
     micro_tokens: int | None = Field(
         None,
         gt=0,
-        description="tokens in one forward pass, at most, each prompt counted once and with padding; memory only; null is any",
+        description="most tokens in one forward pass, with padding, each prompt once; affects memory and speed only; "
+        "null: no limit",
     )
     lr: float = Field(1e-6, ge=0, description="peak learning rate")
-    critic_lr: float | None = Field(None, gt=0, description="peak learning rate of a critic's weights; null is lr")
+    critic_lr: float | None = Field(None, gt=0, description="peak learning rate of the critic's weights; null: lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="how lr falls to 0 after the warm-up"
+        "linear", description="how the learning rate falls to 0 after the warm-up"
     )
-    warmup: float = Field(0.1, ge=0, description="optimiser steps of linear warm-up; below 1, a share of all")
+    warmup: float = Field(
+        0.1, ge=0, description="optimiser steps of linear warm-up; below 1: a fraction of all optimiser steps"
+    )
     optimizer: Literal["adamw", "rmsprop", "sgd"] = Field("adamw", description="the optimiser")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of adamw's averages")
-    eps: float = Field(1e-8, gt=0, description="keeps adamw and rmsprop from dividing by 0")
-    weight_decay: float = Field(0.0, ge=0, description="shrinks the weights; decoupled in adamw")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of adamw's two averages")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator of adamw and rmsprop")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic; auto is bf16 on devices that have it"
+        "auto", description="arithmetic; auto: bf16 on devices that support it, otherwise fp32"
     )
-    threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's default")
     limits: dict[str, tuple[float | None, float | None]] = Field(
         default_factory=dict,
         description="bounds of metrics: `{rollouts/kl: [null, 20], rollouts/entropy: [0.1, null]}`",
     )
-    beyond: Literal["warn", "stop"] = Field("warn", description="what happens when a metric leaves its bounds")
+    beyond: Literal["warn", "stop"] = Field(
+        "warn", description="when a metric leaves its bounds: log a warning, or stop the run"
+    )
     callbacks: typing.Annotated[tuple[Callback, ...], BeforeValidator(named_sections)] = Field(
         (), description="functions called with every step, `file.py:function`; one that returns a reason stops the run"
     )
-    checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null writes none")
-    keep_checkpoints: int = Field(1, gt=0, description="older ones are deleted once a newer one is complete")
+    checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null: no checkpoints")
+    keep_checkpoints: int = Field(
+        1, gt=0, description="checkpoints to keep; older ones are deleted once a newer one is complete"
+    )
 
     @field_validator("limits")
     @classmethod
@@ -306,19 +310,19 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """What is measured on held-out data; at the start, at the end, and in between."""
+    """Evaluation on held-out data: at the start, at the end, and in between."""
 
     part: Literal["test", "validation"] = Field(
-        "test", description="of the data, that start and end are measured on; validation is for choosing settings"
+        "test", description="part of the data for start and end; use validation for choosing settings"
     )
     every: int | None = Field(
-        None, gt=0, description="steps between evaluations on validation rows; null is start and end"
+        None, gt=0, description="steps between evaluations on validation rows; null: only at start and end"
     )
-    rows: int = Field(512, gt=0, description="held-out rows, at most")
-    prompts: int = Field(128, ge=0, description="held-out prompts to sample from, at most; 0 samples nothing")
+    rows: int = Field(512, gt=0, description="most held-out rows")
+    prompts: int = Field(128, ge=0, description="most held-out prompts to sample for; 0: no sampling")
     completions: int = Field(1, gt=0, description="samples of each prompt")
-    sampling: Sampling = Field(Sampling(), description="how they are drawn")
-    sampler: Named = Field("transformers", description="what draws: transformers, vllm, or `file.py:Class`")
+    sampling: Sampling = Field(Sampling(), description="how completions are sampled")
+    sampler: Named = Field("transformers", description="transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server")
     gold: FeedbackOrName | None = Field(
         None,
@@ -335,8 +339,8 @@ class Evaluate(Section):
         None,
         description="finished run folder whose test samples `judge` compares with; null is the reference's own samples",
     )
-    batch_size: int = Field(32, gt=0, description="prompts in one forward pass")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals around every estimate")
+    batch_size: int = Field(32, gt=0, description="prompts in one forward pass; affects memory and speed only")
+    confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals around estimates")
 
     @property
     def samples(self) -> Samples:
@@ -363,30 +367,32 @@ class Evaluate(Section):
 class Wandb(Section):
     """Weights & Biases; offline unless a login is present."""
 
-    project: str = Field("prefopt", description="project at W&B")
-    entity: str | None = Field(None, description="user or team; null is the login's own")
-    name: str | None = Field(None, description="of the run at W&B; null is the run folder's")
-    group: str | None = Field(None, description="runs that belong together")
-    tags: Names = Field((), description="labels of the run")
-    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto is online where a login is present")
+    project: str = Field("prefopt", description="project in W&B")
+    entity: str | None = Field(None, description="user or team; null: the login's own")
+    name: str | None = Field(None, description="name of the run in W&B; null: the run folder's")
+    group: str | None = Field(None, description="group of runs in W&B")
+    tags: Names = Field((), description="tags of the run in W&B")
+    mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="auto: online if a login is present, otherwise offline"
+    )
 
 
 class Track(Section):
-    """Where numbers go; metrics.jsonl is always written."""
+    """Tracking of metrics; metrics.jsonl is always written."""
 
     every: int = Field(1, gt=0, description="steps between lines of metrics")
-    wandb: Wandb | None = Field(None, description="also log to W&B; {} does, with these defaults")
-    folder: str = Field("runs", description="where run folders are made")
+    wandb: Wandb | None = Field(None, description="also log to W&B; {} uses the defaults; null: no W&B")
+    folder: str = Field("runs", description="folder in which run folders are created")
 
 
 class Seeds(Section):
-    """One seed for each source of chance; null derives it from `seed`."""
+    """One seed for each use of randomness; null: `seed`."""
 
-    data: int | None = Field(None, description="the split")
-    init: int | None = Field(None, description="weights that start at random: adapters and heads")
-    order: int | None = Field(None, description="the order of the batches")
-    sampling: int | None = Field(None, description="completions drawn during training")
-    evaluation: int | None = Field(None, description="completions drawn to evaluate, and resampling")
+    data: int | None = Field(None, description="split of the data")
+    init: int | None = Field(None, description="randomly initialised weights: adapters and heads")
+    order: int | None = Field(None, description="order of the batches")
+    sampling: int | None = Field(None, description="sampling during training")
+    evaluation: int | None = Field(None, description="sampling in evaluations, and resampling for intervals")
 
 
 class Recipe(Section):
@@ -395,16 +401,19 @@ class Recipe(Section):
     model_config = ConfigDict(coerce_numbers_to_str=True)  # `name: 2024`, `variables: {size: 135}`
 
     name: str = Field(
-        "run", pattern=r"^[^/\\]+$", description="names the run folder; a file's default is its folder and name"
+        "run",
+        pattern=r"^[^/\\]+$",
+        description="name of the run and its folder; default: the recipe's folder and file name",
     )
     variables: dict[str, str] = Field(
-        default_factory=dict, description="used elsewhere as ${name}; ${env:NAME} reads the environment"
+        default_factory=dict,
+        description="values for ${name} elsewhere in the recipe; ${env:NAME} reads the environment",
     )
-    seed: int = Field(0, ge=0, description="every seed that `seeds` does not give")
-    seeds: Seeds = Field(Seeds(), description="one seed for each source of chance")
+    seed: int = Field(0, ge=0, description="seed for everything that `seeds` does not set")
+    seeds: Seeds = Field(Seeds(), description="one seed for each use of randomness")
     policy: Policy = Field(description="the model that is trained")
-    reference: Reference = Field(Reference(), description="what it is held near to")
-    source: Source = Field(description="where the batches come from")
+    reference: Reference = Field(Reference(), description="the model that the policy is compared with")
+    source: Source = Field(description="source of the training batches")
     feedback: FeedbackOrName | None = Field(
         None, description="what scores the policy's own completions: {name: RewardModel, model: runs/reward}"
     )
@@ -414,11 +423,11 @@ class Recipe(Section):
     objective: typing.Annotated[tuple[Term, ...], BeforeValidator(named_sections)] = Field(
         min_length=1, description="one objective, or a list of terms: {name: DPO, beta: 0.1}"
     )
-    train: Train = Field(description="the loop")
-    evaluate: Evaluate = Field(Evaluate(), description="what is measured")
-    track: Track = Field(Track(), description="where numbers go")
+    train: Train = Field(description="the training loop")
+    evaluate: Evaluate = Field(Evaluate(), description="evaluation on held-out data")
+    track: Track = Field(Track(), description="tracking of metrics")
 
     def seed_of(self, what: str) -> int:
-        """The seed of one source of chance, by its name in `Seeds`."""
+        """The seed for one use of randomness, by its name in `Seeds`."""
         given = getattr(self.seeds, what)
         return self.seed if given is None else given

@@ -1,7 +1,7 @@
 """Bandits that can be solved exactly: each has a closed form that a real objective, trained by the real trainer, must reach.
 
 A prompt is the number of a context, a completion is one action. With every pair in one batch there is no sampling noise, so
-what is left between a solution and the closed form is the objective's doing.
+any difference from the closed form is due to the objective.
 """
 
 import copy
@@ -36,9 +36,9 @@ class Bandit(nn.Module):
     def __init__(self, scores: nn.Module, contexts: int):
         super().__init__()
         self.scores = scores
-        # The trainer gives what is called `critic` a learning rate of its own.
+        # The trainer gives parameters under `critic` their own learning rate.
         self.critic = nn.ParameterDict({"value": torch.zeros(contexts, dtype=torch.float64)})
-        # In a tuple, so that it does not become a part of this module, as in `Policy`.
+        # In a tuple, so that it is no submodule, as in `Policy`.
         self._reference: tuple[Frozen, ...] = ()
 
     @property
@@ -51,14 +51,16 @@ class Bandit(nn.Module):
         return Frozen(copy.deepcopy(self).requires_grad_(False))
 
     def attach_reference(self, reference: "Frozen") -> None:
-        """The reference whose divergences an objective may ask for."""
+        """The reference for exact divergences, where an objective needs them."""
         self._reference = (reference,)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        """`logps` [B, K, 1], `values` and the statistics in `needs`; 0 outside the mask. At the column `temperature`, if any.
+        """`logps` [B, K, 1], `values` and the statistics in `needs`; 0 outside the mask.
+
+        Logits are divided by the column `temperature`, if there is one.
 
         Raises:
-            PrefoptError: `needs` asks for what a table of logits cannot say, or a completion has more than one token.
+            PrefoptError: `needs` asks for something that a table of logits does not give, or a completion has more than one token.
         """
         if needs.rewards:
             raise PrefoptError("this objective needs rewards; a bandit's policy gives none")
@@ -68,14 +70,14 @@ class Bandit(nn.Module):
             raise PrefoptError(f"a bandit's completion is one token; these have up to {batch.mask.shape[-1]}")
         contexts, temperature, case = _cases(batch)
         own = (self.scores(contexts) / temperature).log_softmax(-1)
-        found = {"logps": own[case[:, None], batch.completion_ids[..., 0]]}
+        outputs = {"logps": own[case[:, None], batch.completion_ids[..., 0]]}
         if needs.values:
-            found["values"] = self.critic["value"][contexts][case][:, None]
-        found |= {name: STATISTICS[name](own)[case][:, None] for name in needs.statistics & STATISTICS.keys()}
+            outputs["values"] = self.critic["value"][contexts][case][:, None]
+        outputs |= {name: STATISTICS[name](own)[case][:, None] for name in needs.statistics & STATISTICS.keys()}
         if names := needs.statistics & DIVERGENCES.keys():
             other = (self._attached().scores(contexts) / temperature).log_softmax(-1).detach()
-            found |= {name: DIVERGENCES[name](own, other)[case][:, None] for name in names}
-        placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in found.items()}
+            outputs |= {name: DIVERGENCES[name](own, other)[case][:, None] for name in names}
+        placed = {name: value[..., None].where(batch.mask, 0.0) for name, value in outputs.items()}
         return Outputs(batch.mask, placed.pop("logps"), placed.pop("values", None), statistics=placed)
 
     def _attached(self) -> "Bandit":
@@ -113,13 +115,13 @@ def tabular(probabilities: Tensor) -> Bandit:
 class Frozen:
     """A bandit's policy that is not trained. A `Model`.
 
-    As `prefopt.policy.Reference` it says nothing of its distance to the policy, nor of values.
+    Like `prefopt.policy.Reference` it computes neither divergences nor values.
     """
 
     policy: Bandit
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
-        """What it says, without gradient."""
+        """Its outputs, without gradient."""
         own = replace(needs, statistics=needs.statistics - DIVERGENCES.keys(), values=False)
         with torch.no_grad():
             return self.policy(batch, own)
@@ -258,7 +260,7 @@ def population(preference: Tensor, rewards: Tensor | None = None) -> Batch:
 
 @dataclass(frozen=True)
 class Weighted:
-    """Another objective, with each row's loss multiplied by the column `weight`.
+    """An objective with each row's loss multiplied by the column `weight`.
 
     On a `population`, the mean over rows is then the expectation over hard labels, exactly, up to a factor.
 
@@ -284,8 +286,8 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class Same:
-    """A source that yields one batch for ever.
+class SameBatch:
+    """A source that yields the same batch in every step.
 
     Attributes:
         batch: the batch.
@@ -299,11 +301,11 @@ class Same:
             yield self.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """There is nothing to remember."""
+        """It has no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to remember."""
+        """It has no state."""
 
 
 def make_trainer(
@@ -324,7 +326,7 @@ def make_trainer(
     chosen: dict[str, Any] = {"lr": 1.0, "betas": (0.8, 0.95), "schedule": "cosine", "warmup": 0, "clip_norm": None}
     chosen |= {"passes": 100, "precision": "fp32", "batch_size": len(batch), "micro_batch_size": len(batch)}
     spec = recipe.Train(steps=steps, **chosen | settings)
-    return Trainer(policy, [Term(objective)], Same(batch), spec, steps, Accelerator(cpu=True), reference)
+    return Trainer(policy, [Term(objective)], SameBatch(batch), spec, steps, Accelerator(cpu=True), reference)
 
 
 def solve(objective: Objective, batch: Batch, reference: Tensor, start: Tensor | None = None) -> Tensor:

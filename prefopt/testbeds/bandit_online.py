@@ -1,6 +1,6 @@
 """Bandits for online objectives: the real `Rollouts`, writers, feedback and `Trainer` around a policy that is a table.
 
-Only what would be a language model, its sampler and its tokenizer is replaced.
+Only the language model, its sampler and its tokenizer are replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def _scores(model: Bandit | Frozen | Mixture, contexts: Tensor) -> Tensor:
 
 
 class Numerals:
-    """In place of a tokenizer: an action is written as its number."""
+    """Stands in for a tokenizer: the text of an action is its number."""
 
     def decode(self, ids: Sequence[int], **_: bool) -> str:
         """The text of a completion; there are no special tokens and no spaces to be kept."""
@@ -96,7 +96,7 @@ class Payoff:
 
 @dataclass(frozen=True)
 class Duel:
-    """A feedback that compares; a completion's score is its mean chance against all of its prompt, itself included.
+    """A feedback that compares; a completion's score is its mean probability to beat those of its prompt, itself included.
 
     Attributes:
         table: [C, A, A], P(row beats column).

@@ -1,4 +1,4 @@
-"""How the shipped LM was made: `make pocket`, 13 minutes on two cores.
+"""Training of the shipped LM: `make pocket`, 13 minutes on two cores.
 
 Two runs like any other, of several terms of our SFT objective, through our trainer. On one machine
 with one number of threads it gives the same weights, bit by bit.
@@ -36,7 +36,7 @@ class Lines(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One run; each goes on from the weights of the one before.
+    """One run; each starts from the weights of the one before.
 
     Attributes:
         steps: optimiser steps.

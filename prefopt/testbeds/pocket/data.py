@@ -1,13 +1,13 @@
-"""Rows in the field's formats, each a pure function of its arguments and seed.
+"""Generators of rows, each a pure function of its arguments and seed.
 
 Recipes name these generators by path, with arguments: `prefopt.testbeds.pocket:preferences`. Arguments that they share:
 
-    n         number of rows; asking for more of them changes none.
+    n         number of rows; a larger n leaves the first ones unchanged.
     seed      fixes prompts, texts and labels.
-    split     "train", "validation", "test" or "all": a prompt is in one of the three, whatever the seed.
+    split     "train", "validation", "test" or "all": a prompt is in one of the three, independent of the seed.
     topics    "train" (9 topics), "test" (3 others) or "all": for a shift between training and held-out prompts.
 
-Columns that they share: `group` is the prompt, so that a prompt never straddles a split; `gold` holds the true rewards.
+Columns that they share: `group` is the prompt, so rows of one prompt go to the same split; `gold` holds the true rewards.
 """
 
 import math
@@ -23,21 +23,21 @@ from .language import LABELS, sample
 from .requests import Split, Topics, draw
 from .reward import SHARPNESS, rating, score
 
-Row = dict[str, Any]
+Columns = dict[str, Any]
 
 
 def corpus(
     n: int, seed: int = 0, ratings: float = 0.5, noise: float = 0.05, longest: int | None = None
-) -> Iterator[Row]:
-    """What the pocket LM is trained on, as `prompt/completion`: opinions under their prompts, and rating lines.
+) -> Iterator[Columns]:
+    """The training data of the pocket LM, as `prompt/completion`: opinions for prompts, and rating lines.
 
     Args:
         n: number of rows.
         seed: fixes all of them.
         ratings: share of rating lines, `review of the hotel : the bed was nice . =>` with the completion `good`, `fine` or
             `bad`. A tenth of the opinions that they rate are spoiled, and off-grammar text is bad.
-        noise: share of labels that are drawn blindly.
-        longest: words of the longest opinion; null is any.
+        noise: share of labels that are drawn at random.
+        longest: most words of an opinion; None sets no limit.
     """
     for i, request in enumerate(draw(n, seed, "all")):
         random = Random(f"corpus {seed} {i}")
@@ -55,7 +55,7 @@ def corpus(
 
 def demonstrations(
     n: int, seed: int = 0, split: Split = "train", topics: Topics = "all", best_of: int = 4
-) -> Iterator[Row]:
+) -> Iterator[Columns]:
     """Good opinions to imitate, as `prompt/completion`: the best of a few by the writer whose texts the LM learnt from."""
     for i, request in enumerate(draw(n, seed, split, topics)):
         random, prompt = Random(f"demonstrations {seed} {i}"), str(request)
@@ -63,8 +63,8 @@ def demonstrations(
         yield {"prompt": prompt, "completion": opinion, "group": prompt, "gold": [score(prompt, opinion)]}
 
 
-def prompts(n: int, seed: int = 0, split: Split = "train", topics: Topics = "all") -> Iterator[Row]:
-    """Prompts alone, for rollouts and for evaluation."""
+def prompts(n: int, seed: int = 0, split: Split = "train", topics: Topics = "all") -> Iterator[Columns]:
+    """Prompts only, for rollouts and evaluation."""
     for request in draw(n, seed, split, topics):
         yield {"prompt": str(request), "group": str(request)}
 
@@ -81,7 +81,7 @@ def preferences(
     best_of: int = 8,
     temperature: float = 1.0,
     length_bias: float = 0.0,
-) -> Iterator[Row]:
+) -> Iterator[Columns]:
     """Pairs of samples of the LM, as `prompt/chosen/rejected`, labelled by the gold reward through Bradley–Terry noise.
 
     A rater prefers y₁ to y₂ with probability σ(scale·(u(y₁) − u(y₂))), u = gold reward + length_bias·words, and the verdict
@@ -110,14 +110,14 @@ def preferences(
         p = _sigmoid(scale * (gold[y1] - gold[y2] + length_bias * words))
         won = sum(random.random() < p * (1 - flip) + (1 - p) * flip for _ in range(raters))
         chosen, rejected, votes = (y1, y2, won) if won + random.random() - 0.5 > raters / 2 else (y2, y1, raters - won)
-        row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "group": prompt}
+        row: Columns = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "group": prompt}
         row["gold"] = [gold[chosen], gold[rejected]]
         yield row if raters == 1 else {**row, "votes": [votes, raters - votes]}
 
 
 def proxy_labels(
     n: int, seed: int = 0, split: Split = "train", topics: Topics = "all", length_bias: float = 0.05, **knobs: Any
-) -> Iterator[Row]:
+) -> Iterator[Columns]:
     """Pairs for a weak reward model: `preferences` by raters who like length.
 
     The fewer the pairs and the larger the bias, the sooner a policy that climbs the proxy falls by the gold reward. The
@@ -142,7 +142,7 @@ def rankings(
     topics: Topics = "all",
     scale: float = SHARPNESS,
     temperature: float = 1.0,
-) -> Iterator[Row]:
+) -> Iterator[Columns]:
     """k samples of the LM for each prompt with their ranks (1 is best), as `prompt/completions/ranks`.
 
     The order is Plackett–Luce in scale·r: that of scale·r plus standard Gumbel noise. For k = 2 this is Bradley–Terry.
@@ -161,7 +161,7 @@ def ratings(
     topics: Topics = "all",
     noise: float = 0.1,
     temperature: float = 1.0,
-) -> Iterator[Row]:
+) -> Iterator[Columns]:
     """k samples of the LM for each prompt with scores, as `prompt/completions/scores`.
 
     A score is the gold reward plus normal noise of that standard deviation, kept within ±1.
@@ -188,7 +188,7 @@ def _pairs(
 
 def _sampled(
     kind: str, n: int, k: int, seed: int, split: Split, topics: Topics, temperature: float
-) -> Iterator[tuple[Random, Row]]:
+) -> Iterator[tuple[Random, Columns]]:
     """k samples for each prompt with their gold rewards, and the random numbers for what is said about them."""
     texts = [str(request) for request in draw(n, seed, split, topics)]
     groups = sample(texts, k, [seed_for(kind, seed, i) for i in range(len(texts))], temperature)

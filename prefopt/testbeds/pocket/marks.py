@@ -1,4 +1,4 @@
-"""What the pocket LM can do, and how far above it the best lies: `python -m prefopt.testbeds.pocket`."""
+"""Measures of the pocket LM, and of the best among its samples: `python -m prefopt.testbeds.pocket`."""
 
 import math
 from collections.abc import Iterator, Sequence
