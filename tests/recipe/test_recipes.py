@@ -12,6 +12,7 @@ from rich.console import Console
 
 from prefopt import load_label_recipe, load_recipe, run
 from prefopt.evaluation.judges.report import JudgeRecipe
+from prefopt.feedback.judges.rubric_file import load_rubric
 from prefopt.objectives import CATALOGUE
 from prefopt.recipe import load, sections_of
 
@@ -36,7 +37,10 @@ OTHERWISE_NAMED = {"onlinedpo", "trdpo"}
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_loads(file, monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
-    if "judge" in sections_of(file):
+    sections = sections_of(file)
+    if "question" in sections:
+        load_rubric(str(file))
+    elif "judge" in sections:
         load(JudgeRecipe, file)
     else:
         (load_label_recipe if file.stem == "label" else load_recipe)(file)
