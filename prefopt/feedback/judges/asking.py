@@ -84,6 +84,34 @@ class Reply:
     calls: int
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a judge is asked, and how.
+
+    Attributes:
+        rubric: by which it judges.
+        answer_format: the form of its answers.
+        ask: who answers.
+        prompts: B of them.
+        completions: K texts for each.
+        rows: the other columns of each.
+    """
+
+    rubric: Rubric
+    answer_format: AnswerFormat
+    ask: Ask
+    prompts: Sequence[Prompt]
+    completions: Sequence[Sequence[str]]
+    rows: Sequence[Mapping[str, Any]]
+
+    def answers(
+        self, cases: Sequence[Case], labels: Sequence[str], written: bool = False
+    ) -> tuple[list[Reply], list["Tally"]]:
+        """The replies to these cases, as `ask_all` puts them, and a tally for each prompt."""
+        replies = ask_all(cases, self.rubric, self.answer_format, self.ask, labels, written)
+        return replies, tallied(replies, self.completions)
+
+
 def ask_all(
     cases: Sequence[Case], rubric: Rubric, answer_format: AnswerFormat, ask: Ask, labels: Sequence[str], written: bool
 ) -> list[Reply]:

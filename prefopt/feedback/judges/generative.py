@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from prefopt.feedback.judges.asking import AnswerFormat, Ask, Reply, Tally, ask_all, tallied
+from prefopt.feedback.judges.asking import AnswerFormat, Reply, Request, Tally
 from prefopt.feedback.judges.pairs import LETTERS, Average, compared_by_letters, pairs
 from prefopt.feedback.judges.points import TEN, expected, numbers, points, table
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Prompt, Verdict
+from prefopt.types import Verdict
 
 REFUSAL = re.compile(
     r"\b(?:I(?:['’]m| am) (?:sorry|unable|not able)|I (?:can['’]t|cannot|can not|won['’]t|will not|must decline)"
@@ -60,32 +60,23 @@ class Generative:
             numbers(labels, rubric.name)
         return labels
 
-    def judge(
-        self,
-        rubric: Rubric,
-        answer_format: AnswerFormat,
-        ask: Ask,
-        prompts: Sequence[Prompt],
-        completions: Any,
-        rows: Any,
-    ) -> Verdict:
+    def judge(self, request: Request) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, answer_format)
-        cases = (
-            pairs(prompts, completions, rows, self.average) if rubric.compares else points(prompts, completions, rows)
-        )
-        replies = ask_all(cases, rubric, answer_format, ask, labels, True)
-        tallies = tallied(replies, completions)
+        labels = self.labels(request.rubric, request.answer_format)
+        cases = pairs(request, self.average) if request.rubric.compares else points(request)
+        replies, tallies = request.answers(cases, labels, written=True)
         verdicts_by_place = {
-            place: [v for reply in group if (v := read(reply, labels, rubric.mark, tallies[place[0]])) is not None]
+            place: [
+                v for reply in group if (v := read(reply, labels, request.rubric.mark, tallies[place[0]])) is not None
+            ]
             for place, group in itertools.groupby(replies, key=lambda reply: reply.case.place)
         }
-        if rubric.compares:
+        if request.rubric.compares:
             wins = {
                 place: _mean([(1.0, 0.0, 0.5)[v] for v in verdicts]) for place, verdicts in verdicts_by_place.items()
             }
-            return compared_by_letters(wins, completions, self.average, tallies)
-        return self._scored(verdicts_by_place, labels, rubric, completions, tallies)
+            return compared_by_letters(wins, request.completions, self.average, tallies)
+        return self._scored(verdicts_by_place, labels, request.rubric, request.completions, tallies)
 
     @staticmethod
     def _scored(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from accelerate import Accelerator
 from pydantic import Field
 
-from prefopt.feedback.judges.asking import AnswerFormat
+from prefopt.feedback.judges.asking import AnswerFormat, Request
 from prefopt.feedback.judges.generative import Generative
 from prefopt.feedback.judges.local import Local, TrainedPolicy
 from prefopt.feedback.judges.memory import Budget, Memory
@@ -133,7 +133,9 @@ class Judge:
             thread.join()
         self._threads.clear()
         self._failed.clear()
-        return self.how.judge(self.text, self._answer_format, self._answers, prompts, transcripts(completions), rows)
+        return self.how.judge(
+            Request(self.text, self._answer_format, self._answers, prompts, transcripts(completions), rows)
+        )
 
     @property
     def moves(self) -> bool:
@@ -160,7 +162,9 @@ class Judge:
                 if self._failed.is_set():
                     return
                 try:
-                    self.how.judge(self.text, self._answer_format, prefetch, prompts, transcripts(completions), rows)
+                    self.how.judge(
+                        Request(self.text, self._answer_format, prefetch, prompts, transcripts(completions), rows)
+                    )
                 except Exception:  # whatever it is, the call meets it again
                     self._failed.set()
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prefopt.feedback.judges.asking import AnswerFormat, Ask, Case, ask_all, likelihoods, margin, tallied
+from prefopt.feedback.judges.asking import AnswerFormat, Case, Request, likelihoods, margin
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Prompt, Verdict
+from prefopt.types import Verdict
 
 Average = Literal["probabilities", "logits", "none"]
 LETTERS = ("A", "B")
@@ -55,20 +55,11 @@ class Pairwise:
             )
         return labels
 
-    def judge(
-        self,
-        rubric: Rubric,
-        answer_format: AnswerFormat,
-        ask: Ask,
-        prompts: Sequence[Prompt],
-        completions: Any,
-        rows: Any,
-    ) -> Verdict:
+    def judge(self, request: Request) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, answer_format)
-        replies = ask_all(pairs(prompts, completions, rows, self.average), rubric, answer_format, ask, labels, False)
-        tallies = tallied(replies, completions)
-        margins = _matrix(completions)
+        labels = self.labels(request.rubric, request.answer_format)
+        replies, tallies = request.answers(pairs(request, self.average), labels)
+        margins = _matrix(request.completions)
         for at, group in _by_place(replies):
             probabilities = [p for reply in group if (p := likelihoods(reply, labels, tallies[at[0]])) is not None]
             known = [m for p in probabilities if not math.isnan(m := margin(p[0], p[1]))]
@@ -79,12 +70,13 @@ class Pairwise:
         return compared(_averaged(margins, self.average), [tally.note for tally in tallies])
 
 
-def pairs(prompts: Sequence[Prompt], completions: Any, rows: Any, average: Average) -> list[Case]:
+def pairs(request: Request, average: Average) -> list[Case]:
     """Every pair of completions that are not empty, in both orders or in the given one.
 
     Raises:
         PrefoptError: a single completion, which has nothing to be compared with.
     """
+    completions = request.completions
     if completions and max(map(len, completions)) < 2:
         raise PrefoptError(
             "a pairwise judge compares the completions of a prompt, and there is one each: sample more "
@@ -92,7 +84,7 @@ def pairs(prompts: Sequence[Prompt], completions: Any, rows: Any, average: Avera
         )
     order = itertools.combinations if average == "none" else itertools.permutations
     return [
-        Case((b, i, j), prompts[b], {"completion_a": texts[i], "completion_b": texts[j]}, rows[b])
+        Case((b, i, j), request.prompts[b], {"completion_a": texts[i], "completion_b": texts[j]}, request.rows[b])
         for b, texts in enumerate(completions)
         for i, j in order([k for k, text in enumerate(texts) if text.strip()], 2)
     ]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.feedback.judges.asking import AnswerFormat, Ask, Case, ask_all, likelihoods, margin, tallied
+from prefopt.feedback.judges.asking import AnswerFormat, Case, Request, likelihoods, margin
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Prompt, Verdict
+from prefopt.types import Verdict
 
 TEN = tuple(map(str, range(1, 11)))
 
@@ -42,20 +42,11 @@ class Pointwise:
             raise PrefoptError(f"{rubric.name}: a pointwise judge needs `labels`, the best first and the worst last")
         return labels
 
-    def judge(
-        self,
-        rubric: Rubric,
-        answer_format: AnswerFormat,
-        ask: Ask,
-        prompts: Sequence[Prompt],
-        completions: Any,
-        rows: Any,
-    ) -> Verdict:
+    def judge(self, request: Request) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, answer_format)
-        replies = ask_all(points(prompts, completions, rows), rubric, answer_format, ask, labels, False)
-        tallies = tallied(replies, completions)
-        scores = table(completions)
+        labels = self.labels(request.rubric, request.answer_format)
+        replies, tallies = request.answers(points(request), labels)
+        scores = table(request.completions)
         for (b, k), group in itertools.groupby(replies, key=lambda reply: reply.case.place):
             probabilities = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
             known = [m for p in probabilities if not math.isnan(m := margin(p[0], p[-1]))]
@@ -90,34 +81,25 @@ class Expected:
         numbers(labels, rubric.name)
         return labels
 
-    def judge(
-        self,
-        rubric: Rubric,
-        answer_format: AnswerFormat,
-        ask: Ask,
-        prompts: Sequence[Prompt],
-        completions: Any,
-        rows: Any,
-    ) -> Verdict:
+    def judge(self, request: Request) -> Verdict:
         """Scores [B, K] and preference [B, K, K]."""
-        labels = self.labels(rubric, answer_format)
-        replies = ask_all(points(prompts, completions, rows), rubric, answer_format, ask, labels, False)
-        tallies = tallied(replies, completions)
-        weights = table(completions, len(labels))  # p(s), [B, K, S]
+        labels = self.labels(request.rubric, request.answer_format)
+        replies, tallies = request.answers(points(request), labels)
+        weights = table(request.completions, len(labels))  # p(s), [B, K, S]
         for (b, k), group in itertools.groupby(replies, key=lambda reply: reply.case.place):
             probabilities = [p for reply in group if (p := likelihoods(reply, labels, tallies[b])) is not None]
             known = [torch.tensor(p, dtype=torch.float64) / sum(p) for p in probabilities if sum(p) > 0]
             tallies[b].counts["unlikely"] += len(probabilities) - len(known)
             if known:
                 weights[b, k] = torch.stack(known).mean(0)
-        return expected(weights, numbers(labels, rubric.name), [tally.note for tally in tallies])
+        return expected(weights, numbers(labels, request.rubric.name), [tally.note for tally in tallies])
 
 
-def points(prompts: Sequence[Prompt], completions: Any, rows: Any) -> list[Case]:
+def points(request: Request) -> list[Case]:
     """Every completion that is not empty."""
     return [
-        Case((b, k), prompts[b], {"completion": text}, rows[b])
-        for b, texts in enumerate(completions)
+        Case((b, k), request.prompts[b], {"completion": text}, request.rows[b])
+        for b, texts in enumerate(request.completions)
         for k, text in enumerate(texts)
         if text.strip()
     ]
