@@ -22,6 +22,8 @@ ORDER = (
 APART = ("types", "recipe")
 
 ENTRIES, FILE_LINES, FUNCTION_LINES, INIT_LINES = 16, 450, 60, 3
+REPEATED_LINES = 12
+"""As many lines, import lines and blank ones aside, may stand in two places."""
 
 TOO_LONG: tuple[str, ...] = ()
 LONG_TODAY = pytest.mark.xfail(strict=True, reason="to be split")
@@ -142,3 +144,20 @@ def test_the_tree_in_the_readme_is_the_package() -> None:
     listed = re.findall(r"^  ([a-z]+)(?:/|\.py)", tree, re.MULTILINE)
     entries = {entry.stem for entry in PACKAGE.iterdir() if entry.name[0].isalpha()}
     assert set(listed) == entries and listed == sorted(listed, key=lambda name: ("types", *ORDER).index(name))
+
+
+def test_no_long_run_of_lines_stands_twice() -> None:
+    first: dict[tuple[str, ...], str] = {}
+    twice = []
+    for file in FILES:
+        lines = [
+            (number, line.strip())
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+            if line.strip() and not re.match(r"\s*(from|import) ", line)
+        ]
+        for start in range(len(lines) - REPEATED_LINES):
+            run = tuple(text for _, text in lines[start : start + REPEATED_LINES + 1])
+            place = f"{file.relative_to(PACKAGE)}:{lines[start][0]}"
+            if first.setdefault(run, place) != place:
+                twice.append(f"{place} is {first[run]}")
+    assert twice == []

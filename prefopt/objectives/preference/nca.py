@@ -48,7 +48,7 @@ class InfoNCA:
 
 
 @dataclass(frozen=True)
-class NCA:
+class NCA(InfoNCA):
     """NCA: each completion's own implicit reward is pulled up by its target and pushed down like all others.
 
     L = −Σ_k [p_k log σ(βΔ_k) + 1/K log σ(−βΔ_k)],  p = softmax(r/α),  Δ = log π(y|x) − log π_ref(y|x)
@@ -60,17 +60,9 @@ class NCA:
     p = (1, 0).
 
     Attributes:
-        beta: β.
-        alpha: α > 0, the temperature of the scores.
+        beta: β, as in `InfoNCA`.
+        alpha: α, as in `InfoNCA`.
     """
-
-    beta: float = 0.01
-    alpha: float = 1.0
-    needs = Needs(completions=None, scores=True, reference=True)
-    targets = reference_sums
-
-    def __post_init__(self) -> None:
-        _check_temperature(self.alpha)
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""
