@@ -136,7 +136,7 @@ def test_absent_completions():
             PAIRWISE,
             r"no row is left \(1 prompts dropped: too few.*; the first was .*data have 0 completions",
         ),
-        ({"prompt": "p", "completion": "c", "label": True}, PAIRWISE, r"too few.*would do \(docs/data.md\): paired"),
+        ({"prompt": "p", "completion": "c", "label": True}, PAIRWISE, r"too few.*have it \(docs/data.md\): paired"),
         ({"prompt": "p", "completions": ["a", "b"]}, PAIRWISE, "2 completions and nothing that orders them"),
         (
             {"prompt": "p", "completions": ["a", "b", "c"]},
@@ -152,7 +152,7 @@ def test_absent_completions():
         (
             {"prompt": "p", "chosen": "c", "rejected": "r"},
             Needs(preference=True),
-            r"no preference.*would do.*: compared",
+            r"no preference.*have it.*: compared",
         ),
         ({"prompt": "p", "completions": ["a", "b"], "preference": 0.7}, Needs(scores=True), "has no scores"),
         (

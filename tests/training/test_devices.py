@@ -31,8 +31,13 @@ def state():
 
 @pytest.fixture(autouse=True)
 def no_accelerator_is_left():
-    """Accelerate's state is that of the process, so other tests would see what is set here."""
+    """Accelerate's state is that of the process: nothing of other tests is seen here, and nothing of these by others."""
+    _reset()
     yield
+    _reset()
+
+
+def _reset():
     AcceleratorState._reset_state()
     GradientState._reset_state()
 
