@@ -123,12 +123,12 @@ def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
     from prefopt.recipe import load
 
     settings = load(JudgeRecipe, options.target, options.overrides)
-    found = report(settings, err)
-    title = f"{options.target}: {settings.judge.name} against people, with {found.confidence:.0%} intervals"
-    show_evaluation(out, title, found.estimates, found.numbers)
+    judged = report(settings, err)
+    title = f"{options.target}: {settings.judge.name} against people, with {judged.confidence:.0%} intervals"
+    show_evaluation(out, title, judged.estimates, judged.numbers)
     out.print("Each line: docs/judges.md", style="dim")
-    _keep(target, found.to_json())
-    if doubt := untrusted(found.estimates, settings.require):
+    _keep(target, judged.to_json())
+    if doubt := untrusted(judged.estimates, settings.require):
         raise PrefoptError(f"the judge does not keep what {options.target} requires: {doubt}")
 
 
@@ -224,15 +224,15 @@ def cache(options: argparse.Namespace) -> None:
     from prefopt.support import caches
 
     look = caches.verified if options.action == "verify" else caches.usage
-    found = list(look(options.kind))
-    if not found:
+    entries = list(look(options.kind))
+    if not entries:
         return out.print("nothing is kept" + (f" of the kind {options.kind}" if options.kind else ""))
-    show_kept(out, found)
+    show_kept(out, entries)
     if options.action == "clear":
         if not options.yes:
             raise PrefoptError("this would delete what is listed above; add --yes to do it")
         out.print(f"deleted {size(caches.clear(options.kind))}")
-    if damaged := sum(one.damaged for one in found):
+    if damaged := sum(one.damaged for one in entries):
         out.print(f"{damaged} damaged: they are never used but computed again. `prefopt cache clear` deletes them")
         sys.exit(1)
 

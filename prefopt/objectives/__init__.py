@@ -168,8 +168,8 @@ def objective_class(name: str, folder: Path | None = None) -> Any:
     Raises:
         PrefoptError: an unknown name, or a class that is not an objective.
     """
-    found = find(name, "objective", known=CATALOGUE, folder=folder)
-    cls = type(found) if dataclasses.is_dataclass(found) and not isinstance(found, type) else found
+    named = find(name, "objective", known=CATALOGUE, folder=folder)
+    cls = type(named) if dataclasses.is_dataclass(named) and not isinstance(named, type) else named
     _check_class(name, cls)
     return cls
 

@@ -74,9 +74,9 @@ def list_metrics(reward: Float[Tensor, "B K"], batch: Batch) -> Mapping[str, Flo
     merit = -place.to(reward) if batch.scores is None else batch.scores.to(reward)
     best = merit.masked_fill(~present, -torch.inf).argmax(-1, keepdim=True)
     worst = merit.masked_fill(~present, torch.inf).argmin(-1, keepdim=True)
-    found = pair_metrics(torch.cat([reward.gather(-1, best), reward.gather(-1, worst)], -1))
+    metrics = pair_metrics(torch.cat([reward.gather(-1, best), reward.gather(-1, worst)], -1))
     alone = present.sum(-1) < 2
-    return {name: value.masked_fill(alone, torch.nan) for name, value in found.items()}
+    return {name: value.masked_fill(alone, torch.nan) for name, value in metrics.items()}
 
 
 EXPONENT_LIMIT = 20.0
@@ -127,14 +127,14 @@ def gae(
     t + 1 is the next token of the mask, over whatever lies between. After the last one, V and A are 0: an episode ends there.
     """
     advantage = value = torch.zeros_like(rewards[..., 0])  # of the next token of the mask
-    found = []
+    backwards = []
     for t in reversed(range(rewards.shape[-1])):
         here = mask[..., t]
         delta = rewards[..., t] + gamma * value - values[..., t]
         advantage = torch.where(here, delta + gamma * lam * advantage, advantage)
         value = torch.where(here, values[..., t], value)
-        found.append(advantage)
-    return torch.stack(found[::-1], -1).masked_fill(~mask, 0)
+        backwards.append(advantage)
+    return torch.stack(backwards[::-1], -1).masked_fill(~mask, 0)
 
 
 def whiten(values: Float[Tensor, "*L"], mask: Bool[Tensor, "*L"], shift_mean: bool = True) -> Float[Tensor, "*L"]:

@@ -177,8 +177,8 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise PrefoptError(f"{file} is not a text file in UTF-8") from None
     if not isinstance(tree, dict):
-        found = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise PrefoptError(f"{file} must hold keys and values, got {found}")
+        content = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise PrefoptError(f"{file} must hold keys and values, got {content}")
     base = tree.pop("base", None)
     tree = _absolute(_named(with_new_names(tree, str(file))), file.resolve().parent)
     if base is None:
@@ -235,8 +235,8 @@ def _set(tree: dict[str, Any], override: str) -> None:
     _put(tree, key, _absolute(value, Path.cwd()), repr(override))
 
 
-def _put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
-    """Put a value where a dotted key says; messages begin with what was `said`."""
+def _put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Put a value where a dotted key says; messages begin with `source`, which says where the value comes from."""
     *path, last = key.split(".")
     if path and path[0] == "objective" and isinstance(tree.get("objective"), str):
         tree["objective"] = {"name": tree["objective"]}  # the short form, of an objective with its defaults
@@ -247,20 +247,20 @@ def _put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
         where = ".".join(path[: depth + 1])
         if isinstance(node, dict):
             node[part] = {} if node.get(part) is None else node[part]
-        node = node[_place(node, part, said, ".".join(path[:depth]))]
+        node = node[_place(node, part, source, ".".join(path[:depth]))]
         if not isinstance(node, dict | list):
-            raise PrefoptError(f"{said}: `{where}` is {node!r}, which has no keys")
-    node[_place(node, last, said, ".".join(path))] = value
+            raise PrefoptError(f"{source}: `{where}` is {node!r}, which has no keys")
+    node[_place(node, last, source, ".".join(path))] = value
 
 
-def _place(node: Any, part: str, said: str, where: str) -> Any:
+def _place(node: Any, part: str, source: str, where: str) -> Any:
     """The key or the number of an item that `part` stands for in `node`."""
     if isinstance(node, dict):
         return part
     if not part.isdigit():
-        raise PrefoptError(f"{said}: `{where}` is a list; say which item, as in {where}.0.{part}")
+        raise PrefoptError(f"{source}: `{where}` is a list; say which item, as in {where}.0.{part}")
     if int(part) >= len(node):
-        raise PrefoptError(f"{said}: `{where}` has {len(node)} items, numbered from 0")
+        raise PrefoptError(f"{source}: `{where}` has {len(node)} items, numbered from 0")
     return int(part)
 
 

@@ -69,18 +69,18 @@ def make(
     Raises:
         PrefoptError: an unknown name or field (with the nearest known one), a missing field, a value that cannot be.
     """
-    found = find(name, what, known=known, where=where, folder=folder)
+    target = find(name, what, known=known, where=where, folder=folder)
     prefix = f"{where}: " if where else ""
-    if isinstance(found, type):
-        return _constructed(found, name, fields, prefix, running)
+    if isinstance(target, type):
+        return _constructed(target, name, fields, prefix, running)
     if not fields:
-        return found
-    if not dataclasses.is_dataclass(found):
-        kind = "a function" if inspect.isroutine(found) else f"made already, of class {type(found).__name__}"
-        hint = "make it a dataclass with __call__" if inspect.isroutine(found) else "name its class instead"
+        return target
+    if not dataclasses.is_dataclass(target):
+        kind = "a function" if inspect.isroutine(target) else f"made already, of class {type(target).__name__}"
+        hint = "make it a dataclass with __call__" if inspect.isroutine(target) else "name its class instead"
         raise PrefoptError(f"{prefix}{name} is {kind}, which has no fields ({', '.join(fields)}); {hint}")
-    instance: Any = found
-    _check_names(fields, [f.name for f in dataclasses.fields(found) if f.init], f"{prefix}{name}")
+    instance: Any = target
+    _check_names(fields, [f.name for f in dataclasses.fields(target) if f.init], f"{prefix}{name}")
     return _checked(lambda: dataclasses.replace(instance, **fields), f"{prefix}{name}")
 
 

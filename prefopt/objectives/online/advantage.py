@@ -84,9 +84,9 @@ def greedy_baseline(batch: Batch) -> Float[Tensor, "B 1"]:
 
 def advantage_metrics(advantages: Float[Tensor, "*L"], mask: Bool[Tensor, "*L"]) -> dict[str, float]:
     """Mean and standard deviation over the logical batch, over completions [B, K] or tokens [B, K, T]."""
-    kept = advantages[mask].double()
-    spread = kept.std(correction=0).item() if len(kept) else 0.0
-    return {"advantages/mean": kept.mean().item() if len(kept) else 0.0, "advantages/std": spread}
+    values = advantages[mask].double()
+    spread = values.std(correction=0).item() if len(values) else 0.0
+    return {"advantages/mean": values.mean().item() if len(values) else 0.0, "advantages/std": spread}
 
 
 def with_critic(

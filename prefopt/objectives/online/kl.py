@@ -95,11 +95,11 @@ class KL:
 
     def _of(self, outputs: Outputs, reference: Tensor) -> Tensor:
         if self.estimator == "exact":
-            found = outputs.statistics["kl_policy_ref"]
+            divergence = outputs.statistics["kl_policy_ref"]
         else:
             assert outputs.logps is not None
-            found = kl_estimate(outputs.logps - reference, self.estimator)
-        return found.masked_fill(~outputs.mask, 0)
+            divergence = kl_estimate(outputs.logps - reference, self.estimator)
+        return divergence.masked_fill(~outputs.mask, 0)
 
 
 def kl_as_placed(objective: Any) -> KL:

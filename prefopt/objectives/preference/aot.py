@@ -36,11 +36,11 @@ class AOT:
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, 2, T]; the total is [B]."""
-        said, reference = policy.sum(), targets.rows["reference"]
-        margin, order = (said[:, 0] - said[:, 1]).sort()
+        logps, reference = policy.sum(), targets.rows["reference"]
+        margin, order = (logps[:, 0] - logps[:, 1]).sort()
         places = -logsigmoid(self.beta * (margin - (reference[:, 0] - reference[:, 1]).sort().values))
         total = torch.zeros_like(places).index_add(0, order, places)
-        return Loss(total, pair_metrics(self.beta * (said - reference)))
+        return Loss(total, pair_metrics(self.beta * (logps - reference)))
 
 
 @dataclass(frozen=True)
