@@ -58,7 +58,7 @@ def load_examples(
         for example in _parsed(rows if change is None else _adapted(rows, change, str(adapt)))
     )
     if not examples and not rows_awaited():
-        raise PrefoptError(f"{data}: no rows")
+        raise PrefoptError(f"{', '.join(map(str, data)) if isinstance(data, list) else data}: no rows")
     return examples
 
 
@@ -289,8 +289,18 @@ def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterat
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise PrefoptError(f"{path}: {error}; its arguments are {inspect.signature(function)}") from None
-    for number, row in enumerate(function(**arguments), 1):
-        yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
+    number = 0
+    try:
+        rows = function(**arguments)
+        if isinstance(rows, Mapping):
+            raise PrefoptError(f"{path} returned one {type(rows).__name__}; it returns or yields rows, each a mapping")
+        for number, row in enumerate(rows, 1):
+            yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
+    except PrefoptError:
+        raise
+    except Exception as error:
+        after = f" after row {number}" if number else ""
+        raise PrefoptError(f"{path} raised {type(error).__name__}{after}: {error}") from error
 
 
 # The hub

@@ -245,4 +245,4 @@ def _scores(answer: Any, name: str) -> Tensor:
         numbers = [[math.nan if score is None else float(score) for score in row] for row in answer]
         return torch.tensor(numbers)
     except (TypeError, ValueError) as error:
-        raise PrefoptError(f"the feedback {name} must return a list of numbers for each prompt: {error}") from error
+        raise PrefoptError(f"the feedback {name} must return a list of numbers for each prompt: {error}.") from error

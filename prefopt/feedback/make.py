@@ -190,6 +190,8 @@ def _from_section(spec: recipe.Feedback, where: str, running: Mapping[str, Any])
         for i, transform in enumerate(spec.transforms)
     )
     name = feedback.path if isinstance(feedback, Rule) else spec.name
+    if where.startswith("evaluate.metrics."):
+        name = f"{name} ({where})"
     return Transformed(feedback, transforms, name, spec.timeout)
 
 

@@ -174,9 +174,16 @@ def objective_class(name: str, folder: Path | None = None) -> Any:
     return cls
 
 
+def _described(value: Any) -> str:
+    """What stands where an objective should, in words."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+
+
 def _check_class(name: str, cls: Any) -> None:
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise PrefoptError(f"{name} must be a dataclass (write @dataclass(frozen=True) above it), got {cls!r}")
+        raise PrefoptError(
+            f"{name} must be a dataclass (write @dataclass(frozen=True) above it); it is {_described(cls)}"
+        )
     for method in ("targets", "loss"):
         if not callable(getattr(cls, method, None)):
             raise PrefoptError(f"{name} has no method {method!r}; an objective has `needs`, `targets` and `loss`")

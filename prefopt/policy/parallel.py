@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import pad
 
+from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler, lengths_of
 
@@ -148,11 +149,15 @@ def draw(
         settings: the recipe's `sampling`.
         seeds: [B] int64, of each prompt's noise.
         accelerator: knows the processes.
+
+    Raises:
+        PrefoptError: the sampler returned something else than K completions of each prompt.
     """
     shards = Shards([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
     rows = shards.micro_batches[0].rows
     with timed("sampling"):
         sampled = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
+    _check_sampled(sampled, type(sampler).__name__, len(rows), completions)
 
     def whole(value: Tensor) -> Tensor:
         """Processes gather on their devices, and all to one width."""
@@ -162,3 +167,24 @@ def draw(
     width = int(lengths_of(mask).max()) if mask.numel() else 0
     logps = None if sampled.logps is None else whole(sampled.logps)[..., :width]
     return Sampled(whole(sampled.completion_ids)[..., :width], mask[..., :width], logps)
+
+
+def _check_sampled(sampled: Any, name: str, prompts: int, completions: int) -> None:
+    """Refuse what a sampler of a user's returned, if it is of another kind or shape."""
+    if not isinstance(sampled, Sampled):
+        raise PrefoptError(
+            f"the sampler {name} returned a {type(sampled).__name__}, not prefopt.Sampled(completion_ids, mask, logps)"
+        )
+    expected = [prompts, completions]
+    for field in ("completion_ids", "mask", "logps"):
+        value = getattr(sampled, field)
+        if value is None and field == "logps":
+            continue
+        if not isinstance(value, Tensor) or value.ndim != 3 or list(value.shape[:2]) != expected:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise PrefoptError(
+                f"the sampler {name} returned {field} of shape {shape} for {prompts} prompts × {completions} completions; "
+                f"expected [{prompts}, {completions}, tokens]"
+            )
+    if sampled.mask.dtype != torch.bool or sampled.mask.shape != sampled.completion_ids.shape:
+        raise PrefoptError(f"the sampler {name} returned a mask that is not bool of the shape of its completion_ids")

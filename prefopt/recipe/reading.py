@@ -92,6 +92,7 @@ def recipe_from(
         tree = source.to_tree() if isinstance(source, Recipe) else _named(with_new_names(dict(source), where))
     for key, value in objects.items():
         if value is not None:
+            _check_object(key, value)
             _put(tree, key, value, f"{key}=")
     for override in overrides:
         if not isinstance(override, str):
@@ -100,6 +101,25 @@ def recipe_from(
             )
         _set(tree, override)
     return checked(Recipe, interpolated(_named(tree)), where)
+
+
+TAKES = {
+    "source.data": "names of data, a list of dicts, a pandas.DataFrame, a datasets.Dataset, or a function that yields rows",
+    "objective": "a name, a class or object with `needs`, `targets` and `loss`, or a list of these",
+    "feedback": "a name, a function of (prompts, completions, rows), or a class or object with __call__",
+    "source.rollouts.environment": "a name, or a class or object with `reset` and `step`",
+    "evaluate.metrics": "a mapping of names to functions: {name: function}",
+    "train.callbacks": "a function of a Step, or a list of these",
+}
+"""What may stand in the place of a name, by the keys that `run` has arguments for."""
+
+
+def _check_object(key: str, value: Any) -> None:
+    """Refuse what can be none of the things that a key takes."""
+    takes = TAKES.get(key)
+    wrong = isinstance(value, int | float) or (key == "evaluate.metrics" and not isinstance(value, Mapping))
+    if takes and wrong:
+        raise PrefoptError(f"{key.rpartition('.')[2]}= ({key}) takes {takes}; got {value!r}")
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

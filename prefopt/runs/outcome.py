@@ -38,10 +38,14 @@ class RunResult:
 
     @property
     def metrics(self) -> "DataFrame":
-        """The history: a row for each step, 0 for the start, with what was logged and measured at it; NaN where it was not."""
+        """The history: a row for each step, 0 for the start, with what was logged and measured at it; NaN where it was not.
+
+        Columns of training come first, then those of the held-out parts, `test/…` and `validation/…`.
+        """
         import pandas
 
-        return pandas.DataFrame(list(RunFolder(self.folder).history())).groupby("step").first()
+        history = pandas.DataFrame(list(RunFolder(self.folder).history())).groupby("step").first()
+        return history[sorted(history.columns, key=lambda name: name.startswith(("test/", "validation/")))]
 
     def samples(self) -> "DataFrame":
         """What the trained policy wrote after held-out prompts, with what was measured of it; a row for each completion."""

@@ -128,7 +128,8 @@ def prepare(
     Raises:
         PrefoptError: whatever a user can put right; what can be known before a model is loaded is refused before.
     """
-    planned = plan(settings)
+    with console.status("reading the data, checking the recipe"):
+        planned = plan(settings)
     show_heading(console, planned)
     tokenizer = load_tokenizer(settings.policy)
     data = {

@@ -79,6 +79,7 @@ def _train(prepared: Prepared, trainer: Trainer, measurements: Measurements, don
         _after(step, prepared, trainer, measurements)
         limited = _limited(step, prepared.recipe.train, warned, console)
         if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator):
+            console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
     _save(prepared, trainer, folder, stopped)
     after = measurements.keep(_bare(trainer), trainer.done) if trainer.done else before

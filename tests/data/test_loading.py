@@ -244,3 +244,20 @@ def test_rows_from_python():
         load_examples(Given(3.5))
     with pytest.raises(PrefoptError, match=r"source\.data: this was .* Pass the object again"):
         load_examples("".join(Given(rows)))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "yield {'prompt': 'a', 'completion': 'b'}\n    raise KeyError('boom')",
+            "rows raised KeyError after row 1: 'boom'",
+        ),
+        ("raise OSError('no disk')", "rows raised OSError: no disk"),
+        ("return {'prompt': 'a', 'completion': 'b'}", "rows returned one dict; it returns or yields rows"),
+    ],
+)
+def test_a_function_that_fails_is_named(tmp_path, body, message):
+    (tmp_path / "mine.py").write_text(f"def rows():\n    {body}\n")
+    with pytest.raises(PrefoptError, match=message):
+        load_examples(f"{tmp_path}/mine.py:rows", {})

@@ -12,8 +12,9 @@ from updates import random_batch
 
 from prefopt import recipe
 from prefopt.policy import Policy, Reference, make_reference
-from prefopt.policy.parallel import Shards, forward
-from prefopt.types import Batch, Needs, Outputs
+from prefopt.policy.parallel import Shards, draw, forward
+from prefopt.support.errors import PrefoptError
+from prefopt.types import Batch, Needs, Outputs, Sampled
 
 
 class Processes:
@@ -89,3 +90,21 @@ def test_a_reference_does_the_policys_arithmetic_in_bf16(lm_folder, tokenizer, m
     theirs = forward(reference, batch, Needs(), len(batch), processes).logps
     assert torch.equal(mine, theirs)
     assert not torch.equal(exact, theirs)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([[1, 2]], r"the sampler Mine returned a list, not prefopt.Sampled"),
+        (Sampled(torch.ones(2, 1, 3), torch.ones(2, 1, 3, dtype=torch.bool)), r"completion_ids of shape \[2, 1, 3\]"),
+        (Sampled(torch.ones(2, 2, 3), torch.ones(2, 2, 3)), "a mask that is not bool"),
+        (Sampled(torch.ones(2, 2, 3), torch.ones(2, 2, 3) > 0, torch.ones(2, 2)), r"logps of shape \[2, 2\]"),
+    ],
+)
+def test_a_sampler_that_returns_something_else_is_refused(answer, message) -> None:
+    class Mine:
+        def __call__(self, *arguments):
+            return answer
+
+    with pytest.raises(PrefoptError, match=message):
+        draw(Mine(), None, [(1,), (2,)], 2, recipe.Sampling(max_tokens=3), torch.zeros(2).long(), Processes(0, 1))

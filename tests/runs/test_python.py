@@ -1,5 +1,6 @@
 """Runs from Python: objects in the place of names, results as tables, a policy to go on with."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,14 @@ def test_metrics_that_are_refused(home: Path, metrics: Any, message: str) -> Non
         prefopt.run(tree(home), metrics=metrics, console=QUIET)
 
 
+def test_why_a_run_stops_is_shown(home: Path) -> None:
+    shown = Console(record=True, file=io.StringIO(), width=100)
+    prefopt.run(
+        tree(home), callbacks=lambda step: "enough" if step.number == 2 else None, folder=home / "r", console=shown
+    )
+    assert "stopped: " in (text := shown.export_text()) and "enough" in text
+
+
 def test_a_callback_stops_the_run_like_a_limit(home: Path) -> None:
     seen: list[int] = []
     callbacks = [lambda step: seen.append(step.number), {"name": Patience, "steps": 2}]
@@ -206,3 +215,20 @@ def test_two_runs_leave_each_other_and_the_caller_alone(home: Path) -> None:
 def test_overrides_and_folders_are_not_mixed_up(home: Path) -> None:
     with pytest.raises(PrefoptError, match="and a run folder as folder="):
         prefopt.run(tree(home), home / "there")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"objective": 3}, r"objective= \(objective\) takes a name, a class or object with `needs`"),
+        ({"data": 3}, r"data= \(source.data\) takes names of data, a list of dicts"),
+        ({"callbacks": 5}, r"callbacks= \(train.callbacks\) takes a function of a Step"),
+        ({"feedback": 4}, r"feedback= \(feedback\) takes a name, a function of"),
+        ({"environment": 4}, r"environment= \(source.rollouts.environment\) takes a name, or a class"),
+        ({"metrics": first_letter}, r"metrics= \(evaluate.metrics\) takes a mapping of names to functions"),
+    ],
+)
+def test_what_is_nothing_of_the_kind_is_refused_with_what_would_do(home: Path, wrong: Any, message: str) -> None:
+    with pytest.raises(PrefoptError, match=message):
+        prefopt.run(tree(home), folder=home / "run", console=QUIET, **wrong)
+    assert not (home / "run").exists()
