@@ -25,9 +25,6 @@ ENTRIES, FILE_LINES, FUNCTION_LINES, INIT_LINES = 16, 450, 60, 3
 REPEATED_LINES = 12
 """As many lines, import lines and blank ones aside, may stand in two places."""
 
-TOO_LONG: tuple[str, ...] = ()
-LONG_TODAY = pytest.mark.xfail(strict=True, reason="to be split")
-
 
 def module_of(file: Path) -> str:
     """The dotted name of a file."""
@@ -81,7 +78,7 @@ def test_the_root_has_few_entries() -> None:
     assert len(entries) <= ENTRIES, sorted(entries)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG_TODAY) if name in TOO_LONG else name for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_file_and_no_function_is_long(name: str) -> None:
     file = PACKAGE / name
     assert len(file.read_text(encoding="utf-8").splitlines()) <= FILE_LINES

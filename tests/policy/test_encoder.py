@@ -140,6 +140,7 @@ embedded(rows, encoder, __import__("pathlib").Path(folder))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(encoder, encoder_folder, reads, tokenizer, tmp_path):
     arguments = [sys.executable, "-c", PROCESS, str(encoder_folder), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}

@@ -76,6 +76,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     return {"results.csv": rows, **logs}
 
 
+@pytest.mark.slow
 def test_the_result_is_the_same_with_an_executor_of_ones_own(tmp_path: Path) -> None:
     study = small_study(tmp_path)
     here = run_study(study, tmp_path / "here", console=QUIET)
