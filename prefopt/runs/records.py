@@ -131,6 +131,10 @@ def _run_of_arm(folder: Path) -> RunOfArm:
     named = re.fullmatch(r"(.+)-seed(\d+)(?:-\d+)?", folder.name)
     arm = named[1] if named else content.get("name", folder.name)
     seed: Any = content.get("seed", named[2] if named else 0)
+    if not isinstance(seed, int | str) or not str(seed).isdigit():
+        raise PrefoptError(
+            f"{RunFolder(folder).recipe_file} is damaged: its seed is {seed!r}; restore it or remove the run"
+        )
     return RunOfArm(arm, int(seed), folder)
 
 

@@ -142,6 +142,7 @@ class Rollouts:
         prefetch = isinstance(self.completer.sampler, TransformersSampler) and bool(self.scoring.prefetching)
         groups = self._write([self.rows[number] for number in numbers], self.writers, self.draws, prefetch)
         verdicts = self.scoring.verdicts(groups, self.draws)
+        self._check_named(verdicts)
         self._account(groups, verdicts, numbers)
         dropped: Counter[str] = Counter()
         further = self._further_columns()
@@ -227,6 +228,16 @@ class Rollouts:
             "trained": [writer.trained for writer in self._present for _ in range(writer.completions)],
             "temperature": float(self.settings.sampling.temperature or 1.0),
         }
+
+    def _check_named(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Refuse feedback that lacks a score which an objective reads by its name."""
+        given = verdicts["scores"].named if "scores" in verdicts else {}
+        if missing := [name for name in self.needs.named_scores if name not in given]:
+            wanted, known = ", ".join(self.needs.named_scores), ", ".join(given) or "none"
+            raise PrefoptError(
+                f"the objective needs the named scores {wanted}, and the feedback gave no {missing[0]!r}: "
+                f"it returns Verdict(scores, named={{{missing[0]!r}: …}}); it named {known}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The place among the prompts, the numbers of draws and batches, what they cost, and the running numbers of feedback."""

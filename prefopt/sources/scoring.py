@@ -63,7 +63,7 @@ class Scoring:
                 for name, feedback in self.feedback.items()
             }
         except PrefoptError as error:
-            raise PrefoptError(f"{error}{self._saved(prompts, texts, batch)}") from error
+            raise PrefoptError(f"{str(error).removesuffix('.')}.{self._saved(prompts, texts, batch)}") from error
 
     @property
     def unfitted(self) -> list[Feedback]:
@@ -81,7 +81,7 @@ class Scoring:
             for feedback in self.unfitted:
                 together(feedback, self.accelerator, partial(fit, feedback, prompts, texts, rows))
         except PrefoptError as error:
-            raise PrefoptError(f"{error}{self._saved(prompts, texts, 0)}") from error
+            raise PrefoptError(f"{str(error).removesuffix('.')}.{self._saved(prompts, texts, 0)}") from error
 
     @property
     def prefetching(self) -> list[Prefetching]:

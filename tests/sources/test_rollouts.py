@@ -447,3 +447,14 @@ def test_a_failure_ahead_is_told_by_the_call(judged):
     with pytest.raises(PrefoptError, match="401"):
         first(build("cache")[0])
     assert server.received == 2, "once ahead, and once by the call"
+
+
+def test_a_named_score_that_feedback_does_not_give_is_said(make):
+    def helpful(prompts, completions, rows):
+        return Verdict(torch.zeros(len(prompts), 4), named={"helpful": torch.zeros(len(prompts), 4)})
+
+    assert (
+        next(iter(make(feedback=helpful, needs=Needs(named_scores=("helpful",))))).named_scores["helpful"].shape[1] == 4
+    )
+    with pytest.raises(PrefoptError, match=r"needs the named scores safe, .* gave no 'safe'.*it named helpful"):
+        next(iter(make(feedback=helpful, needs=Needs(named_scores=("safe",)))))

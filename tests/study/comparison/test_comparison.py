@@ -162,3 +162,13 @@ def test_an_unfinished_run_is_shown_as_such(tmp_path):
     found = compare([folder])
     assert found.of("b")[1].state == "unfinished"
     assert found.primary.rows[1].claim == "failures"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("seed:", "its seed is None"), ("- a\n", "it must hold keys and values")]
+)
+def test_a_damaged_recipe_is_named(tmp_path, text, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    with pytest.raises(PrefoptError, match=f"run/recipe.yaml is damaged: {message}"):
+        find_runs([tmp_path / "run"])
