@@ -17,6 +17,7 @@ from prefopt.recipe.explaining import explain
 from prefopt.recipe.names import named_section
 from prefopt.recipe.renamed import with_new_name, with_new_names
 from prefopt.recipe.schema import Recipe
+from prefopt.recipe.secrets import refuse_secrets, refuse_variable
 from prefopt.recipe.section import Section
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given
@@ -162,8 +163,9 @@ def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
     """The tree as a recipe of that kind.
 
     Raises:
-        PrefoptError: an unknown key (with the nearest known one), a value that cannot be.
+        PrefoptError: an unknown key (with the nearest known one), a value that cannot be, a secret.
     """
+    refuse_secrets(tree, where)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -318,7 +320,7 @@ def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.Mappin
     """The tree with every ${name} replaced, by its own variables and by `more`.
 
     Raises:
-        PrefoptError: a variable that there is not, or that is made of itself.
+        PrefoptError: a variable that there is not, that is made of itself, or that would put a secret into the recipe.
     """
     given = tree.get("variables")
     variables = BUILT_IN | ({k: str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}) | dict(more)
@@ -327,6 +329,7 @@ def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.Mappin
         if name.startswith("env:"):
             if name[4:] not in os.environ:
                 raise PrefoptError(f"${{{name}}}: the environment variable {name[4:]} is not set")
+            refuse_variable(name[4:], os.environ[name[4:]])
             return os.environ[name[4:]]
         if name not in variables:
             raise PrefoptError(f"unknown variable ${{{name}}}.{nearest(name, variables)} Known: {', '.join(variables)}")
