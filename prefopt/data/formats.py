@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from prefopt.data.example import Completion, Example, Matrix, content_key
-from prefopt.data.values import fail, list_of, number_of, numbers_of, one_per_completion, shown, without_arrays
+from prefopt.data.messages import template_columns, turns_of
+from prefopt.data.values import (
+    fail,
+    list_of,
+    number_of,
+    numbers_of,
+    one_per_completion,
+    shown,
+    texts_in,
+    without_arrays,
+)
 from prefopt.support.errors import nearest
 from prefopt.types import Message, Prompt, axis_of
 
@@ -62,6 +72,8 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
     """
     kind = recognise(row, where)
     row = {name: value for name, value in row.items() if value is not None}
+    _refuse_half_characters(row, where)
+    _refuse_steps(row, kind, where)
     prompt, completions, content_columns = _CONTENTS[kind](row, where)
     scores, preference, judgement_columns = _judgements(row, kind, len(completions), where)
     columns = {
@@ -69,7 +81,10 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
     }
     for name in columns:
         if axis_of(name, {}) != "prompt":
+            _refuse_one_value(columns[name], name, len(completions), where)
             columns[name] = one_per_completion(columns[name], name, len(completions), where)
+    if not isinstance(prompt, str):
+        columns |= template_columns(columns, where)
     if kind == "unpaired":  # in addition to the score: False also says that the completion is not one to imitate
         columns["label"] = _label(row["label"], where)
     group = row["group"] if "group" in row else content_key(prompt) if prompt else content_key(completions[0])
@@ -79,7 +94,8 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
 def shared_prefix(sequences: Sequence[Sequence[Any]]) -> int:
     """Length of the implicit prompt: the longest common prefix that leaves at least one item of each sequence.
 
-    The same cut as `trl.extract_prompt`: for text, a space before it goes to the completions.
+    For text, a space before the cut goes to the completions, as `trl.extract_prompt` has it; where one text is the beginning of the
+    other, its last character is its completion, while TRL then cuts elsewhere.
     """
     longest = max(min(len(sequence) for sequence in sequences) - 1, 0)
     first = sequences[0]
@@ -93,9 +109,9 @@ Contents = tuple[Prompt, tuple[Completion, ...], set[str]]
 
 
 def _paired(row: Mapping[str, Any], where: str) -> Contents:
-    chosen = tuple(_turns(row[name], name, where) for name in ("chosen", "rejected"))
+    chosen = tuple(turns_of(row[name], name, where) for name in ("chosen", "rejected"))
     if "prompt" in row:
-        return *_align(_turns(row["prompt"], "prompt", where), chosen, where), {"prompt", "chosen", "rejected"}
+        return *_align(turns_of(row["prompt"], "prompt", where), chosen, where), {"prompt", "chosen", "rejected"}
     if isinstance(chosen[0], str) != isinstance(chosen[1], str):
         fail(where, "'chosen' is text and 'rejected' a conversation, or the reverse; give both in one form")
     cut = shared_prefix(chosen)
@@ -107,17 +123,17 @@ def _paired(row: Mapping[str, Any], where: str) -> Contents:
 
 def _listed(row: Mapping[str, Any], where: str) -> Contents:
     values = list_of(row["completions"], "completions", where)
-    completions = tuple(_turns(value, f"completions[{i}]", where) for i, value in enumerate(values))
-    return *_align(_turns(row["prompt"], "prompt", where), completions, where), {"prompt", "completions"}
+    completions = tuple(turns_of(value, f"completions[{i}]", where) for i, value in enumerate(values))
+    return *_align(turns_of(row["prompt"], "prompt", where), completions, where), {"prompt", "completions"}
 
 
 def _single(row: Mapping[str, Any], where: str) -> Contents:
-    completion = _turns(row["completion"], "completion", where)
-    return *_align(_turns(row["prompt"], "prompt", where), (completion,), where), {"prompt", "completion", "label"}
+    completion = turns_of(row["completion"], "completion", where)
+    return *_align(turns_of(row["prompt"], "prompt", where), (completion,), where), {"prompt", "completion", "label"}
 
 
 def _messages(row: Mapping[str, Any], where: str) -> Contents:
-    turns = _turns(row["messages"], "messages", where)
+    turns = turns_of(row["messages"], "messages", where)
     if isinstance(turns, str):
         fail(
             where,
@@ -137,7 +153,7 @@ def _text(row: Mapping[str, Any], where: str) -> Contents:
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> Contents:
-    return _turns(row["prompt"], "prompt", where), (), {"prompt"}
+    return turns_of(row["prompt"], "prompt", where), (), {"prompt"}
 
 
 _CONTENTS: dict[str, Callable[[Mapping[str, Any], str], Contents]] = {
@@ -152,23 +168,6 @@ _CONTENTS: dict[str, Callable[[Mapping[str, Any], str], Contents]] = {
     "text": _text,
     "prompts": _prompt,
 }
-
-
-def _turns(value: Any, name: str, where: str) -> Completion:
-    """Text as it is; a list of messages as a tuple, without the fields with None that Arrow adds."""
-    if isinstance(value, str):
-        return value
-    turns = []
-    for turn in list_of(value, name, where, "text or a list of messages"):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-            keys = f" Its keys are {sorted(turn)}." if isinstance(turn, Mapping) else ""
-            fail(where, f"{name!r} must hold messages with 'role' and 'content', not {shown(turn)}.{keys}")
-        if turn.get("content") is None and not turn.get("tool_calls"):
-            fail(where, f"{name!r} has a message without 'content'")
-        turns.append({key: item for key, item in turn.items() if item is not None or key == "content"})
-    if not turns:
-        fail(where, f"{name!r} is an empty list; it needs at least one message")
-    return tuple(turns)
 
 
 def _align(
@@ -247,7 +246,7 @@ def _matrix(value: Any, size: int, where: str) -> Matrix:
     value = without_arrays(value)
     if isinstance(value, numbers.Real) and size == 2:
         value = [[0.5, value], [1 - value, 0.5]]
-    lines = list_of(value, "preference", where, f"one number for a pair, or a {size}×{size} matrix")
+    lines = list_of(value, "preference", where, f"one number for a pair, or a {size}×{size} matrix", RENAME)
     if len(lines) != size:
         fail(where, f"'preference' has {len(lines)} rows for {size} completions")
     matrix = [[_probability(p, where) for p in numbers_of(line, "preference", size, where)] for line in lines]
@@ -266,7 +265,7 @@ def _probability(p: float | None, where: str) -> float:
 
 def _from_votes(value: Any, kind: str, size: int, where: str) -> Matrix:
     """P(i beats j) = (wins + ½ ties) / raters who saw both; ½ where nobody did."""
-    votes = list_of(value, "votes", where, "a list of raters, each a list of one number per completion")
+    votes = list_of(value, "votes", where, "a list of raters, each a list of one number per completion", RENAME)
     if kind == "paired" and not any(isinstance(without_arrays(vote), list) for vote in votes):
         return _from_counts(votes, where)
     raters = [numbers_of(rater, f"votes[{i}]", size, where) for i, rater in enumerate(votes)]
@@ -298,11 +297,58 @@ def _label(value: Any, where: str) -> bool:
     return label
 
 
+def _refuse_half_characters(row: Mapping[str, Any], where: str) -> None:
+    for name, value in row.items():
+        for text in texts_in(value):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                fail(
+                    where,
+                    f"{name!r} holds {text[error.start]!r}, half of a surrogate pair, which is no character and has no tokens; "
+                    "mend the text or leave the row out",
+                )
+
+
+def _refuse_one_value(value: Any, name: str, size: int, where: str) -> None:
+    """A column of the user's own may have a name that has a meaning here."""
+    if size != 1 and not isinstance(without_arrays(value), list):
+        fail(where, f"{name!r} must be a list of one value for each completion, not {shown(value)}. {RENAME}")
+
+
+def _refuse_steps(row: Mapping[str, Any], kind: str, where: str) -> None:
+    """TRL's stepwise rows have one answer in steps, each with a label."""
+    labels = without_arrays(row.get("labels"))
+    if kind == "unjudged" and isinstance(labels, list) and labels and all(str(label) in _TRUTHS for label in labels):
+        fail(
+            where,
+            "'completions' with 'labels' are the steps of one answer (TRL's stepwise supervision), not rival completions. Join "
+            f"them to one completion with a label: {ADAPT_STEPS}",
+        )
+
+
+_TRUTHS = {"True", "False", "0", "1"}
+
+RENAME = "If the column is something else, rename it, or leave it out, by a function that `source: {adapt: file.py:function}` names"
+
+ADAPT_STEPS = (
+    '`source: {adapt: steps.py:whole}`, where steps.py has `def whole(row): return {"prompt": row["prompt"], '
+    '"completion": "".join(row["completions"]), "label": all(row["labels"])}`'
+)
+ADAPT_COLUMNS = (
+    "Rows with other columns are turned into one of these by a function of yours: `source: {adapt: mine.py:pair}`, where mine.py "
+    'has, e.g., `def pair(row): return {"prompt": row["question"], "chosen": row["good"], "rejected": row["bad"]}`'
+)
+
+
 def _unrecognised(row: Mapping[str, Any], where: str, reason: str) -> NoReturn:
     known = sorted({"prompt", "chosen", "rejected", "completion", "completions", "messages", "text"} - row.keys())
     hints = {hint for name in row if name not in _known_columns() and (hint := nearest(name, known))}
     formats = "\n".join(f"  {name + ':':16}{columns}" for name, columns in FORMATS.items())
-    fail(where, f"{reason}. Columns found: {sorted(row)}.{''.join(sorted(hints))} The formats:\n{formats}")
+    fail(
+        where,
+        f"{reason}. Columns found: {sorted(row)}.{''.join(sorted(hints))} The formats:\n{formats}\n{ADAPT_COLUMNS}",
+    )
 
 
 def _known_columns() -> set[str]:

@@ -3,7 +3,7 @@
 import csv
 import glob
 import inspect
-import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.example import Example
 from prefopt.data.formats import parse, recognise
+from prefopt.data.values import read_json
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given, as_rows, refuse_text_of_object
@@ -73,7 +74,10 @@ def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
                 f"{where}: this row has the columns of format {kind!r} ({sorted(row)}), but {first[1]} those of "
                 f"{first[0]!r}. Is a value missing? Rows of two formats go into two files"
             )
-        yield parse(row, where)
+        try:
+            yield parse(row, where)
+        except RecursionError:
+            raise PrefoptError(f"{where}: nested too deeply to be read") from None
 
 
 def _sources(
@@ -81,6 +85,8 @@ def _sources(
 ) -> Iterator[Iterator[NamedRow]]:
     """The rows of each file, function or data set that `data` names."""
     refuse_text_of_object(data, "source.data")
+    if not data.strip():
+        raise PrefoptError("source.data: is an empty text; name a file, a function or a data set")
     path = Path(data)
     if isinstance(data, Given):
         rows = _given(data, arguments)
@@ -107,8 +113,10 @@ def _files(data: str, folder: Path | None) -> list[Path]:
         found = (
             [pattern] if pattern.is_file() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
         )
+        if len(found) == 1 and found[0].is_dir():
+            raise PrefoptError(f"{found[0]}: is a directory; name its files, e.g. {found[0]}/*{given.suffix}")
         if found:
-            return found
+            return [file for file in found if not file.is_dir()]
     known = [file.name for pattern in patterns if pattern.parent.is_dir() for file in pattern.parent.iterdir()]
     looked = " and ".join(str(Path(base or ".").resolve()) for base in ([folder, None] if folder else [None]))
     raise PrefoptError(f"{data}: no such file (looked from {looked}).{nearest(given.name, known)}")
@@ -136,7 +144,7 @@ def _jsonl(path: Path) -> Iterator[NamedRow]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, _mapping(_json(line, where), where)
+            yield where, _mapping(read_json(line, where), where)
 
 
 def _json_file(path: Path) -> Iterator[NamedRow]:
@@ -144,7 +152,7 @@ def _json_file(path: Path) -> Iterator[NamedRow]:
     if first.lstrip().startswith("{"):  # JSON Lines under another name
         yield from _jsonl(path)
         return
-    rows = _json("".join(_lines(path)), str(path))
+    rows = read_json("".join(_lines(path)), str(path))
     if not isinstance(rows, list):
         raise PrefoptError(f"{path}: must be a list of objects, or one object a line; it is {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
@@ -152,6 +160,7 @@ def _json_file(path: Path) -> Iterator[NamedRow]:
 
 
 def _csv(path: Path) -> Iterator[NamedRow]:
+    csv.field_size_limit(sys.maxsize)  # by default a cell has at most 131,072 characters; an answer may have more
     reader = csv.DictReader(_lines(path), strict=True)
     while True:
         start = reader.line_num + 1
@@ -177,32 +186,59 @@ def _cell(name: str, value: str | None, where: str) -> Any:
     if value is None or (value == "" and name not in _CONVERSATION_COLUMNS):
         return None
     if name in _JSON_COLUMNS:
-        return _json(value, f"{where}: {name}")
+        return read_json(value, f"{where}: {name}")
     if name in _TEXT_COLUMNS:
         return value
     if name in _CONVERSATION_COLUMNS and not value.lstrip().startswith("[{"):
         return value
     try:
-        parsed = json.loads(value)
-    except ValueError:
+        parsed = read_json(value, where)
+    except PrefoptError:
         return value
     return value if isinstance(parsed, dict) else parsed
 
 
 def _parquet(path: Path) -> Iterator[NamedRow]:
     import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
 
-    try:  # in small pieces: by default the columns of the file are held whole, as they are compressed
-        file = parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
-    except (ArrowException, OSError) as error:
-        raise PrefoptError(f"{path}: not Parquet: {error}") from None
     number = 0
-    with file:
-        for batch in file.iter_batches(BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:row {number}", row
+    try:  # in small pieces: by default the columns of the file are held whole, as they are compressed
+        with parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False) as file:
+            for batch in file.iter_batches(BATCH):
+                kinds = {field.name: field.type for field in batch.schema}
+                for row in batch.to_pylist():
+                    number += 1
+                    where = f"{path}:row {number}"
+                    yield where, {name: _decoded(value, kinds[name], f"{where}: {name}") for name, value in row.items()}
+    except (GeneratorExit, PrefoptError):
+        raise
+    except Exception as error:  # a damaged file raises exceptions of many kinds
+        after = f" after row {number}" if number else ""
+        raise PrefoptError(
+            f"{path}: not Parquet, or damaged{after} ({error}); write it again, e.g. from where it came"
+        ) from error
+
+
+def _holds_json(kind: Any) -> bool:
+    """Whether an Arrow type is JSON text, or has some in it."""
+    from pyarrow import types
+
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return True
+    if types.is_nested(kind):
+        return any(_holds_json(kind.field(i).type) for i in range(kind.num_fields))
+    return False
+
+
+def _decoded(value: Any, kind: Any, where: str) -> Any:
+    """A value of an Arrow type with its JSON text decoded, at every depth."""
+    if value is None or not _holds_json(kind):
+        return value
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return read_json(value, where)
+    if isinstance(value, Mapping):
+        return {name: _decoded(item, kind.field(name).type, where) for name, item in value.items()}
+    return [_decoded(item, kind.field(0).type, where) for item in value]
 
 
 _READERS: dict[str, Callable[[Path], Iterator[NamedRow]]] = {
@@ -220,6 +256,9 @@ def _lines(path: Path) -> Iterator[str]:
             yield from file
     except UnicodeDecodeError as error:
         raise PrefoptError(f"{path}:{_undecodable(path)}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except OSError as error:
+        target = f", a link to {path.readlink()}" if path.is_symlink() else ""
+        raise PrefoptError(f"{path}{target}: cannot be read ({error.strerror or error})") from None
 
 
 def _undecodable(path: Path) -> int:
@@ -231,13 +270,6 @@ def _undecodable(path: Path) -> int:
             except UnicodeDecodeError:
                 return number
     raise AssertionError("every line was UTF-8")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise PrefoptError(f"{where}: not JSON: {error}") from None
 
 
 def _mapping(row: Any, where: str) -> Mapping[str, Any]:
@@ -263,7 +295,7 @@ def _adapted(rows: Iterator[NamedRow], change: Callable[..., Any], name: str) ->
             changed = change(row)
         except PrefoptError as error:
             raise PrefoptError(f"{where}: {error}") from None
-        except (KeyError, TypeError, AttributeError) as error:
+        except (Exception, SystemExit) as error:  # a function of the user's raises what it likes
             raise PrefoptError(
                 f"{where}: {name} cannot read this row ({type(error).__name__}: {error}); its columns are {sorted(row)}"
             ) from error
@@ -296,9 +328,9 @@ def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterat
             raise PrefoptError(f"{path} returned one {type(rows).__name__}; it returns or yields rows, each a mapping")
         for number, row in enumerate(rows, 1):
             yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
-    except PrefoptError:
+    except (GeneratorExit, PrefoptError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         after = f" after row {number}" if number else ""
         raise PrefoptError(f"{path} raised {type(error).__name__}{after}: {error}") from error
 
@@ -317,15 +349,22 @@ def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Na
         data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, **arguments)
     except Exception as error:  # offline, unknown ids and wrong arguments raise many unrelated classes
         _unreachable(name, error)
-    if isinstance(data, datasets.Dataset):
+    if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         data = {split or "train": data}
     if split is None and len(data) > 1:
         raise PrefoptError(f"{name}: has the splits {sorted(data)}; say which one with `split`")
     split = split or next(iter(data))
     if split not in data:
         raise PrefoptError(f"{name}: no split {split!r}; there are {sorted(data)}.{nearest(split, data)}")
-    for number, row in enumerate(data[split], 1):
-        yield f"{name}[{split}]:row {number}", row
+    number = 0
+    try:
+        for number, row in enumerate(data[split], 1):
+            yield f"{name}[{split}]:row {number}", row
+    except (GeneratorExit, PrefoptError):
+        raise
+    except Exception as error:  # a stream is read, and fails, as it is taken
+        after = f" after row {number}" if number else ""
+        raise PrefoptError(f"{name}[{split}]: cannot be read{after} ({type(error).__name__}: {error})") from error
 
 
 def _on_disk(name: str) -> bool:

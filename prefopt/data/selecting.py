@@ -156,7 +156,7 @@ def _best(row: SelectableRow, needs: Needs, ties: Ties, counts: Counter[str]) ->
     if not row.size:
         counts[TOO_FEW] += 1
         return []
-    if row.columns.get("label") is False:
+    if row.size == 1 and row.columns.get("label") is False:
         counts[UNDESIRABLE] += 1
         return []
     if row.size == 1:

@@ -1,13 +1,57 @@
 """Reading the values of a row: lists and numbers of any library, and messages that name the row and the column."""
 
+import json
 import math
 import numbers
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
+
+
+class Written(dict[str, Any]):
+    """An object that was read from JSON text: a null in it was written there, while Arrow puts None where a row lacks a field."""
+
+
+def read_json(text: str, where: str) -> Any:
+    """The value of JSON text; its objects are `Written`.
+
+    Raises:
+        PrefoptError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text, object_hook=Written)
+    except RecursionError:
+        fail(where, "nested too deeply to be read")
+    except ValueError as error:
+        fail(where, f"not JSON: {error}")
+
+
+def plain(value: Any) -> Any:
+    """The same in lists, dicts and Python's own scalars, at every depth; without the None that Arrow fills dicts with."""
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        keep = isinstance(value, Written)
+        return {str(key): plain(item) for key, item in value.items() if keep or item is not None}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value, at any depth, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts_in(key)
+            yield from texts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_in(item)
 
 
 def one_per_completion(value: Any, name: str, size: int, where: str) -> list[Any]:
@@ -33,11 +77,15 @@ def number_of(value: Any, name: str, where: str) -> float | None:
     """A finite float; None for None and NaN."""
     if value is None:
         return None
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if not isinstance(value, numbers.Real | Decimal) or isinstance(value, bool):
         fail(where, f"{name!r} must hold numbers, not {shown(value)}")
-    if math.isinf(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        fail(where, f"{name!r} holds an integer that is too large for a float; give smaller numbers")
+    if math.isinf(number):
         fail(where, f"{name!r} is infinite")
-    return None if math.isnan(value) else float(value)
+    return None if math.isnan(number) else number
 
 
 def without_arrays(value: Any) -> Any:
@@ -47,18 +95,19 @@ def without_arrays(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def list_of(value: Any, name: str, where: str, what: str = "a list") -> list[Any]:
-    """The value as a list; messages say that it must be `what`."""
+def list_of(value: Any, name: str, where: str, what: str = "a list", remedy: str = "") -> list[Any]:
+    """The value as a list; messages say that it must be `what`, and what to do."""
     value = without_arrays(value)
     if not isinstance(value, list):
-        fail(where, f"{name!r} must be {what}, not {shown(value)}")
+        fail(where, f"{name!r} must be {what}, not {shown(value)}{'. ' * bool(remedy)}{remedy}")
     return value
 
 
 def shown(value: Any) -> str:
     """Type and value for a message, at most 60 characters of it."""
     text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    kind = "dict" if isinstance(value, Written) else type(value).__name__
+    return f"{kind} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def fail(where: str, message: str) -> NoReturn:

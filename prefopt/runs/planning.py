@@ -199,6 +199,13 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Examp
         train += validation
     if source.test is not None:
         train += test
+    if rows and not train:
+        groups = len({row.group for row in rows})
+        raise PrefoptError(
+            f"source.split {list(source.split)} leaves nothing to train on: the {len(rows)} rows are of {groups} group"
+            f"{'s' * (groups > 1)} (a prompt, or the column `group`), a group is never divided, and all were held out. "
+            "Give more prompts, set source.split to [1, 0, 0] and name held-out rows in source.test, or try another seeds.data"
+        )
     parts = Split(
         rows.select(train),
         rows.select(validation) if source.validation is None else _examples(source.validation),
