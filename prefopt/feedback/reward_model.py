@@ -1,6 +1,8 @@
 """Feedback from a trained reward model."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,24 +15,42 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import Example, collate, tokenise
+from prefopt.data import Example, Tokenised, collate, tokenise
 from prefopt.feedback.calling import refuse_alone
-from prefopt.policy import Scorer, find_scorer, load_scorer, load_tokenizer
+from prefopt.feedback.rendering import Rendering, control_tokens, without_control
+from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
 from prefopt.policy.parallel import forward
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Completion, Needs, Prompt, Verdict
 
 Count = Annotated[int, Field(gt=0)]
 
+OFFSET = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "roberta-prelayernorm",
+    "xlm-roberta-xl",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+)
+"""Kinds of models whose first two positions no token has (transformers 5.23)."""
+
 
 @dataclass(frozen=True)
 class RewardModel:
     """r(x, y) of a sequence classifier with one output, [B, K]: a folder, a hub id, or the run that trained it.
 
-    It reads texts with its own tokenizer, by the same tokenisation that it was trained with here: prompt and completion together,
-    EOS at the end, long prompts cut at their beginning and long completions at their end. A sampled completion that did not
-    come to its end is read as if it had; `MissingEOS` tells the two apart. An empty completion, or one in which its tokenizer
-    finds nothing, has no verdict (NaN) and is counted in its prompt's note, as `empty`; it is never scored 0.
+    It reads texts with its own tokenizer. A model that prefopt trained reads them as in its training: prompt and completion
+    together, one EOS at the end, and its lengths. Every other model reads what transformers would give it: a conversation as its
+    template writes it, to the template's last token; a text with EOS at its end, as TRL's RewardTrainer trains, or a bare one
+    (`prompt: false`) as the tokenizer gives it. A decoder's reward is read at the last token that is not the padding token.
+
+    A sampled completion that did not come to its end is read as if it had; `MissingEOS` tells the two apart. An empty completion,
+    or one in which its tokenizer finds nothing, has no verdict (NaN); it is never scored 0. Tokens that end a turn or a text,
+    spelt out within a completion, get a space inside. A prompt's note counts its completions that are `empty` and those of which
+    only a part was read (`cut`), and such tokens (`control`).
 
     Every process calls it with the whole batch, scores its share, and has the whole verdict.
 
@@ -45,8 +65,8 @@ class RewardModel:
         average: more checkpoints, whose weights are averaged with those of `model`, all alike.
         tokenizer: folder or hub id; None is the model's own.
         prompt: whether it reads the prompt; otherwise the bare completion, for models of single texts.
-        max_prompt_tokens: longer prompts lose their beginning.
-        max_completion_tokens: longer completions lose their end.
+        max_prompt_tokens: longer prompts lose their beginning; None is what the model was trained with here, or any length.
+        max_completion_tokens: longer completions lose their end; None likewise.
         batch_size: completions in one forward pass of a process; memory and speed only.
         dtype: of its weights.
         remote_code: allow the model's repository to run its own code.
@@ -57,8 +77,8 @@ class RewardModel:
     average: str | tuple[str, ...] = ()
     tokenizer: str | None = None
     prompt: bool = True
-    max_prompt_tokens: Count = 512
-    max_completion_tokens: Count = 512
+    max_prompt_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     batch_size: Count = 32
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     remote_code: bool = False
@@ -79,18 +99,35 @@ class RewardModel:
         scores = torch.full((len(prompts), width), math.nan)
         # One example for each completion, so that its number says whose it is whatever the tokenisation drops.
         places = [(b, k) for b, texts in enumerate(completions) for k in range(len(texts))]
-        examples = [self._example(prompts[b], completions[b][k], rows[b], b) for b, k in places]
-        tokenised, _ = tokenise(examples, self._tokenizer, self.max_prompt_tokens, self.max_completion_tokens)
-        if tokenised:
-            outputs = forward(self.scorer, collate(tokenised), Needs(rewards=True), self.batch_size, self._accelerator)
+        notes = [Counter[str]() for _ in prompts]
+        examples = []
+        for b, k in places:
+            completion, found = without_control(completions[b][k], self._control, self._tokenizer.eos_token)
+            notes[b]["control"] += found
+            examples.append(self._example(prompts[b], completion, rows[b], b))
+        read = self._read(examples)
+        for row in read:
+            notes[places[row.row][0]]["cut"] += row.prompt_cut or row.completions_cut[0]
+        if read:
+            outputs = forward(self.scorer, collate(read), Needs(rewards=True), self.batch_size, self._accelerator)
             assert outputs.rewards is not None
-            b, k = torch.tensor([places[row.row] for row in tokenised]).T
+            b, k = torch.tensor([places[row.row] for row in read]).T
             scores = scores.to(outputs.rewards.dtype)
             scores[b, k] = outputs.rewards[:, 0].cpu()
-        empty = [
-            sum(map(math.isnan, line[: len(texts)])) for line, texts in zip(scores.tolist(), completions, strict=True)
-        ]
-        return Verdict(scores, notes=[{"empty": count} if count else {} for count in empty])
+        for note, line, texts in zip(notes, scores.tolist(), completions, strict=True):
+            note["empty"] = sum(map(math.isnan, line[: len(texts)]))
+        return Verdict(scores, notes=[dict(+note) for note in notes])
+
+    def _read(self, examples: Sequence[Example]) -> list[Tokenised]:
+        """The examples in which its tokenizer finds something, as the model was trained to read them."""
+        longest, trained = (self.max_prompt_tokens, self.max_completion_tokens), self._reading
+        if trained is not None:
+            own = (trained.max_prompt_tokens, trained.max_completion_tokens)
+            most = [given or known for given, known in zip(longest, own, strict=True)]
+            return tokenise(examples, self._tokenizer, *most)[0]
+        rendering = Rendering(self._tokenizer, _positions(self.scorer.model.config))
+        read = [rendering.row(example, number, self.prompt, longest) for number, example in enumerate(examples)]
+        return [row for row in read if row is not None]
 
     def check(self) -> None:
         """Find the models, loading none.
@@ -109,7 +146,7 @@ class RewardModel:
     @cached_property
     def scorer(self) -> Scorer:
         """The model, loaded once, in evaluation mode and without gradients."""
-        scorer = load_scorer(self._spec(self._checkpoints[0]), self._tokenizer, seed=0)
+        scorer = load_scorer(self._spec(self._checkpoints[0]), self._tokenizer, seed=0, trained=True)
         if len(self._checkpoints) > 1:
             self._average(scorer)
         return scorer.to(self._accelerator.device).eval().requires_grad_(False)
@@ -122,7 +159,7 @@ class RewardModel:
         for names in others:
             spec = self._spec(names)
             _refuse_vocabularies(self._tokenizer, load_tokenizer(spec), f"{first[0]} and {names[0]}")
-            other = load_scorer(spec, self._tokenizer, seed=0).model.state_dict()
+            other = load_scorer(spec, self._tokenizer, seed=0, trained=True).model.state_dict()
             _refuse_architectures(mine, other, f"{first[0]} and {names[0]}")
             for name in sums:
                 sums[name] += other[name].double()
@@ -155,12 +192,32 @@ class RewardModel:
         return recipe.Policy(model=names, tokenizer=self.tokenizer, dtype=self.dtype, remote_code=self.remote_code)
 
     @cached_property
+    def _reading(self) -> Reading | None:
+        """How prefopt trained it to read; None for a model from elsewhere."""
+        return reading_of(find_model(self._checkpoints[0]))
+
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        return control_tokens(self._tokenizer)
+
+    @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._spec(self._checkpoints[0]))
 
     @cached_property
     def _accelerator(self) -> Accelerator:
         return self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+
+
+def _positions(config: Any) -> int | None:
+    """The most tokens that a model can read, where it has an embedding for each position; None where positions are computed."""
+    text = config.get_text_config()
+    relative = any(getattr(text, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta", "alibi"))
+    most = getattr(text, "max_position_embeddings", None)
+    if relative or not isinstance(most, int) or most < 1:
+        return None
+    # These count positions from the padding token's id on.
+    return most - 2 if text.model_type in OFFSET else most
 
 
 def _refuse_architectures(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: str) -> None:

@@ -1,7 +1,7 @@
 """Loading the models and tokenizers that a recipe names."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -26,8 +27,7 @@ from prefopt import recipe
 from prefopt.policy.compat import ignore_renamed_checkpointing, switch_off_dropout
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.policy import CRITIC, Policy
-from prefopt.policy.scorer import Scorer
-from prefopt.support.downloads import HUB_ID, is_awaited, note_model
+from prefopt.support.downloads import HUB_ID, note_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given, refuse_text_of_object
 from prefopt.support.seeds import seed_for
@@ -35,7 +35,7 @@ from prefopt.support.sharing import shared, stamp
 
 T = TypeVar("T")
 
-HOW_TO_TRAIN_A_SCORER = "`objective: BradleyTerry` trains one, and its run folder serves"
+ADAPTER = "adapter_model.safetensors"
 
 HOW_TO_GET_A_MODEL = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
@@ -66,34 +66,6 @@ def find_model(names: Sequence[str]) -> str:
     raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}")
 
 
-def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
-    """The first of these models that is available, as `find_model`, which must be a trained scorer. Loads no weights.
-
-    A causal LM can be loaded as a scorer too, with a random head: right for training a scorer, useless as a reward.
-
-    Raises:
-        PrefoptError: none is available, or it is not a sequence classifier with one output.
-    """
-    name = find_model(names)
-    if is_awaited(name):
-        return name
-    if (Path(name) / "adapter_config.json").is_file():
-        task = LoraConfig.from_pretrained(name).task_type
-        if task != "SEQ_CLS":
-            raise PrefoptError(f"{name} is no reward model: its adapter is for {task}; {HOW_TO_TRAIN_A_SCORER}")
-        return name
-    config = _loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
-    architectures = config.architectures or ()
-    if not any("SequenceClassification" in architecture for architecture in architectures):
-        raise PrefoptError(
-            f"{name} is no reward model: its architecture is {' or '.join(architectures) or 'unknown'}, and a reward "
-            f"model is a sequence classifier with one output; {HOW_TO_TRAIN_A_SCORER}"
-        )
-    if config.num_labels != 1:
-        raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
-    return name
-
-
 def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
     """The policy's tokenizer.
 
@@ -103,7 +75,7 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
     name = spec.tokenizer or find_model(spec.model)
     if isinstance(name, Given):
         return _given_tokenizer(name)
-    tokenizer: PreTrainedTokenizerBase = _loaded(
+    tokenizer: PreTrainedTokenizerBase = loaded(
         name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=spec.remote_code)
     )
     # transformers 5.23 makes an empty tokenizer where a folder has a config.json and no files of a tokenizer.
@@ -126,7 +98,7 @@ def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
     Raises:
         PrefoptError: it cannot be loaded, or an adapter's targets are not in it.
     """
-    return Policy(_adapted(_load(AutoModelForCausalLM, spec), spec, seed, "CAUSAL_LM"), tokenizer)
+    return Policy(adapted(load_weights(AutoModelForCausalLM, spec), spec, seed, "CAUSAL_LM"), tokenizer)
 
 
 def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
@@ -177,12 +149,17 @@ def _reads_forwards(backbone: PreTrainedModel) -> bool:
 
 
 def _is_scorers_adapter(name: str) -> bool:
-    return (Path(name) / "adapter_config.json").is_file() and LoraConfig.from_pretrained(name).task_type == "SEQ_CLS"
+    """Whether an adapter is one of a classifier: by its label, or, without one, by a head that it holds."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        return False
+    task = LoraConfig.from_pretrained(name).task_type
+    heads = {weight.partition(".")[0] for weight in adapter_weights(Path(name))} if task is None else set()
+    return task == "SEQ_CLS" or bool(heads & {"score", "classifier"})
 
 
 def _scorers_backbone(spec: recipe.Policy) -> PreTrainedModel:
     """The backbone of a reward model trained with LoRA, whose adapter can only be loaded on a classifier."""
-    model: Any = _load(AutoModelForSequenceClassification, spec, num_labels=1)
+    model: Any = load_weights(AutoModelForSequenceClassification, spec, num_labels=1)
     return model.base_model
 
 
@@ -211,18 +188,6 @@ def check_vocabulary(
         )
 
 
-def load_scorer(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> Scorer:
-    """A sequence classifier with one output; a missing head starts at random, from the seed.
-
-    Raises:
-        PrefoptError: it cannot be loaded, or has more than one output.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, "init"))
-        model = _load(AutoModelForSequenceClassification, spec, num_labels=1)
-    return Scorer(_adapted(model, spec, seed, "SEQ_CLS"), tokenizer)
-
-
 def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
     """A model without its head, for its hidden states, and without a fresh adapter; of an encoder–decoder, the encoder.
 
@@ -235,9 +200,32 @@ def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
     """
     with torch.random.fork_rng():  # a pooling layer that is not in the file starts at random, and is not used
         torch.manual_seed(0)
-        model = _load(AutoModelForCausalLM if head else AutoModel, spec)
+        model = load_weights(AutoModelForCausalLM if head else AutoModel, spec)
     backbone: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     return backbone
+
+
+def fresh_weights(model: PreTrainedModel) -> frozenset[str]:
+    """The weights of a loaded classifier that were in no file, and so started at random."""
+    fresh: frozenset[str] = getattr(model, "fresh_weights", frozenset())
+    return fresh
+
+
+def adapter_weights(folder: Path) -> Collection[str]:
+    """The names of the model's weights that an adapter holds whole, such as a head; no values are read.
+
+    Raises:
+        PrefoptError: the file is damaged.
+    """
+    file = folder / ADAPTER
+    if not file.is_file():
+        return ()
+    try:
+        with safe_open(file, framework="pt") as weights:
+            names = list(weights.keys())
+    except (SafetensorError, OSError) as error:
+        raise PrefoptError(f"{file} is damaged: {error}; copy it again from where it was saved") from error
+    return {name.removeprefix("base_model.model.") for name in names if ".lora_" not in name}
 
 
 def without_dropout(config: Any) -> Any:
@@ -250,9 +238,14 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
-def _load(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
+def load_weights(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
+    """A model of a recipe, by one of transformers' auto classes, with these changes to its configuration.
+
+    Raises:
+        PrefoptError: it cannot be loaded.
+    """
     name = find_model(spec.model)
-    model = _loaded(name, "model", lambda: _model(auto, name, spec, config))
+    model = loaded(name, "model", lambda: _model(auto, name, spec, config))
     switch_off_dropout(model)
     if spec.gradient_checkpointing:
         ignore_renamed_checkpointing()
@@ -279,8 +272,8 @@ def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]
     for module in model.modules():
         without_dropout(module)
     model.name_or_path = ""  # it may have been changed since it was loaded, so an adapter is saved merged into it
-    loaded: PreTrainedModel = model
-    return loaded
+    copied: PreTrainedModel = model
+    return copied
 
 
 def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
@@ -288,7 +281,10 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
         # An adapter that was trained before is part of this run's starting point, and so of its reference.
         base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
         ignore_renamed_checkpointing()
-        merged: Any = PeftModel.from_pretrained(_from_folder(auto, base, spec, changes), name).merge_and_unload()
+        beneath = _from_folder(auto, base, spec, changes)
+        fresh = fresh_weights(beneath) - set(adapter_weights(Path(name)))
+        merged: Any = PeftModel.from_pretrained(beneath, name).merge_and_unload()
+        merged.fresh_weights = fresh
         merged.name_or_path = name  # an adapter trained on top will store this as its base
         return merged.requires_grad_(True)  # peft froze it
     config = AutoConfig.from_pretrained(name, trust_remote_code=spec.remote_code)
@@ -299,13 +295,16 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
         setattr(config, key, value)
 
     def made() -> PreTrainedModel:
-        model: PreTrainedModel = auto.from_pretrained(
+        both: tuple[Any, dict[str, Any]] = auto.from_pretrained(
             name,
             config=without_dropout(config),
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attention,
             trust_remote_code=spec.remote_code,
+            output_loading_info=True,
         )
+        model, info = both
+        model.fresh_weights = frozenset(info["missing_keys"])
         return model
 
     if auto is not AutoModelForCausalLM:  # others may have randomly initialised parts
@@ -314,7 +313,21 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
     return shared("models", same, made, copy=deepcopy)
 
 
-def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) -> PreTrainedModel | PeftModel:
+def adapted(
+    model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str, **more: Any
+) -> PreTrainedModel | PeftModel:
+    """With a fresh adapter where the recipe asks for one.
+
+    Args:
+        model: of the recipe.
+        spec: says whether there is an adapter.
+        seed: of its weights.
+        task: peft's name for what the model does.
+        more: fields of peft's configuration.
+
+    Raises:
+        PrefoptError: its targets are not in the model.
+    """
     if spec.adapter is None:
         return model
     ignore_renamed_checkpointing()
@@ -324,6 +337,7 @@ def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) 
         lora_alpha=spec.adapter.alpha,  # type: ignore[arg-type]
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=task,
+        **more,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "init"))
@@ -333,7 +347,12 @@ def _adapted(model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str) 
             raise PrefoptError(f"policy.adapter: {error}") from error
 
 
-def _loaded(name: str, what: str, load: Callable[[], T]) -> T:
+def loaded(name: str, what: str, load: Callable[[], T]) -> T:
+    """What is loaded.
+
+    Raises:
+        PrefoptError: it cannot be; says what and why.
+    """
     try:
         return load()
     except PrefoptError:

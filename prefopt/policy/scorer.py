@@ -1,35 +1,112 @@
-"""The scorer: any Hugging Face sequence classifier with one output, as a reward model."""
+"""The scorer: any Hugging Face sequence classifier with one output, as a reward model; and the mark of those that are saved."""
 
+import json
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from prefopt.policy.policy import save_weights
 from prefopt.policy.rows.layout import Layout, padded
 from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
 from prefopt.support.profile import counted
 from prefopt.types import Batch, Needs, Outputs
+
+FILE = "reward_model.json"
+"""The mark that a reward model which prefopt saved carries, beside its weights."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a reward model that prefopt trained reads: the prompt, the completion and one EOS, without what a template adds later.
+
+    Attributes:
+        max_prompt_tokens: longer prompts lost their beginning; None for any length.
+        max_completion_tokens: longer completions lost their end.
+        skips_padding: whether the reward is read at the last token that is not the padding token, as transformers does, so
+            before EOS where padding is EOS; otherwise at the last token, as before prefopt 0.2.
+    """
+
+    max_prompt_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    skips_padding: bool = True
+
+    def save(self, folder: Path) -> None:
+        """Write the mark."""
+        (folder / FILE).write_text(json.dumps({"trained_by": "prefopt", **asdict(self)}, indent=1) + "\n")
+
+
+def reading_of(name: str) -> Reading | None:
+    """How prefopt trained the reward model of this name, a folder or a hub id, to read; None for models from elsewhere.
+
+    Raises:
+        PrefoptError: its mark is damaged.
+    """
+    if isinstance(name, Given):
+        return None
+    file = Path(name) / FILE if Path(name).is_dir() else _on_hub(name)
+    if file is None or not file.is_file():
+        return _of_an_old_run(Path(name))
+    try:
+        content = json.loads(file.read_text())
+        return Reading(**{key: value for key, value in content.items() if key != "trained_by"})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PrefoptError(
+            f"{file} is damaged ({error}): it says how prefopt trained this reward model to read; copy it from the run that "
+            "trained the model, or delete it to read texts as transformers does"
+        ) from error
+
+
+def _on_hub(name: str) -> Path | None:
+    flags = ("missing_entries", "connection_errors", "gated_repo")
+    found = cached_file(name, FILE, **{f"_raise_exceptions_for_{flag}": False for flag in flags})
+    return Path(found) if found else None
+
+
+def _of_an_old_run(folder: Path) -> Reading | None:
+    """Of a run folder that was written before the mark was."""
+    recipe, manifest = (folder.parent / name for name in ("recipe.yaml", "manifest.json"))
+    if folder.name != "policy" or not (recipe.is_file() and manifest.is_file()):
+        return None
+    try:
+        source = yaml.safe_load(recipe.read_text())["source"]
+        lengths = [int(source.get(name, 512)) for name in ("max_prompt_tokens", "max_completion_tokens")]
+    except (yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        lengths = [512, 512]
+    return Reading(lengths[0], lengths[1], skips_padding=False)
 
 
 class Scorer(nn.Module):
     """A reward model: `scorer(batch, needs)` gives `rewards` [B, K], 0 where a completion is absent.
 
-    It reads prompt and completion as one sequence, tokenised by its own tokenizer. A decoder's reward is read at the last token of
-    the row; a bidirectional encoder pools as its architecture does.
+    It reads prompt and completion as one sequence, tokenised by its own tokenizer. A decoder's reward is read where transformers
+    reads it: at the last token that is not the padding token, so before EOS in a model whose padding is EOS. A bidirectional
+    encoder pools as its architecture does.
 
     Args:
         model: from `AutoModelForSequenceClassification`, with one label.
         tokenizer: its tokenizer.
+        reading: how it is trained to read, which is saved with it.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        reading: Reading = Reading(),
+    ):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.reading = reading
         self.train(model.training)  # a new module is in training mode, a loaded model is not
 
     @property
@@ -45,7 +122,7 @@ class Scorer(nn.Module):
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
             raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
-        rows = padded(batch, self.device)
+        rows = padded(batch, self.device, whole=True)
         counted(rows.tokens)
         scores = self._scores(rows)
         scores = scores if scores.dtype == torch.float64 else scores.float()
@@ -56,16 +133,43 @@ class Scorer(nn.Module):
     def _scores(self, rows: Layout) -> Tensor:
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         score = getattr(model, "score", None)
+        padding = model.config.get_text_config().pad_token_id
         if score is None or model.config.is_encoder_decoder:
-            return self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, 0]
-        # A decoder's own forward takes the last token that is not the padding token, and so the one before EOS wherever
-        # padding and EOS share an id. `rows.last` is the true end of each row.
+            ids = rows.input_ids.masked_fill(rows.attention_mask == 0, padding or 0)
+            return self.model(input_ids=ids, attention_mask=rows.attention_mask).logits[:, 0]
+        # The same as a decoder's own forward, which finds the end of a row by the padding token, and refuses several rows where
+        # it has none. `rows.last` is the true end of each row.
+        last = rows.last
+        if padding is not None and self.reading.skips_padding:
+            tokens = (rows.input_ids != padding) & (rows.attention_mask == 1)
+            last = (torch.arange(tokens.shape[1], device=tokens.device) * tokens).argmax(-1)
         backbone: Any = getattr(model, str(model.base_model_prefix))
         states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state
-        return score(states[torch.arange(len(rows.last), device=states.device), rows.last])[:, 0]
+        return score(states[torch.arange(len(last), device=states.device), last])[:, 0]
 
     def save(self, folder: Path) -> None:
-        """Weights (safetensors) and tokenizer, in the Hugging Face format."""
+        """Weights (safetensors) and tokenizer, in the Hugging Face format, and how it was trained to read.
+
+        transformers' pipeline then gives the reward itself, and no sigmoid of it. Where the model has no padding token, and its
+        tokenizer has a special token that is not EOS, that becomes the padding token of both: transformers reads several rows
+        only with one.
+        """
+        tokenizer = self.tokenizer
+        self.model.config.problem_type = "regression"
+        if not isinstance(self.model, PeftModel) and tokenizer is not None:
+            text: Any = self.model.config.get_text_config()
+            if text.pad_token_id is None and (token := _padding(tokenizer)) is not None:
+                tokenizer = deepcopy(tokenizer)
+                tokenizer.pad_token = token
+                text.pad_token_id = tokenizer.pad_token_id
         save_weights(self.model, folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        self.reading.save(folder)
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token with which no row ends, so that reading before padding is reading at the end."""
+    ends = {tokenizer.eos_token, tokenizer.sep_token if tokenizer.eos_token is None else None}
+    known = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens)
+    return next((str(token) for token in known if token is not None and token not in ends), None)

@@ -26,6 +26,7 @@ from prefopt.policy import (
     DIVERGENCES,
     Following,
     Policy,
+    Reading,
     Reference,
     Scorer,
     load_critic,
@@ -192,7 +193,7 @@ def load_models(
     Raises:
         PrefoptError: a model cannot be loaded, or two that share token ids have different vocabularies.
     """
-    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), accelerator)
+    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), accelerator, settings.source)
     if isinstance(trained, Scorer) or not needs.reference:
         return Models(tokenizer, trained, None, None)
     spec = settings.reference
@@ -318,11 +319,17 @@ def _embedded(
 
 
 def _trained(
-    spec: recipe.Policy, needs: Needs, tokenizer: PreTrainedTokenizerBase, seed: int, accelerator: Accelerator
+    spec: recipe.Policy,
+    needs: Needs,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    accelerator: Accelerator,
+    source: recipe.Source,
 ) -> Policy | Scorer:
     """The model that is trained, with a critic where an objective needs values."""
     if needs.rewards:
-        return load_scorer(spec, tokenizer, seed).to(accelerator.device)
+        reading = Reading(source.max_prompt_tokens, source.max_completion_tokens)
+        return load_scorer(spec, tokenizer, seed, reading=reading).to(accelerator.device)
     policy = load_policy(spec, tokenizer, seed).to(accelerator.device)
     if needs.values:
         policy.critic = load_critic(spec.critic, policy, spec).to(accelerator.device)

@@ -25,14 +25,14 @@ TEXTS = [[" very good", "", " bad ."], [" warm and quick", " cold but very brigh
 ROWS = [{}, {}]
 
 
-def by_hand(folder, text):
-    """The score of a text that ends in EOS, by the model alone."""
+def by_hand(folder, text, **settings):
+    """The score of a text or a conversation by transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64).eval()
-    model.config.pad_token_id = None  # so that it reads the last token
-    ids = torch.tensor([[*tokenizer(text, add_special_tokens=False)["input_ids"], 0]])
+    as_ids = tokenizer if isinstance(text, str) else tokenizer.apply_chat_template
+    row = as_ids(text, return_tensors="pt", return_dict=True, **settings)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0].item()
+        return model(input_ids=row["input_ids"], attention_mask=row["attention_mask"]).logits[0, 0].item()
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
@@ -43,8 +43,7 @@ def test_scores_are_the_models_own(kind, prompt, batch_size, request):
     model = RewardModel(str(folder), prompt=prompt, batch_size=batch_size, dtype="float64")
     verdict = model(PROMPTS, TEXTS, ROWS)
     for b, k in ((0, 0), (0, 2), (1, 0), (1, 1)):
-        before = PROMPTS[b] if prompt else "</s>"  # a bare text still follows something: EOS, where there is no BOS
-        expected = by_hand(folder, before + TEXTS[b][k] if prompt else f"{before} {TEXTS[b][k]}")
+        expected = by_hand(folder, PROMPTS[b] + TEXTS[b][k] + "</s>" if prompt else TEXTS[b][k])
         assert verdict.scores[b, k].item() == pytest.approx(expected, abs=1e-9)
     assert verdict.scores[~verdict.scores.isnan()].std() > 0.05
     assert not model.scorer.training
@@ -179,7 +178,7 @@ def test_what_is_no_reward_model(lm_folder, make_scorer_folder, tmp_path):
     with pytest.raises(PrefoptError, match="no model at /nowhere"):
         RewardModel("/nowhere").check()
     LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=str(lm_folder)).save_pretrained(tmp_path)
-    with pytest.raises(PrefoptError, match="its adapter is for CAUSAL_LM"):
+    with pytest.raises(PrefoptError, match=r"neither its adapter nor its base model has weights for score\.weight"):
         RewardModel(str(tmp_path)).check()
 
 

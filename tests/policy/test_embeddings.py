@@ -116,7 +116,7 @@ def test_refused_before_a_model_is_loaded(override, message, recipe_file, monkey
     def explode(*arguments: Any, **more: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("prefopt.policy.loading._load", explode)
+    monkeypatch.setattr("prefopt.policy.loading.load_weights", explode)
     with pytest.raises(PrefoptError, match=message):
         run(load_recipe(recipe_file, [override]))
 

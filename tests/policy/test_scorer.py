@@ -18,6 +18,7 @@ KINDS = {
     "Bert": {"pad_token_id": 1},
     "ModernBert": {"pad_token_id": 1},
 }
+DECODERS = ("Llama", "GPT2", "GPTNeoX")
 
 
 @pytest.fixture
@@ -39,12 +40,14 @@ def ending_with_eos(batch):
     return dataclasses.replace(batch, completion_ids=ids)
 
 
+@pytest.mark.parametrize("padding", [None, 0, 1], ids=["no padding", "padding is EOS", "padding of its own"])
 @pytest.mark.parametrize("name", KINDS)
-def test_reward_is_the_models_own_of_the_row_alone(name, make_scorer, make_batch):
+def test_reward_is_the_models_own_of_the_row_alone(name, padding, make_scorer, make_batch):
     scorer, batch = make_scorer(name), ending_with_eos(make_batch(4, 3, absent=[(1, 1)]))
+    if padding is not None or name in DECODERS:
+        scorer.model.config.pad_token_id = padding
     with torch.no_grad():
         rewards = scorer(batch, REWARDS).rewards
-        scorer.model.config.pad_token_id = None  # so that the model itself reads the last token
         for b, k in batch.present.nonzero().tolist():
             completion = batch.completion_ids[b, k][batch.mask[b, k]].tolist()
             assert completion[-1] == 0

@@ -68,7 +68,7 @@ class Layout:
         return int(self.attention_mask.sum()), self.attention_mask.numel()
 
 
-def padded(batch: Batch, device: torch.device, width: int | None = None) -> Layout:
+def padded(batch: Batch, device: torch.device, width: int | None = None, *, whole: bool = False) -> Layout:
     """Rows `prompt | completion`, or `prompt | y_1 | y_2 | …` where that is less to compute; at least one row.
 
     The rows of a prompt depend on that prompt and its completions alone, not on the rest of the batch. Padding is on the right, so
@@ -79,12 +79,15 @@ def padded(batch: Batch, device: torch.device, width: int | None = None) -> Layo
         batch: B prompts × K completions.
         device: of the result.
         width: H, of the decoder that will read the rows; None for plain rows.
+        whole: rows are read whole and no token is predicted, so a prompt may be without tokens.
 
     Raises:
         ValueError: a prompt without tokens: nothing would predict the first token of its completions.
     """
     rows = [
-        (prompt, part) for prompt, completions in _groups(batch) for part in _divided(len(prompt), completions, width)
+        (prompt, part)
+        for prompt, completions in _groups(batch, whole)
+        for part in _divided(len(prompt), completions, width)
     ]
     # Most models cannot read zero rows: a micro-batch of absent completions gets one that predicts nothing.
     rows = rows or [EMPTY]
@@ -202,9 +205,9 @@ Group = tuple[tuple[int, ...], Sequence[PredictedTokens]]
 EMPTY: Group = ((0,), ())
 
 
-def _groups(batch: Batch) -> list[Group]:
+def _groups(batch: Batch, whole: bool = False) -> list[Group]:
     """Each prompt with its completions that are present."""
-    if not all(batch.prompt_ids):
+    if not whole and not all(batch.prompt_ids):
         raise ValueError("a prompt without tokens; begin it with the tokenizer's BOS or EOS token")
     lengths = batch.lengths.tolist()
     ids, masks = batch.completion_ids.tolist(), batch.mask.tolist()

@@ -1,0 +1,149 @@
+"""Finding and loading reward models, whose head must have been trained, or starts at random and is saved with the rest."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prefopt import recipe
+from prefopt.policy.loading import adapted, adapter_weights, find_model, fresh_weights, load_weights, loaded
+from prefopt.policy.scorer import Reading, Scorer, reading_of
+from prefopt.support.downloads import is_awaited
+from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
+from prefopt.support.seeds import seed_for
+
+HOW_TO_TRAIN_A_SCORER = "`objective: BradleyTerry` trains one, and its run folder serves"
+
+
+def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
+    """The first of these models that is available, as `find_model`, which must be a trained scorer. Loads no weights.
+
+    A causal LM can be loaded as a scorer too, with a random head: right for training a scorer, useless as a reward.
+
+    Raises:
+        PrefoptError: none is available, or it is not a sequence classifier with one output.
+    """
+    name = find_model(names)
+    if is_awaited(name):
+        return name
+    untrained = _untrained_head(name, remote_code)
+    if untrained and (Path(name) / "adapter_config.json").is_file():
+        raise PrefoptError(
+            f"{name} is no reward model: neither its adapter nor its base model has weights for {', '.join(untrained)}; train "
+            f"it with modules_to_save=['score'] in peft, or {HOW_TO_TRAIN_A_SCORER}"
+        )
+    if untrained:
+        config = _config(name, remote_code)
+        raise PrefoptError(
+            f"{name} is no reward model: its architecture is {' or '.join(config.architectures or ()) or 'unknown'}, and a "
+            f"reward model is a sequence classifier with one output; {HOW_TO_TRAIN_A_SCORER}"
+        )
+    return name
+
+
+def _untrained_head(name: str, remote_code: bool) -> list[str]:
+    """The weights of a scorer's head that a folder does not hold, nor the base model of its adapter; loads no weights.
+
+    Raises:
+        PrefoptError: it is a classifier with more than one output.
+    """
+    if isinstance(name, Given):
+        return []
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
+        held = adapter_weights(folder)
+        return (
+            [] if is_awaited(base) else [weight for weight in _untrained_head(base, remote_code) if weight not in held]
+        )
+    config = _config(name, remote_code)
+    if any("SequenceClassification" in architecture for architecture in config.architectures or ()):
+        if config.num_labels != 1:
+            raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
+        return []
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = loaded(name, "model", lambda: AutoModelForSequenceClassification.from_config(config))
+    return [weight for weight, _ in model.named_parameters() if not weight.startswith(f"{model.base_model_prefix}.")]
+
+
+def _config(name: str, remote_code: bool) -> PretrainedConfig:
+    config: PretrainedConfig = loaded(
+        name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
+    )
+    return config
+
+
+def load_scorer(
+    spec: recipe.Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    trained: bool = False,
+    reading: Reading | None = None,
+) -> Scorer:
+    """A sequence classifier with one output; a missing head starts at random, from the seed.
+
+    Args:
+        spec: which one.
+        tokenizer: its tokenizer.
+        seed: of what starts at random.
+        trained: refuse a model whose head, or another layer above its backbone, would start at random.
+        reading: how it will be trained to read; None is as it was, where prefopt trained it.
+
+    Raises:
+        PrefoptError: it cannot be loaded, has more than one output, or is not trained.
+    """
+    name = find_scorer(spec.model, spec.remote_code) if trained else find_model(spec.model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, "init"))
+        model = load_weights(AutoModelForSequenceClassification, spec, num_labels=1)
+    fresh = fresh_weights(model)
+    if trained and fresh:
+        raise PrefoptError(
+            f"{name} is no trained reward model: it has no weights for {', '.join(sorted(fresh))}, which would be random; "
+            f"save it whole, or {HOW_TO_TRAIN_A_SCORER}"
+        )
+    before = reading_of(name)
+    if (
+        trained
+        and before is None
+        and (Path(name) / "adapter_config.json").is_file()
+        and tokenizer.pad_token is not None
+    ):
+        # TRL trains with the padding token of its tokenizer, and an adapter's folder holds no configuration of the model.
+        text: Any = model.config.get_text_config()
+        text.pad_token_id = tokenizer.pad_token_id
+    before = before or Reading()
+    whole = _trained_whole(model, fresh) if spec.adapter else {}
+    reading = replace(reading, skips_padding=before.skips_padding) if reading else before
+    return Scorer(adapted(model, spec, seed, "SEQ_CLS", **whole), tokenizer, reading)
+
+
+def _trained_whole(model: PreTrainedModel, fresh: Collection[str]) -> dict[str, list[str] | None]:
+    """The layers of a scorer that an adapter holds whole instead of adapting them: its head, and all that started at random.
+
+    Raises:
+        PrefoptError: a weight that started at random is in no layer of its own, so an adapter cannot hold it.
+    """
+    whole = {weight.rpartition(".")[0] for weight in fresh}
+    if "" in whole:
+        loose = sorted(weight for weight in fresh if "." not in weight)
+        raise PrefoptError(
+            f"policy.adapter: {', '.join(loose)} of {type(model).__name__} would start at random, and an adapter cannot save it; "
+            "train this model without adapter"
+        )
+    # peft takes these for heads whenever a name ends so (`pre_classifier`), and cannot adapt what it holds whole.
+    heads = {name for name, _ in model.named_modules() if name.endswith(("classifier", "score"))}
+    return {"modules_to_save": sorted(whole) or None, "exclude_modules": sorted(whole | heads) or None}
