@@ -21,6 +21,10 @@ class Loopback:
         received: requests, answered or not.
         busiest: requests at one time.
         seconds: that an answer takes.
+        listing: what /models says; None is no such list.
+        says: more of each reply, system_fingerprint perhaps.
+        headers: of each request.
+        location: where it sends on to.
     """
 
     def __init__(self, table=WORDS, faults=(), lists=True, seconds=0.0, counts=True):
@@ -30,6 +34,7 @@ class Loopback:
         self.stopped = threading.Event()
         self.stop_after = None
         self.port = 0
+        self.listing, self.says, self.headers, self.location = None, {}, [], None
 
     @property
     def url(self):
@@ -68,8 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     loopback: Loopback
 
+    def do_GET(self):
+        us = self.loopback
+        us.headers.append(dict(self.headers.items()))
+        self._send(200 if us.listing else 404, us.listing or {"detail": "Not Found"})
+
     def do_POST(self):
         us = self.loopback
+        us.headers.append(dict(self.headers.items()))
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with us.lock:
             us.received += 1
@@ -95,15 +106,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.loopback.stopped.wait(5)
             return
         time.sleep(self.loopback.seconds)
-        status, said = fault if isinstance(fault, tuple) else (fault or 200, None)
+        status, said = fault if isinstance(fault, tuple) else (200 if fault == "drip" else fault or 200, None)
         if said is None:
             said = self._answer(body) if status == 200 else {"error": {"message": f"fault {status}", "code": None}}
+        self._send(status, said, slowly=fault == "drip")
+
+    def _send(self, status, said, slowly=False):
         data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
         self.send_response(status)
+        if self.loopback.location:
+            self.send_header("location", self.loopback.location)
         self.send_header("content-type", "text/html" if isinstance(said, str) else "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        for part in [data[i : i + 1] for i in range(len(data))] if slowly else [data]:
+            self.wfile.write(part)
+            if slowly and self.loopback.stopped.wait(0.05):
+                return
 
     def _answer(self, body):
         chat = self.path.endswith("/chat/completions")
@@ -111,11 +130,13 @@ class _Handler(BaseHTTPRequestHandler):
         listed = self.loopback.next_tokens(given)
         wanted = body.get("top_logprobs") if chat else body.get("logprobs")
         text = max(listed, key=listed.get) if body.get("max_tokens") == 1 else f"said: {given}"
-        choice = {"index": 0, "finish_reason": "length", "logprobs": self._lists(listed, wanted, chat)}
+        ended = "length" if body.get("max_tokens") == 1 else "stop"
+        choice = {"index": 0, "finish_reason": ended, "logprobs": self._lists(listed, wanted, chat)}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         usage = {"prompt_tokens": len(given.split()), "completion_tokens": 1, "total_tokens": len(given.split()) + 1}
         kind = "chat.completion" if chat else "text_completion"
         answer = {"id": "x", "object": kind, "created": 0, "model": body["model"], "choices": [choice]}
+        answer |= self.loopback.says
         return answer | ({"usage": usage} if self.loopback.counts else {})
 
     def _lists(self, listed, wanted, chat):

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefopt.feedback.judges.question import Answer, Question
 from prefopt.feedback.judges.rubric import Rubric
+from prefopt.feedback.judges.thinking import after_thinking
 from prefopt.types import Prompt
 
 Ask = Callable[[Sequence[Question]], Sequence[Answer]]
@@ -69,6 +70,7 @@ class Reply:
         case: which.
         answer: with log-likelihoods or a text.
         rationale: what it wrote first; None where it was not asked.
+        thought: the answer that the rationale is of; None where it was not asked.
         neutralised: marks in the texts that were broken up.
         prompt_tokens: read in all steps.
         completion_tokens: written in all steps.
@@ -82,6 +84,7 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     calls: int
+    thought: Answer | None = None
 
 
 @dataclass(frozen=True)
@@ -141,15 +144,21 @@ def ask_all(
             ]
         )
     rationales: Sequence[str | None] = [_rationale(a, rubric.mark) for a in thoughts] or [None] * len(drawn)
+    # Without the rationale that it was to write first, it is not asked for its verdict.
+    lost = {n: replace(a, calls=0, prompt_tokens=0, completion_tokens=0) for n, a in enumerate(thoughts) if _is_lost(a)}
     verdict: dict[str, Any] = {"labels": tuple(labels)}
     if written:
         verdict = {"max_tokens": answer_format.verdict_tokens, "temperature": answer_format.temperature}
-    answers = ask(
-        [
-            Question(asked[i].turns, rubric.start(rationale), **verdict, seed=seed if written else 0)
-            for (i, seed), rationale in zip(drawn, rationales, strict=True)
-        ]
+    given = iter(
+        ask(
+            [
+                Question(asked[i].turns, rubric.start(rationales[n]), **verdict, seed=seed if written else 0)
+                for n, (i, seed) in enumerate(drawn)
+                if n not in lost
+            ]
+        )
     )
+    answers = [lost[n] if n in lost else next(given) for n in range(len(drawn))]
     steps = [[*thoughts[n : n + 1], answer] for n, answer in enumerate(answers)]
     return [
         Reply(
@@ -160,6 +169,7 @@ def ask_all(
             sum(step.prompt_tokens for step in steps[n]),
             sum(step.completion_tokens for step in steps[n]),
             sum(step.calls for step in steps[n]),
+            thoughts[n] if thoughts else None,
         )
         for n, (i, _) in enumerate(drawn)
     ]
@@ -219,6 +229,10 @@ class Tally:
             self.rationales.append({"completions": list(reply.case.place[1:]), "text": reply.rationale})
         if reply.answer.logps is None and reply.answer.text is None:
             self.counts["unanswered"] += 1
+            if reply.answer.missing:
+                self.counts[reply.answer.missing if reply.answer.missing != "empty" else "empty_answer"] += 1
+        elif reply.thought is not None and (reply.thought.cut_off or not reply.rationale):
+            self.counts["rationale_cut_off" if reply.thought.cut_off else "rationale_empty"] += 1
 
     @property
     def note(self) -> dict[str, Any]:
@@ -248,7 +262,12 @@ def likelihoods(reply: Reply, labels: Sequence[str], tally: Tally) -> list[float
     return probabilities
 
 
+def _is_lost(answer: Answer) -> bool:
+    """Whether there is no rationale, for a reason that makes a verdict without it another judge's."""
+    return answer.text is None and answer.missing not in (None, "empty")
+
+
 def _rationale(answer: Answer, mark: str) -> str:
     """What was written before the verdict that it may have gone on to."""
-    text = answer.text or ""
+    text = after_thinking(answer.text or "") or ""
     return (text.partition(mark)[0] if mark else text).strip()

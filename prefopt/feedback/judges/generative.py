@@ -11,6 +11,7 @@ import torch
 
 from prefopt.feedback.judges.asking import AnswerFormat, Reply, Request, Tally
 from prefopt.feedback.judges.pairs import LETTERS, Average, compared_by_letters, pairs
+from prefopt.feedback.judges.parsing import parse
 from prefopt.feedback.judges.points import TEN, expected, numbers, points, table
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.support.errors import PrefoptError
@@ -21,9 +22,6 @@ REFUSAL = re.compile(
     r"|as an AI|unable to (?:assist|judge|rate))",
     re.IGNORECASE,
 )
-OPENING = r"[\s*_`\"'“‘(\[]*"
-"""What may stand between a mark and its verdict: space, emphasis, quotation marks, brackets."""
-CLOSING = r"[*_`\"'”’)\]]*"
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,9 @@ class Generative:
     orders are averaged (or not: `average: none`), as in `Pairwise`. One that shows a single completion is answered by a number,
     rescaled to [−1, 1]; with `samples`, the answers are the distribution that `Expected` reads from likelihoods.
 
-    Only a text that leaves no doubt has a verdict: it is the label, begins with it, or has it after the mark, which is the rubric's
-    `answer`. Anything else is counted, as refused or malformed, and is no verdict.
+    Only a text that came to its end and leaves no doubt has a verdict: after its thinking it is the label, begins with it, or has
+    it after the mark, which is the rubric's `answer` (`parse`). Anything else is counted, as cut_off, refused or malformed, and is
+    no verdict.
 
     Attributes:
         average: over the two orders of a pair.
@@ -97,29 +96,13 @@ def read(reply: Reply, labels: Sequence[str], mark: str, tally: Tally) -> int | 
     """Which label a reply is; None, and counted, where it is none."""
     if reply.answer.text is None:
         return None
+    if reply.answer.cut_off:
+        tally.counts["cut_off"] += 1
+        return None
     label = parse(reply.answer.text, labels, mark)
     if label is None:
         tally.counts["refused" if REFUSAL.search(reply.answer.text) else "malformed"] += 1
     return label
-
-
-def parse(text: str, labels: Sequence[str], mark: str = "") -> int | None:
-    """Which of the labels a text gives as its verdict; None where it gives none, or leaves doubt.
-
-    Args:
-        text: what was written, with the mark or, where that was given to it, without.
-        labels: the possible ones.
-        mark: what stands before the verdict; the last one in the text counts.
-    """
-    stripped = {label.strip(): i for i, label in enumerate(labels)}
-    longest_first = "|".join(re.escape(label) for label in sorted(stripped, key=len, reverse=True))
-    # "8/10" and "8 out of 10" name the scale's end themselves. After a label comes the end of the text, or nothing that tells:
-    # "A film" and "1.5" are no verdicts.
-    label = rf"({longest_first})(?:\s*(?:/|out of)\s*\d+)?{CLOSING}(?:\s*$|\s*\n|[.,:;!?](?!\d)|\s+[-–—(])"
-    if mark and mark in text:
-        text = text.rpartition(mark)[2]
-    match = re.match(OPENING + label, text)
-    return stripped[match[1]] if match else None
 
 
 def _mean(values: Sequence[float]) -> float:

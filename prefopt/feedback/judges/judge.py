@@ -17,7 +17,7 @@ from prefopt.feedback.judges.local import Local, TrainedPolicy
 from prefopt.feedback.judges.memory import Budget, Memory
 from prefopt.feedback.judges.pairs import Average, Pairwise
 from prefopt.feedback.judges.points import Expected, Pointwise
-from prefopt.feedback.judges.question import Answer, Backend, Question, in_order
+from prefopt.feedback.judges.question import Answer, Backend, Question, Rendering, in_order
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.feedback.judges.rubric_file import load_rubric
 from prefopt.feedback.judges.server import Server
@@ -69,6 +69,8 @@ class Judge:
         dtype: of the local model's weights.
         batch_size: questions that the local model reads together.
         remote_code: allow the local model's repository to run its own code.
+        chat_template_kwargs: what its chat template takes beside the turns: {enable_thinking: false} switches thinking off where
+            the template knows that. A server has a field of its own.
         cache: folder in which answers are kept, for all runs. None is one below $PREFOPT_CACHE for a server's, and no folder at all
             for a local model's, which cost nothing but time.
         budget: what a run may spend: the fields of `Budget`, calls and tokens; None sets no limit.
@@ -100,6 +102,7 @@ class Judge:
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     batch_size: Count = 32
     remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     cache: str | None = None
     budget: Mapping[str, int] | None = None
     report: str | None = None
@@ -113,6 +116,10 @@ class Judge:
             raise ValueError(f"give one of model, server and backend, not {' and '.join(given) or 'none'}")
         if self.model == SELF and (self.cache or self.budget or self.report):
             raise ValueError("a judge that changes as it learns (model: self) has no cache, no budget and no report")
+        if self.chat_template_kwargs and self.model is None:
+            raise ValueError(
+                "chat_template_kwargs are of a local model; for a server they stand in server: {chat_template_kwargs: …}"
+            )
         if self.require and self.report is None:
             raise ValueError("require sets bounds on a report of the judge: name the file in report")
         if self.samples != 1 and not (self.temperature and (self.thought or self.mode == "generative")):
@@ -181,8 +188,18 @@ class Judge:
         labels = self.how.labels(self.text, self._answer_format)
         self.text.check(self.how.shows, labels, self.thought)
         self.asked.check()
+        self._try_template(labels)
         if self.report is not None:
             check_report(self.report, self.identity, self.require)
+
+    def _try_template(self, labels: tuple[str, ...]) -> None:
+        """Render one question, where a chat template is at hand."""
+        if isinstance(self._source, Rendering):
+            turns = self.text.outline(labels, self.thought)
+            wanted = () if self.how.written else labels
+            self._source.render(Question(turns, self.text.start("rationale" if self.thought else None), wanted))
+            if self.thought:
+                self._source.render(Question(turns))
 
     def load(self) -> None:
         """Check, and load the local model where it will be asked: in the main process."""
@@ -241,8 +258,17 @@ class Judge:
         if self.server is not None:
             return make("server", self.server, known={"server": Server})
         if self.model == SELF:
-            return TrainedPolicy(self.policy, self.batch_size, self.template)
-        names = ("model", "tokenizer", "template", "dtype", "batch_size", "remote_code", "accelerator")
+            return TrainedPolicy(self.policy, self.batch_size, self.template, self.chat_template_kwargs)
+        names = (
+            "model",
+            "tokenizer",
+            "template",
+            "dtype",
+            "batch_size",
+            "remote_code",
+            "chat_template_kwargs",
+            "accelerator",
+        )
         return Local(**{name: getattr(self, name) for name in names})
 
     @cached_property

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from prefopt import recipe
 from prefopt.feedback.judges.question import Answer, Question
-from prefopt.feedback.judges.reading import Reading
+from prefopt.feedback.judges.reading import Reading, Turns
 from prefopt.policy import Policy, find_model, load_policy, load_tokenizer
 from prefopt.support.errors import PrefoptError
 
@@ -32,6 +32,7 @@ class Local:
         dtype: of its weights.
         batch_size: questions read together; memory and speed only.
         remote_code: allow the model's repository to run its own code.
+        chat_template_kwargs: what the chat template takes beside the turns, {enable_thinking: false} perhaps.
         accelerator: knows the device; None finds it.
     """
 
@@ -41,6 +42,7 @@ class Local:
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     batch_size: Annotated[int, Field(gt=0)] = 32
     remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     accelerator: Accelerator | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -50,7 +52,8 @@ class Local:
         folder = Path(name)
         paths = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
         files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in paths]
-        own = {"tokenizer": self.tokenizer, "template": self.template, "dtype": self.dtype}
+        own: dict[str, Any] = {"tokenizer": self.tokenizer, "template": self.template, "dtype": self.dtype}
+        own |= _settings(self.chat_template_kwargs)
         return {"kind": "local", "model": name, "files": files, **own}
 
     def check(self) -> None:
@@ -61,6 +64,10 @@ class Local:
         """
         find_model(self._names)
 
+    def render(self, question: Question) -> str:
+        """The question as the model will read it; loads the tokenizer alone."""
+        return Turns(load_tokenizer(self._spec), self.template, self.chat_template_kwargs).text(question)
+
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers, a batch at a time."""
         return self.reading.answers(questions)
@@ -68,12 +75,15 @@ class Local:
     @cached_property
     def reading(self) -> Reading:
         """The model, loaded once."""
-        spec = recipe.Policy(
+        policy = load_policy(self._spec, load_tokenizer(self._spec), seed=0).eval().requires_grad_(False)
+        accelerator = self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+        return Reading(policy.to(accelerator.device), self.batch_size, self.template, self.chat_template_kwargs)
+
+    @property
+    def _spec(self) -> recipe.Policy:
+        return recipe.Policy(
             model=self._names, tokenizer=self.tokenizer, dtype=self.dtype, remote_code=self.remote_code
         )
-        policy = load_policy(spec, load_tokenizer(spec), seed=0).eval().requires_grad_(False)
-        accelerator = self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-        return Reading(policy.to(accelerator.device), self.batch_size, self.template)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -88,11 +98,13 @@ class TrainedPolicy:
         policy: with a tokenizer; None until there is one, when nothing can be asked.
         batch_size: questions read together; memory and speed only.
         template: as of `Local`.
+        chat_template_kwargs: as of `Local`.
     """
 
     policy: Policy | None
     batch_size: int = 32
     template: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -100,7 +112,8 @@ class TrainedPolicy:
         policy = self.the_policy()
         sums = [float(p.detach().double().abs().sum()) for p in policy.parameters()]
         dots = [float(p.detach().double().flatten() @ _ramp(p)) for p in policy.parameters()]
-        return {"kind": "live", "template": self.template, "sums": sums, "dots": dots}
+        own = _settings(self.chat_template_kwargs)
+        return {"kind": "live", "template": self.template, **own, "sums": sums, "dots": dots}
 
     def check(self) -> None:
         """Nothing can be wrong that is known before there is a policy."""
@@ -108,7 +121,8 @@ class TrainedPolicy:
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers of the policy as it is now."""
         # A new reading every time, because the cache of the last one was computed with other weights.
-        return Reading(self.the_policy(), self.batch_size, self.template).answers(questions)
+        reading = Reading(self.the_policy(), self.batch_size, self.template, self.chat_template_kwargs)
+        return reading.answers(questions)
 
     def the_policy(self) -> Policy:
         """The policy.
@@ -119,6 +133,11 @@ class TrainedPolicy:
         if self.policy is None:
             raise PrefoptError("a judge with `model: self` is the policy of a run that trains one: there is none here")
         return self.policy
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """For the identity; nothing where nothing is given, so that answers of earlier versions are remembered."""
+    return {"chat_template_kwargs": dict(given)} if given else {}
 
 
 def _ramp(parameter: torch.Tensor) -> torch.Tensor:

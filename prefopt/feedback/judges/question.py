@@ -33,13 +33,19 @@ class Question:
 class Answer:
     """What came back, and what it cost.
 
+    No answer is taken for one: where neither `logps` nor `text` is there, `missing` says why.
+
     Attributes:
         logps: for each label, the natural log-likelihood that the answer starts with the whole of it, −inf for none. A label that
             begins another ("1" and "10") contains it; the modes take them apart.
-        text: what was written, without `start`; None where log-likelihoods were asked for.
+        text: what was written, without `start` and without thinking; None where log-likelihoods were asked for.
         prompt_tokens: that were read; 0 where nobody counts.
         completion_tokens: that were written.
         calls: requests that it took.
+        missing: why there is no answer: too_long, filtered (refused for its content), empty, thinking (it did not come to its end),
+            called_tools, unfinished (for another reason), not_a_number; None where there is one, or nobody says why.
+        cut_off: the text ended at `max_tokens`, and so perhaps before it said what it was to say.
+        served: what a server says of the model that gave it, as JSON; "" where nobody says.
     """
 
     logps: tuple[float, ...] | None = None
@@ -47,6 +53,31 @@ class Answer:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 1
+    missing: str | None = None
+    cut_off: bool = False
+    served: str = ""
+
+
+@runtime_checkable
+class Serving(Protocol):
+    """Who passes questions on to a model that others may change: a server. What it says of that model is part of a memory's key."""
+
+    def listed(self) -> str | None:
+        """What it lists about the model now, as JSON; "" where it lists nothing, None where it is not there."""
+        ...
+
+
+@runtime_checkable
+class Rendering(Protocol):
+    """Who writes questions by a chat template that is at hand, and so can try that before anything is asked."""
+
+    def render(self, question: Question) -> str:
+        """The question as the model will read it; loads no model.
+
+        Raises:
+            PrefoptError: the template does not take such turns, or begins the answer with thinking.
+        """
+        ...
 
 
 @runtime_checkable

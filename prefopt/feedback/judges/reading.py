@@ -3,9 +3,11 @@
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,10 +15,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data.texts import decode_completion
+from prefopt.data.texts import decode_completion, decode_everything
+from prefopt.feedback.judges.prompts import opens_thinking, refuse_thinking, rendered
 from prefopt.feedback.judges.question import Answer, Question
 from prefopt.feedback.judges.texts import broken
+from prefopt.feedback.judges.thinking import after_thinking
 from prefopt.policy import Policy
+from prefopt.policy.decode.ends import end_tokens
 from prefopt.policy.decode.sampler import TransformersSampler, is_stateful
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Needs
@@ -34,19 +39,22 @@ class Reading:
         policy: with a tokenizer.
         batch_size: questions together.
         template: whether turns are written by its chat template, where it has one; otherwise they are plain text.
+        settings: what the chat template takes beside the turns.
     """
 
-    def __init__(self, policy: Policy, batch_size: int, template: bool = True):
+    def __init__(
+        self, policy: Policy, batch_size: int, template: bool = True, settings: Mapping[str, Any] = MappingProxyType({})
+    ):
         assert policy.tokenizer is not None
         self.policy = policy
         self.tokenizer: PreTrainedTokenizerBase = policy.tokenizer
         self.batch_size = batch_size
-        self.template = template and bool(self.tokenizer.chat_template)
+        self.turns = Turns(self.tokenizer, template, settings)
         self._last_prefix: tuple[Ids, Any] = ((), None)
         self._labels: dict[tuple[str, str], Ids] = {}
 
     def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
-        """The number of a question and its answer; questions of like length together. What is too long has an empty answer."""
+        """The number of a question and its answer; questions of like length together. What is too long has no answer."""
         ids = [self.read(question) for question in questions]
         for places in self._batches(questions, [len(one) for one in ids]):
             asked, read = [questions[i] for i in places], [ids[i] for i in places]
@@ -54,30 +62,19 @@ class Reading:
                 yield from zip(places, self._likelihoods(asked, read), strict=True)
             else:
                 yield from zip(places, self._written(asked, read), strict=True)
-        yield from ((i, Answer()) for i, question in enumerate(questions) if not self._fits(question, len(ids[i])))
+        yield from (
+            (i, Answer(missing="too_long"))
+            for i, question in enumerate(questions)
+            if not self._fits(question, len(ids[i]))
+        )
 
     def read(self, question: Question) -> Ids:
         """A question as token ids, with the beginning of its answer."""
-        return tuple(self.tokenizer(self.text(question), add_special_tokens=not self.template)["input_ids"])
+        return tuple(self.tokenizer(self.text(question), add_special_tokens=not self.turns.template)["input_ids"])
 
     def text(self, question: Question) -> str:
-        """A question as text: by the chat template, or line by line where there is none.
-
-        Control tokens of this tokenizer in a turn are broken up: only the template writes any.
-
-        Raises:
-            PrefoptError: the chat template does not take these turns.
-        """
-        start = broken(question.start, self._control)[0]
-        turns = [{"role": role, "content": broken(content, self._control)[0]} for role, content in question.turns]
-        if not self.template:
-            return "\n".join([*(turn["content"] for turn in turns), *filter(None, [start])])
-        try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template raises what it likes: some take no system turn
-            roles = ", ".join(turn["role"] for turn in turns)
-            raise PrefoptError(f"the judge's chat template refuses turns of {roles}: {error}") from error
-        return str(text) + start
+        """A question as text; raises as `Turns.text`."""
+        return self.turns.text(question)
 
     def _batches(self, questions: Sequence[Question], lengths: Sequence[int]) -> Iterator[list[int]]:
         """Numbers of questions of one kind and of like length."""
@@ -199,21 +196,22 @@ class Reading:
         settings = recipe.Sampling(temperature=one.temperature, max_tokens=one.max_tokens)
         seeds = torch.tensor([question.seed for question in questions])
         drawn = TransformersSampler(self.batch_size)(self.policy, ids, 1, settings, seeds)
+        ends = end_tokens(self.policy, settings.stop)
         for n, own in enumerate(drawn.mask[:, 0]):
             tokens = drawn.completion_ids[n, 0][own].tolist()
-            yield Answer(
-                text=decode_completion(self.tokenizer, tokens), prompt_tokens=len(ids[n]), completion_tokens=len(tokens)
-            )
+            cut_off = not tokens or tokens[-1] not in ends
+            answer = self._answer(tokens, opens_thinking(self.text(questions[n])), cut_off)
+            yield replace(answer, prompt_tokens=len(ids[n]), completion_tokens=len(tokens))
 
-    @cached_property
-    def _control(self) -> re.Pattern[str]:
-        """The tokenizer's own control tokens; what only looks like one is the rubric's business."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        known = {token.content for token in added if token.special or token.content[:1] in "<["}
-        known |= set(self.tokenizer.all_special_tokens)
-        return re.compile(
-            "|".join(re.escape(token) for token in sorted(known, key=len, reverse=True) if len(token) > 1) or r"(?!)"
-        )
+    def _answer(self, tokens: Sequence[int], thinks: bool, cut_off: bool) -> Answer:
+        """What was written after all thinking, which special tokens may mark."""
+        text, everything = decode_completion(self.tokenizer, tokens), decode_everything(self.tokenizer, tokens)
+        answer = after_thinking(f"<think>{everything}" if thinks else everything)
+        if answer is None:
+            return Answer(missing="thinking")
+        if answer != everything:
+            text = self.turns.control.sub("", answer)
+        return Answer(text=text, cut_off=cut_off) if text.strip() else Answer(missing="empty")
 
     @cached_property
     def _places(self) -> bool:
@@ -227,6 +225,52 @@ class Reading:
             yield
         finally:
             self.policy.train(training)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How one tokenizer writes a question.
+
+    Attributes:
+        tokenizer: any.
+        wanted: whether its chat template writes the turns, where it has one; otherwise they are plain text.
+        settings: what the template takes beside the turns.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    wanted: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def template(self) -> bool:
+        """Whether the chat template writes the turns."""
+        return self.wanted and bool(self.tokenizer.chat_template)
+
+    def text(self, question: Question) -> str:
+        """A question as text: by the chat template, or line by line where there is none.
+
+        Control tokens of this tokenizer in a turn are broken up: only the template writes any.
+
+        Raises:
+            PrefoptError: the chat template does not take these turns, or begins the answer with thinking.
+        """
+        start = broken(question.start, self.control)[0]
+        turns = [{"role": role, "content": broken(content, self.control)[0]} for role, content in question.turns]
+        if not self.template:
+            return "\n".join([*(turn["content"] for turn in turns), *filter(None, [start])])
+        written = rendered(turns, self.tokenizer, self.settings, "the judge's chat template")
+        refuse_thinking(written, question, "chat_template_kwargs")
+        return written + start
+
+    @cached_property
+    def control(self) -> re.Pattern[str]:
+        """The tokenizer's own control tokens; what only looks like one is the rubric's business."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        known = {token.content for token in added if token.special or token.content[:1] in "<["}
+        known |= set(self.tokenizer.all_special_tokens)
+        return re.compile(
+            "|".join(re.escape(token) for token in sorted(known, key=len, reverse=True) if len(token) > 1) or r"(?!)"
+        )
 
 
 def contained(labels: Sequence[str], ids: Sequence[Ids], logps: Sequence[float]) -> list[float]:

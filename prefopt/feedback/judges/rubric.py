@@ -133,6 +133,12 @@ class Rubric:
         text, count = self._question(values, own, thought)
         return Asked((*turns, ("user", text)), neutralised + count)
 
+    def outline(self, labels: Sequence[str], thought: bool) -> Turns:
+        """The turns of a question, with a word in place of what others write: for trying a chat template."""
+        system = (("system", "system"),) if "system" in self.sections else ()
+        examples = () if "example" in self.sections else self._turns(labels, thought, 0)
+        return (*system, *examples, ("user", "question"))
+
     def start(self, rationale: str | None = None) -> str:
         """How the answer begins: the rationale, where there is one, and `answer`."""
         answer = self._plain("answer")

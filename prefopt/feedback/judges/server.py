@@ -2,12 +2,15 @@
 
 import itertools
 import logging
+import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -15,10 +18,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.feedback.judges import prompts
-from prefopt.feedback.judges.client import Client, Reply, TooLongError, read_key
+from prefopt.feedback.judges import prompts, replies
+from prefopt.feedback.judges.client import Client, NoAnswerError
+from prefopt.feedback.judges.keys import AUTO, check_key, read_key, variable_for
 from prefopt.feedback.judges.listed import label_logps, merged
 from prefopt.feedback.judges.question import Answer, Question
+from prefopt.feedback.judges.thinking import after_thinking, thinks_first
 from prefopt.policy import find_model, load_tokenizer
 from prefopt.support.errors import PrefoptError
 
@@ -28,7 +33,12 @@ OPENAI = "https://api.openai.com/v1"
 SHORTEST = 5
 """Tokens in the shortest list that is asked for."""
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+NO_SYSTEM = re.compile(
+    r"\((?:400|422|500)\S*\).*(?:\bsystem\b.*\b(?:role|turn|support|message)|roles must alternate)", re.IGNORECASE
+)
+"""How a server says that its model's chat template has no system turn."""
+LIST_SECONDS = 10.0
+"""For the list of models, which is asked for without retries."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,15 @@ class Server:
     can be given one. What is asked first is asked alone, so that a server that cannot serve is found out once.
 
     Overload, failures of the server, time-outs and broken connections are tried again (`Client`); each retry is logged and counted.
-    All else fails at once, but for a question that is too long for the server: its answer is empty.
+    All else fails at once, but for a question that is too long for the server, or that it refuses for its content: it has no
+    answer. What came to no end is none either (`Answer.missing`).
 
     Attributes:
         model: as the server knows it.
         base_url: usually ends in /v1.
-        key_env: the environment variable with the key, which is kept in no field and no file. None, or a variable that is not set,
-            sends none.
+        key_env: the environment variable with the key, which is kept in no field and no file. auto is OPENAI_API_KEY for OpenAI's
+            own address and none for any other; None, or a variable that is not set, sends none. A provider's variable goes to that
+            provider and to this machine.
         endpoint: chat gives the turns to the server's own chat template; completions gives one text, the turns line by line, or as
             `template` writes them.
         template: for completions: folder or hub id of a tokenizer whose chat template writes the turns.
@@ -57,12 +69,13 @@ class Server:
         retries: of one request.
         concurrency: requests at a time.
         extra: more fields of each request, {top_p: 0.9} perhaps; null takes one away.
-        seen: what happened: requests, retries, unlisted (labels that no list had), unlistable (no first token), too_long.
+        chat_template_kwargs: what the chat template takes beside the turns, {enable_thinking: false} perhaps.
+        seen: what happened: requests, retries, unlisted (labels that no list had), unlistable (no first token), too_long, …
     """
 
     model: str
     base_url: str = OPENAI
-    key_env: str | None = "OPENAI_API_KEY"
+    key_env: str | None = AUTO
     endpoint: Literal["chat", "completions"] = "chat"
     template: str | None = None
     starts: Literal["ask", "continue"] = "ask"
@@ -71,13 +84,15 @@ class Server:
     retries: Annotated[int, Field(ge=0)] = 5
     concurrency: Annotated[int, Field(gt=0)] = 8
     extra: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """All that answers depend on. The address, too: two servers may call two models by one name."""
         names = ("model", "base_url", "endpoint", "template", "starts", "top", "extra")
-        return {"kind": "server", **{name: getattr(self, name) for name in names}}
+        own = {"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}
+        return {"kind": "server", **{name: getattr(self, name) for name in names}, **own}
 
     def check(self) -> None:
         """Refuse an address that cannot be, and a key that is missing or that anybody could read on its way.
@@ -85,7 +100,11 @@ class Server:
         Raises:
             PrefoptError: says what to do.
         """
-        where, key = urlsplit(self.base_url), read_key(self.key_env)
+        try:
+            where = urlsplit(self.base_url)
+            _ = where.port
+        except ValueError as error:
+            raise PrefoptError(f"server.base_url is no address: {self.base_url!r} ({error})") from None
         if where.username or where.password or where.query:
             raise PrefoptError(
                 "server.base_url must hold neither password nor key, for it is written to manifests: put the key into an "
@@ -93,17 +112,28 @@ class Server:
             )
         if where.scheme not in ("http", "https") or not where.hostname:
             raise PrefoptError(f"server.base_url must be like http://localhost:8000/v1, not {self.base_url!r}")
-        if self.base_url == OPENAI and not key:
-            raise PrefoptError(f"OpenAI wants a key: set ${self.key_env or 'OPENAI_API_KEY, and key_env to that name'}")
-        if key and where.scheme == "http" and where.hostname not in LOOPBACK:
+        if self.base_url == OPENAI and not read_key(self._key_env):
             raise PrefoptError(
-                f"the key in ${self.key_env} would go to {self.base_url} for all to read: use https, or `key_env: null`, "
-                "which sends none"
+                f"OpenAI wants a key: set ${self._key_env or 'OPENAI_API_KEY, and key_env to that name'}"
             )
+        check_key(self._key_env, self.base_url)
         if self.template is not None:
             if self.endpoint == "chat":
                 raise PrefoptError("server.template is for `endpoint: completions`: a chat server has its own")
             find_model((self.template,))
+
+    def render(self, question: Question) -> str:
+        """The question as text where completions are asked for; a chat's is written by the server."""
+        if self.endpoint == "chat":
+            return ""
+        return prompts.text(question, self._tokenizer, self.chat_template_kwargs)
+
+    def listed(self) -> str | None:
+        """What the server lists about the model, as JSON; "" where it lists nothing, None where it is not there."""
+        self.check()
+        with Client(self.base_url, self._key_env, min(self.timeout, LIST_SECONDS), 0, Counter()) as client:
+            reply = client.listing()
+        return None if reply is None else replies.listing_of(reply, self.model)
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers as they come. After a failure no more is asked; what is under way is waited for and passed on.
@@ -112,7 +142,7 @@ class Server:
             PrefoptError: the server refuses, gives no log-likelihoods, or fails again and again.
         """
         self.check()
-        with Client(self.base_url, self.key_env, self.timeout, self.retries, self.seen) as client:
+        with Client(self.base_url, self._key_env, self.timeout, self.retries, self.seen) as client:
             left = iter(enumerate(questions))
             if not self.seen["answered"] and (first := next(left, None)):
                 yield first[0], self._answer(first[1], client)
@@ -142,25 +172,40 @@ class Server:
         bill = Bill(client)
         try:
             answer = self._likelihoods(question, bill) if question.labels else self._text(question, bill)
-        except TooLongError as error:
-            self._count("too_long")
-            log.warning("a question is too long for %s, and has no answer: %s", self.base_url, error)
-            answer = Answer()
+        except NoAnswerError as error:
+            log.warning("%s has no answer to a question (%s): %s", self.base_url, error.why, error)
+            answer = Answer(missing=error.why)
+        except replies.MalformedError as error:
+            failure = client.error(
+                f"answers with {error}. Use `mode: generative`, or a server that follows OpenAI's form"
+            )
+            raise failure from None
+        if answer.missing:
+            self._count(answer.missing)
         self._count("answered")
         return replace(
-            answer, calls=bill.calls, prompt_tokens=bill.prompt_tokens, completion_tokens=bill.completion_tokens
+            answer,
+            calls=bill.calls,
+            prompt_tokens=bill.prompt_tokens,
+            completion_tokens=bill.completion_tokens,
+            served=bill.served,
         )
 
     def _text(self, question: Question, bill: "Bill") -> Answer:
         sampled = {"seed": question.seed} if question.temperature else {}
-        reply = self._request(
+        choice = self._request(
             question, bill, max_tokens=question.max_tokens, temperature=question.temperature, **sampled
         )
-        choice: Any = reply.choices[0]
-        if self.endpoint == "completions":
-            return Answer(text=choice.text or "")
-        text = choice.message.content or choice.message.refusal or ""
-        return Answer(text=text if self._continues else prompts.unstarted(text, question.start))
+        if missing := replies.missing_of(choice):
+            return Answer(missing=missing)
+        written = replies.text_of(choice, self.endpoint == "chat")
+        text = after_thinking(written)
+        if text is None or (not text.strip() and (written.strip() or replies.has_thoughts(choice))):
+            return Answer(missing="thinking")
+        if not text.strip():
+            return Answer(missing="empty")
+        text = text if self._continues else prompts.unstarted(text, question.start)
+        return Answer(text=text, cut_off=replies.is_cut_off(choice))
 
     def _likelihoods(self, question: Question, bill: "Bill") -> Answer:
         labels = tuple(map(self._plain, question.labels))
@@ -181,7 +226,9 @@ class Server:
             logps = label_logps(labels, look)
         except _UnlistableError:  # the answer ended before it began, and llama.cpp then lists nothing
             self._count("unlistable")
-            return Answer()
+            return Answer(missing="empty")
+        if any(map(math.isnan, logps)):
+            return Answer(missing="not_a_number")
         if missing := logps.count(float("-inf")):
             self._count("unlisted", missing)
         return Answer(logps)
@@ -210,16 +257,22 @@ class Server:
         chat = self.endpoint == "chat"
         asked: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
         drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
-        choice: Any = self._request(question, bill, **drawn, **asked).choices[0]
-        listed = choice.logprobs and (choice.logprobs.content if chat else choice.logprobs.top_logprobs)
-        if listed is None:
+        choice = self._request(question, bill, **drawn, **asked)
+        if (missing := replies.missing_of(choice)) and missing != "unfinished":
+            raise NoAnswerError(missing, "the answer to be listed is none")
+        pairs = replies.tops_of(choice, chat)
+        if pairs is None:
             raise PrefoptError(
                 f"the judge's server {self.base_url} gives no log-probs (`transformers serve` has none, nor have some of OpenAI's "
                 "models): use `mode: generative`, or a server that does, such as vLLM or llama.cpp"
             )
-        if not listed:
-            return []
-        return [(t.token, t.logprob) for t in listed[0].top_logprobs] if chat else list(listed[0].items())
+        if replies.has_thoughts(choice) or (pairs and thinks_first(max(pairs, key=itemgetter(1))[0])):
+            raise PrefoptError(
+                f"the model behind the judge's server {self.base_url} thinks before it answers, so that its first tokens are no "
+                "labels: switch that off (chat_template_kwargs: {enable_thinking: false}, where its template knows that), or use "
+                "`mode: generative` with `verdict_tokens` enough for its thoughts"
+            )
+        return pairs
 
     def _refuse_unless_single(self, labels: Sequence[str], given: str, bill: "Bill") -> None:
         """A label that is not listed although its beginning is: improbable, or several tokens? Saying it shows which."""
@@ -234,24 +287,39 @@ class Server:
                     )
                 self._single.add(label)
 
-    def _request(self, question: Question, bill: "Bill", **settings: Any) -> Reply:
+    def _request(self, question: Question, bill: "Bill", **settings: Any) -> Mapping[str, Any]:
+        """The first choice of the reply."""
         body = {"model": self.model, **settings}
         if self.endpoint == "completions":
-            reply: Reply = bill.client.complete(
-                prompt=prompts.text(question, self._tokenizer), **self._with_extra(body)
+            reply = bill.client.complete(
+                prompt=prompts.text(question, self._tokenizer, self.chat_template_kwargs), **self._with_extra(body)
             )
         else:
             goes_on = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
             more = goes_on if question.start and self._continues else {}
             turns = prompts.messages(question, ask=not self._continues)
-            reply = bill.client.chat(messages=turns, **self._with_extra(body | more))
+            reply = self._chat(turns, bill, self._with_extra(body | more))
         bill.add(reply)
-        return reply
+        return replies.choice_of(reply)
+
+    def _chat(self, turns: list[dict[str, str]], bill: "Bill", body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A chat; where the server's template has no system turn, its text goes before the first user's."""
+        if self._no_system.is_set():
+            return bill.client.chat(messages=prompts.without_system(turns), **body)
+        try:
+            return bill.client.chat(messages=turns, **body)
+        except PrefoptError as error:
+            if turns[0]["role"] != "system" or not NO_SYSTEM.search(str(error)):
+                raise
+        self._no_system.set()
+        return bill.client.chat(messages=prompts.without_system(turns), **body)
 
     def _with_extra(self, body: dict[str, Any]) -> dict[str, Any]:
         """With the recipe's own fields, whatever they are."""
         usual = {name: value for name, value in body.items() if name not in self.extra}
         added = {name: value for name, value in self.extra.items() if value is not None}
+        if self.chat_template_kwargs and self.endpoint == "chat":
+            added = {"chat_template_kwargs": dict(self.chat_template_kwargs)} | added
         return usual | {"extra_body": usual.get("extra_body", {}) | added}
 
     def _plain(self, token: str) -> str:
@@ -263,6 +331,11 @@ class Server:
             self.seen[what] += times
 
     @property
+    def _key_env(self) -> str | None:
+        """The variable with the key for this address."""
+        return variable_for(self.base_url) if self.key_env == AUTO else self.key_env
+
+    @property
     def _continues(self) -> bool:
         return self.endpoint == "completions" or self.starts == "continue"
 
@@ -270,6 +343,11 @@ class Server:
     def _single(self) -> set[str]:
         """Labels that are known to be one token to this server."""
         return set()
+
+    @cached_property
+    def _no_system(self) -> threading.Event:
+        """Set once the server has refused a system turn."""
+        return threading.Event()
 
     @cached_property
     def _lock(self) -> Any:
@@ -293,13 +371,15 @@ class Bill:
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    served: str = ""
 
-    def add(self, reply: Reply) -> None:
+    def add(self, reply: Mapping[str, Any]) -> None:
         """One more; servers that count nothing add nothing."""
+        read, written = replies.usage_of(reply)
         self.calls += 1
-        if reply.usage is not None:
-            self.prompt_tokens += reply.usage.prompt_tokens or 0
-            self.completion_tokens += reply.usage.completion_tokens or 0
+        self.prompt_tokens += read
+        self.completion_tokens += written
+        self.served = replies.served_of(reply)
 
 
 def _is_in_disorder(pairs: Sequence[tuple[str, float]]) -> bool:

@@ -1,5 +1,6 @@
 """The server backend against a small server of our own that follows OpenAI's schema and fails as it is told."""
 
+import dataclasses
 import logging
 import math
 import traceback
@@ -37,7 +38,7 @@ def question(text="which?", **fields):
 
 def told(server, *questions):
     found = dict(server.ask(questions))
-    return [found[i] for i in range(len(questions))]
+    return [dataclasses.replace(found[i], served="") for i in range(len(questions))]
 
 
 def exps(answer):
@@ -113,15 +114,16 @@ def test_extra_fields_are_sent_and_taken_away(loopback):
     assert server.identity["extra"] == extra
 
 
-def test_no_text_is_an_empty_text_and_a_refusal_is_one(loopback):
-    for message, text in [
-        ({"content": None}, ""),
-        ({"content": None, "refusal": "No."}, "No."),
-        ({"content": "é\ufffd"}, "é\ufffd"),
+def test_no_text_is_no_answer_and_a_refusal_is_one(loopback):
+    for message, answer in [
+        ({"content": None}, Answer(missing="empty")),
+        ({"content": None, "refusal": "No."}, Answer(text="No.")),
+        ({"content": "é\ufffd"}, Answer(text="é\ufffd")),
+        ({"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "8"}]}, Answer(text="8")),
     ]:
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}
         loopback.faults = [(200, {"id": "x", "object": "chat.completion", "choices": [choice]})]
-        assert told(Server("m", loopback.url), question(max_tokens=2)) == [Answer(text=text)]
+        assert told(Server("m", loopback.url), question(max_tokens=2)) == [answer]
 
 
 def test_half_a_surrogate_pair_does_not_crash(loopback):
@@ -221,7 +223,7 @@ def test_what_may_pass_is_tried_again_seen_and_counted(loopback, caplog):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (401, r"refuses the key \(401\): fault 401. It is missing: set \$OPENAI_API_KEY"),
+        (401, r"refuses the key \(401\): fault 401. None was sent: name the environment variable .* `key_env`"),
         (403, r"refuses the key \(403\)"),
         (
             404,
@@ -229,8 +231,12 @@ def test_what_may_pass_is_tried_again_seen_and_counted(loopback, caplog):
         ),
         (400, r"refuses the request \(400\): fault 400"),
         ((422, {"detail": "Unexpected fields"}), r"refuses the request \(422\): Unexpected fields"),
-        ((200, "<html>hello</html>"), r"did not answer as OpenAI's does: <html>hello</html>. Look at `model`"),
-        ((200, {"choices": []}), r"did not answer as OpenAI's does"),
+        (
+            (200, "<html>hello</html>"),
+            r"answered what cannot be read \(JSONDecodeError\): it is no JSON. Look at `model`",
+        ),
+        ((200, {"choices": {"a": 1}}), r"did not answer as OpenAI's does \(a reply without a list of `choices`\)"),
+        (302, r"sends on to nowhere \(302\), and neither a key nor a text is sent there.*`base_url`"),
     ],
     ids=lambda value: str(value)[:12] if not isinstance(value, str) else "",
 )
@@ -239,6 +245,175 @@ def test_what_will_not_pass_ends_it_at_once(loopback, fault, message):
     with pytest.raises(PrefoptError, match=message):
         told(Server("m", loopback.url), *[question(f"q{n}", max_tokens=2) for n in range(9)])
     assert loopback.received == 1
+
+
+def reply(content="8", finish_reason="stop", message=None, **more):
+    message = {"role": "assistant", "content": content} | (message or {})
+    choice = {"index": 0, "finish_reason": finish_reason, "message": message}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]} | more
+
+
+@pytest.mark.parametrize(
+    ("said", "retry"),
+    [
+        ({"error": {"message": "rate limited upstream", "code": 429}}, "429"),
+        ({"error": {"message": "Provider returned error", "code": 502}}, "502"),
+        ({"error": "busy"}, "502"),
+        ({"choices": [{"error": {"code": 503, "message": "x"}, "finish_reason": "error"}]}, "503"),
+        (reply() | {"choices": []}, "503"),
+        ({}, "503"),
+    ],
+    ids=str,
+)
+def test_an_error_with_status_200_is_the_error_that_it_names(loopback, caplog, said, retry):
+    loopback.faults = [(200, said)]
+    assert told(Server("m", loopback.url), question(max_tokens=9))[0].text == "said: which?"
+    assert f"retry 1 of 5 after status {retry}" in caplog.text
+    loopback.faults = [(200, said)] * 2
+    with pytest.raises(
+        PrefoptError, match=rf"{loopback.url} still .*\({retry}, with status 200 and .* after 1 retries"
+    ):
+        told(Server("m", loopback.url, retries=1), question(max_tokens=9))
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ((200, reply("8", "content_filter")), "filtered"),
+        ((200, reply(None, "tool_calls")), "called_tools"),
+        ((200, reply("8", None)), "unfinished"),
+        ((200, reply("8", "abort")), "unfinished"),
+        ((200, reply(None, "length", {"reasoning_content": "hm"})), "thinking"),
+        ((200, reply("<think> let me", "stop")), "thinking"),
+        ((200, reply("  \n")), "empty"),
+        ((400, {"error": {"message": "The response was filtered", "code": "content_filter"}}), "filtered"),
+        (
+            (400, {"error": {"message": "Invalid prompt: your prompt was flagged", "code": "invalid_prompt"}}),
+            "filtered",
+        ),
+        (
+            (403, {"error": {"message": "Your input was flagged", "code": 403, "metadata": {"reasons": ["x"]}}}),
+            "filtered",
+        ),
+        (
+            (200, {"error": {"message": "x", "code": 400, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),
+            "filtered",
+        ),
+        ((400, {"error": {"message": "maximum context length is 5 tokens", "code": None}}), "too_long"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_no_answer_is_not_taken_for_one_nor_kept_and_ends_nothing(loopback, tmp_path, fault, why):
+    server = Server("m", loopback.url, concurrency=1)
+    memory = Memory(server, tmp_path)
+    loopback.faults = [None, fault]
+    questions = [question(f"q{n}", max_tokens=9) for n in range(3)]
+    assert [a.missing for a in memory.answers(questions)] == [None, why, None]
+    assert server.seen[why] == 1
+    assert [a.text for a in memory.answers(questions)] == ["said: q0", "said: q1", "said: q2"], "it is asked anew"
+    assert len(loopback.asked) == 3 and memory.spent.hits == 2
+
+
+def test_a_text_that_is_cut_off_says_so_and_is_asked_for_anew(loopback, tmp_path):
+    memory = Memory(Server("m", loopback.url), tmp_path)
+    loopback.faults = [(200, reply("8", "length"))]
+    assert memory.answers([question(max_tokens=9)])[0].cut_off
+    assert memory.answers([question(max_tokens=9)])[0].text == "said: which?"
+
+
+def test_a_refusal_that_repeats_the_question_is_no_filter(loopback):
+    loopback.faults = [(422, {"detail": [{"input": "what a content filter is", "msg": "extra field"}]})]
+    with pytest.raises(PrefoptError, match=r"refuses the request \(422\)"):
+        told(Server("m", loopback.url), question(max_tokens=9))
+
+
+def test_thinking_is_cut_off(loopback):
+    loopback.faults = [
+        (200, reply("<think>Score: 9?</think>\n2")),
+        (200, reply("2", message={"reasoning": "Score: 9"})),
+    ]
+    said = told(Server("m", loopback.url, concurrency=1), question("a", max_tokens=9), question("b", max_tokens=9))
+    assert [answer.text for answer in said] == ["\n2", "2"]
+
+
+def tops(*entries):
+    several = [{"token": token, "logprob": logp, "bytes": None} for token, logp in entries]
+    return {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": several}]}
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "message"),
+    [
+        (tops((" A", 5.0)), "log-probs that are none: ' A' has 5, and no log-prob is above 0"),
+        (tops((" A", math.inf)), "' A' has inf"),
+        (tops((" A", -0.1), (" B", -0.1)), "together its tokens are more than certain"),
+        (tops((" A", "-0.1")), "log-probs that are no numbers: ' A' has a str"),
+        (tops((" A", None)), "has null"),
+        (tops((None, -0.1)), "a token that is null"),
+        ({"content": [{"token": "x", "top_logprobs": None}]}, "without lists of the likeliest tokens"),
+        ({"content": [1, 2]}, "without lists"),
+        ([1, 2], "`logprobs` that are a list"),
+        (tops(("<think>", -0.1), (" A", -9.0)), "thinks before it answers.*enable_thinking: false"),
+    ],
+    ids=str,
+)
+def test_what_is_no_likelihood_becomes_no_score(loopback, logprobs, message):
+    said = reply()
+    said["choices"][0]["logprobs"] = logprobs
+    loopback.faults = [(200, said)]
+    with pytest.raises(PrefoptError, match=f"{loopback.url} .*{message}|{message}"):
+        told(Server("m", loopback.url), question(labels=AB))
+
+
+def test_a_likelihood_that_is_not_a_number_is_no_verdict(loopback):
+    said = reply()
+    said["choices"][0]["logprobs"] = tops((" A", math.nan), (" B", -1.0))
+    loopback.faults = [(200, said)]
+    assert told(Server("m", loopback.url), question(labels=AB))[0].missing == "not_a_number"
+
+
+@pytest.mark.parametrize("choice", [None, "hi", 3, {"message": None}, {"message": {"content": 17}}, {"index": 0}])
+def test_a_malformed_choice_names_the_address(loopback, choice):
+    choice = choice | {"finish_reason": "stop"} if isinstance(choice, dict) else choice
+    loopback.faults = [(200, reply() | {"choices": [choice]})]
+    with pytest.raises(PrefoptError, match=f"the judge's server {loopback.url} (answers with|did not answer)"):
+        told(Server("m", loopback.url), question(max_tokens=9))
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": -5, "completion_tokens": "one"}, {}, None, [1], {"prompt_tokens": math.nan}]
+)
+def test_usage_that_is_none_counts_nothing(loopback, usage):
+    loopback.faults = [(200, reply(usage=usage))]
+    (said,) = told(Server("m", loopback.url), question(max_tokens=9))
+    assert (said.prompt_tokens, said.completion_tokens, said.calls) == (0, 0, 1)
+
+
+def test_a_server_that_sends_a_byte_at_a_time_is_not_waited_for(loopback):
+    loopback.faults = ["drip"]
+    with pytest.raises(PrefoptError, match=r"did not answer within 0.3 seconds, 1 times. Raise `timeout`"):
+        told(Server("m", loopback.url, retries=0, timeout=0.3), question(max_tokens=2))
+
+
+def test_advice_for_a_server_that_does_not_continue(loopback):
+    loopback.faults = [(422, {"detail": "Unexpected keys in the request: {'continue_final_message'}"})]
+    with pytest.raises(PrefoptError, match=r"\(422\).*`starts: ask`.*`endpoint: completions`"):
+        told(Server("m", loopback.url, starts="continue"), question(start="Score:", max_tokens=2))
+
+
+def test_a_chat_whose_template_has_no_system_turn_gets_its_text_before_the_first_user_turn(loopback):
+    loopback.faults = [(400, {"error": {"message": "System role not supported"}})]
+    server = Server("m", loopback.url)
+    told(server, question(max_tokens=2), question("next", max_tokens=2))
+    turns = [body["messages"] for _, body, _ in loopback.asked]
+    assert turns == [[{"role": "user", "content": f"You judge.\n\n{text}"}] for text in ("which?", "next")]
+
+
+def test_chat_template_kwargs_are_sent_and_part_of_the_key(loopback):
+    server = Server("m", loopback.url, chat_template_kwargs={"enable_thinking": False})
+    told(server, question(max_tokens=2))
+    assert loopback.asked[0][1]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert server.identity != Server("m", loopback.url).identity
 
 
 def test_retries_end(loopback):
@@ -344,13 +519,73 @@ def test_the_key_is_sent_and_told_to_nobody(loopback, monkeypatch, tmp_path, cap
 
 def test_a_local_server_needs_no_key(loopback):
     told(Server("m", loopback.url), question(max_tokens=2))
-    assert loopback.asked[0][2] == "Bearer none"
+    assert loopback.asked[0][2] is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"key_env": None}, {"key_env": "NOT_SET"}])
+def test_openais_key_goes_to_no_address_that_does_not_name_it(loopback, monkeypatch, fields):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-somebody")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-somebody")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"x-own: {KEY}")
+    server = Server("m", loopback.url, **fields)
+    server.listed()
+    told(server, question(max_tokens=2))
+    assert len(loopback.headers) == 2
+    sent = {f"{name}: {value}" for headers in loopback.headers for name, value in headers.items()}
+    assert not [line for line in sent if KEY in line or "somebody" in line]
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "WANDB_API_KEY"]
+)
+def test_a_providers_key_goes_to_its_provider_alone(monkeypatch, name):
+    monkeypatch.setenv(name, KEY)
+    with pytest.raises(
+        PrefoptError, match=rf"\${name} is not sent to https://example.org/v1.*export JUDGE_KEY"
+    ) as error:
+        Server("m", "https://example.org/v1", key_env=name).check()
+    assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("OPENAI_API_KEY", "https://eu.api.openai.com/v1"),
+        ("HF_TOKEN", "https://router.huggingface.co/v1"),
+        ("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1"),
+        ("JUDGE_KEY", "https://example.org/v1"),
+        ("OPENAI_API_KEY", "http://localhost:8000/v1"),
+    ],
+)
+def test_a_key_goes_where_it_belongs_or_is_said_to_go(monkeypatch, name, url):
+    monkeypatch.setenv(name, KEY)
+    Server("m", url, key_env=name).check()
+
+
+@pytest.mark.parametrize("url", ["https://openai.com.example.org/v1", "https://notopenai.com/v1"])
+def test_an_address_that_looks_like_openais_is_not(monkeypatch, url):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert Server("m", url)._key_env is None
+
+
+def test_a_redirect_takes_neither_key_nor_text_along(loopback, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    with Loopback().running() as other:
+        loopback.location = f"{other.url}/chat/completions?secret=1"
+        loopback.faults = [307]
+        with pytest.raises(PrefoptError, match=rf"sends on to {other.url}/chat/completions \(307\)"):
+            told(Server("m", loopback.url, key_env="MY_KEY"), question(max_tokens=2))
+        assert not other.received
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"base_url": OPENAI}, r"OpenAI wants a key: set \$OPENAI_API_KEY"),
+        ({"base_url": "http://[::1/v1"}, r"server.base_url is no address: 'http://\[::1/v1'"),
+        ({"base_url": "http://localhost:99999/v1"}, "server.base_url is no address"),
         ({"base_url": "localhost:8000"}, "must be like http://localhost:8000/v1, not 'localhost:8000'"),
         ({"base_url": f"https://me:{KEY}@example.org/v1"}, "must hold neither password nor key"),
         ({"base_url": f"https://example.org/v1?key={KEY}"}, "must hold neither password nor key"),
