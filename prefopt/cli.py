@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.verb(options)
     except PrefoptError as error:
         err.print(f"[bold red]error[/] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except SystemExit as error:
+        # An exit that a user's function asked for would pass for the end of what was to be done.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(where.filename).is_relative_to(Path(__file__).parent):
+            raise
+        place = f"{where.filename}:{where.lineno}"
+        err.print(
+            f"[bold red]error[/] {_escaped(f'{place} called sys.exit({error.code!r}); raise an error instead')}",
+            soft_wrap=True,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         on = (

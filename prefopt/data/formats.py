@@ -216,11 +216,14 @@ def _judgements(row: Mapping[str, Any], kind: str, size: int, where: str) -> Jud
         return ((0.5 if _label(row["label"], where) else -0.5),), None, set()
     if kind not in ("paired", "rated", "ranked", "compared"):
         return None, None, set()
-    preference, used = None, {"votes", "preference"} & row.keys()
+    preference, used = None, {"preference"} & row.keys()
     if "preference" in row:
         preference = _matrix(row["preference"], size, where)
     elif "votes" in row:
         preference = _from_votes(row["votes"], kind, size, where)
+    # Each rater's votes stay a column, for measures of how raters agree; counts say no more than the preference does.
+    raters = kind == "compared" and "preference" not in row
+    used |= set() if raters else {"votes"} & row.keys()
     if kind == "paired":
         return *_pair_scores(row, where), preference, used | {"score_chosen", "score_rejected"}
     if "scores" in row:

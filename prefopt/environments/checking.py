@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import users_code
 from prefopt.types import Closing, Environment, Turn
 
 
@@ -34,7 +35,7 @@ def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str
     """
     try:
         opening = environment.reset(row, seed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PrefoptError(
             f"{name}: reset(row, seed) raised {type(error).__name__}: {error}; the row has {', '.join(map(repr, row)) or 'nothing'}"
         ) from error
@@ -52,10 +53,8 @@ def step(environment: Environment, text: str, truncated: bool, name: str) -> Tur
     Raises:
         PrefoptError: it raised something, returned no `Turn`, or one with a reward that is not a finite number.
     """
-    try:
+    with users_code(f"{name}: step(text, truncated=…)"):
         turn = environment.step(text, truncated=truncated)
-    except Exception as error:
-        raise PrefoptError(f"{name}: step(text, truncated=…) raised {type(error).__name__}: {error}") from error
     if not isinstance(turn, Turn):
         raise PrefoptError(f"{name}: step returned {turn!r}; it returns prefopt.Turn(text, reward, done, info)")
     if isinstance(turn.reward, bool) or not isinstance(turn.reward, int | float) or not math.isfinite(turn.reward):

@@ -1,5 +1,6 @@
 """What a feedback may be beside a function, and calling one: its verdict is checked and its time is limited."""
 
+import inspect
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from prefopt.feedback.verdicts import checked
 from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import users_code
 from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 
@@ -213,12 +215,15 @@ def run_feedback(
 
 def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | None) -> Any:
     results: list[Any] = []
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
+    # Lists of its own, so that a feedback which changes what it is given changes nothing of the run.
+    own = [_copied(argument) for argument in given]
 
     def call() -> None:
         try:
-            results.append(feedback(*given))
-        except Exception as error:
+            with users_code(f"the feedback {name}"):
+                results.append(feedback(*own))
+        except BaseException as error:
             errors.append(error)
 
     if timeout is None:
@@ -233,16 +238,33 @@ def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | Non
                 f"the feedback {name} was not back after {timeout:g} seconds on {len(given[0])} prompts; "
                 "make it faster, or give it longer: `timeout`"
             )
-    if errors and isinstance(errors[0], PrefoptError):
-        raise errors[0]
     if errors:
-        raise PrefoptError(f"the feedback {name} raised {type(errors[0]).__name__}: {errors[0]}") from errors[0]
+        raise errors[0]
     return results[0]
 
 
+def _copied(value: Any) -> Any:
+    """Lists and mappings at every depth anew; what they hold is the same."""
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else _copied_tuple(value)
+
+
+def _copied_tuple(value: Any) -> Any:
+    return tuple(_copied(one) for one in value) if type(value) is tuple else value
+
+
 def _scores(answer: Any, name: str) -> Tensor:
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise PrefoptError(
+            f"the feedback {name} is `async def`, and is called as a plain function: let it call asyncio.run(…) itself"
+        )
+    if isinstance(answer, Iterator):  # a generator runs only now
+        with users_code(f"the feedback {name}"):
+            answer = list(answer)
     try:
         numbers = [[math.nan if score is None else float(score) for score in row] for row in answer]
         return torch.tensor(numbers)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise PrefoptError(f"the feedback {name} must return a list of numbers for each prompt: {error}.") from error

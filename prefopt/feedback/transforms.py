@@ -23,6 +23,7 @@ from prefopt.feedback.calling import fit, is_unfitted, restore, run_feedback, st
 from prefopt.feedback.verdicts import refuse_infinite
 from prefopt.policy import find_model, load_tokenizer
 from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import users_code
 from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 Positive = Annotated[float, Field(gt=0)]
@@ -393,12 +394,10 @@ def _applied(
 ) -> Tensor:
     """The transformed scores, checked; a missing verdict stays missing."""
     name = getattr(transform, "__name__", type(transform).__name__)
-    try:
-        transformed = transform(scores, prompts, completions, rows)
-    except PrefoptError:
-        raise
-    except Exception as error:
-        raise PrefoptError(f"the transform {name} raised {type(error).__name__}: {error}") from error
+    with users_code(f"the transform {name}"):
+        transformed = transform(
+            scores.clone(), list(prompts), [list(t) for t in completions], [dict(row) for row in rows]
+        )
     if not isinstance(transformed, Tensor) or transformed.shape != scores.shape:
         given = (
             f"shape {list(transformed.shape)}" if isinstance(transformed, Tensor) else f"a {type(transformed).__name__}"

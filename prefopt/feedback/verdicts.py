@@ -36,17 +36,35 @@ def checked(verdict: Verdict, name: str, completions: Sequence[Sequence[Any]]) -
         raise PrefoptError(f"the feedback {name} returned {len(verdict.notes)} notes for {len(completions)} prompts")
     if verdict.steps is not None:
         _check_steps(verdict.steps, name, completions)
-    if not verdict.scores.is_floating_point():
-        verdict = dataclasses.replace(verdict, scores=verdict.scores.float())
+    verdict = _plain_verdict(verdict)
     refuse_infinite(verdict.scores, f"the feedback {name}")
     for key, scores in verdict.named.items():
         refuse_infinite(scores, f"the feedback {name}, in named[{key!r}],")
     return verdict
 
 
+def _plain_verdict(verdict: Verdict) -> Verdict:
+    """The verdict itself, or one with plain tensors where they are not."""
+    plain: dict[str, Any] = {name: _plain(scores) for name, scores in verdict.named.items()}
+    changed: dict[str, Any] = {"named": plain} if any(plain[n] is not verdict.named[n] for n in plain) else {}
+    for name in ("scores", "preference"):
+        value = getattr(verdict, name)
+        if value is not None and _plain(value) is not value:
+            changed[name] = _plain(value)
+    return dataclasses.replace(verdict, **changed) if changed else verdict
+
+
+def _plain(values: Tensor) -> Tensor:
+    """On the CPU and without gradient, in fp32 or fp64: half precision would round what is done with them afterwards."""
+    values = values.detach() if values.requires_grad else values
+    return (values if values.dtype in (torch.float32, torch.float64) else values.float()).cpu()
+
+
 def _check_tensor(scores: Any, what: str, name: str, expected: tuple[int, int]) -> None:
     if not isinstance(scores, Tensor):
         raise PrefoptError(f"the feedback {name} returned {what} that are a {type(scores).__name__}, not a tensor")
+    if scores.is_complex():
+        raise PrefoptError(f"the feedback {name} returned {what} of type {scores.dtype}; scores are real numbers")
     if scores.shape != expected:
         raise PrefoptError(
             f"the feedback {name} returned {what} of shape {list(scores.shape)} for "

@@ -150,7 +150,8 @@ class Rollouts:
         rows = list(select_checked(judged, self.needs, self.ties, dropped))
         self.counts.update(+dropped)
         if self.settings.refill:
-            varied = [row for row in rows if row.scores is None or len({*row.scores}) > 1]
+            alike = _alike(groups, verdicts)
+            varied = [row for row in rows if row.scores is None or (len({*row.scores}) > 1 and row.row not in alike)]
             self.counts[ALIKE] += len(rows) - len(varied)
             rows = varied
         return rows
@@ -259,3 +260,10 @@ class Rollouts:
         self.draws, self.version = state["draws"], state["version"]
         self.tokens, self.judged = state["spent"]
         self.scoring.load_state_dict(state["feedback"])
+
+
+def _alike(groups: Sequence[PromptCompletions], verdicts: Mapping[str, Verdict]) -> set[int]:
+    """The numbers of the prompts whose completions have one score before any transform: a penalty says nothing of the task."""
+    notes = verdicts["scores"].notes if "scores" in verdicts else ()
+    raw = [{score for score in note.get("untransformed", ()) if score is not None} for note in notes]
+    return {group.row.row for group, scores in zip(groups, raw, strict=False) if len(scores) == 1}

@@ -6,9 +6,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
@@ -107,6 +109,39 @@ def find(
         raise PrefoptError(f"{prefix}{error}") from error
 
 
+@contextmanager
+def users_code(name: str) -> Iterator[None]:
+    """Code of the user's is called within: whatever it raises becomes an error that names it, and its line.
+
+    `sys.exit` is no exception: a run that it ended would have the exit status of one that is done. Ctrl-C goes through.
+
+    Args:
+        name: of the function, for the message.
+
+    Raises:
+        PrefoptError: as it is, or in the place of what was raised.
+    """
+    try:
+        yield
+    except (PrefoptError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise PrefoptError(f"{name} raised {type(error).__name__}: {error}{_at(error)}") from error
+
+
+def _at(error: BaseException) -> str:
+    """The last line of a file that is neither prefopt's nor of an installed package, in brackets; nothing where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(("<", *_INSTALLED))]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+
+
+_INSTALLED = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+
+
 def check_call(function: Any, arguments: Sequence[str], name: str) -> None:
     """Refuse a function that does not take as many arguments as it will be given.
 
@@ -175,6 +210,10 @@ def _checked(construct: Callable[[], Any], name: str) -> Any:
         record = construct()
     except (TypeError, ValueError) as error:
         raise PrefoptError(f"{name} cannot be made: {error}") from error
+    except (PrefoptError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a constructor of the user's raises what it likes
+        raise PrefoptError(f"{name} cannot be made: {type(error).__name__}: {error}{_at(error)}") from error
     return checked_fields(record, name) if dataclasses.is_dataclass(record) else record
 
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from prefopt import recipe
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import LATER, check_call, make
+from prefopt.support.plugins import LATER, check_call, make, users_code
 from prefopt.training.devices import on_main_process
 from prefopt.training.loop import Step
 
@@ -60,12 +60,8 @@ def reason_to_stop(callbacks: Mapping[str, Callback], step: Step, accelerator: A
 def _reasons(callbacks: Mapping[str, Callback], step: Step) -> str:
     reasons = []
     for name, callback in callbacks.items():
-        try:
+        with users_code(f"{name}, at step {step.number},"):
             answer: Any = callback(step)
-        except PrefoptError:
-            raise
-        except Exception as error:
-            raise PrefoptError(f"{name} raised {type(error).__name__} at step {step.number}: {error}") from error
         if not isinstance(answer, str | bool | None):
             raise PrefoptError(
                 f"{name} returned {answer!r} at step {step.number}; a callback returns a text, the reason to stop, or True, "

@@ -281,6 +281,26 @@ def test_a_batch_says_which_version_of_the_policy_wrote_it(make, llama):
     assert first(resumed).version[0, 0] == 3
 
 
+def test_refill_compares_the_tasks_scores_and_not_what_a_penalty_made_of_them(make):
+    """A prompt that nobody solves teaches nothing, however the lengths of its completions differ."""
+    from prefopt.feedback import Transformed
+
+    def half(prompts, completions, rows):
+        return [
+            [0.0] * len(texts) if row["id"] % 2 else [0.0, 1.0, 0.0, 1.0]
+            for texts, row in zip(completions, rows, strict=True)
+        ]
+
+    def by_place(scores, prompts, completions, rows):
+        return scores - 0.01 * torch.arange(scores.shape[1])
+
+    filled = make(feedback=Transformed(half, (by_place,), "half"), refill=True)
+    batch = first(filled)
+    assert len(batch) == filled.batch_size
+    assert (batch.scores.max(-1).values > 0.5).all()
+    assert filled.counts["prompts replaced: all their completions have one score"] > 0
+
+
 def test_the_version_is_of_batches_however_often_one_was_refilled(make):
     alike = make(feedback=lambda p, c, r: [[0.0] * 4 if x["id"] == 3 else [1.0, 2, 3, 4] for x in r], refill=True)
     batches = list(islice(iter(alike), 3))

@@ -177,9 +177,11 @@ def two_raters(ratings: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats
     sums, counts = np.zeros(len(ratings)), np.zeros(len(ratings))
     for m, (first, second) in enumerate(ratings):
         raters = min(len(first), len(second))
+        saw_both = ~np.isnan(first[:raters] + second[:raters])
+        one, other = first[:raters][saw_both], second[:raters][saw_both]
+        raters = len(one)
         if raters < 2:
             continue
-        one, other = first[:raters], second[:raters]
         rest = (one.sum() - one) / (raters - 1) - (other.sum() - other) / (raters - 1)
         agrees = (np.sign((one - other) * rest) + 1) / 2
         known = np.abs(rest) > 1e-9

@@ -53,6 +53,14 @@ class RatedRow:
             raise PrefoptError(f"{example.where}: a completion that nobody rated: its list in `ratings` is empty")
         return cls(example, tuple(texts(example)), known)
 
+    @property
+    def raters(self) -> tuple[np.ndarray, ...] | None:
+        """For each text its raters' numbers: `ratings`, or the same in `votes`, a list for each rater; None without either."""
+        votes = self.example.columns.get("votes") if self.ratings is None else None
+        if votes is None or not all(isinstance(vote, list | tuple) and len(vote) == len(self.texts) for vote in votes):
+            return self.ratings
+        return tuple(np.array([vote[k] for vote in votes], dtype=float) for k in range(len(self.texts)))
+
     def humans(self, i: int, j: int) -> float:
         """P(y_i beats y_j) by people: two raters drawn at random, the data's preference, or the order of its scores."""
         if self.example.preference is not None:
@@ -168,8 +176,8 @@ def _of_pairs(
         **_by_order(judgements, pairs, humans),
     }
     estimates = {name: _mean(value, compared.groups, confidence, seed) for name, value in values.items()}
-    if all(row.ratings is not None for row in rows):
-        sums, counts = two_raters([(rows[n].ratings[i], rows[n].ratings[j]) for n, i, j in pairs])  # type: ignore[index]
+    if all(row.raters is not None for row in rows):
+        sums, counts = two_raters([(rows[n].raters[i], rows[n].raters[j]) for n, i, j in pairs])  # type: ignore[index]
         observed = Observations(sums, counts, compared.groups)
         if counts.sum():
             estimates["accuracy_left_out_raters"] = estimate(observed, confidence, seed)

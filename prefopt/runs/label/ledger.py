@@ -4,12 +4,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefopt.runs.label.rows import Row, judged
 from prefopt.support.errors import PrefoptError
+
+PLACE = "place in calls.jsonl"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Ledger:
     """
 
     folder: Path
+    _read: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def data(self) -> Path:
@@ -57,11 +60,13 @@ class Ledger:
         _append(self.missing, [row for row in rows if not judged(row)])
 
     def spent(self) -> dict[str, float]:
-        """What all calls cost, the interrupted ones included."""
-        total: Counter[str] = Counter()
-        for call in _lines(self.calls):
+        """What all calls cost, the interrupted ones included; reads what was added since it was asked last."""
+        total, place = Counter(self._read), int(self._read.get(PLACE, 0))
+        for call in _lines(self.calls, place):
             total.update(call["spent"])
-        return dict(total)
+        total[PLACE] = self.calls.stat().st_size if self.calls.exists() else 0
+        self._read.update(total)
+        return {name: value for name, value in total.items() if name != PLACE}
 
     def counts(self) -> dict[str, int]:
         """How many there are of everything that a reader of the data should know."""
@@ -111,14 +116,15 @@ def _mended(file: Path) -> bool:
     return True
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _lines(file: Path, start: int = 0) -> Iterator[dict[str, Any]]:
+    """The lines that begin at this byte or later."""
     if not file.exists():
         return
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
+        lines.seek(start)
         for number, line in enumerate(lines, 1):
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise PrefoptError(
-                    f"{file}:{number}: not a line that a labelling wrote ({error}); restore the file"
-                ) from None
+                where = f"{file}:{number}" if not start else f"{file}, after byte {start}, line {number}"
+                raise PrefoptError(f"{where}: not a line that a labelling wrote ({error}); restore the file") from None

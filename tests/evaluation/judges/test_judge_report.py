@@ -166,3 +166,21 @@ def test_a_recipe_refuses_a_judge_without_a_good_report(recipe_of, tmp_path):
     with pytest.raises(PrefoptError, match="name the file in report"):
         check(report=None, require={"auc": [0.5, None]})
     assert make_feedback(Feedback(**judge), None)
+
+
+def test_votes_of_raters_say_what_their_ratings_say(recipe_of):
+    """Also where a rater saw no more than one of the two: nobody can be left out of what nobody compared."""
+    rated = pairs()
+    voted = [
+        {
+            "prompt": row["prompt"],
+            "completions": row["completions"],
+            "votes": [list(v) for v in zip(*row["ratings"], strict=True)],
+        }
+        for row in rated
+    ]
+    voted[0]["votes"] = [*voted[0]["votes"], [None, 1]]
+    by_ratings, by_votes = (report(load(JudgeRecipe, recipe_of(rows)), QUIET).estimates for rows in (rated, voted))
+    assert (
+        by_votes["accuracy_left_out_raters"].value == by_ratings["accuracy_left_out_raters"].value == pytest.approx(0.8)
+    )

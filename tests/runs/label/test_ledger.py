@@ -72,3 +72,18 @@ def test_a_damaged_line_is_named(ledger):
     ledger.data.write_text(ledger.data.read_text().replace('"scores"', "scores", 1))
     with pytest.raises(PrefoptError, match=r"data.jsonl:1: not a line that a labelling wrote"):
         ledger.done()
+
+
+def test_what_was_spent_is_read_once_however_often_it_is_asked(tmp_path, monkeypatch):
+    """A labelling asks after each batch, and must not read its whole record each time."""
+    from prefopt.runs.label import ledger as module
+
+    parsed = []
+    loads = module.json.loads
+    monkeypatch.setattr(module.json, "loads", lambda line: parsed.append(line) or loads(line))
+    ledger = module.Ledger(tmp_path)
+    for batch in range(20):
+        ledger.spend(4, {"calls": 2, "money": 0.25})
+        assert ledger.spent() == {"calls": 2 * (batch + 1), "money": 0.25 * (batch + 1)}
+    assert len(parsed) == 20
+    assert module.Ledger(tmp_path).spent() == {"calls": 40, "money": 5.0}
