@@ -40,11 +40,7 @@ class RatedRow:
             PrefoptError: there are no ratings, or not for each completion.
         """
         ratings = example.columns.get("ratings")
-        if ratings is not None and len(ratings) != example.size:
-            raise PrefoptError(
-                f"{example.where}: `ratings` has {len(ratings)} lists for {example.size} completions, which need one each"
-            )
-        known = None if ratings is None else tuple(np.array(r, dtype=float) for r in ratings)
+        known = None if ratings is None else _numbers(ratings, example)
         if known is None and example.preference is None and example.scores is None:
             raise PrefoptError(
                 f"{example.where}: what people think of them is not known; give `ratings`, `preference`, `votes` or `scores`"
@@ -71,6 +67,34 @@ class RatedRow:
         assert self.example.scores is not None
         one, other = self.example.scores[i], self.example.scores[j]
         return 0.5 if one is None or other is None else (float(np.sign(one - other)) + 1) / 2
+
+
+def _numbers(ratings: Any, example: Example) -> tuple[np.ndarray, ...]:
+    """A column `ratings` as numbers.
+
+    Raises:
+        PrefoptError: it is no list of lists of numbers, one for each completion.
+    """
+    form = "it is a list for each completion, of its raters' numbers: [[1, -1, 1]] for one completion"
+    if not isinstance(ratings, list | tuple | np.ndarray):
+        raise PrefoptError(f"{example.where}: `ratings` is {ratings!r}; {form}")
+    if len(ratings) != example.size:
+        raise PrefoptError(
+            f"{example.where}: `ratings` has {len(ratings)} lists for {example.size} completions, which need one each; {form}"
+        )
+    try:
+        known = [np.array(own, dtype=float) for own in ratings]
+    except (TypeError, ValueError):
+        raise PrefoptError(
+            f"{example.where}: `ratings` holds something else than numbers, {ratings!r}; {form}"
+        ) from None
+    if not all(own.ndim == 1 for own in known):
+        raise PrefoptError(f"{example.where}: `ratings` is {ratings!r}; {form}")
+    if not all(np.isfinite(own).all() for own in known):
+        raise PrefoptError(
+            f"{example.where}: `ratings` holds numbers that are not finite, {ratings!r}; leave those raters out"
+        )
+    return tuple(known)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import json
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from prefopt.feedback.judges.rubric import NAMES
 from prefopt.support.errors import PrefoptError, nearest
 
 SECTIONS = ("system", "question", "thought", "rationale", "answer", "labels", "example", "principles")
@@ -27,7 +28,9 @@ def translated(text: str, name: str) -> dict[str, Any]:
         elif section == "principles":
             tree[section] = [line.strip() for line in lines if line.strip()]
         else:
-            tree[section] = "\n".join(_in_jinja(line, f"{name}:{first + i}") for i, line in enumerate(lines))
+            tree[section] = "\n".join(
+                _in_jinja(line, f"{name}:{first + i}", NAMES[section]) for i, line in enumerate(lines)
+            )
     return tree
 
 
@@ -48,7 +51,7 @@ def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Blocks.add_representer(str, _as_block)
 
 
-def _in_jinja(line: str, where: str) -> str:
+def _in_jinja(line: str, where: str, known: Sequence[str]) -> str:
     """A line's placeholders in jinja2's braces, and its words so that jinja2 leaves them alone."""
     literal, parts = "", []
     try:
@@ -57,11 +60,20 @@ def _in_jinja(line: str, where: str) -> str:
                 raise ValueError(f"{{{name}}} takes no format")
             literal += words
             if name is not None:
+                _check_name(name, where, known)
                 parts += [_escaped(literal), f"{{{{ {name} }}}}"]
                 literal = ""
     except ValueError as error:
         raise PrefoptError(f"{where}: {error}; a brace that is meant as one is written twice") from None
     return "".join([*parts, _escaped(literal)])
+
+
+def _check_name(name: str, where: str, known: Sequence[str]) -> None:
+    """Refuse a placeholder that is none of these, nor a column of the row."""
+    if name not in known and not ("row" in known and re.fullmatch(r"row\.[A-Za-z]\w*", name)):
+        raise PrefoptError(
+            f"{where}: unknown name {name!r}.{nearest(name, known)} Known there: {', '.join(known) or 'none'}"
+        )
 
 
 def _escaped(literal: str) -> str:
@@ -110,7 +122,9 @@ def _label(line: str, where: str) -> str:
     if not line.startswith('"'):
         return line.strip()
     try:
-        label = json.loads(line)
+        label = str(json.loads(line))
     except json.JSONDecodeError as error:
         raise PrefoptError(f"{where}: a label in quotation marks is a JSON string: {error}") from error
-    return str(label)
+    if not label.strip():
+        raise PrefoptError(f"{where}: a label of nothing but space; write a word, or leave the line out")
+    return label

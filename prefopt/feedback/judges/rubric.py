@@ -14,6 +14,17 @@ from prefopt.types import Prompt
 TEXTS = ("prompt", "completion", "completion_a", "completion_b")
 """Names of other people's text in templates; `row.NAME`, a column of the row, is another."""
 
+VALUES = (*TEXTS, "row")
+NAMES = {
+    "system": (*VALUES, "examples", "principle"),
+    "question": (*VALUES, "examples", "principle"),
+    "thought": ("principle",),
+    "rationale": ("rationale",),
+    "answer": (),
+    "example": (*VALUES, "principle", "verdict", "rationale"),
+}
+"""The names that each template may use."""
+
 Turns = tuple[tuple[str, str], ...]
 
 

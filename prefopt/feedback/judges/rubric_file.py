@@ -11,24 +11,13 @@ from pydantic import BeforeValidator, Field
 
 from prefopt import recipe
 from prefopt.feedback.judges.old_rubric import in_yaml, translated
-from prefopt.feedback.judges.rubric import TEXTS, Rubric
+from prefopt.feedback.judges.rubric import NAMES, TEXTS, Rubric
 from prefopt.feedback.judges.template import Template
 from prefopt.support.errors import PrefoptError, nearest
 
 log = logging.getLogger(__name__)
 
 SHIPPED = "prefopt.feedback.judges.rubrics"
-
-VALUES = (*TEXTS, "row")
-NAMES = {
-    "system": (*VALUES, "examples", "principle"),
-    "question": (*VALUES, "examples", "principle"),
-    "thought": ("principle",),
-    "rationale": ("rationale",),
-    "answer": (),
-    "example": (*VALUES, "principle", "verdict", "rationale"),
-}
-"""The names that each template may use."""
 
 
 def _label(value: Any) -> Any:
@@ -122,7 +111,10 @@ def parse_rubric(text: str, name: str, beside: Path | None = None) -> Rubric:
     Raises:
         PrefoptError: it is malformed; says which line.
     """
-    return make_rubric(translated(text, name), name, beside)
+    tree = translated(text, name)
+    if "question" not in tree:
+        raise PrefoptError(f"{name}: `question` is missing: a section [question], the user's turn")
+    return make_rubric(tree, name, beside)
 
 
 def _read(file: Path) -> Rubric:

@@ -216,7 +216,7 @@ def test_a_column_with_the_name_of_a_method_is_the_column():
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ("{{ completion.__class__.__mro__ }}", "r: question: access to attribute '__class__'"),
+        ("{{ completion['__class__'] }}", "r: question: access to attribute '__class__'"),
         ("{{ completion + 1 }}", "r: question: can only concatenate"),
         ("{{ row.a.b }} {{ completion }}", "r: question: the row has no column 'a'"),
     ],
@@ -242,6 +242,10 @@ def test_the_sandbox_and_expressions_that_fail(question, message):
         ({"question": "{% set a %}{{ completion }}{% endset %}"}, "cannot have the statement assignblock"),
         ({"question": "{% include 'x' %}"}, "cannot have the statement include"),
         ({"question": "{% for x in row.y recursive %}{{ loop(x) }}{% endfor %}"}, "cannot have the statement for"),
+        (
+            {"question": "\n{{ completion.__class__ }}"},
+            "question, line 1: a rubric cannot reach '__class__'. Known there",
+        ),
         ({"question": "{{ range(3) }}{{ completion }}"}, "unknown name 'range'"),
         ({"question": "\ue000{{ completion }}"}, r"U\+E000"),
         ({"question": None}, "`question`"),
@@ -380,6 +384,9 @@ def test_a_text_of_the_previous_version_keeps_its_braces_and_brackets():
     [
         ("[question]\n{completion}\n\n[lables]\ngood", r"r:4: unknown section \[lables\]\. Did you mean 'labels'"),
         ("[question]\nsee {completion", r"r:2: expected '}'"),
+        ("[question]\n\nsee {completoin}", r"r:3: unknown name 'completoin'. Did you mean 'completion'.* Known there"),
+        ("[question]\nsee {prompt.__class__}", r"r:2: unknown name 'prompt.__class__'.*Known there: prompt"),
+        ('[question]\n{completion}\n[labels]\ngood\n"  "', "r:5: a label of nothing but space"),
         ("[question]\n{completion!r}", r"r:2: \{completion\} takes no format"),
         ("hello\n[question]\n{completion}", "r:1: text before the first section"),
         ("[question]\n{completion}\n[question]\nx", r"r:3: \[question\] is there twice"),
