@@ -95,17 +95,21 @@ def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
     from prefopt.study import load_study, run_study
     from prefopt.study.plan import StudyPlan
-    from prefopt.study.run import check, study_folder
+    from prefopt.study.run import check, study_folder, unfinished
     from prefopt.support.sharing import sharing
 
     settings = load_study(options.study, options.overrides)
     quiet_libraries()
+    planned = StudyPlan(settings, study_folder(settings, options.out))
     if not options.dry_run:
         run_study(settings, options.out, options.jobs, console=out)
+        if failed := unfinished(planned):
+            names = ", ".join(map(str, failed[:5])) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+            err.print(f"failed: {_escaped(names)}; each folder has an error.txt, and the same command tries them again")
+            sys.exit(1)
         return
     from prefopt.study.preview import show_plan
 
-    planned = StudyPlan(settings, study_folder(settings, options.out))
     with sharing():
         check(planned)
         show_plan(planned, options.jobs, out, timed=not options.untimed)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from prefopt.feedback.calling import run_feedback
 from prefopt.feedback.verdicts import combined_named, combined_steps
+from prefopt.support.domains import NonNegative
 from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 
@@ -45,7 +45,7 @@ class Ensemble:
 
     members: tuple[Feedback, ...]
     combine: Literal["mean", "min", "lcb"] = "mean"
-    lam: Annotated[float, Field(ge=0)] = 0.1
+    lam: NonNegative = 0.1
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:

@@ -22,13 +22,10 @@ from prefopt.data.texts import written_text
 from prefopt.feedback.calling import fit, is_unfitted, restore, run_feedback, state_of
 from prefopt.feedback.verdicts import refuse_infinite
 from prefopt.policy import find_model, load_tokenizer
+from prefopt.support.domains import Count, Finite, NonNegative, Positive
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
 from prefopt.types import Completion, Feedback, Prompt, Verdict
-
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
 
 Completions = Sequence[Sequence[Completion]]
 Rows = Sequence[Mapping[str, Any]]
@@ -56,7 +53,7 @@ class LengthPenalty:
     """
 
     limit: Annotated[int, Field(ge=0)]
-    weight: Weight
+    weight: NonNegative
     tokenizer: str | None = None
 
     def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
@@ -96,7 +93,7 @@ class RepetitionPenalty:
         n: words in an n-gram.
     """
 
-    weight: Weight = 1.0
+    weight: NonNegative = 1.0
     n: Count = 3
 
     def __call__(self, scores: Tensor, prompts: Sequence[Prompt], completions: Completions, rows: Rows) -> Tensor:
@@ -122,8 +119,8 @@ class Clip:
         ValueError: no limit at all, or low above high.
     """
 
-    low: float | None = None
-    high: float | None = None
+    low: Finite | None = None
+    high: Finite | None = None
 
     def __post_init__(self) -> None:
         if self.low is None and self.high is None:
@@ -203,9 +200,9 @@ class ReferenceNormalise:
         ValueError: gain without bias, or the reverse.
     """
 
-    gain: float | None = None
-    bias: float | None = None
-    mean: float = 0.0
+    gain: Finite | None = None
+    bias: Finite | None = None
+    mean: Finite = 0.0
     std: Positive = 1.0
 
     def __post_init__(self) -> None:
@@ -274,8 +271,8 @@ class MissingEOS:
         ValueError: both or none of the two.
     """
 
-    penalty: Weight | None = None
-    score: float | None = None
+    penalty: NonNegative | None = None
+    score: Finite | None = None
 
     def __post_init__(self) -> None:
         if (self.penalty is None) == (self.score is None):

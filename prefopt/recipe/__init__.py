@@ -4,7 +4,7 @@ May be imported by every room; imports support alone.
 """
 
 from prefopt.recipe.explaining import Described, describe, explain
-from prefopt.recipe.names import Callback, Named, Names
+from prefopt.recipe.names import Callback, FileName, FolderName, Named, Names, file_name, folder_name
 from prefopt.recipe.reading import (
     BUILT_IN,
     checked,
@@ -57,6 +57,8 @@ __all__ = [
     "Evaluate",
     "Feedback",
     "FeedbackOrName",
+    "FileName",
+    "FolderName",
     "Named",
     "Names",
     "Policy",
@@ -77,6 +79,8 @@ __all__ = [
     "describe",
     "differences",
     "explain",
+    "file_name",
+    "folder_name",
     "interpolated",
     "load",
     "load_recipe",

@@ -33,7 +33,8 @@ def _line(item: Any, known: Mapping[str, "Described"]) -> str:
     if item["type"] == "missing":
         return f"`{key}` is missing: {known[plain].description if plain in known else 'it is required'}"
     if item["type"] == "value_error":
-        return f"`{key}`: {item['msg'].removeprefix('Value error, ')}"
+        what = item["msg"].removeprefix("Value error, ")
+        return f"`{key}`: {what}" if key else what
     message = (
         item["msg"].replace("Input should", "must").replace("a valid integer", "an integer").partition(", unable to")[0]
     )

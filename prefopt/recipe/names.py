@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +22,50 @@ PLAIN = str | int | float | bool | list | tuple | dict | BaseModel | None
 """What a recipe file can hold, or a part of a recipe: everything else is an object."""
 
 
+LONGEST_NAME = 200
+"""Bytes of a name of which folders and files are named: they add to it, and file systems take 255."""
+
+
+def file_name(name: str) -> str:
+    """The name, if a file whose name begins with it can be made everywhere.
+
+    Raises:
+        ValueError: it is blank or too long, or has characters that names of files should not have.
+    """
+    if not name.strip():
+        raise ValueError("a blank cannot name a folder: write letters, digits, - and _")
+    if "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} cannot name a folder: leave out slashes")
+    if not name.isprintable():
+        raise ValueError(f"{name!r} cannot name a folder: leave out line breaks and characters that cannot be seen")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} cannot name a folder: it cannot be written in UTF-8") from None
+    if size > LONGEST_NAME:
+        short = f"{name[:60]!r}…"
+        raise ValueError(f"{short} cannot name a folder: it has {size} bytes, and there is room for {LONGEST_NAME}")
+    return name
+
+
+def folder_name(name: str) -> str:
+    """The name, if a folder can be called just that.
+
+    Raises:
+        ValueError: `file_name` refuses it, or it begins with a dot: `..` is another folder, and `.x` is not shown.
+    """
+    if name.startswith("."):
+        raise ValueError(f"{name!r} cannot name a folder: leave out the dot that it begins with")
+    return file_name(name)
+
+
+FileName = typing.Annotated[str, AfterValidator(file_name)]
+"""What a run or a labelling is called; its folder's name begins so."""
+
+FolderName = typing.Annotated[str, AfterValidator(folder_name)]
+"""What a study is called, and its folder."""
+
+
 def given(value: Any) -> Any:
     """An object as a recipe holds it; what a file could hold is left as it is."""
     if isinstance(value, Path):
@@ -31,6 +76,8 @@ def given(value: Any) -> Any:
 def _named(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Pydantic would make a plain string of a `Given`."""
     value = given(value)
+    if value == "":
+        raise ValueError("is empty and names nothing: write a name, or leave the key out")
     return value if isinstance(value, Given) else check(value)
 
 
@@ -65,7 +112,7 @@ def named_sections(value: Any) -> Any:
 class WithFields(BaseModel):
     """A section whose further keys are fields of what it names."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

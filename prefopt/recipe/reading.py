@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from prefopt.recipe.explaining import explain
 from prefopt.recipe.names import named_section
+from prefopt.recipe.parsing import DEEPEST, parsed, refuse_nan, refuse_shape
 from prefopt.recipe.renamed import with_new_name, with_new_names
 from prefopt.recipe.schema import Recipe
 from prefopt.recipe.secrets import refuse_secrets, refuse_variable
@@ -90,6 +90,7 @@ def recipe_from(
         tree, where = read(source), str(source)
     else:
         where = "the recipe"
+        refuse_shape({} if isinstance(source, Recipe) else source, where)
         tree = source.to_tree() if isinstance(source, Recipe) else _named(with_new_names(dict(source), where))
     for key, value in objects.items():
         if value is not None:
@@ -163,9 +164,10 @@ def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
     """The tree as a recipe of that kind.
 
     Raises:
-        PrefoptError: an unknown key (with the nearest known one), a value that cannot be, a secret.
+        PrefoptError: an unknown key (with the nearest known one), a value that cannot be, NaN, a secret.
     """
     refuse_secrets(tree, where)
+    refuse_nan(tree, where)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -195,7 +197,7 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if file.resolve() in seen:
         raise PrefoptError(f"{file} inherits from itself: {' → '.join(str(f) for f in (*seen, file.resolve()))}")
     try:
-        tree = _parse(file.read_text(encoding="utf-8"), str(file))
+        tree = parsed(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError:
         raise PrefoptError(f"{file} is not a text file in UTF-8") from None
     if not isinstance(tree, dict):
@@ -252,8 +254,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise PrefoptError(f"{override!r} is no override; write key=value, for example train.lr=1e-6")
+    if key.count(".") > DEEPEST:
+        raise PrefoptError(f"{override[:60]!r}… is nested more than {DEEPEST} levels deep, and no recipe is")
     key = with_new_name(key.strip(), repr(override))
-    value = with_new_names(_parse(text, repr(override)), repr(override), key)
+    value = with_new_names(parsed(text, repr(override)), repr(override), key)
     _put(tree, key, _absolute(value, Path.cwd()), repr(override))
 
 
@@ -284,36 +288,6 @@ def _place(node: Any, part: str, source: str, where: str) -> Any:
     if int(part) >= len(node):
         raise PrefoptError(f"{source}: `{where}` has {len(node)} items, numbered from 0")
     return int(part)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML, except that 1e-6 is a number, as everyone who types it means, and that a key is there only once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping; refuses a key that is given twice, of which YAML would silently take the last."""
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise PrefoptError(f"{where}{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise PrefoptError(f"{where} is not YAML: {error}") from None
 
 
 def interpolated(tree: Mapping[str, Any], more: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prefopt.recipe.names import Callback, Named, Names, WithFields, named_section, named_sections
+from prefopt.recipe.names import Callback, FileName, Named, Names, WithFields, named_section, named_sections
 from prefopt.recipe.section import Section
+from prefopt.support.domains import Decay
 
 
 class Adapter(Section):
@@ -267,7 +268,9 @@ class Train(Section):
         0.1, ge=0, description="optimiser steps of linear warm-up; below 1: a fraction of all optimiser steps"
     )
     optimizer: Literal["adamw", "rmsprop", "sgd"] = Field("adamw", description="the optimiser")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of adamw's two averages")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="decay rates of adamw's two averages, each from 0 to below 1"
+    )
     eps: float = Field(1e-8, gt=0, description="added to the denominator of adamw and rmsprop")
     weight_decay: float = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
@@ -400,9 +403,8 @@ class Recipe(Section):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # `name: 2024`, `variables: {size: 135}`
 
-    name: str = Field(
+    name: FileName = Field(
         "run",
-        pattern=r"^[^/\\]+$",
         description="name of the run and its folder; default: the recipe's folder and file name",
     )
     variables: dict[str, str] = Field(

@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section of a recipe, or a whole recipe: immutable, and unknown keys are errors."""
+    """A section of a recipe, or a whole recipe: immutable, its numbers finite, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def to_yaml(self) -> str:
         """The section in YAML with every field, as it can be loaded again."""

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.runs.records import RunOfArm
+from prefopt.runs.records import RunOfArm, read_run
 from prefopt.study.comparison.compare import compare
-from prefopt.study.comparison.comparison import Comparison
+from prefopt.study.comparison.comparison import AT_KL, Comparison
 from prefopt.study.comparison.confounds import confounds, seeds_note
 from prefopt.study.report import show, write_report
 from prefopt.study.spec import Study
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, nearest
 
 
 def declared_comparison(
@@ -35,6 +35,7 @@ def declared_comparison(
         notes.append(
             f"{metric} was chosen after the runs; the study declared {study.metric}. This comparison is exploratory"
         )
+    notes += _unmeasured(study.measure, results)
     return compare(
         list(results),
         question=study.question,
@@ -46,6 +47,13 @@ def declared_comparison(
         confounds=confounds(results, base, study.varies),
         notes=notes,
     )
+
+
+def _unmeasured(measure: Sequence[str], results: Sequence[RunOfArm]) -> list[str]:
+    """A note on further metrics that were asked for and that no run has."""
+    known = {name for result in results for name in read_run(result).after}
+    missing = [name for name in measure if name.removesuffix(AT_KL) not in known]
+    return [f"no run has measured {name!r}, which `measure` asks for.{nearest(name, known)}" for name in missing]
 
 
 def conclude(study: Study, folder: Path, results: Sequence[RunOfArm], console: Console) -> Comparison | None:

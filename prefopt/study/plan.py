@@ -174,10 +174,28 @@ def _texts(tree: Any) -> list[str]:
 
 
 def changed_declarations(study: Study, folder: Path) -> Sequence[str]:
-    """Keys of the study that are fixed once it has begun, and differ from study.yaml in the folder; empty for a new folder."""
+    """Keys of the study that are fixed once it has begun, and differ from study.yaml in the folder; empty for a new folder.
+
+    Raises:
+        PrefoptError: study.yaml is not what a study wrote.
+    """
     file = folder / "study.yaml"
     if not file.exists():
         return []
-    before, now = with_new_names(yaml.safe_load(file.read_text()), where=None), study.model_dump(mode="json")
+    before, now = _written(file), study.model_dump(mode="json")
     fixed = ("baseline", "metric", "better", "paired", "tune", "budget", "randomness")
     return [key for key in fixed if before.get(key) != now[key]]
+
+
+def _written(file: Path) -> Mapping[str, Any]:
+    """What a study wrote in its folder."""
+    try:
+        tree = with_new_names(yaml.safe_load(file.read_text(encoding="utf-8")), where=None)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        tree = None
+    if not isinstance(tree, Mapping):
+        raise PrefoptError(
+            f"{file} is damaged, and says no more which study this folder holds: restore it (study-before.yaml may have "
+            "it), or give the study a folder of its own (--out)"
+        )
+    return tree

@@ -148,6 +148,12 @@ def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[R
     return [RunOfArm(job.name, job.seed, job.folder) for job in arms]
 
 
+def unfinished(planned: StudyPlan) -> list[Job]:
+    """The jobs of a study that have not come to their end, all of them failed where the study has been run."""
+    jobs = [*(job for stage in planned.stages() for job in stage), *all_trials(planned), *planned.arms()]
+    return [job for job in jobs if not job.finished]
+
+
 class Progress:
     """Prints a line for each job that ends: its name, its result, and an estimate of the time that is left.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prefopt.recipe import Names, Recipe, Section, Seeds, Wandb, checked, read
+from prefopt.recipe import FolderName, Names, Recipe, Section, Seeds, Wandb, checked, folder_name, read
 from prefopt.recipe.renamed import with_new_name, with_new_names
 from prefopt.support.errors import nearest
 
@@ -157,9 +157,8 @@ class Study(Section):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    name: str = Field(
+    name: FolderName = Field(
         "study",
-        pattern=r"^[^/\\]+$",
         description="name of the study's folder; default: from the file's folder and name",
     )
     question: str = Field("", description="the question that the study answers; heads its report")
@@ -226,14 +225,17 @@ class Study(Section):
     @field_validator("varies")
     @classmethod
     def _present_names(cls, varies: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(with_new_name(key, "varies") for key in varies)
+        present = tuple(with_new_name(key, "varies") for key in varies)
+        for key in present:
+            if key.partition(".")[0] not in Recipe.model_fields:
+                raise ValueError(f"{key!r} is no section of a recipe.{nearest(key, Recipe.model_fields)}")
+        return present
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
         names = list(self.all_arms())
         for name in (*names, *self.stages):
-            if "/" in name or "\\" in name or name.startswith("."):
-                raise ValueError(f"{name!r} cannot name a folder: leave out slashes and a leading dot")
+            folder_name(name)
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(
                 f"baseline {self.baseline!r} is not an arm.{nearest(self.baseline, names)} Arms: {', '.join(names)}"
@@ -245,7 +247,8 @@ class Study(Section):
                 raise ValueError(f"arm {name} has fields to tune; say how, in `tune: {{trials: …}}`")
         if self.tune is not None and (both := set(self.tune.seeds) & set(self.seeds)):
             raise ValueError(
-                f"tune.seeds has {min(both)}, which is a seed of the study: settings must be tuned on other seeds"
+                f"tune.seeds has {min(both)}, which is a seed of the study: settings must be tuned on other "
+                "seeds than those that test them, as in `tune: {seeds: [1000]}`"
             )
         return self
 
@@ -257,7 +260,10 @@ class Study(Section):
         """
         arms: dict[str, Arm] = {}
         for name, arm in (self.arms or {"": Arm()}).items():
-            for point, values in _points(dict(self.grid) | dict(arm.grid)):
+            grid = dict(self.grid) | dict(arm.grid)
+            if empty := [key for key, values in grid.items() if not values]:
+                raise ValueError(f"grid.{empty[0]} has no values, so there would be no arm: give some, or leave it out")
+            for point, values in _points(grid):
                 full = "-".join(part for part in (name, point) if part)
                 if not full:
                     raise ValueError("there is nothing to compare: name some `arms`, or a `grid`")

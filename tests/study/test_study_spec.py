@@ -218,3 +218,28 @@ def test_a_folder_of_the_previous_version_has_declared_the_same(recipe: Path, tm
     assert "hold:" in saved and "chance:" in saved and changed_declarations(study, tmp_path) == []
     other = study.model_copy(update={"budget": None, "randomness": ("order",)})
     assert changed_declarations(other, tmp_path) == ["budget", "randomness"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("name=..", "cannot name a folder"),
+        ("name=.x", "cannot name a folder"),
+        ('name="a\\nb"', "cannot name a folder"),
+        (f"name={'n' * 300}", "300 bytes"),
+        (f"arms={{{'n' * 300}: {{}}}}", "300 bytes"),
+        ("arms={..: {}}", "cannot name a folder"),
+        ("stages={..: {}}", "cannot name a folder"),
+        ("grid={objective.beta: []}", "grid.objective.beta has no values"),
+        ("arms.A.grid={objective.beta: []}", "grid.objective.beta has no values"),
+        ("varies=[objectve]", "'objectve' is no section of a recipe. Did you mean 'objective'?"),
+        ("common={train.lr: .nan}", "`common.train.lr` is nan"),
+    ],
+)
+def test_a_study_that_would_write_elsewhere_or_compare_nothing_is_refused(
+    recipe: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    file = study_file(tmp_path, "recipe: recipe.yaml\nseeds: 1\narms: {A: {}, C: {objective: IPO}}\n")
+    with pytest.raises(PrefoptError) as caught:
+        load_study(file, [change])
+    assert message in str(caught.value)

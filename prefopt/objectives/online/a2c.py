@@ -12,6 +12,7 @@ from prefopt.objectives.online.surrogate import (
     token_sums,
     value_loss,
 )
+from prefopt.support.domains import NonNegative, Share
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -38,10 +39,10 @@ class A2C:
         whiten_advantages: to mean 0 and variance 1 over the tokens of the logical batch.
     """
 
-    beta: float = 0.15
-    gamma: float = 1.0
-    lam: float = 1.0
-    c_v: float = 1.0
+    beta: NonNegative = 0.15
+    gamma: Share = 1.0
+    lam: Share = 1.0
+    c_v: NonNegative = 1.0
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     whiten_advantages: bool = False

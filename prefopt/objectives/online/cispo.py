@@ -13,6 +13,7 @@ from prefopt.objectives.online.surrogate import (
     token_ratio,
     token_sums,
 )
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Outputs, Targets
 
 
@@ -40,12 +41,12 @@ class CISPO:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    beta: float = 0.0
-    epsilon: float | None = None
-    epsilon_high: float = 4.0
-    e: float = 1e-4
+    beta: NonNegative = 0.0
+    epsilon: Positive | None = None
+    epsilon_high: Positive = 4.0
+    e: Positive = 1e-4
     estimator: Estimator = "k3"
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_in_loss)
     needs = needs_per("token")
     targets = standardised_targets

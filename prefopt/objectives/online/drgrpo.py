@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prefopt.objectives.online.group import centred_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, token_ratio, token_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Outputs, Targets
 
 
@@ -28,11 +29,11 @@ class DrGRPO:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    length: float = 1024.0
-    beta: float = 0.0
-    epsilon: float = 0.2
+    length: Positive = 1024.0
+    beta: NonNegative = 0.0
+    epsilon: Positive = 0.2
     estimator: Estimator = "k3"
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_in_loss)
     needs = needs_per("completion")
     targets = centred_targets

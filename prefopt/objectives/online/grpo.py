@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prefopt.objectives.online.group import standardised_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, token_means, token_ratio
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Outputs, Targets
 
 
@@ -33,11 +34,11 @@ class GRPO:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    beta: float = 0.04
-    epsilon: float = 0.2
-    e: float = 1e-4
+    beta: NonNegative = 0.04
+    epsilon: Positive = 0.2
+    e: Positive = 1e-4
     estimator: Estimator = "k3"
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_in_loss)
     needs = needs_per("completion")
     targets = standardised_targets

@@ -16,6 +16,7 @@ from prefopt.objectives.online.surrogate import (
     token_sums,
     value_loss,
 )
+from prefopt.support.domains import Finite, NonNegative, Positive, Share
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -54,20 +55,20 @@ class LagrangianPPO:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    beta: float = 0.15
-    multiplier: float = 1.0
-    multiplier_lr: float = 0.1
-    multiplier_max: float = 5.0
-    threshold: float = 0.0
-    epsilon: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
-    c_v: float = 0.1
-    epsilon_v: float | None = 0.2
+    beta: NonNegative = 0.15
+    multiplier: Positive = 1.0
+    multiplier_lr: NonNegative = 0.1
+    multiplier_max: Positive = 5.0
+    threshold: Finite = 0.0
+    epsilon: Positive = 0.2
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    c_v: NonNegative = 0.1
+    epsilon_v: Positive | None = 0.2
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     whiten_advantages: bool = True
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:

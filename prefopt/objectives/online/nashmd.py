@@ -6,6 +6,7 @@ import torch
 
 from prefopt.objectives.online.advantage import came_from
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -28,7 +29,7 @@ class NashMD:
         tau: τ ≥ 0, the weight of the KL to the reference.
     """
 
-    tau: float = 0.1
+    tau: NonNegative = 0.1
     needs = Needs(preference=True, reference=True, rollouts=True, columns=("origin",), one_update=True)
 
     targets = reference_sums

@@ -27,6 +27,7 @@ from prefopt.objectives.online.surrogate import (
     token_sums,
     value_loss,
 )
+from prefopt.support.domains import NonNegative, Positive, Share
 from prefopt.types import Batch, Loss, Outputs, Targets
 
 
@@ -67,19 +68,19 @@ class PPO:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    beta: float = 0.15
-    epsilon: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
-    c_v: float = 0.1
-    epsilon_v: float | None = 0.2
+    beta: NonNegative = 0.15
+    epsilon: Positive = 0.2
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    c_v: NonNegative = 0.1
+    epsilon_v: Positive | None = 0.2
     estimator: Estimator = "k1"
     placement: Placement = "reward"
-    target: float | None = None
-    horizon: float = 10_000.0
+    target: Positive | None = None
+    horizon: Positive = 10_000.0
     whiten_advantages: bool = True
     whiten_rewards: bool = False
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_as_placed)
     needs = needs_per("token", values=True)
 
@@ -144,16 +145,16 @@ class PPOKL:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    beta_kl: float = 1.0
-    target: float = 0.01
-    beta: float = 0.15
-    gamma: float = 1.0
-    lam: float = 0.95
-    c_v: float = 0.1
+    beta_kl: Positive = 1.0
+    target: Positive = 0.01
+    beta: NonNegative = 0.15
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    c_v: NonNegative = 0.1
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     whiten_advantages: bool = True
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_as_placed)
     needs = needs_per("token", values=True)
 

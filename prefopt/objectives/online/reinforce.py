@@ -9,6 +9,7 @@ import torch
 from prefopt.objectives.online.advantage import advantage_metrics, completion_rewards, episodes, over_tokens
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
+from prefopt.support.domains import Finite, NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -33,11 +34,11 @@ class REINFORCE:
         seen: how many completions b is the mean of; moved by `adapted`.
     """
 
-    beta: float = 0.05
+    beta: NonNegative = 0.05
     estimator: Estimator = "k1"
     placement: Placement = "reward"
-    baseline: float = 0.0
-    seen: float = 0.0
+    baseline: Finite = 0.0
+    seen: NonNegative = 0.0
     kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:

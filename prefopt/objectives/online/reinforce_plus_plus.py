@@ -7,6 +7,7 @@ from prefopt.objectives.maths import discounted_returns, whiten
 from prefopt.objectives.online.advantage import advantage_metrics, centred, episodes, scores_of, token_rewards
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, ratio_rows, token_ratio, token_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Outputs, Targets
 
 Baseline = Literal["none", "group"]
@@ -35,12 +36,12 @@ class ReinforcePlusPlus:
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
     """
 
-    beta: float = 0.01
-    epsilon: float = 0.2
+    beta: NonNegative = 0.01
+    epsilon: Positive = 0.2
     baseline: Baseline = "none"
     estimator: Estimator = "k1"
     placement: Placement = "reward"
-    tis: float | None = None
+    tis: Positive | None = None
     kl = property(kl_as_placed)
     needs = needs_per("token")
 

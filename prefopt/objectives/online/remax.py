@@ -14,6 +14,7 @@ from prefopt.objectives.online.advantage import (
 )
 from prefopt.objectives.online.kl import KL
 from prefopt.objectives.online.surrogate import rollout_needs, score_function
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -35,7 +36,7 @@ class ReMax:
         beta: β ≥ 0, the weight of the KL.
     """
 
-    beta: float = 0.1
+    beta: NonNegative = 0.1
 
     def __post_init__(self) -> None:
         KL(self.beta, "k1", "reward")  # refuses what it does not know

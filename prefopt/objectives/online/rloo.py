@@ -11,6 +11,7 @@ from prefopt.objectives.online.advantage import (
 )
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -33,7 +34,7 @@ class RLOO:
         placement: of the KL: "reward" or "loss".
     """
 
-    beta: float = 0.05
+    beta: NonNegative = 0.05
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     kl = property(kl_as_placed)

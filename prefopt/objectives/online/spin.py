@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.online.advantage import came_from
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -29,7 +30,7 @@ class SPIN:
         beta: β.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=2, reference=True, rollouts=True, columns=("origin",))
 
     targets = reference_sums

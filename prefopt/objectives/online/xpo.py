@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.online.advantage import came_from, total_scores
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -29,8 +30,8 @@ class XPO:
         alpha: α ≥ 0, the weight of the bonus.
     """
 
-    beta: float = 0.1
-    alpha: float = 1e-5
+    beta: Positive = 0.1
+    alpha: NonNegative = 1e-5
     needs = Needs(completions=2, scores=True, reference=True, rollouts=True, columns=("origin",))
 
     targets = reference_sums

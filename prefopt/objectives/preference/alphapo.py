@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import Finite, NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 HIGHEST = 40.0
@@ -32,9 +33,9 @@ class AlphaPO:
         alpha: α, the shape; any number.
     """
 
-    beta: float = 2.5
-    gamma: float = 0.5
-    alpha: float = 0.25
+    beta: Positive = 2.5
+    gamma: NonNegative = 0.5
+    alpha: Finite = 0.25
     needs = Needs(completions=2, ordered=True)
     targets = nothing
 

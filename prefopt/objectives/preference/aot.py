@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import desirability, log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -30,7 +31,7 @@ class AOT:
         beta: β.
     """
 
-    beta: float = 0.01
+    beta: Positive = 0.01
     needs = Needs(completions=2, ordered=True, reference=True, whole_batch=True)
     targets = reference_sums
 
@@ -63,7 +64,7 @@ class AOTUnpaired:
         beta: β.
     """
 
-    beta: float = 0.01
+    beta: Positive = 0.01
     needs = Needs(completions=None, scores=True, reference=True, whole_batch=True)
     targets = reference_sums
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -22,7 +23,7 @@ class APOZero:
         beta: β, the scale of the implicit reward.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums
@@ -52,7 +53,7 @@ class APODown:
         beta: β, the scale of the implicit reward.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.parts import desirability, log_ratios, reference_sums
+from prefopt.support.domains import Finite, NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -33,9 +34,9 @@ class BCO:
         seen: how many rewards δ is the mean of; moved by `adapted`.
     """
 
-    beta: float = 0.1
-    delta: float = 0.0
-    seen: float = 0.0
+    beta: Positive = 0.1
+    delta: Finite = 0.0
+    seen: NonNegative = 0.0
     needs = Needs(completions=None, scores=True, reference=True, whole_batch=True)
     targets = reference_sums
 

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios
+from prefopt.support.domains import Decay, Finite, NonNegative, Positive, PositiveShare
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -46,12 +47,12 @@ class BetaDPO:
         std: σ, the running standard deviation; None before the first batch.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.6
-    rho: float = 0.8
-    momentum: float = 0.9
-    mean: float | None = None
-    std: float | None = None
+    beta: Positive = 0.1
+    alpha: NonNegative = 0.6
+    rho: PositiveShare = 0.8
+    momentum: Decay = 0.9
+    mean: Finite | None = None
+    std: Positive | None = None
     needs = Needs(completions=2, ordered=True, reference=True, old=True)
 
     def __post_init__(self) -> None:

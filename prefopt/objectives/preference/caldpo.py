@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -26,7 +27,7 @@ class CalDPO:
         beta: β > 0: log-ratios are drawn to ±1/(2β) nats.
     """
 
-    beta: float = 0.001
+    beta: Positive = 0.001
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

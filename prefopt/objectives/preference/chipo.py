@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 HIGHEST = 20.0
@@ -31,8 +32,8 @@ class ChiPO:
         bound: R > 0, the largest reward; implied differences beyond ±2R are clipped.
     """
 
-    beta: float = 0.1
-    bound: float = 10.0
+    beta: Positive = 0.1
+    bound: Positive = 10.0
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

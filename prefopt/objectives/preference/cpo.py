@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,8 +28,8 @@ class CPO:
         alpha: α, the weight of imitation.
     """
 
-    beta: float = 0.1
-    alpha: float = 1.0
+    beta: Positive = 0.1
+    alpha: NonNegative = 1.0
     needs = Needs(completions=2, ordered=True)
     targets = nothing
 

@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive, PositiveShare
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -32,8 +33,8 @@ class DiscoPOP:
         tau: τ, from 0 (excluded) to 1, the temperature of the blend.
     """
 
-    beta: float = 0.05
-    tau: float = 0.05
+    beta: Positive = 0.05
+    tau: PositiveShare = 0.05
     needs = Needs(completions=2, ordered=True, reference=True)
     contract_exceptions: ClassVar = {
         "prefers chosen": "by design: the loss rises with the margin between u/τ = −2.37 and 1.44"

@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 Normaliser = Literal["length", "sum"]
@@ -39,8 +40,8 @@ class DPONLL:
         normaliser: n: "length" divides each completion's by its tokens, "sum" by nothing.
     """
 
-    beta: float = 0.1
-    alpha: float = 1.0
+    beta: Positive = 0.1
+    alpha: NonNegative = 1.0
     normaliser: Normaliser = "length"
     needs = Needs(completions=2, ordered=True, reference=True)
     contract_exceptions: ClassVar = {

@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -26,8 +27,8 @@ class DPOP:
         lam: λ ≥ 0, the weight of the penalty.
     """
 
-    beta: float = 0.3
-    lam: float = 50.0
+    beta: Positive = 0.3
+    lam: NonNegative = 50.0
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

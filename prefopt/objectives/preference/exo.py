@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Noise, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -33,8 +34,8 @@ class EXO:
         epsilon: ε, the label's probability for the rejected completion; 0 < ε < ½.
     """
 
-    beta: float = 0.1
-    epsilon: float = 1e-3
+    beta: Positive = 0.1
+    epsilon: Noise = 1e-3
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums
@@ -69,8 +70,8 @@ class EXOList:
         beta_r: β_r > 0, the temperature of the scores.
     """
 
-    beta: float = 0.1
-    beta_r: float = 0.1
+    beta: Positive = 0.1
+    beta_r: Positive = 0.1
     needs = Needs(scores=True, reference=True)
 
     targets = reference_sums

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
@@ -39,9 +40,9 @@ class FDPO:
         alpha: α, for divergence "alpha" alone.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     divergence: Divergence = "alpha"
-    alpha: float = 0.5
+    alpha: NonNegative = 0.5
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -23,7 +24,7 @@ class Hinge:
         beta: β > 0: pairs are told apart until h = 1/β nats.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

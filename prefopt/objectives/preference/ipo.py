@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_means, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -23,7 +24,7 @@ class IPO:
         tau: τ > 0, the strength of the KL constraint: the margin asked for is 1/(2τ) nats.
     """
 
-    tau: float = 0.1
+    tau: Positive = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums
@@ -54,7 +55,7 @@ class IPOMean:
         tau: τ > 0: the margin asked for is 1/(2τ) nats a token.
     """
 
-    tau: float = 0.1
+    tau: Positive = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_means

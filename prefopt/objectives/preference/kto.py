@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import ORIGINS, Batch, Loss, Needs, Outputs, Targets
 
 
@@ -31,9 +32,9 @@ class KTO:
         lam_u: λ_U, the weight of undesirable ones.
     """
 
-    beta: float = 0.1
-    lam_d: float = 1.0
-    lam_u: float = 1.0
+    beta: Positive = 0.1
+    lam_d: NonNegative = 1.0
+    lam_u: NonNegative = 1.0
     needs = Needs(completions=2, scores=True, columns=("origin",), reference=True, whole_batch=True)
     targets = reference_sums
 

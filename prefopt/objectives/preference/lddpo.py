@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
+from prefopt.support.domains import Positive, Share
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,8 +28,8 @@ class LDDPO:
         alpha: α, from 0 to 1, the weight of the tokens in excess.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.5
+    beta: Positive = 0.1
+    alpha: Share = 0.5
     needs = Needs(completions=2, ordered=True, reference=True)
 
     def __post_init__(self) -> None:

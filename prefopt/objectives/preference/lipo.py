@@ -8,6 +8,7 @@ from torch.nn.functional import softplus
 
 from prefopt.objectives.maths import better, list_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -31,7 +32,7 @@ class LiPO:
         beta: β.
     """
 
-    beta: float = 0.05
+    beta: Positive = 0.05
     needs = Needs(completions=None, scores=True, reference=True)
     targets = reference_sums
 

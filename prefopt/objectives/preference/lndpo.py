@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import reference_means
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -24,7 +25,7 @@ class LNDPO:
         beta: β, the strength of the implied constraint, per token.
     """
 
-    beta: float = 5.0
+    beta: Positive = 5.0
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_means

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import list_metrics, masked_log_softmax
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -32,8 +33,8 @@ class InfoNCA:
         alpha: α > 0, the temperature of the scores.
     """
 
-    beta: float = 0.01
-    alpha: float = 1.0
+    beta: Positive = 0.01
+    alpha: Positive = 1.0
     needs = Needs(completions=None, scores=True, reference=True)
     targets = reference_sums
 

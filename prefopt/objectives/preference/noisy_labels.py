@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Noise, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -28,8 +29,8 @@ class CDPO:
         epsilon: ε, the share of labels taken to be wrong; 0 ≤ ε < ½.
     """
 
-    beta: float = 0.1
-    epsilon: float = 0.2
+    beta: Positive = 0.1
+    epsilon: Noise = 0.2
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums
@@ -63,8 +64,8 @@ class RobustDPO:
         epsilon: ε, the share of labels taken to be flipped; 0 ≤ ε < ½, since at ½ labels say nothing.
     """
 
-    beta: float = 0.1
-    epsilon: float = 0.1
+    beta: Positive = 0.1
+    epsilon: Noise = 0.1
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -29,7 +30,7 @@ class ORPO:
         lam: λ, the weight of the odds ratio.
     """
 
-    lam: float = 0.1
+    lam: NonNegative = 0.1
     needs = Needs(completions=2, ordered=True)
     targets = nothing
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.objectives.maths import list_metrics, plackett_luce
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -22,7 +23,7 @@ class PlackettLuceDPO:
         beta: β, the strength of the implied KL constraint.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=None, ordered=True, reference=True)
     targets = reference_sums
 

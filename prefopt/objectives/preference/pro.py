@@ -6,6 +6,7 @@ import torch
 
 from prefopt.objectives.maths import list_metrics, masked_log_softmax
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -29,7 +30,7 @@ class PRO:
         lam: λ, the weight of imitation of the best.
     """
 
-    lam: float = 0.05
+    lam: NonNegative = 0.05
     needs = Needs(completions=None, ordered=True, scores=True)
     targets = nothing
 

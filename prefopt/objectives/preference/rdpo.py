@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -28,8 +29,8 @@ class RDPO:
         alpha: α ≥ 0, what a token costs, in units of reward.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.05
+    beta: Positive = 0.1
+    alpha: NonNegative = 0.05
     needs = Needs(completions=2, ordered=True, reference=True)
 
     targets = reference_sums

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 Distance = Literal["sq", "bwd", "fwd"]
@@ -37,8 +38,8 @@ class RewardAwareRPO:
         distance: D, one of "sq", "bwd", "fwd".
     """
 
-    beta: float = 0.2
-    eta: float = 1.0
+    beta: Positive = 0.2
+    eta: Positive = 1.0
     distance: Distance = "bwd"
     needs = Needs(completions=2, ordered=True, scores=True, reference=True)
     contract_exceptions: ClassVar = {

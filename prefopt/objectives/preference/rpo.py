@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import desirability, log_ratios, reference_sums
+from prefopt.support.domains import Positive, Share
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -39,8 +40,8 @@ class RPO:
         tau: τ > 0, how fast the weight falls with the distance of two prompts; smaller compares only the most alike.
     """
 
-    beta: float = 0.1
-    tau: float = 0.5
+    beta: Positive = 0.1
+    tau: Positive = 0.5
     needs = Needs(completions=2, ordered=True, columns=("embeddings",), reference=True, whole_batch=True)
 
     def __post_init__(self) -> None:
@@ -78,8 +79,8 @@ class RPOUnpaired:
         tau: τ > 0, how fast the weight falls with the distance of two prompts.
     """
 
-    beta: float = 0.1
-    tau: float = 0.5
+    beta: Positive = 0.1
+    tau: Positive = 0.5
     needs = Needs(scores=True, columns=("embeddings",), reference=True, whole_batch=True)
 
     def __post_init__(self) -> None:
@@ -123,8 +124,8 @@ class RPODiagonal:
         diagonal: w, from 0 to 1.
     """
 
-    beta: float = 0.1
-    diagonal: float = 0.8
+    beta: Positive = 0.1
+    diagonal: Share = 0.8
     needs = Needs(completions=2, ordered=True, reference=True, whole_batch=True)
 
     targets = reference_sums

@@ -6,6 +6,7 @@ import torch
 
 from prefopt.objectives.maths import better, list_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -26,7 +27,7 @@ class RRHF:
         weight: w, of imitation.
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     needs = Needs(completions=None, scores=True)
     targets = nothing
 

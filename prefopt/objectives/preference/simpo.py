@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,8 +28,8 @@ class SimPO:
         gamma: γ, the margin that is asked for, in units of the reward.
     """
 
-    beta: float = 2.0
-    gamma: float = 0.5
+    beta: Positive = 2.0
+    gamma: NonNegative = 0.5
     needs = Needs(completions=2, ordered=True)
     targets = nothing
 

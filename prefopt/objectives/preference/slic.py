@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -28,8 +29,8 @@ class SLiC:
         lam: λ, the weight of imitation.
     """
 
-    delta: float = 1.0
-    lam: float = 0.1
+    delta: NonNegative = 1.0
+    lam: NonNegative = 0.1
     needs = Needs(completions=2, ordered=True)
     targets = nothing
 

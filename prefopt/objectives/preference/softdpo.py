@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -29,7 +30,7 @@ class SoftDPO:
         beta: β, the strength of the implied KL constraint.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=2, preference=True, reference=True)
 
     targets = reference_sums

@@ -6,6 +6,7 @@ import torch
 
 from prefopt.objectives.parts import log_ratios, reference_sums
 from prefopt.objectives.preference.softdpo import metrics_by_preference
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,7 +28,7 @@ class SPPO:
         eta: η > 0, the learning rate of the multiplicative weights.
     """
 
-    eta: float = 1000.0
+    eta: Positive = 1000.0
     needs = Needs(completions=2, preference=True, reference=True)
 
     targets = reference_sums

@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -26,7 +27,7 @@ class TDPO1:
         beta: β, the strength of the KL constraint.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     needs = Needs(completions=2, ordered=True, reference=True, statistics=frozenset({"kl_ref_policy"}))
 
     targets = reference_sums
@@ -56,8 +57,8 @@ class TDPO2:
         alpha: α ≥ 0, the weight of the difference of KLs.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.5
+    beta: Positive = 0.1
+    alpha: NonNegative = 0.5
     needs = Needs(completions=2, ordered=True, reference=True, statistics=frozenset({"kl_ref_policy"}))
 
     targets = reference_sums

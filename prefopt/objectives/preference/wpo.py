@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import log_ratios, reference_sums
+from prefopt.support.domains import Positive
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -32,7 +33,7 @@ class WPO:
         aligned: False leaves log Σ_v π(v)² out of ã, which is then the mean log-prob of a token; the clamp is then idle.
     """
 
-    beta: float = 0.01
+    beta: Positive = 0.01
     aligned: bool = True
     needs = Needs(completions=2, ordered=True, reference=True, statistics=frozenset({"log_sum_squares"}))
     contract_exceptions: ClassVar = {

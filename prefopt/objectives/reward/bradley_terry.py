@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 from prefopt.objectives.maths import pair_metrics
 from prefopt.objectives.parts import nothing
 from prefopt.objectives.preference.softdpo import metrics_by_preference
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,7 +28,7 @@ class BradleyTerry:
         centering: c.
     """
 
-    centering: float = 0.0
+    centering: NonNegative = 0.0
     needs = Needs(completions=2, ordered=True, rewards=True)
 
     targets = nothing
@@ -59,8 +60,8 @@ class MarginBradleyTerry:
         centering: c.
     """
 
-    scale: float = 1.0
-    centering: float = 0.0
+    scale: NonNegative = 1.0
+    centering: NonNegative = 0.0
     needs = Needs(completions=2, ordered=True, scores=True, rewards=True)
 
     targets = nothing
@@ -91,7 +92,7 @@ class SoftBradleyTerry:
         centering: c.
     """
 
-    centering: float = 0.0
+    centering: NonNegative = 0.0
     needs = Needs(completions=2, preference=True, rewards=True)
     contract_exceptions: ClassVar = {
         "prefers chosen": "a difference beyond logit p is surer than the raters were, and as wrong as one below it",

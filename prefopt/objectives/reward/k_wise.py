@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from prefopt.objectives.maths import better, list_metrics
 from prefopt.objectives.parts import nothing, off_centre
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -27,7 +28,7 @@ class KWise:
         centering: c.
     """
 
-    centering: float = 0.0
+    centering: NonNegative = 0.0
     needs = Needs(completions=None, scores=True, rewards=True)
     targets = nothing
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.objectives.maths import list_metrics, plackett_luce
 from prefopt.objectives.parts import nothing, off_centre
+from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
 
@@ -25,7 +26,7 @@ class PlackettLuceReward:
         centering: c.
     """
 
-    centering: float = 0.0
+    centering: NonNegative = 0.0
     needs = Needs(completions=None, ordered=True, rewards=True)
     targets = nothing
 

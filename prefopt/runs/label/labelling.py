@@ -80,8 +80,8 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
         find_model(settings.policy.model)
         check_sampler(settings.samples or Samples(), "samples", settings)
     source = settings.source
-    examples = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
-    return to_label(examples, settings)
+    rows = load_examples(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
+    return to_label(rows[: source.limit], settings)
 
 
 class Labelling:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from prefopt import recipe
-from prefopt.recipe import Data, FeedbackOrName, Policy, Samples, Section
+from prefopt.recipe import Data, FeedbackOrName, FileName, Policy, Samples, Section
 
 FREE = re.compile(
     r"(variables|batch_size|threads|samples\.batch_size|samples\.server)(\.|$)"
@@ -22,7 +22,7 @@ class LabelRecipe(Section):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    name: str = Field("label", pattern=r"^[^/\\]+$", description="a file's default is its folder and name")
+    name: FileName = Field("label", description="a file's default is its folder and name")
     variables: dict[str, str] = Field(
         default_factory=dict, description="used elsewhere as ${name}; ${env:NAME} reads the environment"
     )
