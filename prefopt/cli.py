@@ -95,7 +95,7 @@ def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
     from prefopt.study import load_study, run_study
     from prefopt.study.plan import StudyPlan
-    from prefopt.study.run import check, study_folder, unfinished
+    from prefopt.study.run import check, study_folder, what_failed
     from prefopt.support.sharing import sharing
 
     settings = load_study(options.study, options.overrides)
@@ -103,9 +103,8 @@ def study(options: argparse.Namespace) -> None:
     planned = StudyPlan(settings, study_folder(settings, options.out))
     if not options.dry_run:
         run_study(settings, options.out, options.jobs, console=out)
-        if failed := unfinished(planned):
-            names = ", ".join(map(str, failed[:5])) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
-            err.print(f"failed: {_escaped(names)}; each folder has an error.txt, and the same command tries them again")
+        if failed := what_failed(planned):
+            err.print(_escaped(failed))
             sys.exit(1)
         return
     from prefopt.study.preview import show_plan

@@ -148,10 +148,14 @@ def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[R
     return [RunOfArm(job.name, job.seed, job.folder) for job in arms]
 
 
-def unfinished(planned: StudyPlan) -> list[Job]:
-    """The jobs of a study that have not come to their end, all of them failed where the study has been run."""
+def what_failed(planned: StudyPlan) -> str:
+    """A sentence on the jobs of a study that has been run which did not come to their end; empty where all did."""
     jobs = [*(job for stage in planned.stages() for job in stage), *all_trials(planned), *planned.arms()]
-    return [job for job in jobs if not job.finished]
+    failed = [str(job) for job in jobs if not job.finished]
+    if not failed:
+        return ""
+    names = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+    return f"failed: {names}; each folder has an error.txt, and the same command tries them again"
 
 
 class Progress:
