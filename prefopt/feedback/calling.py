@@ -3,16 +3,20 @@
 import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from prefopt.feedback.verdicts import checked
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
 from prefopt.types import Completion, Feedback, Prompt, Verdict
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -130,19 +134,76 @@ def refuse_alone(name: str) -> None:
         )
 
 
+SHARING: list[Accelerator] = []
+"""The processes that call a feedback together now; empty while one calls it."""
+
+
+def by_main(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """The result of a call by the main process alone, the same on all.
+
+    Raises:
+        PrefoptError: on every process, for the others would wait for ever.
+    """
+    outcome: list[Any] = [None, ""]
+    if accelerator.is_main_process:
+        sharing, alone = SHARING[:], ALONE.is_set()
+        SHARING.clear()
+        ALONE.set()
+        try:
+            outcome = [call(), ""]
+        except PrefoptError as error:
+            outcome = [None, str(error)]
+        finally:
+            SHARING.extend(sharing)
+            if not alone:
+                ALONE.clear()
+    result, error_message = broadcast_object_list(outcome)
+    if error_message:
+        raise PrefoptError(error_message)
+    returned: T = result
+    return returned
+
+
+def by_all(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """The result of a call by all processes, in which what is not `Collective` is called by the main one alone."""
+    SHARING.append(accelerator)
+    try:
+        return call()
+    finally:
+        SHARING.pop()
+
+
+def is_collective(feedback: Any) -> bool:
+    """Whether all processes have to call it, because a part of it shares its work among them."""
+    return any(isinstance(part, Collective) and part.collective for part in parts_of(feedback))
+
+
 def parts_of(feedback: Any) -> Iterator[Any]:
     """A feedback, its parts, and theirs."""
     yield feedback
+    for part in held_by(feedback):
+        yield from parts_of(part)
+
+
+def held_by(feedback: Any) -> Sequence[Any]:
+    """The feedbacks that it says it holds, or else those among its attributes, in their lists and mappings, too."""
     if isinstance(feedback, Composite):
-        for part in feedback.parts:
-            yield from parts_of(part)
+        return feedback.parts
+    found: list[Any] = []
+    for value in getattr(feedback, "__dict__", {}).values():
+        several = list(value.values()) if isinstance(value, dict) else value
+        for one in several if isinstance(several, list | tuple) else [value]:
+            known = callable(one) and isinstance(one, Composite | Collective | Spending)
+            if known and not isinstance(one, type) and all(one is not other for other in found):
+                found.append(one)
+    return found
 
 
 def is_unfitted(feedback: Any) -> bool:
     """Whether it, or a part of it, is still to be fitted."""
     if isinstance(feedback, Fitted):
         return feedback.unfitted
-    return isinstance(feedback, Composite) and any(map(is_unfitted, feedback.parts))
+    return any(map(is_unfitted, held_by(feedback)))
 
 
 def fit(
@@ -155,8 +216,8 @@ def fit(
     if isinstance(feedback, Fitted):
         if feedback.unfitted:
             feedback.fit(prompts, completions, rows)
-    elif isinstance(feedback, Composite):
-        for part in feedback.parts:
+    else:
+        for part in held_by(feedback):
             fit(part, prompts, completions, rows)
 
 
@@ -164,7 +225,8 @@ def state_of(feedback: Any) -> dict[str, Any]:
     """The running numbers of a feedback and its parts; {} where there are none."""
     if isinstance(feedback, Stateful):
         return feedback.state_dict()
-    return {"members": [state_of(part) for part in feedback.parts]} if isinstance(feedback, Composite) else {}
+    parts = held_by(feedback)
+    return {"members": [state_of(part) for part in parts]} if parts or isinstance(feedback, Composite) else {}
 
 
 def restore(feedback: Any, state: dict[str, Any]) -> None:
@@ -175,8 +237,8 @@ def restore(feedback: Any, state: dict[str, Any]) -> None:
     """
     if isinstance(feedback, Stateful):
         feedback.load_state_dict(state)
-    elif isinstance(feedback, Composite):
-        name, parts, states = type(feedback).__name__, feedback.parts, state["members"]
+    elif "members" in state:
+        name, parts, states = type(feedback).__name__, held_by(feedback), state["members"]
         if len(states) != len(parts):
             raise PrefoptError(f"a state of {len(states)} members for a feedback {name} of {len(parts)}")
         for part, own in zip(parts, states, strict=True):
@@ -208,9 +270,12 @@ def run_feedback(
         PrefoptError: it raised something, took too long, or returned something else than B × K finite numbers or a `Verdict` of
             such; says which feedback.
     """
-    answer = _answer(feedback, name, (prompts, completions, rows), timeout)
-    verdict = answer if isinstance(answer, Verdict) else Verdict(_scores(answer, name))
-    return checked(verdict, name, completions)
+
+    def verdict() -> Verdict:
+        answer = _answer(feedback, name, (prompts, completions, rows), timeout)
+        return checked(answer if isinstance(answer, Verdict) else Verdict(_scores(answer, name)), name, completions)
+
+    return by_main(SHARING[-1], verdict) if SHARING and not is_collective(feedback) else verdict()
 
 
 def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | None) -> Any:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from prefopt import recipe
 from prefopt.feedback.calling import (
-    ALONE,
-    Collective,
     Composite,
     Loadable,
     Moving,
     Prefetching,
     Spending,
     Stateful,
+    by_all,
+    by_main,
+    is_collective,
     parts_of,
     run_feedback,
 )
@@ -127,28 +127,16 @@ def prefetching(feedback: Any) -> list[Prefetching]:
 def together(feedback: Any, accelerator: Accelerator, call: Callable[[], T]) -> T:
     """The result of a call of this feedback, the same on all processes.
 
-    Where a part of it is `Collective`, as a reward model is, all processes call it. Anything else is called by the main process
-    alone: a judge is paid once, and a verdict with chance in it is the same everywhere.
+    Where a part of it is `Collective`, as a reward model is, all processes call it, and within it such parts. Anything else is
+    called by the main process alone, beside a reward model, too: a judge is paid once, and a verdict with chance in it is the
+    same everywhere.
 
     Raises:
         PrefoptError: on every process, for the others would wait for ever.
     """
-    collective = any(isinstance(part, Collective) and part.collective for part in parts_of(feedback))
-    if accelerator.num_processes == 1 or collective:
+    if accelerator.num_processes == 1:
         return call()
-    outcome: list[Any] = [None, ""]
-    if accelerator.is_main_process:
-        ALONE.set()
-        try:
-            outcome = [call(), ""]
-        except PrefoptError as error:
-            outcome = [None, str(error)]
-        finally:
-            ALONE.clear()
-    result, error_message = broadcast_object_list(outcome)
-    if error_message:
-        raise PrefoptError(error_message)
-    return result
+    return (by_all if is_collective(feedback) else by_main)(accelerator, call)
 
 
 def reward_models(feedback: Any) -> dict[str, Scorer]:
