@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -46,7 +45,6 @@ from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import writers
 from prefopt.sources.writing import Completer
-from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
 from prefopt.types import Needs, Sampler, Source
@@ -197,8 +195,6 @@ def load_models(
     if isinstance(trained, Scorer) or not needs.reference:
         return Models(tokenizer, trained, None, None)
     spec = settings.reference
-    if _sharded(accelerator):  # every process must take part in every forward pass, whatever is cached on its disk
-        spec = spec.model_copy(update={"cache": False})
     reference = start = make_reference(trained, spec, settings.policy)
     if spec.every is not None:  # distances are measured to the start, not to a reference that moves
         start = make_reference(trained, spec.model_copy(update={"every": None}), settings.policy)
@@ -367,8 +363,6 @@ def _source(
     if source.rollouts is None:
         return Recorded(rows, size, seed, columns, source.writers)
     assert isinstance(policy, Policy)
-    if _sharded(accelerator):
-        raise PrefoptError("rollouts sample from whole weights; sharded ones (FSDP, DeepSpeed) are not supported yet")
     feedback = {
         "scores": _scores(settings, accelerator, policy),
         "cost": _feedback("cost", settings.cost, accelerator, policy),
@@ -388,7 +382,3 @@ def _source(
         source.ties,
         columns,
     )
-
-
-def _sharded(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -1,5 +1,6 @@
 """Devices, processes and precision of one piece of work, which leaves the process as it found it."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,6 +15,43 @@ from accelerate.utils import broadcast_object_list
 from prefopt.support.errors import PrefoptError
 
 T = TypeVar("T")
+
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "FSDP",
+    "PARALLELISM_CONFIG_TP_SIZE": "tensor parallelism",
+    "PARALLELISM_CONFIG_CP_SIZE": "context parallelism",
+    "PARALLELISM_CONFIG_SP_SIZE": "sequence parallelism",
+}
+"""Variables by which `accelerate launch`, or whoever calls torchrun, asks for a model in parts (accelerate 1.15). Sizes ask for it
+above 1, where ACCELERATE_USE_PARALLELISM_CONFIG is true, and not otherwise."""
+
+
+def refuse_sharding() -> None:
+    """Refuse, before anything is loaded, an environment that would cut the model into parts.
+
+    Accelerate takes it from the environment, in which `accelerate launch` puts what its configuration file says. On CPUs it
+    makes plain data-parallel models of FSDP without a word, so that what it made of the environment says nothing.
+
+    Raises:
+        PrefoptError: names the variable, and says how to start instead.
+    """
+    for name, what in SHARDING.items():
+        value = os.environ.get(name, "").strip().lower()
+        if name.endswith("_SIZE"):
+            parallel = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true"
+            asked = parallel and value.isdigit() and int(value) > 1
+        else:
+            asked = value in ("1", "true", "yes", "y", "t", "on")
+        if asked:
+            raise PrefoptError(
+                f"{what} is asked for ({name}={os.environ[name]} in the environment, where `accelerate launch` puts what its "
+                "configuration says), and prefopt does not work on sharded weights yet: start with `accelerate launch "
+                "--multi_gpu` or torchrun, without it. Less memory: policy.adapter, policy.gradient_checkpointing, a smaller "
+                "train.micro_batch_size"
+            )
 
 
 class Arithmetic(Protocol):
@@ -35,7 +73,11 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
 
     Args:
         settings: of the recipe; `threads: null` leaves torch's choice.
+
+    Raises:
+        PrefoptError: the environment asks for sharded weights.
     """
+    refuse_sharding()
     with _restored():
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)

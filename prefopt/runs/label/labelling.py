@@ -27,7 +27,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
-from prefopt.training.devices import computing, entered_on_main_process
+from prefopt.training.devices import computing, entered_on_main_process, refuse_sharding
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""
@@ -75,6 +75,7 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     Raises:
         PrefoptError: a feedback, a model or data that will not do.
     """
+    refuse_sharding()
     check_feedback(settings.feedback, fixed=True)
     if settings.policy is not None:
         find_model(settings.policy.model)
