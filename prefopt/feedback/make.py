@@ -144,6 +144,11 @@ def reward_models(feedback: Any) -> dict[str, Scorer]:
     return {str(part.model): part.scorer for part in parts_of(feedback) if isinstance(part, RewardModel)}
 
 
+def judges(feedback: Any) -> list[dict[str, Any]]:
+    """The judges in a feedback: who answers, and what a server says of its model now. A manifest keeps both."""
+    return [part.answerer for part in parts_of(feedback) if isinstance(part, Judge)]
+
+
 def spent_by(feedback: Any) -> dict[str, float]:
     """What a feedback and all its parts have used so far, by name: calls, tokens, money."""
     total: Counter[str] = Counter()

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
+from prefopt.feedback import judges
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.given import Given
 
@@ -48,6 +49,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
         "others": {name: fingerprint_weights(other) for name, other in prepared.others.items()},
+        "judges": [one for feedback in prepared.feedbacks.values() for one in judges(feedback)],
         "data": {
             name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in prepared.data.items()
         },

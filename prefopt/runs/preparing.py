@@ -47,7 +47,7 @@ from prefopt.sources.writers import writers
 from prefopt.sources.writing import Completer
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
-from prefopt.types import Needs, Sampler, Source
+from prefopt.types import Feedback, Needs, Sampler, Source
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,18 @@ class Prepared:
         return self.source if isinstance(self.source, Rollouts) else None
 
     @property
+    def feedbacks(self) -> Mapping[str, Feedback]:
+        """What scores that which the policy writes, by what it is: scores, costs."""
+        return self.rollouts.feedback if self.rollouts is not None else {}
+
+    @property
     def others(self) -> dict[str, nn.Module]:
         """The models beside the trained one, by what they are: a reference of its own, and reward models."""
         named: dict[str, nn.Module] = {}
         reference = self.models.reference
         if reference is not None and reference.policy is not self.models.trained:
             named["reference"] = reference.policy
-        for what, feedback in self.rollouts.feedback.items() if self.rollouts is not None else ():
+        for what, feedback in self.feedbacks.items():
             named |= {f"{what}: {name}": model for name, model in reward_models(feedback).items()}
         return named
 

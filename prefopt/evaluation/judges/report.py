@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from prefopt.data import Example, load_examples
 from prefopt.evaluation.judges.ratings import Judgements, RatedRow, measure
 from prefopt.feedback import Transformed, ask, check_feedback, make_feedback
 from prefopt.feedback.judges.judge import Judge
+from prefopt.feedback.judges.memory import Memory
 from prefopt.feedback.judges.trust import Bounds
 from prefopt.recipe import Data, FeedbackOrName, Section
 from prefopt.support.errors import PrefoptError
@@ -23,6 +25,11 @@ from prefopt.support.json_values import json_values
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import computing
 from prefopt.types import Estimate
+
+log = logging.getLogger(__name__)
+
+FEW = 5
+"""Texts that have to be the same again before that says something about who wrote them."""
 
 
 class JudgeRecipe(Section):
@@ -111,8 +118,24 @@ def _report(settings: JudgeRecipe, rows: Sequence[RatedRow], accelerator: Accele
             rounds.append(Judgements.of([ask(asked, "judge", *_shown(part), accelerator) for part in parts], rows))
     seconds = (time.perf_counter() - started) / (len(rows) * settings.repeats)
     estimates, numbers = measure(rows, rounds, settings.middle, settings.confidence, seed_for(settings.seed, "report"))
-    numbers |= {"seconds_per_row": seconds}
+    numbers |= {"seconds_per_row": seconds} | _redrawn(judge)
     return JudgeReport(estimates, numbers, identity(judge, settings.judge), settings.confidence)
+
+
+def _redrawn(judge: Transformed) -> dict[str, float]:
+    """Of the texts that a judge wrote anew, how many were the same again: where all were, consistency says nothing."""
+    asked = judge.feedback.asked if isinstance(judge.feedback, Judge) else None
+    if not isinstance(asked, Memory) or not asked.redrawn["drawn"]:
+        return {}
+    drawn, same = asked.redrawn["drawn"], asked.redrawn["same"]
+    if drawn == same >= FEW:
+        log.warning(
+            "the judge wrote the same text each time that it was asked anew, %d of %d, at a temperature above 0: its server may "
+            "take no notice of it (`transformers serve` does not, unless the model's generation settings sample). "
+            "`consistency` then says nothing of the judge",
+            same, drawn,
+        )  # fmt: skip
+    return {"redrawn": float(drawn), "redrawn_same": float(same)}
 
 
 def identity(judge: Transformed, spec: recipe.Feedback) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from prefopt.feedback.judges.local import Local, TrainedPolicy
 from prefopt.feedback.judges.memory import Budget, Memory
 from prefopt.feedback.judges.pairs import Average, Pairwise
 from prefopt.feedback.judges.points import Expected, Pointwise
-from prefopt.feedback.judges.question import Answer, Backend, Question, Rendering, in_order
+from prefopt.feedback.judges.question import Answer, Backend, Question, Rendering, Serving, in_order
 from prefopt.feedback.judges.rubric import Rubric
 from prefopt.feedback.judges.rubric_file import load_rubric
 from prefopt.feedback.judges.server import Server
@@ -212,7 +212,18 @@ class Judge:
     @property
     def spent(self) -> Mapping[str, float]:
         """What its answers have cost so far, where that is counted: by a `Memory`."""
-        return dataclasses.asdict(self.asked.spent) if isinstance(self.asked, Memory) else {}
+        if not isinstance(self.asked, Memory):
+            return {}
+        several = len(self.asked.models.all) if self.asked.models is not None else 0
+        return dataclasses.asdict(self.asked.spent) | ({"models": several} if several > 1 else {})
+
+    @property
+    def answerer(self) -> dict[str, Any]:
+        """Who answers, and, of a server, what it lists of its model now: None where it is not there."""
+        if self.moves:
+            return {"kind": SELF}
+        listed = {"listed": self._source.listed()} if isinstance(self._source, Serving) else {}
+        return dict(self.asked.identity) | listed
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt.data import DiskRows, Example, load_examples
-from prefopt.feedback import ask, check_feedback, make_feedback, reward_models, spent_by
+from prefopt.feedback import ask, check_feedback, judges, make_feedback, reward_models, spent_by
 from prefopt.policy import check_sampler, find_model
 from prefopt.recipe import Samples
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
@@ -155,6 +155,7 @@ class Labelling:
             "seed": self.settings.seed,
             "completions": dict(completions.source),
             "feedback": {name: fingerprint_weights(model) for name, model in reward_models(feedback).items()},
+            "judges": judges(feedback),
             "data": {"rows": len(self.rows), "fingerprint": fingerprint_examples(self.rows)},
         }
         begun = _manifest(self.folder)

@@ -159,3 +159,28 @@ def test_texts_that_are_the_same_at_a_temperature_are_counted_and_said(loopback,
     memory.answers(questions)
     assert memory.redrawn == {"drawn": 20, "same": 20}
     assert "same text each time, 20 of 20, at temperature 1" in caplog.text
+
+
+def test_a_manifest_says_which_model_a_server_lists(loopback):
+    from prefopt.feedback import judges
+    from prefopt.feedback.judges import Judge
+
+    loopback.listing = listing(root="v1")
+    judge = Judge({"question": "{{ completion }}"}, "generative", server={"model": "m", "base_url": loopback.url})
+    (said,) = judges(judge)
+    assert said["model"] == "m" and json.loads(said["listed"])["root"] == "v1"
+
+
+def test_a_report_says_that_a_server_takes_no_notice_of_the_temperature(loopback, tmp_path, caplog):
+    from prefopt import recipe
+    from prefopt.evaluation.judges.report import JudgeRecipe, report
+
+    serve(loopback, {}, "7")
+    rows = [{"prompt": f"p{i}", "completions": [f"a{i}"], "ratings": [[1, -1 + 2 * (i % 2)]]} for i in range(6)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = {"name": "Judge", "rubric": {"question": "{{ completion }}"}, "mode": "generative", "temperature": 1.0,
+             "server": {"model": "m", "base_url": loopback.url}}  # fmt: skip
+    tree = {"judge": judge, "source": {"data": str(tmp_path / "d.jsonl")}, "threads": 1}
+    made = report(recipe.checked(JudgeRecipe, tree, "r"))
+    assert made.numbers["redrawn"] == made.numbers["redrawn_same"] == 6
+    assert "`consistency` then says nothing of the judge" in caplog.text
