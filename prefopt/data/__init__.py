@@ -10,7 +10,8 @@ from prefopt.data.formats import FORMATS, parse
 from prefopt.data.loading import load_examples
 from prefopt.data.previewing import preview
 from prefopt.data.splits import Split, split
-from prefopt.data.tokenising import Report, Tokenised, tokenise, tokenise_to_disk
+from prefopt.data.tokenised import Report, Tokenised
+from prefopt.data.tokenising import tokenise, tokenise_to_disk
 
 __all__ = [
     "FORMATS",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.tokenising import Tokenised
+from prefopt.data.tokenised import Tokenised
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from prefopt.data.texts import decode_everything
-from prefopt.data.tokenising import Ids, Tokenised
+from prefopt.data.tokenised import Ids, Tokenised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -45,6 +45,7 @@ from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import writers
 from prefopt.sources.writing import Completer
+from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
 from prefopt.types import Feedback, Needs, Sampler, Source
@@ -179,6 +180,8 @@ def tokenised(
     key = (stamp(tokenizer.name_or_path), *longest, rows.identity, tuple(sorted(needs.axes.items())))
     token_rows, report = shared("tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes))
     show_data(console, part, report)
+    if report.refusal:
+        raise PrefoptError(f"the {part} rows: {report.refusal}")
     return token_rows
 
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefopt.data.tokenising import Report
+    from prefopt.data.tokenised import Report
     from prefopt.runs.planning import Plan
     from prefopt.training.loop import Step
     from prefopt.types import Estimate

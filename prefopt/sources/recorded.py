@@ -5,7 +5,7 @@ from typing import Any
 
 from prefopt.data.collating import collate
 from prefopt.data.ordering import Shuffled
-from prefopt.data.tokenising import Tokenised
+from prefopt.data.tokenised import Tokenised
 from prefopt.sources.writers import ADDED
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch

@@ -1,0 +1,166 @@
+"""A tokenizer with what is derived from it once: examples as texts and ids, and which tokens of them the assistant wrote."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from prefopt.data.example import Example
+from prefopt.data.rendering import Places, Renderer, Turns, joined
+from prefopt.data.tokenised import Ids
+from prefopt.support.errors import PrefoptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+NOWHERE = Places({}, {}, {})
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt, alone or with a completion, as text.
+
+    Attributes:
+        text: without the EOS of the completion.
+        turns: of a conversation.
+        places: of its words; of a prompt they are those of its completions.
+    """
+
+    text: str
+    turns: Turns = ()
+    places: Places = NOWHERE
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer, and what is derived from it once.
+
+    Attributes:
+        eos: id of the token that ends a completion.
+        eos_text: its text.
+        prefix: ids that the tokenizer puts before plain text, such as BOS.
+        starts: ids that stay at the beginning of a prompt that is cut.
+        filler: id that stands for an empty prompt.
+        renderer: the chat template.
+        control: texts of the special tokens, which may end turns.
+    """
+
+    tokenizer: Any
+    eos: int
+    eos_text: str
+    prefix: Ids
+    starts: frozenset[int]
+    filler: int
+    renderer: Renderer
+    control: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:
+        """Raises a `PrefoptError` for a tokenizer that has no token to end a completion with."""
+        eos, text = tokenizer.eos_token_id, tokenizer.eos_token
+        if eos is None:
+            eos, text = tokenizer.sep_token_id, tokenizer.sep_token
+        if eos is None:
+            raise PrefoptError(
+                "the tokenizer has neither an EOS nor a SEP token, so a completion cannot end; set one, e.g. "
+                "tokenizer.eos_token = '<|endoftext|>'"
+            )
+        prefix = _prefix_of(tokenizer, eos)
+        starts = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None} | set(prefix[:1])
+        filler = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        control = tuple({*map(str, tokenizer.all_special_tokens), *added})
+        return cls(tokenizer, eos, str(text), prefix, frozenset(starts), filler, Renderer.of(tokenizer), control)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts, nothing added."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(encoded["input_ids"])
+
+    def texts(self, example: Example) -> list[Rendered]:
+        """The prompt alone, then followed by each completion."""
+        prompt = example.prompt
+        if isinstance(prompt, str):
+            return [Rendered(prompt), *(Rendered(prompt + str(completion)) for completion in example.completions)]
+        prompt = tuple(prompt)
+        asked = self.renderer(example, prompt, ask=True)
+        places = NOWHERE if example.completions else self.renderer.places(example, prompt, asked, ask=True)
+        answered = [self._answered(example, asked, joined(prompt, completion)) for completion in example.completions]
+        return [Rendered(asked, prompt, places), *answered]
+
+    def _answered(self, example: Example, asked: str, turns: Turns) -> Rendered:
+        """A conversation up to the end of its last turn: without its EOS and without what the template adds after it."""
+        text = self.renderer(example, turns, ask=False)
+        places = self.renderer.places(example, turns, text)
+        last = len(turns) - 1
+        end = text.find(self.eos_text, places.found[last][1] if last in places.found else common(asked, text))
+        return Rendered(text if end < 0 else text[:end], turns, places)
+
+    def written_by_assistant(
+        self, example: Example, k: int, whole: Rendered, joint: list[int], shared: int
+    ) -> list[bool]:
+        """[T] which tokens of completion `k`, which has several turns, the assistant wrote, rather than tools or users."""
+        written = [False] * len(joint)
+        turns = whole.turns
+        first = len(turns) - len(example.completions[k])
+        for i in range(first, len(turns)):
+            if turns[i]["role"] != "assistant":
+                continue
+            start, end = self._span(example, whole, i)
+            tokens = [common(ids, joint) for ids in self.encode([whole.text[:start], whole.text[:end]])]
+            tokens[0] = shared if i == first else tokens[0]
+            written[tokens[0] : tokens[1]] = [True] * (tokens[1] - tokens[0])
+        return written[shared:]
+
+    def _span(self, example: Example, whole: Rendered, i: int) -> tuple[int, int]:
+        """Where the assistant's turn `i` begins and ends in the text of the whole conversation, the token that ends it included.
+
+        A template that writes the conversation up to this turn as the whole begins says both. Where it writes an earlier turn
+        otherwise than the last one, the turn begins behind as much of its header as stands before its words, and ends with the
+        first token after them that ends turns.
+        """
+        asked = self.renderer(example, whole.turns[:i], ask=True) if i else ""
+        answered = self._answered(example, asked, whole.turns[: i + 1]).text
+        if whole.text.startswith(answered) and whole.text.startswith(asked):
+            end = len(answered)
+            ends = (self.eos_text, *self.control)  # some templates end earlier turns by another token than the last one
+            return len(asked), end + next((len(token) for token in ends if whole.text.startswith(token, end)), 0)
+        found = whole.places.found
+        if i not in found:
+            return 0, 0
+        first, last = found[i]
+        before = max((place[1] for turn, place in found.items() if turn < i and place[1] <= first), default=0)
+        after = min(
+            (place[0] for turn, place in found.items() if turn > i and place[0] >= last), default=len(whole.text)
+        )
+        if whole.text.startswith(asked) and before <= len(asked) <= first:
+            return len(asked), self._end(whole.text, last, after)
+        header = asked[common(asked, self.renderer(example, whole.turns[:i], ask=False)) :]
+        gap = whole.text[before:first]
+        length = next((n for n in range(len(header), 0, -1) if header[:n] in gap), 0)
+        start = before + gap.rindex(header[:length]) + length if length else first
+        return start, self._end(whole.text, last, after)
+
+    def _end(self, text: str, last: int, after: int) -> int:
+        """The end of the first EOS between two places, or of the first other control token; else the first place."""
+        if (at := text.find(self.eos_text, last, after)) >= 0:
+            return at + len(self.eos_text)
+        found = [(at, -len(token)) for token in self.control if (at := text.find(token, last, after)) >= 0]
+        return min(found)[0] - min(found)[1] if found else last
+
+
+def _prefix_of(tokenizer: "PreTrainedTokenizerBase", eos: int) -> Ids:
+    """The ids that the tokenizer puts before a text, found by tokenising one."""
+    plain, full = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    if plain:
+        return tuple(full[: next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)])
+    return tuple(full[:-1] if full and full[-1] == eos else full)  # it has no token for "a"
+
+
+def common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Length of the common prefix."""
+    if one == other[: len(one)]:  # the usual case, and fast
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
