@@ -11,8 +11,7 @@ import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
-from prefopt import cli
-from prefopt.cli import main
+from prefopt.cli import consoles, main
 
 HINGE = '''
 """A loss of one's own: the example of the README."""
@@ -81,8 +80,8 @@ def finished(home) -> Path:
 
 def wide(monkeypatch, width: int) -> None:
     """Consoles of this width, whatever COLUMNS was when they were made."""
-    monkeypatch.setattr(cli, "out", Console(highlight=False, width=width))
-    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False, width=width))
+    monkeypatch.setattr(consoles, "out", Console(highlight=False, width=width))
+    monkeypatch.setattr(consoles, "err", Console(stderr=True, highlight=False, width=width))
 
 
 @pytest.fixture

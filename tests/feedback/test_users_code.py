@@ -142,7 +142,7 @@ def test_a_constructor_that_exits_is_named():
 
 def test_an_exit_from_anywhere_in_users_code_is_no_success(tmp_path, capsys, monkeypatch):
     """An objective, a sampler, a metric: whoever calls them, the exit status says that the run did not end well."""
-    monkeypatch.setattr("prefopt.cli._recipe", exits)
+    monkeypatch.setattr("prefopt.recipe.load_recipe", exits)
     with pytest.raises(SystemExit) as ended:
         main(["run", str(tmp_path / "r.yaml")])
     assert ended.value.code == 2

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 from test_disk_store import keys_of, put
 
-from prefopt import Needs, cli
-from prefopt.cli import main
+from prefopt import Needs
+from prefopt.cli import consoles, main
 from prefopt.policy import load_policy, make_reference
 from prefopt.recipe import Policy, Reference
 from prefopt.runs.results import size
@@ -16,7 +16,7 @@ from prefopt.support.disk_store import Store, segments
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    monkeypatch.setattr(cli, "out", Console(highlight=False, width=150))
+    monkeypatch.setattr(consoles, "out", Console(highlight=False, width=150))
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
-from prefopt import cli, load_recipe, run
-from prefopt.cli import main
+from prefopt import load_recipe, run
+from prefopt.cli import consoles, main
 from prefopt.support import profile
 from prefopt.support.profile import Clock, counted, profiling, timed
 
@@ -84,7 +84,7 @@ def test_profiles_do_not_mix(passing):
 
 
 def test_a_run_says_where_its_time_went(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "out", Console(highlight=False, width=100))
+    monkeypatch.setattr(consoles, "out", Console(highlight=False, width=100))
     model, data = tiny_model(tmp_path / "model"), tiny_pairs(tmp_path / "pairs.jsonl")
     file = tiny_recipe(tmp_path, model, data)
     main(["run", str(file), "--profile"])

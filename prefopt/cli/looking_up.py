@@ -1,0 +1,71 @@
+"""Verbs that look something up or check it: check, objectives, cache."""
+
+import argparse
+import sys
+
+import yaml
+from rich.padding import Padding
+from rich.text import Text
+
+from prefopt.cli import consoles
+from prefopt.support.errors import PrefoptError
+
+
+def check(options: argparse.Namespace) -> None:
+    """`prefopt check`."""
+    from prefopt.environments import check_environment, environment_factory, is_environment
+    from prefopt.objectives import load_objective
+    from prefopt.objectives.contract import check_objective
+    from prefopt.recipe import Environment
+    from prefopt.support.plugins import checked_fields, find
+
+    wrong = [field for field in options.fields if "=" not in field]
+    if wrong:
+        raise PrefoptError(f"{wrong[0]!r} is no field; write field=value, for example beta=0.3")
+    fields = {key: yaml.safe_load(text) for key, _, text in (f.partition("=") for f in options.fields)}
+    if ":" in options.objective and is_environment(find(options.objective)):
+        row = {"prompt": "a prompt"} | {key[4:]: fields.pop(key) for key in list(fields) if key.startswith("row.")}
+        environment = environment_factory(Environment(name=options.objective, **fields), "check")()
+        answer = check_environment(environment, row, options.objective)
+        return consoles.out.print(
+            f"{options.objective} has the shape of an environment; its first answer is {answer}", markup=False
+        )
+    objective = checked_fields(load_objective(options.objective, **fields), options.objective)
+    for name in check_objective(objective):
+        consoles.out.print(f"[green]✓[/] {name}")
+    consoles.out.print(f"{type(objective).__name__} keeps the contract")
+
+
+def objectives(options: argparse.Namespace) -> None:
+    """`prefopt objectives`."""
+    from prefopt.objectives.listing import entries, entry
+
+    for one in [entry(name) for name in options.names] or entries():
+        paper = f"  arXiv {one.paper}" if one.paper else ""
+        consoles.out.print(Text.assemble((one.name, "bold"), (paper, "dim")))
+        facts = f"needs {one.needs}" + (f" · {one.defaults}" if one.defaults else "")
+        consoles.out.print(Padding(Text(f"{one.summary}.\n").append(facts, style="cyan"), (0, 0, 0, 4)))
+    consoles.out.print(
+        Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim")
+    )
+
+
+def cache(options: argparse.Namespace) -> None:
+    """`prefopt cache`."""
+    from prefopt.runs.results import show_kept, size
+    from prefopt.support import caches
+
+    look = caches.verified if options.action == "verify" else caches.usage
+    entries = list(look(options.kind))
+    if not entries:
+        return consoles.out.print("nothing is kept" + (f" of the kind {options.kind}" if options.kind else ""))
+    show_kept(consoles.out, entries)
+    if options.action == "clear":
+        if not options.yes:
+            raise PrefoptError("this would delete what is listed above; add --yes to do it")
+        consoles.out.print(f"deleted {size(caches.clear(options.kind))}")
+    if damaged := sum(one.damaged for one in entries):
+        consoles.out.print(
+            f"{damaged} damaged: they are never used but computed again. `prefopt cache clear` deletes them"
+        )
+        sys.exit(1)

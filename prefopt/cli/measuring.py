@@ -1,0 +1,108 @@
+"""Verbs that measure and write data: evaluate, sample, label, report."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.padding import Padding
+from rich.text import Text
+
+from prefopt.cli import consoles
+from prefopt.runs.results import show_evaluation, show_labelled
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import write_whole
+from prefopt.support.logs import quiet_libraries
+
+if TYPE_CHECKING:
+    from prefopt.recipe import Recipe
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`prefopt evaluate`."""
+    from prefopt.recipe import sections_of
+    from prefopt.runs import inspecting
+
+    target = Path(options.out) if options.out else None
+    if target is not None and target.exists():
+        raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
+    quiet_libraries()
+    if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
+        return _evaluate_judge(options, target)
+    evaluation = inspecting.evaluate(_target(options), consoles.err)
+    title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
+    show_evaluation(consoles.out, title, evaluation.estimates(), evaluation.numbers)
+    _keep(target, evaluation.to_json())
+
+
+def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
+    """A judge against people, and against what the recipe requires of it."""
+    from prefopt.evaluation.judges.report import JudgeRecipe, report
+    from prefopt.feedback.judges.trust import untrusted
+    from prefopt.recipe import load
+
+    settings = load(JudgeRecipe, options.target, options.overrides)
+    judged = report(settings, consoles.err)
+    title = f"{options.target}: {settings.judge.name} against people, with {judged.confidence:.0%} intervals"
+    show_evaluation(consoles.out, title, judged.estimates, judged.numbers)
+    consoles.out.print("Each line: docs/judges.md", style="dim")
+    _keep(target, judged.to_json())
+    if doubt := untrusted(judged.estimates, settings.require):
+        raise PrefoptError(f"the judge does not keep what {options.target} requires: {doubt}")
+
+
+def _keep(target: Path | None, text: str) -> None:
+    """Write a file that was asked for."""
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, text)
+
+
+def sample(options: argparse.Namespace) -> None:
+    """`prefopt sample`."""
+    from prefopt.runs import inspecting
+
+    quiet_libraries()
+    for prompt, completions in inspecting.sample(_target(options), options.prompt, options.number, options.completions):
+        consoles.out.print(Text(prompt, style="bold"))
+        for completion in completions:
+            consoles.out.print(Padding(Text(f"→ {completion.strip()}"), (0, 0, 0, 2)))
+
+
+def label(options: argparse.Namespace) -> None:
+    """`prefopt label`."""
+    from prefopt.runs.label import label as make_labels
+    from prefopt.runs.label import load_label_recipe
+    from prefopt.training.devices import end_processes
+
+    settings = load_label_recipe(options.recipe, options.overrides)
+    quiet_libraries()
+    result = make_labels(settings, Path(options.out), consoles.err)
+    end_processes()
+    show_labelled(consoles.out, result)
+
+
+def report(options: argparse.Namespace) -> None:
+    """`prefopt report`."""
+    from prefopt.runs.records import find_runs
+    from prefopt.study.comparison.compare import compare
+    from prefopt.study.comparison.confounds import confounds, seeds_note
+    from prefopt.study.conclusion import declared_comparison, write_and_show
+    from prefopt.study.spec import load_study
+
+    results = find_runs(options.folders)
+    only = Path(options.folders[0]) if len(options.folders) == 1 else None
+    if only is not None and (declared := only / "study.yaml").exists():
+        comparison = declared_comparison(load_study(declared), results, options.baseline, options.metric)
+    else:
+        odd, notes = confounds(results, options.baseline), [seeds_note(results)]
+        comparison = compare(results, baseline=options.baseline, metric=options.metric, confounds=odd, notes=notes)
+    write_and_show(comparison, Path(options.out or only or "report"), consoles.out)
+
+
+def _target(options: argparse.Namespace) -> "Recipe":
+    """The recipe of a file, or of a run folder with the trained policy in place of the one it started from."""
+    from prefopt.recipe import load_recipe
+    from prefopt.runs.inspecting import trained
+
+    folder = Path(options.target)
+    return trained(folder, options.overrides) if folder.is_dir() else load_recipe(folder, options.overrides)

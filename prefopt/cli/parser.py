@@ -1,0 +1,125 @@
+"""The options of every verb."""
+
+import argparse
+from collections.abc import Callable
+
+from prefopt.cli.fields_help import label_fields, run_fields, with_fields
+from prefopt.cli.looking_up import cache, check, objectives
+from prefopt.cli.measuring import evaluate, label, report, sample
+from prefopt.cli.training import run, study
+
+Verb = Callable[[Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+"""Adds a verb, which is a function, with its help."""
+
+
+def parser_of_verbs() -> argparse.ArgumentParser:
+    """`prefopt VERB …`."""
+    parser = argparse.ArgumentParser(
+        prog="prefopt",
+        description="Preference-optimization research: everything else equal, what does this objective do?",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(function: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        parser = verbs.add_parser(
+            function.__name__, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.set_defaults(verb=function)
+        return parser
+
+    _add_training(verb)
+    _add_measuring(verb)
+    _add_looking_up(verb)
+    return parser
+
+
+def _add_training(verb: Verb) -> None:
+    parser = verb(run, "train one recipe")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file; with --resume, also a run folder")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-6 objective.beta=0.3"
+    )
+    parser.add_argument("--out", metavar="DIR", help="the run folder; must be new")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the unfinished run")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all that is on disk, print the resolved recipe, its batches, memory and downloads",
+    )
+    parser.add_argument("--profile", action="store_true", help="at the end, say where the time went")
+    parser.format_help = with_fields(parser.format_help, run_fields)  # type: ignore[method-assign]
+    parser = verb(study, "arms × seeds, resumable, then the report: the same command again does what is missing")
+    parser.add_argument("study", metavar="STUDY", help="a YAML file (docs/studies.md)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seeds=5 common.train.steps=40")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--out", metavar="DIR", help="the study's folder (default: runs/NAME)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print runs, differences between arms and the time needed",
+    )
+    parser.add_argument("--untimed", action="store_true", help="with --dry-run: load no model to estimate the time")
+
+
+def _add_measuring(verb: Verb) -> None:
+    parser = verb(evaluate, "measure a policy on held-out data, or a judge against people, with intervals")
+    parser.add_argument(
+        "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
+    parser.add_argument("--out", metavar="FILE", help="also write every observation, as JSON")
+    parser = verb(sample, "generate from a policy")
+    parser.add_argument(
+        "target", metavar="RECIPE|RUN", help="a recipe (its policy before training) or a finished run folder"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides, such as evaluate.sampling.temperature=0.7"
+    )
+    parser.add_argument("--prompt", action="append", help="your own; may be given again (default: held-out prompts)")
+    parser.add_argument("--number", type=_positive, default=5, help="of held-out prompts (default: 5)")
+    parser.add_argument("--completions", type=_positive, default=1, help="of each prompt (default: 1)")
+    parser = verb(label, "score or judge completions, write a preference data set")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file (docs/label.md)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example prompts=100 samples.completions=2"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="the folder; the same command again goes on where it was interrupted",
+    )
+    parser.format_help = with_fields(parser.format_help, label_fields)  # type: ignore[method-assign]
+    parser = verb(report, "compare finished runs: report.html, table.md, table.tex, results.csv")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, studies, or folders of run folders")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the files go (default: DIR where it is one, else report/)"
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="the arm that others are compared with (default: the first)")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="the one that decides, such as gold or gold_at_kl (default: gold)"
+    )
+
+
+def _add_looking_up(verb: Verb) -> None:
+    parser = verb(check, "run the contract on an objective, yours or the catalogue's")
+    parser.add_argument(
+        "objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name"
+    )
+    parser.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
+    parser = verb(objectives, "list the catalogue: name, paper, needs, defaults")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
+    parser = verb(
+        cache, "list, verify or clear what is kept on disk between runs ($PREFOPT_CACHE, or ~/.cache/prefopt)"
+    )
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "verify", "clear"), default="list", help="verify reads every checksum"
+    )
+    parser.add_argument("kind", nargs="?", metavar="KIND", help="logps, embeddings or judges (default: all)")
+    parser.add_argument("--yes", action="store_true", help="do delete")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)

@@ -1,0 +1,81 @@
+"""Verbs that train: run, study."""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from prefopt.cli import consoles
+from prefopt.runs.results import show_result
+from prefopt.support.errors import PrefoptError
+from prefopt.support.logs import quiet_libraries
+
+if TYPE_CHECKING:
+    from prefopt.recipe import Recipe
+
+
+def run(options: argparse.Namespace) -> None:
+    """`prefopt run`."""
+    from prefopt.recipe import load_recipe
+    from prefopt.runs.folder import RunFolder
+    from prefopt.runs.inspecting import unfinished
+    from prefopt.runs.results import show_profile
+    from prefopt.runs.run import run as train
+    from prefopt.support.profile import profiling
+    from prefopt.training.devices import end_processes
+
+    folder = Path(options.out) if options.out else None
+    if Path(options.recipe).is_dir():
+        folder = Path(options.recipe)
+        settings = RunFolder(folder).recipe()
+        if not options.resume or options.overrides or options.out:
+            raise PrefoptError(f"{folder} is a run folder; all it can do is go on: prefopt run {folder} --resume")
+    else:
+        settings = load_recipe(options.recipe, options.overrides)
+        if options.resume and folder is None:
+            folder = unfinished(settings)
+    quiet_libraries()
+    if options.dry_run:
+        return _dry_run(settings)
+    with profiling() if options.profile else nullcontext() as clock:
+        result = train(settings, folder, options.resume, consoles.err)
+    end_processes()
+    consoles.err.print()
+    show_result(consoles.out, result, result.rows, settings.evaluate.confidence)
+    if clock is not None:
+        show_profile(consoles.out, clock)
+
+
+def study(options: argparse.Namespace) -> None:
+    """`prefopt study`."""
+    from prefopt.study import load_study, run_study
+    from prefopt.study.plan import StudyPlan
+    from prefopt.study.run import check, study_folder, what_failed
+    from prefopt.support.sharing import sharing
+
+    settings = load_study(options.study, options.overrides)
+    quiet_libraries()
+    planned = StudyPlan(settings, study_folder(settings, options.out))
+    if not options.dry_run:
+        run_study(settings, options.out, options.jobs, console=consoles.out)
+        if failed := what_failed(planned):
+            consoles.err.print(escape(failed))
+            sys.exit(1)
+        return
+    from prefopt.study.preview import show_plan
+
+    with sharing():
+        check(planned)
+        show_plan(planned, options.jobs, consoles.out, timed=not options.untimed)
+
+
+def _dry_run(settings: "Recipe") -> None:
+    from prefopt.runs.dry_run import describe_dry_run, dry_run
+
+    checked = dry_run(settings)
+    consoles.out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
+    for line in describe_dry_run(checked):
+        consoles.out.print(f"# {line}", markup=False, soft_wrap=True)
