@@ -27,6 +27,7 @@ from prefopt.policy.parallel import forward
 from prefopt.sources.writing import Completer, batch_of_written
 from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
+from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import digested, seed_for
 from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampler, Written
@@ -138,6 +139,10 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, model: Policy | Scorer) -> Evaluation:
         """Measure; the model is left in the mode it was in."""
+        with advising("evaluation", EVALUATION):
+            return self._measured(model)
+
+    def _measured(self, model: Policy | Scorer) -> Evaluation:
         training = model.training
         model.eval()
         pairs = _selected(self.rows, PAIR)

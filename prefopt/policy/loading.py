@@ -30,6 +30,7 @@ from prefopt.policy.policy import CRITIC, Policy
 from prefopt.support.downloads import HUB_ID, note_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given, refuse_text_of_object
+from prefopt.support.out_of_memory import LOADING, advising
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
 
@@ -354,7 +355,8 @@ def loaded(name: str, what: str, load: Callable[[], T]) -> T:
         PrefoptError: it cannot be; says what and why.
     """
     try:
-        return load()
+        with advising(f"loading the {what} {name}", LOADING):
+            return load()
     except PrefoptError:
         raise
     except Exception as error:  # a damaged folder can raise almost anything

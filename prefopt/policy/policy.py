@@ -18,6 +18,7 @@ from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_sta
 from prefopt.policy.rows.layout import Layout, padded, single_completions
 from prefopt.policy.rows.prefix_sharing import PrefixSharing
 from prefopt.support.errors import PrefoptError
+from prefopt.support.out_of_memory import reraise_out_of_memory
 from prefopt.support.profile import counted
 from prefopt.types import Batch, Needs, Outputs
 
@@ -143,6 +144,9 @@ class Policy(nn.Module):
             alone = [self._own_logps(padded(one, self.device)) for one in few]
             expected, largest = torch.cat([logps for logps, _ in alone]), max(size for _, size in alone)
             mismatch = self._mismatch(few, expected, largest)
+        except BaseException:  # out of memory, or interrupted: nothing is known of the head
+            self._verified, self._head = False, None
+            raise
         finally:
             self.train(training)
         if mismatch:
@@ -170,6 +174,7 @@ class Policy(nn.Module):
             ]
             logps = torch.cat([part["logps"] for part in parts])
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # no such parts, or of another shape
+            reraise_out_of_memory(error)
             return f"{type(error).__name__}: {error}"
         tolerance = 1e-4
         low = self._head.linear.weight.dtype not in (torch.float32, torch.float64)

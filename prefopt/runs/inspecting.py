@@ -19,6 +19,7 @@ from prefopt.runs.planning import plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator, tokenised
 from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
+from prefopt.support.out_of_memory import SAMPLING, advising
 from prefopt.support.seeds import seed_for
 from prefopt.training.devices import computing
 from prefopt.types import Needs
@@ -116,7 +117,8 @@ def sample(
         sampler = make_sampler(settings.evaluate.samples, accelerator, "evaluate", model)
         completer = Completer.of(sampler, model, sampling, accelerator)
         completer.sync(model)
-        written = completer.write(model, [row.prompt_ids for row in rows], completions, sampling, seeds)
+        with advising("sampling", SAMPLING):
+            written = completer.write(model, [row.prompt_ids for row in rows], completions, sampling, seeds)
         return [
             (str(tokenizer.decode(list(row.prompt_ids))), [completer.text(one) for one in of_prompt])
             for row, of_prompt in zip(rows, written, strict=True)

@@ -18,6 +18,7 @@ from prefopt.sources.scoring import PromptCompletions, Scoring
 from prefopt.sources.writers import Writer, mismatched
 from prefopt.sources.writing import Completer, recorded
 from prefopt.support.errors import PrefoptError
+from prefopt.support.out_of_memory import ROLLOUTS, advising
 from prefopt.support.seeds import seed_for
 from prefopt.types import ORIGINS, Batch, Feedback, Needs, Verdict, Written
 
@@ -98,7 +99,9 @@ class Rollouts:
     def __iter__(self) -> Iterator[Batch]:
         """Batches of the current policy; the place moves as they are taken."""
         while True:
-            yield self._batch()
+            with advising("rollouts", ROLLOUTS):
+                batch = self._batch()
+            yield batch
 
     @property
     def feedback(self) -> Mapping[str, Feedback]:

@@ -26,6 +26,7 @@ from prefopt.objectives.terms import (
 )
 from prefopt.policy.parallel import forward, shard
 from prefopt.support.errors import PrefoptError
+from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
 from prefopt.training.checkpoints import save_batch
@@ -117,7 +118,8 @@ class Trainer:
             start = time.perf_counter()
             with timed("data"):
                 batch = next(batches).to(self.accelerator.device)
-            metrics = self._learn(batch)
+            with advising(f"step {self.done + 1}", TRAINING, OTHERWISE):
+                metrics = self._learn(batch)
             self.done += 1
             if isinstance(self.reference, Moving):
                 self.reference.follow(self.accelerator.unwrap_model(self.model), self.done)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _tiny import tiny_model, tiny_pairs
 
 from prefopt import PrefoptError, load_recipe, run
@@ -115,6 +116,24 @@ def test_the_same_recipe_twice_gives_the_same_metrics(recipe_file: Path, tmp_pat
     one, two = (run(settings, folder=tmp_path / name).folder for name in ("one", "two"))
     assert metrics(one) == metrics(two)
     assert weights(one / "policy") == weights(two / "policy")
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        ("prefopt.training.loop.Trainer._learn", "step 1: out of memory; lower train.micro_batch_size"),
+        ("prefopt.evaluation.evaluator.Evaluator._measured", "evaluation: out of memory; lower evaluate.batch_size"),
+    ],
+)
+def test_a_run_that_is_out_of_memory_says_which_setting_to_lower(
+    step: str, says: str, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(step, full)
+    with pytest.raises(PrefoptError, match=says):
+        run(load_recipe(recipe_file), folder=tmp_path / "run")
 
 
 def test_two_objectives_with_one_seed_see_the_same_batches(recipe_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from prefopt.policy.decode.growing import GrowingLayer, growing_cache
 from prefopt.policy.policy import Policy
 from prefopt.policy.rows import prefix_sharing
 from prefopt.policy.rows.attention import Prompts, use_segment_attention
+from prefopt.support.out_of_memory import reraise_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
             reading.keep(rows)
             steps.append(reading.step(tokens[rows]))
     except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        reraise_out_of_memory(error)
         return f"{type(error).__name__}: {error}"
     shared, alone = (torch.cat(steps) for steps in logits)
     low = torch.is_autocast_enabled(policy.device.type) or torch.finfo(policy.causal.dtype).bits < 32

@@ -9,6 +9,7 @@ from torch import Tensor
 from prefopt.policy.compat import WINDOWS, attention_of, is_sharded
 from prefopt.policy.rows.attention import NAME, use_segment_attention
 from prefopt.policy.rows.layout import Layout, packed, padded, single_completions, tree_mask
+from prefopt.support.out_of_memory import reraise_out_of_memory
 from prefopt.support.profile import counted
 from prefopt.types import Batch
 
@@ -105,6 +106,7 @@ def _mismatch(backbone: Any, batch: Batch, rows: Layout) -> str:
     try:
         states = _states(backbone, rows).float()
     except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        reraise_out_of_memory(error)
         return f"{type(error).__name__}: {error}"
     expected = torch.cat([_states(backbone, padded(one, device)) for one in single_completions(batch)]).float()
     low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32

@@ -27,6 +27,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
+from prefopt.support.out_of_memory import LABELLING, advising
 from prefopt.training.devices import computing, entered_on_main_process, refuse_sharding
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
@@ -174,8 +175,9 @@ class Labelling:
         finished = len(done)
         stamp = {**completions.source, "feedback": self.settings.feedback.name, "labelling": self._digest()}
         for numbers in self._batches(done):
-            examples = completions(numbers)
-            verdict = self._asked(examples, feedback)
+            with advising(f"labelling into {self.folder}", LABELLING):
+                examples = completions(numbers)
+                verdict = self._asked(examples, feedback)
             stamps = [{"row": n, "where": e.where, **stamp} for n, e in zip(numbers, examples, strict=True)]
             if self.accelerator.is_main_process:
                 self.ledger.add(written_out(examples, verdict, self.settings.sharpness, stamps))
