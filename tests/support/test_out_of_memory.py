@@ -17,9 +17,9 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:20])
 def test_memory_that_ran_out_is_recognised_and_answered_by_what_to_lower(error):
     assert is_out_of_memory(error)
-    with pytest.raises(PrefoptError, match=r"step 3: out of memory; lower a, b or c, or sell it \(") as raised:
-        with advising("step 3", ("a", "b", "c"), "sell it"):
-            raise error
+    says = pytest.raises(PrefoptError, match=r"step 3: out of memory; lower a, b or c, or sell it \(")
+    with says as raised, advising("step 3", ("a", "b", "c"), "sell it"):
+        raise error
     assert raised.value.__cause__ is error
 
 
