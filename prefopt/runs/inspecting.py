@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from prefopt.evaluation.evaluator import Evaluation, distinct_prompts
 from prefopt.objectives import load_objective
 from prefopt.policy import Policy, load_tokenizer, make_sampler
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.manifest import date_of
 from prefopt.runs.planning import plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator, tokenised
 from prefopt.sources.writing import Completer
+from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import SAMPLING, advising
 from prefopt.support.seeds import seed_for
@@ -57,13 +60,18 @@ def unfinished(settings: recipe.Recipe) -> Path:
     return max(open_ones, key=lambda f: f.stat().st_mtime)
 
 
+def _date_of(policy: recipe.Policy) -> date:
+    """The date of the run that trained a policy, where one did: its chat template wrote it then."""
+    return date_of(RunFolder(Path(policy.model[0]).parent).manifest() if len(policy.model) == 1 else {})
+
+
 def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
     """Measure the recipe's policy, as it is before training, on the test rows.
 
     Raises:
         PrefoptError: whatever a user can put right.
     """
-    with computing(settings.train) as accelerator:
+    with computing(settings.train) as accelerator, fixed_date(_date_of(settings.policy)):
         return measure(settings, "test", accelerator, console)
 
 
@@ -103,7 +111,7 @@ def sample(
         PrefoptError: the recipe trains a scorer, or there is no prompt.
     """
     _refuse_scorer(settings)
-    with computing(settings.train) as accelerator:
+    with computing(settings.train) as accelerator, fixed_date(_date_of(settings.policy)):
         tokenizer = load_tokenizer(settings.policy)
         examples = _asked(own, bool(tokenizer.chat_template)) if own else plan(settings).data.test
         token_rows, _ = tokenise_to_disk(examples, tokenizer, settings.source.max_prompt_tokens)

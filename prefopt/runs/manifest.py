@@ -5,8 +5,8 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.feedback import judges
+from prefopt.support.dates import current_date
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.given import Given
 
@@ -59,10 +60,17 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
     }
 
 
+def date_of(manifest: Mapping[str, Any]) -> date:
+    """The date that chat templates write in what this is the manifest of; where there is none yet, today's."""
+    begun = str(manifest.get("date") or manifest.get("started") or "")  # older manifests have only when they were begun
+    return date.fromisoformat(begun[:10]) if begun else current_date()
+
+
 def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[str, Any]:
     """When, by what command, with which code, on what: of anything that a recipe describes."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": current_date().isoformat(),
         "command": sys.argv,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": {

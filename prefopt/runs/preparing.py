@@ -45,6 +45,7 @@ from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import writers
 from prefopt.sources.writing import Completer
+from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 from prefopt.support.sharing import shared, stamp
@@ -177,7 +178,7 @@ def tokenised(
         console: where the line is shown.
     """
     longest = (source.max_prompt_tokens, source.max_completion_tokens)
-    key = (stamp(tokenizer.name_or_path), *longest, rows.identity, tuple(sorted(needs.axes.items())))
+    key = (stamp(tokenizer.name_or_path), current_date(), *longest, rows.identity, tuple(sorted(needs.axes.items())))
     token_rows, report = shared("tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes))
     show_data(console, part, report)
     if report.refusal:

@@ -16,12 +16,13 @@ from prefopt.policy import Policy, Scorer
 from prefopt.runs.accounting import spent
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import measure, trained
-from prefopt.runs.manifest import manifest
+from prefopt.runs.manifest import date_of, manifest
 from prefopt.runs.measuring import Measurements, flat, keep_evaluation
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_limit, shown
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
+from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import is_empty, locked, unused
 from prefopt.support.json_values import json_values
@@ -29,7 +30,7 @@ from prefopt.support.logs import silence_telemetry
 from prefopt.support.profile import timed
 from prefopt.training.callbacks import Callback, make_callbacks, reason_to_stop
 from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
-from prefopt.training.devices import computing, entered_on_main_process
+from prefopt.training.devices import computing, entered_on_main_process, on_main_process
 from prefopt.training.loop import Step, Trainer
 from prefopt.training.trackers import Jsonl, Tracker, WandbRun, rewind
 from prefopt.types import Estimate
@@ -55,6 +56,7 @@ def run(
     with (
         computing(settings.train) as accelerator,
         entered_on_main_process(accelerator, lambda: _claimed(settings, folder, resume)) as opened,
+        fixed_date(on_main_process(accelerator, lambda: date_of(opened.manifest()))),
     ):
         console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
         if opened.trained:

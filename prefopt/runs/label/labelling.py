@@ -21,14 +21,15 @@ from prefopt.runs.label.completions import Completions, DataCompletions, PolicyC
 from prefopt.runs.label.ledger import Ledger
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.runs.label.rows import written_out
-from prefopt.runs.manifest import circumstances, fingerprint_examples
+from prefopt.runs.manifest import circumstances, date_of, fingerprint_examples
 from prefopt.runs.progress import followed, show_labelling
+from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
 from prefopt.support.out_of_memory import LABELLING, advising
-from prefopt.training.devices import computing, entered_on_main_process, refuse_sharding
+from prefopt.training.devices import computing, entered_on_main_process, on_main_process, refuse_sharding
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""
@@ -109,7 +110,8 @@ class Labelling:
         """Label what is not labelled yet."""
         if "finished" in _manifest(self.folder):
             return self._result()
-        with entered_on_main_process(self.accelerator, self._opened) as done:
+        day = on_main_process(self.accelerator, lambda: date_of(_manifest(self.folder)))
+        with entered_on_main_process(self.accelerator, self._opened) as done, fixed_date(day):
             completions = self._completions()
             feedback = make_feedback(self.settings.feedback, self.accelerator)
             begun = self._begin(completions, feedback)
