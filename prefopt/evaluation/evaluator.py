@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import MappingProxyType
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
-from prefopt.data.selecting import select_completions
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
+from prefopt.evaluation.held_out import best, distinct_prompts, pairs
 from prefopt.evaluation.intervals import Observations, change, common, estimate
 from prefopt.evaluation.metrics import metric_key
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
@@ -25,15 +25,11 @@ from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
 from prefopt.sources.writing import Completer, batch_of_written
-from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
-from prefopt.support.seeds import digested, seed_for
+from prefopt.support.seeds import seed_for
 from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampler, Written
-
-PAIR = Needs(completions=2, ordered=True)
-BEST = Needs(completions=1, ordered=True)
 
 TIE = 1e-4
 """Nats (or points of a scorer) within which neither is ahead: sums of log-probs in fp32 that should be equal differ by less."""
@@ -138,18 +134,22 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: Policy | Scorer) -> Evaluation:
-        """Measure; the model is left in the mode it was in."""
+        """Measure; the model is left in the mode it was in.
+
+        Raises:
+            PrefoptError: some rows can be measured, and another has several completions that nothing orders; or feedback failed.
+        """
         with advising("evaluation", EVALUATION):
             return self._measured(model)
 
     def _measured(self, model: Policy | Scorer) -> Evaluation:
         training = model.training
         model.eval()
-        pairs = _selected(self.rows, PAIR)
+        in_pairs = pairs(self.rows)
         if isinstance(model, Scorer):
-            evaluation = self._evaluation(*(self._scored_pairs(model, pairs) if pairs else ({}, {})))
+            evaluation = self._evaluation(*(self._scored_pairs(model, in_pairs) if in_pairs else ({}, {})))
         else:
-            observations = self._pairs(model, pairs) if pairs else self._demonstrations(model)
+            observations = self._pairs(model, in_pairs) if in_pairs else self._demonstrations(model)
             numbers: dict[str, float] = {}
             samples: list[dict[str, Any]] = []
             if self.prompts and model.tokenizer is not None:
@@ -204,8 +204,8 @@ class Evaluator:
         return _pair_observations(outputs.sum() - self._reference_logps, pairs, "logratio") | likelihood
 
     def _demonstrations(self, model: Model) -> dict[str, Observations]:
-        best = _selected(self.rows, BEST)
-        return _likelihood(*self._outputs(model, best, Needs()), best) if best else {}
+        answers = best(self.rows)
+        return _likelihood(*self._outputs(model, answers, Needs()), answers) if answers else {}
 
     def _samples(self, model: Policy) -> tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]]:
         """What the policy writes after held-out prompts."""
@@ -374,20 +374,3 @@ def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | N
     groups = [row.example.group for row in rows for _ in range(columns)]
     known = ~np.isnan(flat)
     return Observations(flat[known], heavy[known], [g for g, k in zip(groups, known, strict=True) if k])
-
-
-def _selected(rows: Sequence[Tokenised], needs: Needs) -> Sequence[Tokenised]:
-    """The rows as pairs, or as their best completions; none where the data do not have them."""
-    try:
-        return list(select_completions(rows, needs))
-    except PrefoptError:
-        return []
-
-
-def distinct_prompts(rows: Sequence[Tokenised]) -> Iterator[Tokenised]:
-    """The first row of each prompt, in the order of their last ones."""
-    prompts = digested((repr(row.prompt_ids) for row in rows), len(rows))
-    _, first = np.unique(prompts, return_index=True)
-    _, last = np.unique(prompts[::-1], return_index=True)  # from the end
-    for number in first[last.argsort()[::-1]]:
-        yield rows[number]

@@ -323,7 +323,8 @@ def _scores(answer: Any, name: str) -> Tensor:
     if inspect.iscoroutine(answer):
         answer.close()
         raise PrefoptError(
-            f"the feedback {name} is `async def`, and is called as a plain function: let it call asyncio.run(…) itself"
+            f"the feedback {name} is `async def`, so a call of it gives a coroutine and no list of numbers: write a plain `def` "
+            "that calls asyncio.run(…)"
         )
     if isinstance(answer, Iterator):  # a generator runs only now
         with users_code(f"the feedback {name}"):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, tokenise_to_disk
-from prefopt.evaluation.evaluator import Evaluation, distinct_prompts
+from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.held_out import distinct_prompts
 from prefopt.objectives import load_objective
 from prefopt.policy import Policy, load_tokenizer, make_sampler
 from prefopt.runs.folder import RunFolder

@@ -9,6 +9,7 @@ from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split, load_examples
 from prefopt.data.splits import divided
 from prefopt.environments import check_environment, environment_factory
+from prefopt.evaluation.held_out import check_held_out
 from prefopt.evaluation.metrics import check_metrics
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
@@ -121,6 +122,8 @@ def plan(settings: recipe.Recipe) -> Plan:
             f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
         )
     _check_environment(settings, data.train)
+    for part in (data.validation, data.test):
+        check_held_out(part[: settings.evaluate.rows])
     return Plan(settings, model, objectives, needs, wanted, data, own, rows)
 
 

@@ -143,7 +143,7 @@ _INSTALLED = (
 
 
 def check_call(function: Any, arguments: Sequence[str], name: str) -> None:
-    """Refuse a function that does not take as many arguments as it will be given.
+    """Refuse a function that does not take as many arguments as it will be given, or that is `async def`.
 
     Args:
         function: anything that can be called.
@@ -155,6 +155,10 @@ def check_call(function: Any, arguments: Sequence[str], name: str) -> None:
     """
     if not callable(function):
         raise PrefoptError(f"{name} cannot be called: {_article(function)} is no function, and no class with __call__")
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        raise PrefoptError(
+            f"{name} is `async def`, so a call of it gives a coroutine and no result: write a plain `def` that calls asyncio.run(…)"
+        )
     try:
         signature = inspect.signature(function)
     except ValueError:  # a function of C that does not say

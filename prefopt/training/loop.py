@@ -91,7 +91,7 @@ class Trainer:
         folder: Path | None = None,
         monitor: Monitor | None = None,
     ):
-        self.terms = list(terms)
+        self.terms = [replace(term) for term in terms]  # of one that is there twice, two: labels go by identity
         self.source = source
         self.settings = settings
         self.steps = steps

@@ -1,5 +1,6 @@
 """Every transform by hand; NaN through all of them; their order; what a checkpoint holds."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from prefopt import PrefoptError, Verdict
 from prefopt.feedback import (
     Clip,
+    Ensemble,
     LengthPenalty,
     MissingEOS,
     Normalise,
@@ -203,6 +205,31 @@ def test_a_restored_feedback_goes_on_as_if_nothing_had_been():
     other.load_state_dict(one.state_dict())
     assert torch.equal(one(PROMPTS, TEXTS, ROWS).scores, other(PROMPTS, TEXTS, ROWS).scores)
     assert one.state_dict() == other.state_dict()
+
+
+def test_two_normalisations_each_keep_their_own_numbers_over_a_resume():
+    """In one list, and in the members of an ensemble, whose scores differ."""
+
+    def make():
+        own = [Normalise(), Normalise(False), Normalise(), Normalise()]
+        first = Transformed(lambda p, *_: Verdict(SCORES[: len(p)]), (own[0], Clip(low=-0.5), own[1]))
+        second = Transformed(lambda p, *_: Verdict(10 * SCORES[: len(p)] + 3), (own[2],))
+        return own, Transformed(Ensemble((first, second)), (own[3],))
+
+    (own, one), (others, other) = make(), make()
+    one(PROMPTS, TEXTS, ROWS)
+    plain = SCORES.flatten()
+    standard = (plain - plain.mean()) / plain.std(correction=0)
+    clipped = standard.clamp(-0.5)
+    combined = (clipped / clipped.std(correction=0) + standard) / 2  # the second member's are the same, up to its scale
+    for transform, values in zip(own, (plain, clipped, 10 * plain + 3, combined), strict=True):
+        assert (transform.count, transform.mean) == (4, pytest.approx(values.mean().item(), abs=1e-6))
+        assert transform.squares == pytest.approx(4 * values.var(correction=0).item(), rel=1e-6)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert others == own
+    fresh, resumed, whole = (feedback(PROMPTS[:1], TEXTS[:1], ROWS[:1]).scores for feedback in (make()[1], other, one))
+    assert torch.equal(whole, resumed) and not torch.allclose(whole, fresh, atol=0.1)
+    assert others == own and [transform.count for transform in own] == [6] * 4
 
 
 def test_a_checkpoint_of_the_previous_version_is_read():

@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt import PrefoptError
+from prefopt import PrefoptError, recipe
 from prefopt.cli import main
-from prefopt.feedback import Transformed, run_feedback
+from prefopt.feedback import Transformed, check_feedback, run_feedback
 from prefopt.support.plugins import make, users_code
 from prefopt.types import Verdict
 
 PROMPTS, TEXTS = ["p", [{"role": "user", "content": "q"}]], [["a", "bb"], ["c", "dd"]]
+
+CALLED_LATER = """
+from dataclasses import dataclass
+
+@dataclass
+class later:
+    async def __call__(self, prompts, completions, rows):
+        return []
+"""
 
 
 class Odd(BaseException):
@@ -129,6 +138,13 @@ def test_an_async_function_is_named_as_one():
 
     with pytest.raises(PrefoptError, match="the feedback mine is `async def`"):
         run_feedback(later, "mine", PROMPTS, TEXTS, [{}, {}])
+
+
+@pytest.mark.parametrize("code", ["async def later(p, c, r):\n    return []", CALLED_LATER], ids=["function", "class"])
+def test_an_async_function_is_refused_before_anything_is_loaded(code, tmp_path):
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(PrefoptError, match=r"is `async def`.*plain `def`"):
+        check_feedback(recipe.Feedback(name=f"{tmp_path}/own.py:later"))
 
 
 def test_a_constructor_that_exits_is_named():

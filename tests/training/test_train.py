@@ -1,6 +1,7 @@
 """The loop: exact updates whatever the split, schedules, running numbers, and what it must not know."""
 
 import ast
+import copy
 import dataclasses
 import math
 import subprocess
@@ -16,6 +17,7 @@ from updates import CASES, Batches, Drifting, make_policy, random_batch, seven_r
 import prefopt.training.loop
 from prefopt import recipe
 from prefopt.objectives import DPO, SFT
+from prefopt.objectives.preference.betadpo import BetaDPO
 from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, make_reference
 from prefopt.support.errors import PrefoptError
@@ -114,6 +116,46 @@ def test_two_adaptive_terms_of_one_class_each_move_by_their_own_metrics(case: st
     assert abs(moved[0] - moved[1]) > 0.1 * abs(moved[0]) > 0
     if case == "two adaptive":  # one batch and five times the β
         assert moved[1] == pytest.approx(5 * moved[0], rel=1e-12)
+
+
+def adaptive_trainer(terms: list[Term]) -> Trainer:
+    """Of a policy and batches that are always the same."""
+    policy = Policy(tiny_llama())
+    reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
+    settings = recipe.Train(steps=3, lr=3e-3, schedule="constant", warmup=0, batch_size=7)
+    return Trainer(policy, terms, Batches(seven_rows()), settings, 3, Accelerator(cpu=True), reference)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("cls", [Drifting, BetaDPO])
+def test_adaptive_terms_of_one_class_each_take_up_their_own_numbers_after_a_resume(cls: type, own: bool) -> None:
+    def terms() -> list[Term]:
+        source = Batches([random_batch(5, seed) for seed in range(20, 23)]) if own else None
+        return [Term(cls(0.1)), Term(cls(0.5), 0.7), Term(cls(0.9), 0.3, source)]
+
+    whole = adaptive_trainer(terms())
+    expected = list(whole)
+    first = adaptive_trainer(terms())
+    next(iter(first))
+    state = copy.deepcopy(first.state_dict())
+    assert len({str(fields) for fields in state["objectives"]}) == 3
+    resumed = adaptive_trainer(terms())
+    resumed.model.load_state_dict(first.model.state_dict())
+    resumed.optimizer.load_state_dict(first.optimizer.state_dict())
+    resumed.load_state_dict(state)
+    assert [vars(term.objective) for term in resumed.terms] == state["objectives"]
+    assert [step.metrics for step in resumed] == [step.metrics for step in expected[1:]]
+    assert [term.objective for term in resumed.terms] == [term.objective for term in whole.terms]
+    assert {term.objective.beta for term in whole.terms} == {0.1, 0.5, 0.9}  # type: ignore[attr-defined]
+
+
+def test_one_term_given_twice_counts_as_two() -> None:
+    term = Term(Drifting())
+    twice, apart = adaptive_trainer([term, term]), adaptive_trainer([Term(Drifting()), Term(Drifting())])
+    steps = list(twice)
+    assert [step.metrics for step in steps] == [step.metrics for step in apart]
+    assert all(step.metrics["margin"] == step.metrics["Drifting-2/margin"] for step in steps)
+    assert twice.terms[0].objective == twice.terms[1].objective == apart.terms[0].objective != Drifting()
 
 
 @dataclasses.dataclass(frozen=True)
