@@ -108,7 +108,7 @@ def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measu
     """Log, evaluate and save, as often as the recipe says."""
     settings, train = prepared.recipe, prepared.recipe.train
     if prepared.rollouts is not None:
-        step.metrics["rollouts/dropped"] = prepared.rollouts.dropped
+        step.metrics |= prepared.rollouts.metrics
     if step.number % settings.track.every == 0:
         of_step = {"tokens": step.tokens, "seconds": round(step.seconds, 4), "batch": step.batch}
         measurements.tracker.log(step.number, {**step.metrics, **of_step})

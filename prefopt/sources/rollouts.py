@@ -14,7 +14,7 @@ from prefopt.data.selecting import KEPT_TIED, Ties, select_checked
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.sources.rollout_rows import batch_of, judged_row
-from prefopt.sources.scoring import PromptCompletions, Scoring
+from prefopt.sources.scoring import MISREAD, PromptCompletions, Scoring, misread
 from prefopt.sources.writers import Writer, mismatched
 from prefopt.sources.writing import Completer, recorded
 from prefopt.support.errors import PrefoptError
@@ -95,6 +95,7 @@ class Rollouts:
         self.tokens = 0
         self.judged = 0
         self.counts: Counter[str] = Counter()
+        self.misread: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of the current policy; the place moves as they are taken."""
@@ -113,6 +114,12 @@ class Rollouts:
         """How many completions and prompts of the last batch could not be used."""
         return sum(count for what, count in self.counts.items() if what != KEPT_TIED)
 
+    @property
+    def metrics(self) -> dict[str, int]:
+        """Of the last batch: what was dropped, and what feedback did not read as it was written."""
+        counts = {"dropped": self.dropped} | {f"feedback_{name}": self.misread[name] for name in MISREAD}
+        return {f"rollouts/{name}": count for name, count in counts.items()}
+
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
         if not self.scoring.unfitted:
@@ -125,6 +132,7 @@ class Rollouts:
     def _batch(self) -> Batch:
         rows: list[Tokenised] = []
         self.counts.clear()
+        self.misread.clear()
         self.completer.sync(self.writers[0].model, self.version)
         for _ in range(ROUNDS if self.settings.refill else 1):
             rows += self._judged(self.batch_size - len(rows))
@@ -147,6 +155,7 @@ class Rollouts:
         verdicts = self.scoring.verdicts(groups, self.draws)
         self._check_named(verdicts)
         self._account(groups, verdicts, numbers)
+        self.misread.update(misread(verdicts.values()))
         dropped: Counter[str] = Counter()
         further = self._further_columns()
         judged = [judged_row(group, verdicts, i, self.constrained, further) for i, group in enumerate(groups)]

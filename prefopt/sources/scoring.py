@@ -1,7 +1,8 @@
 """Asking feedback about what was written: all of it at once, or parts of it in the background while the rest is being written."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,9 @@ from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, sta
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.types import Feedback, Verdict, Written
+
+MISREAD = ("cut", "control")
+"""What the note of a reward model counts of texts that it did not read as they were written."""
 
 
 @dataclass
@@ -115,6 +119,21 @@ class Scoring:
         """Give the feedbacks their running numbers back."""
         for name, saved in state.items():
             restore(self.feedback[name], saved)
+
+
+def misread(verdicts: Iterable[Verdict]) -> Counter[str]:
+    """How many completions feedback read only a part of (`cut`), and how many control tokens they spelt out (`control`).
+
+    As the notes of reward models count them, on their own, in ensembles and in panels.
+    """
+    counts: Counter[str] = Counter()
+    notes: list[Any] = [note for verdict in verdicts for note in verdict.notes]
+    for note in notes:  # which grows by those of members
+        if isinstance(note, Mapping):
+            counts.update({name: note[name] for name in MISREAD if type(note.get(name)) is int})
+            members = note.get("members")
+            notes += members if isinstance(members, list | tuple) else []
+    return counts
 
 
 def _shown(groups: Sequence[PromptCompletions]) -> tuple[list[Any], list[list[str]], list[dict[str, Any]]]:

@@ -83,7 +83,10 @@ def test_nothing_is_explained_that_is_not_logged(logged):
     assert documented() == {
         "training": training,
         "online": online_metrics(),
-        "rollouts": {*rollout_metrics(), "rollouts/dropped"},
+        "rollouts": {
+            *rollout_metrics(),
+            *(f"rollouts/{name}" for name in ("dropped", "feedback_cut", "feedback_control")),
+        },
         "held-out": held_out,
     }
 

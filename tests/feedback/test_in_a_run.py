@@ -78,3 +78,24 @@ def test_a_reward_model_that_teaches_is_in_the_manifest(home):
         "reference": fingerprint_weights(load_policy(Policy(model=f"{home}/lm"), reward._tokenizer, 0)),
         f"scores: {home}/reward": fingerprint_weights(reward.scorer),
     }
+
+
+def test_a_run_says_how_many_completions_its_reward_model_did_not_read_whole(home):
+    settings = [
+        "source.rollouts={completions: 2, sampling: {max_tokens: 4}}",
+        "objective={name: RLOO, beta: 0.1}",
+        "evaluate.prompts=0",
+    ]
+    counted = {}
+    for most in (1, 4096):
+        feedback = f"feedback={{name: RewardModel, model: {home}/reward, max_completion_tokens: {most}}}"
+        result = run(load_recipe(home / "recipe.yaml", [*settings, feedback]), folder=home / f"at-most-{most}")
+        lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "rollouts/dropped" in line]
+        names = ("feedback_cut", "feedback_control", "dropped")
+        counted[most] = [[line[f"rollouts/{name}"] for name in names] for line in steps]
+    assert [line[:2] for line in counted[4096]] == [[0, 0]] * 2
+    # Of 8 × 2 completions all are cut that have a word: it and EOS are two tokens. The others have no verdict.
+    for cut, control, dropped in counted[1]:
+        assert max(1, 16 - dropped) <= cut <= 16 and control == 0
+    assert len(counted[1]) == 2
