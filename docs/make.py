@@ -1,6 +1,7 @@
-"""The reference pages that are made from code: the catalogue of objectives, and the fields of recipes.
+"""The reference pages that are made from code: the catalogue of objectives, and the fields of recipes, what chat templates do.
 
-`python docs/make.py` writes docs/objectives.md, and docs/recipes.md, docs/label.md and docs/studies.md below their markers.
+`python docs/make.py` writes docs/objectives.md, and docs/data.md, docs/recipes.md, docs/label.md and docs/studies.md below their
+markers.
 """
 
 import inspect
@@ -8,6 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from templates import templates_table
 
 from curves import draw
 from prefopt.objectives import CATALOGUE
@@ -97,8 +100,13 @@ def pages(folder: Path) -> dict[Path, str]:
     }
 
 
+def data_page(folder: Path) -> str:
+    """docs/data.md, with what the chat templates of the installed TRL do; takes ten seconds."""
+    return (folder / "data.md").read_text().partition(MARKER)[0] + MARKER + "\n" + templates_table()
+
+
 if __name__ == "__main__":
     docs = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
-    for page, text in pages(docs).items():
+    for page, text in {**pages(docs), docs / "data.md": data_page(docs)}.items():
         page.write_text(text)
     draw(docs / "objectives.svg")

@@ -24,11 +24,13 @@ class Rendered:
         text: without the EOS of the completion.
         turns: of a conversation.
         places: of its words; of a prompt they are those of its completions.
+        ended: whether the template writes an EOS behind it.
     """
 
     text: str
     turns: Turns = ()
     places: Places = NOWHERE
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class TextEncoder:
         places = self.renderer.places(example, turns, text)
         last = len(turns) - 1
         end = text.find(self.eos_text, places.found[last][1] if last in places.found else common(asked, text))
-        return Rendered(text if end < 0 else text[:end], turns, places)
+        return Rendered(text if end < 0 else text[:end], turns, places, end >= 0)
 
     def written_by_assistant(
         self, example: Example, k: int, whole: Rendered, joint: list[int], shared: int
@@ -115,18 +117,22 @@ class TextEncoder:
         return written[shared:]
 
     def _span(self, example: Example, whole: Rendered, i: int) -> tuple[int, int]:
-        """Where the assistant's turn `i` begins and ends in the text of the whole conversation, the token that ends it included.
-
-        A template that writes the conversation up to this turn as the whole begins says both. Where it writes an earlier turn
-        otherwise than the last one, the turn begins behind as much of its header as stands before its words, and ends with the
-        first token after them that ends turns.
-        """
+        """Where the assistant's turn `i` begins and ends in the text of the whole conversation, the token that ends it included."""
         asked = self.renderer(example, whole.turns[:i], ask=True) if i else ""
-        answered = self._answered(example, asked, whole.turns[: i + 1]).text
-        if whole.text.startswith(answered) and whole.text.startswith(asked):
-            end = len(answered)
-            ends = (self.eos_text, *self.control)  # some templates end earlier turns by another token than the last one
-            return len(asked), end + next((len(token) for token in ends if whole.text.startswith(token, end)), 0)
+        answered = self._answered(example, asked, whole.turns[: i + 1])
+        if not (whole.text.startswith(answered.text) and whole.text.startswith(asked)):
+            return self._around_words(example, whole, i, asked)
+        end = len(answered.text)
+        ends = (
+            (self.eos_text, *self.control) if answered.ended else (self.eos_text,)
+        )  # gpt-oss has one token for the last turn
+        return len(asked), end + next((len(token) for token in ends if whole.text.startswith(token, end)), 0)
+
+    def _around_words(self, example: Example, whole: Rendered, i: int, asked: str) -> tuple[int, int]:
+        """The same where a template writes an earlier turn otherwise than the last one, by the words of the turns.
+
+        It begins behind as much of its header as stands before its words, and ends with the first token after them that ends turns.
+        """
         found = whole.places.found
         if i not in found:
             return 0, 0
@@ -137,7 +143,7 @@ class TextEncoder:
         )
         if whole.text.startswith(asked) and before <= len(asked) <= first:
             return len(asked), self._end(whole.text, last, after)
-        header = asked[common(asked, self.renderer(example, whole.turns[:i], ask=False)) :]
+        header = asked[common(asked, self.renderer(example, whole.turns[:i], ask=False)) :] if i else ""
         gap = whole.text[before:first]
         length = next((n for n in range(len(header), 0, -1) if header[:n] in gap), 0)
         start = before + gap.rindex(header[:length]) + length if length else first

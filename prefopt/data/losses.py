@@ -8,6 +8,7 @@ from prefopt.data.example import Example
 from prefopt.data.values import shown
 
 ANSWER = "completions with {kind} that the chat template leaves out or changes"
+CONTEXT = "completions with {kind} of the {role} that the chat template leaves out or changes"
 PROMPT = "prompts with {kind} of the {role} that the chat template leaves out or changes"
 TOOLS = "prompts with tools that the chat template leaves out"
 
@@ -33,14 +34,20 @@ class Losses:
         whole = (answered or [prompt])[0]
         self._prompt(example, whole, len(whole.turns) - len(example.completions[0]) if answered else len(whole.turns))
         for k, whole in enumerate(answered):
-            first = len(whole.turns) - len(example.completions[k])
-            kinds = {kind for turn, lost in whole.places.lost.items() if turn >= first for kind in lost}
-            self.counts.update(ANSWER.format(kind=kind) for kind in kinds)
-            last = len(whole.turns) - 1
-            self._given.update(whole.places.given.get(last, ()))
-            for kind, word in whole.places.lost.get(last, {}).items():
-                self._lost[kind] += 1
-                self._first.setdefault(kind, f"{example.where}, {shown(word)}")
+            self._answer(example, whole, len(whole.turns) - len(example.completions[k]))
+
+    def _answer(self, example: Example, whole: Rendered, first: int) -> None:
+        """A completion, whose turns are those from `first` on."""
+        places, counted = whole.places, set[str]()
+        for turn in range(first, len(whole.turns)):
+            role, lost = whole.turns[turn]["role"], places.lost.get(turn, {})
+            counted.update((ANSWER if role == "assistant" else CONTEXT).format(kind=kind, role=role) for kind in lost)
+            if role == "assistant":
+                self._given.update(places.given.get(turn, ()))
+                self._lost.update(lost.keys())
+                for kind, word in lost.items():
+                    self._first.setdefault(kind, f"{example.where}, {shown(word)}")
+        self.counts.update(counted)
 
     def _prompt(self, example: Example, whole: Rendered, size: int) -> None:
         lost = {
@@ -59,12 +66,12 @@ class Losses:
 
     def refusal(self) -> str:
         """Why these rows should not be learnt from; empty where some of them keep what all have."""
-        for kind, lost in self._lost.items():
-            if lost == self._given[kind]:
-                return (
-                    f"the tokenizer's chat template leaves out or changes {kind} of every answer that has any ({lost}; "
-                    f"the first is {self._first[kind]}), so they would not be learnt. Name a tokenizer whose template writes them "
-                    "in policy.tokenizer (a copy of the folder with another chat_template.jinja), switch them on by the column "
-                    "chat_template_kwargs if the template has a switch, or give prompts and completions as plain text"
-                )
-        return ""
+        kinds = [kind for kind, lost in self._lost.items() if lost == self._given[kind]]
+        if not kinds:
+            return ""
+        return (
+            f"the tokenizer's chat template leaves out or changes {' and '.join(kinds)} in every turn that has any "
+            f"({self._lost[kinds[0]]}; the first is {self._first[kinds[0]]}), so they would not be learnt. Name a tokenizer whose "
+            "template writes them in policy.tokenizer (a copy of the folder with another chat_template.jinja), switch them on by "
+            "the column chat_template_kwargs if the template has a switch, or give prompts and completions as plain text"
+        )

@@ -84,7 +84,7 @@ class Renderer:
                 probe = cls(tokenizer, parts)._written([{"role": "user", "content": "probe"}], ask=True)
             except Exception:  # templates raise exceptions of many kinds
                 continue
-            if "probe" in probe:
+            if "probe" in probe and "'text'" not in probe:  # else it is Python's way to write a list
                 return cls(tokenizer, parts)
         return cls(tokenizer)
 
@@ -107,10 +107,7 @@ class Renderer:
     def _written(self, turns: Sequence[Message], ask: bool, **settings: Any) -> str:
         goes_on = ask and begins_answer(turns)
         if self.parts:
-            turns = [
-                {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn.get("content") else turn
-                for turn in turns
-            ]
+            turns = [{**turn, "content": [{"type": "text", "text": turn.get("content") or ""}]} for turn in turns]
         text = self.tokenizer.apply_chat_template(
             [dict(turn) for turn in turns],
             tokenize=False,

@@ -1,0 +1,108 @@
+"""Every word of a conversation is learnt, counted or refused, under the chat templates that TRL ships."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("trl") is None:
+    pytest.skip("TRL is not installed", allow_module_level=True)
+
+from templates import CONVERSATIONS, outcome, templates
+
+from make import data_page
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEMPLATES = templates()
+FAMILIES = ["deepseek_r1_distill", "gptoss", "llama3_2", "qwen3", "lfm2", "smolvlm", "gemma"]
+
+
+def check(name: str, kind: str) -> None:
+    row = CONVERSATIONS[kind]
+    made = outcome(TEMPLATES[name], row)
+    if made.refusal:
+        return
+    place = 0
+    for turn in row["messages"]:
+        content = turn["content"].rpartition("</think>")[2].strip()
+        if turn["role"] == "assistant":
+            place = made.learnt.index(content, place)
+            for call in turn.get("tool_calls", ()):
+                assert "lookup" in made.learnt and call["function"]["arguments"]["city"] in made.learnt
+        else:
+            assert content not in made.learnt
+    if "reasoning" in kind and "reasoning" not in made.lost:
+        assert "Because alpha." in made.learnt and "Because beta." in made.learnt
+    if "Because alpha." not in made.learnt and "reasoning" in kind:
+        assert "reasoning" in made.lost
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_word_is_learnt_counted_or_refused(name):
+    for kind in CONVERSATIONS:
+        check(name, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - set(FAMILIES)))
+def test_every_word_is_learnt_counted_or_refused_under_the_other_templates(name):
+    for kind in CONVERSATIONS:
+        check(name, kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "learnt"),
+    [
+        ("qwen3", "two answers", "Reply one.<|im_end|><think>\n\n</think>\n\nReply two.<|im_end|>"),
+        (
+            "qwen3",
+            "reasoning in tags",
+            "Reply one.<|im_end|><think>\nBecause beta.\n</think>\n\nReply two.<|im_end|>",
+        ),
+        (
+            "gptoss",
+            "two answers",
+            "<|channel|>final<|message|>Reply one.<|end|><|channel|>final<|message|>Reply two.<|return|>",
+        ),
+        (
+            "gptoss",
+            "tool call",
+            ' to=functions.lookup<|channel|>commentary json<|message|>{"city": "Oslo"}<|call|>'
+            "<|channel|>final<|message|>Reply one.<|return|>",
+        ),
+        ("deepseek_r1_distill", "two answers", "Reply one.<｜end▁of▁sentence｜>Reply two.<｜end▁of▁sentence｜>"),
+        ("smolvlm", "two answers", " Reply one.<end_of_utterance> Reply two.<end_of_utterance>"),
+        (
+            "llama3_2",
+            "tool call",
+            '{"name": "lookup", "parameters": {"city": "Oslo"}}<|eot_id|>Reply one.<|eot_id|>',
+        ),
+    ],
+)
+def test_exactly_the_assistants_turns_and_their_ends_are_learnt(name, kind, learnt):
+    assert outcome(TEMPLATES[name], CONVERSATIONS[kind]).learnt == learnt
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("deepseek_r1_distill", "reasoning in tags", "reasoning"),
+        ("deepseek_r1_distill", "tool call", "tool calls"),
+        ("lfm2", "tool call", "tool calls"),
+        ("gemma", "system turn", "System role not supported"),
+        ("llama3_2", "reasoning in its own key", "reasoning"),
+    ],
+)
+def test_what_a_template_never_writes_is_refused(name, kind, words):
+    assert words in outcome(TEMPLATES[name], CONVERSATIONS[kind]).refusal
+
+
+@pytest.mark.parametrize("kind", ["reasoning in tags", "reasoning in its own key"])
+def test_reasoning_of_earlier_turns_is_counted(kind):
+    made = outcome(TEMPLATES["qwen3"], CONVERSATIONS[kind])
+    assert made.lost == ("reasoning",) and not made.refusal
+
+
+@pytest.mark.slow
+def test_the_table_of_templates_is_what_they_do():
+    assert (DOCS / "data.md").read_text() == data_page(DOCS), "out of date: python docs/make.py"
