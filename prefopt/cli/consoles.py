@@ -1,5 +1,5 @@
 """Where verbs print: results on stdout, progress and messages on stderr."""
 
-from rich.console import Console
+from prefopt.support.terminal import Terminal
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+out, err = Terminal(), Terminal(stderr=True)

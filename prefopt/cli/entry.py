@@ -1,47 +1,23 @@
-"""What `prefopt` is: a verb is run, and what ends it becomes a sentence and an exit status."""
+"""What `prefopt` is: the options are read, and a verb is run."""
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.markup import escape
-
-from prefopt.cli import consoles
+from prefopt.cli.exits import ends_in_a_sentence
 from prefopt.cli.parser import parser_of_verbs
 from prefopt.support.allocator import keep_freed_memory
-from prefopt.support.errors import PrefoptError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; what a user can put right is printed without a traceback, with exit status 2."""
+    """Run a verb; `prefopt.cli.exits` has the exit statuses."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a letter gets its number
+            stream.reconfigure(errors="backslashreplace")
     options = _options(arguments)
     keep_freed_memory()
-    try:
+    with ends_in_a_sentence():
         options.verb(options)
-    except PrefoptError as error:
-        consoles.err.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as error:
-        # An exit that a user's function asked for would pass for the end of what was to be done.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        if Path(where.filename).is_relative_to(Path(__file__).parent):
-            raise
-        place = f"{where.filename}:{where.lineno}"
-        consoles.err.print(
-            f"[bold red]error[/] {escape(f'{place} called sys.exit({error.code!r}); raise an error instead')}",
-            soft_wrap=True,
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        on = (
-            "the same command goes on"
-            if options.verb.__name__ in ("label", "study")
-            else "--resume goes on from the last checkpoint"
-        )
-        consoles.err.print(f"interrupted; what was done is kept ({on})")
-        sys.exit(130)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

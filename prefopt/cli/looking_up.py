@@ -32,7 +32,7 @@ def check(options: argparse.Namespace) -> None:
         )
     objective = checked_fields(load_objective(options.objective, **fields), options.objective)
     for name in check_objective(objective):
-        consoles.out.print(f"[green]✓[/] {name}")
+        consoles.out.print(Text.assemble(("✓", "green"), f" {name}"))
     consoles.out.print(f"{type(objective).__name__} keeps the contract")
 
 

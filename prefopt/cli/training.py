@@ -6,8 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from prefopt.cli import consoles
 from prefopt.runs.results import show_result
 from prefopt.support.errors import PrefoptError
@@ -62,7 +60,7 @@ def study(options: argparse.Namespace) -> None:
     if not options.dry_run:
         run_study(settings, options.out, options.jobs, console=consoles.out)
         if failed := what_failed(planned):
-            consoles.err.print(escape(failed))
+            consoles.err.print(failed, soft_wrap=True)
             sys.exit(1)
         return
     from prefopt.study.preview import show_plan

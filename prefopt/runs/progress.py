@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -21,7 +20,7 @@ def show_heading(console: Console, plan: "Plan") -> None:
     """The run in two lines: what it minimises, for how long, on which model."""
     objectives = " + ".join(str(objective) for objective in plan.objectives)
     size = f"{plan.steps} steps of {plan.recipe.train.batch_size} prompts"
-    console.print(f"[bold]{escape(plan.recipe.name)}[/] · {escape(objectives)} · {size}", highlight=False)
+    console.print(Text.assemble((plan.recipe.name, "bold"), f" · {objectives} · {size}"))
     console.print(f"  model {plan.model}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -98,7 +97,7 @@ def followed(
     columns = (
         BarColumn(bar_width=max(8, min(30, console.width - 70))),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )

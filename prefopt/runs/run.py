@@ -24,10 +24,12 @@ from prefopt.runs.progress import show_limit, shown
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError, nearest
-from prefopt.support.files import is_empty, locked, unused
+from prefopt.support.files import is_empty, locked, replacing_folder, unused
 from prefopt.support.json_values import json_values
 from prefopt.support.logs import silence_telemetry
 from prefopt.support.profile import timed
+from prefopt.support.system_errors import noting
+from prefopt.support.terminal import Terminal
 from prefopt.training.callbacks import Callback, make_callbacks, reason_to_stop
 from prefopt.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from prefopt.training.devices import computing, entered_on_main_process, on_main_process
@@ -56,9 +58,10 @@ def run(
     with (
         computing(settings.train) as accelerator,
         entered_on_main_process(accelerator, lambda: _claimed(settings, folder, resume)) as opened,
+        noting(lambda: _kept(opened)),
         fixed_date(on_main_process(accelerator, lambda: date_of(opened.manifest()))),
     ):
-        console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
+        console = (console or Terminal(stderr=True)) if accelerator.is_main_process else Terminal(quiet=True)
         if opened.trained:
             tracker = _tracker(settings, opened, accelerator)
             return _tracked(tracker, lambda: _conclude_trained(settings, opened, tracker, accelerator, console))
@@ -91,7 +94,8 @@ def _train(prepared: Prepared, trainer: Trainer, measurements: Measurements, don
 def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str) -> None:
     """The trained model, and with what its training ended: from here on a resume only evaluates and concludes."""
     if prepared.accelerator.is_main_process:
-        _bare(trainer).save(folder.policy)
+        with replacing_folder(folder.policy) as staging:
+            _bare(trainer).save(staging)
         part = prepared.recipe.evaluate.part
         ending = {
             "steps": trainer.done,
@@ -118,6 +122,18 @@ def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measu
         with timed("checkpoint"):
             folder = measurements.folder.checkpoints
             save_checkpoint(prepared.accelerator, folder, step.number, train.keep_checkpoints)
+
+
+def _kept(folder: RunFolder) -> str:
+    """What there is of a run that ends early, and how it goes on."""
+    if not folder.begun or folder.finished:
+        return f"{folder} is finished" if folder.finished else ""
+    go_on = f"prefopt run {folder} --resume"
+    if folder.trained:
+        return f"{folder.policy} holds the trained model; what is left is the evaluation at the end: {go_on}"
+    if saved := checkpoints(folder.checkpoints):
+        return f"{saved[-1]} keeps what was done up to there; to go on: {go_on}"
+    return f"no checkpoint was saved yet (train.checkpoint_every), so this begins again at step 0: {go_on}"
 
 
 def _callbacks(prepared: Prepared, folder: RunFolder) -> dict[str, Callback]:

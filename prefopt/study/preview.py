@@ -20,6 +20,7 @@ from prefopt.study.plan import StudyPlan
 from prefopt.study.run import rough_duration, waits_for_stage
 from prefopt.study.tuning import all_trials, settings_of, tuned_arms
 from prefopt.support.profile import profiling
+from prefopt.support.terminal import Terminal
 
 STEPS, PROMPTS = 2, 32
 """Of a rehearsal: the number of steps, of which the second is timed because the first one warms up; and at most how many held-out
@@ -60,11 +61,13 @@ def show_plan(planned: StudyPlan, jobs: int, console: Console, timed: bool) -> N
 
 def _differences(arms: Sequence[RunJob], varies: Sequence[str]) -> Table:
     """A row for each field that differs between arms; those that `varies` does not declare are red."""
-    title = "what differs between arms; [red]red[/]: not declared in `varies`, so the report calls it a confound"
+    title = Text.assemble(
+        "what differs between arms; ", ("red", "red"), ": not declared in `varies`, so the report calls it a confound"
+    )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("field", no_wrap=True, overflow="fold")
     for job in arms:
-        table.add_column(job.name)
+        table.add_column(Text(job.name))
     fields = [flat(with_defaults(job.recipe.model_dump(mode="json"))) for job in arms]
     for key in dict.fromkeys(key for one in fields for key in one):
         values = [short_value(one[key]) if key in one else "" for one in fields]
@@ -111,7 +114,7 @@ def rehearsed_seconds(job: RunJob) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         with profiling() as clock:
-            result = run(small, Path(folder) / "run", console=Console(quiet=True))
+            result = run(small, Path(folder) / "run", console=Terminal(quiet=True))
         whole, loading = time.monotonic() - start, clock.sections[("loading",)].seconds
         each = [line["seconds"] for line in RunFolder(result.folder).history() if "seconds" in line]
     evaluations = 2 + (steps // job.recipe.evaluate.every if job.recipe.evaluate.every else 0)

@@ -29,6 +29,8 @@ from prefopt.study.wandb_log import log_comparison
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, unused, write_whole
 from prefopt.support.sharing import sharing
+from prefopt.support.system_errors import noting
+from prefopt.support.terminal import Terminal
 
 
 def run_study(
@@ -63,14 +65,15 @@ def run_study(
             f"jobs={jobs} is a number of local processes, and an executor is given, too: leave one of them out"
         )
     executor = executor or (ThisProcess() if jobs == 1 else LocalProcesses(jobs))
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     planned = StudyPlan(study, study_folder(study, folder))
     with sharing():
         check(planned)
-        with locked(planned.folder), executor:
+        with locked(planned.folder), noting(lambda: _kept(planned)):
             _write_study(planned)
             started = time.time()
-            results = _run_all(planned, executor, console)
+            with executor:
+                results = _run_all(planned, executor, console)
         comparison = conclude(study, planned.folder, results, console)
         if not (planned.folder / "wandb").exists() or any(_ended_since(result, started) for result in results):
             log_comparison(planned, results, comparison)
@@ -148,10 +151,24 @@ def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[R
     return [RunOfArm(job.name, job.seed, job.folder) for job in arms]
 
 
+def _all_jobs(planned: StudyPlan) -> list[Job]:
+    return [*(job for stage in planned.stages() for job in stage), *all_trials(planned), *planned.arms()]
+
+
+def _kept(planned: StudyPlan) -> str:
+    """What there is of a study that ends early, and how it goes on."""
+    jobs = _all_jobs(planned)
+    finished = sum(job.finished for job in jobs)
+    begun = sum(RunFolder(job.folder).begun for job in jobs) - finished
+    return (
+        f"{planned.folder} keeps what was done: {finished} of {len(jobs)} runs are finished, {begun} begun; "
+        "the same command goes on"
+    )
+
+
 def what_failed(planned: StudyPlan) -> str:
     """A sentence on the jobs of a study that has been run which did not come to their end; empty where all did."""
-    jobs = [*(job for stage in planned.stages() for job in stage), *all_trials(planned), *planned.arms()]
-    failed = [str(job) for job in jobs if not job.finished]
+    failed = [str(job) for job in _all_jobs(planned) if not job.finished]
     if not failed:
         return ""
     names = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
@@ -168,7 +185,7 @@ class Progress:
 
     def __init__(self, planned: StudyPlan, console: Console):
         self.console, self.metric = console, planned.study.metric.removesuffix(AT_KL)
-        jobs = [*(job for stage in planned.stages() for job in stage), *all_trials(planned), *planned.arms()]
+        jobs = _all_jobs(planned)
         self.total, self.ended = len(jobs), sum(job.finished for job in jobs)
         self.started, self.ended_before = time.monotonic(), self.ended
         if self.ended:

@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, and folders that one process works in at a time."""
 
 import contextlib
+import io
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prefopt.support.errors import PrefoptError
+from prefopt.support.system_errors import naming
 
 LOCK = ".lock"
 """The file that a process holds while it works in a folder."""
@@ -24,6 +27,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
         staging.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def append_whole(path: Path, file: io.FileIO, content: bytes) -> None:
+    """Add bytes to a file that is open for appending without a buffer: all of them, or none.
+
+    Raises:
+        OSError: they cannot be written, with the path; what was there before is untouched.
+    """
+    before = os.fstat(file.fileno()).st_size
+    try:
+        with naming(path):
+            rest = memoryview(content)
+            while rest:  # a disk that is nearly full takes a part first
+                rest = rest[file.write(rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(before)
+        raise
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` once it is complete; after an error it is removed.
@@ -32,11 +53,31 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
     try:
-        yield staging
+        with naming(path):
+            yield staging
         os.replace(staging, path)
     except BaseException:
         with contextlib.suppress(OSError):
             staging.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A name to write a folder under, which takes the place of `path` once it is complete; after an error it is removed.
+
+    What an earlier process left under that name when it was killed is removed, too: only one process may write a folder.
+    """
+    staging = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with naming(path):
+            yield staging
+        if path.is_dir():
+            shutil.rmtree(path)
+        staging.rename(path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
         raise
 
 

@@ -2,8 +2,6 @@
 
 import os
 
-from rich.console import Console
-
 
 def quiet_libraries() -> None:
     """Print warnings as plain lines on stderr, and switch off the libraries' progress bars."""
@@ -12,10 +10,12 @@ def quiet_libraries() -> None:
     import transformers
     from rich.logging import RichHandler
 
+    from prefopt.support.terminal import Terminal
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries twice
-    handler = RichHandler(console=Console(stderr=True, highlight=False), show_time=False, show_path=False)
+    handler = RichHandler(console=Terminal(stderr=True), show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 

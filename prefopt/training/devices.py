@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 
 from prefopt.support.errors import PrefoptError
+from prefopt.support.system_errors import system_sentence
 
 T = TypeVar("T")
 
@@ -101,15 +102,19 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
     """What a call returns on the main process, the only one to make it; all processes get the answer.
 
     Raises:
-        PrefoptError: on every process, where the call raised one.
+        Exception: on the main process, whatever the call raised.
+        PrefoptError: on the others then, so that they do not wait for ever.
     """
     answer: list[Any] = [None, ""]
+    raised: Exception | None = None
     if accelerator.is_main_process:
         try:
             answer[0] = call()
-        except PrefoptError as error:
-            answer[1] = str(error)
+        except Exception as error:
+            raised, answer[1] = error, system_sentence(error) or str(error) or type(error).__name__
     result, wrong = broadcast_object_list(answer)
+    if raised is not None:
+        raise raised
     if wrong:
         raise PrefoptError(wrong)
     return result

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from prefopt import recipe
-from prefopt.support.files import unused, write_whole
+from prefopt.support.files import append_whole, unused, write_whole
 from prefopt.support.json_values import Number, json_values
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,15 @@ class Jsonl:
     """One line for each step: `step`, and its metrics; a NaN is null."""
 
     def __init__(self, path: Path):
-        self.file = path.open("a", buffering=1, encoding="utf-8")
+        self.path, self.file = path, path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Mapping[str, Number]) -> None:
-        """Append a line; a killed process loses none that were written."""
-        self.file.write(json.dumps({"step": step, **json_values(metrics)}) + "\n")
+        """Append a line; a killed process loses none that were written.
+
+        Raises:
+            OSError: it cannot be written; then no part of it is there.
+        """
+        append_whole(self.path, self.file, (json.dumps({"step": step, **json_values(metrics)}) + "\n").encode())
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close the file."""

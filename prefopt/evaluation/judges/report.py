@@ -23,6 +23,7 @@ from prefopt.recipe import Data, FeedbackOrName, Section
 from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.support.seeds import seed_for
+from prefopt.support.terminal import Terminal
 from prefopt.training.devices import computing
 from prefopt.types import Estimate
 
@@ -100,7 +101,7 @@ def report(settings: JudgeRecipe, console: Console | None = None) -> JudgeReport
     Raises:
         PrefoptError: whatever a user can put right: a judge that cannot work, rows without ratings or preferences of people.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     check_feedback(settings.judge, "judge", fixed=True)
     rows = [RatedRow.of(example) for example in load_rows(settings.source)[: settings.rows]]
     with computing(settings) as accelerator:

@@ -29,6 +29,8 @@ from prefopt.support.files import locked, write_whole
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.logs import silence_telemetry
 from prefopt.support.out_of_memory import LABELLING, advising
+from prefopt.support.system_errors import noting
+from prefopt.support.terminal import Terminal
 from prefopt.training.devices import computing, entered_on_main_process, on_main_process, refuse_sharding
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
@@ -68,7 +70,7 @@ def label(settings: LabelRecipe, folder: str | Path, console: Console | None = N
     """
     silence_telemetry()
     with computing(settings) as accelerator:
-        return Labelling(settings, Path(folder), accelerator, console or Console(stderr=True)).finish()
+        return Labelling(settings, Path(folder), accelerator, console or Terminal(stderr=True)).finish()
 
 
 def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
@@ -102,7 +104,7 @@ class Labelling:
     def __init__(self, settings: LabelRecipe, folder: Path, accelerator: Accelerator, console: Console):
         self.settings, self.folder, self.ledger = settings, folder, Ledger(folder)
         self.accelerator = accelerator
-        self.console = console if self.accelerator.is_main_process else Console(quiet=True)
+        self.console = console if self.accelerator.is_main_process else Terminal(quiet=True)
         _refuse_folder(folder, settings)
         self.rows = rows_of(settings)
 
@@ -111,7 +113,11 @@ class Labelling:
         if "finished" in _manifest(self.folder):
             return self._result()
         day = on_main_process(self.accelerator, lambda: date_of(_manifest(self.folder)))
-        with entered_on_main_process(self.accelerator, self._opened) as done, fixed_date(day):
+        with (
+            entered_on_main_process(self.accelerator, self._opened) as done,
+            noting(self._kept),
+            fixed_date(day),
+        ):
             completions = self._completions()
             feedback = make_feedback(self.settings.feedback, self.accelerator)
             begun = self._begin(completions, feedback)
@@ -140,6 +146,9 @@ class Labelling:
                 cut = f"; {torn} line that was being written is done again" if torn else ""
                 self.console.print(f"goes on after {len(done)} of {len(self.rows)} prompts{cut}", highlight=False)
             yield done
+
+    def _kept(self) -> str:
+        return f"what was labelled is kept in {self.folder}/; the same command goes on"
 
     def _completions(self) -> Completions:
         if self.settings.policy is None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from prefopt.runs.label.rows import Row, judged
 from prefopt.support.errors import PrefoptError
+from prefopt.support.files import append_whole
+from prefopt.support.system_errors import naming
 
 PLACE = "place in calls.jsonl"
 
@@ -89,9 +91,8 @@ class Ledger:
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    with file.open("ab") as out:
-        out.write(b"".join(map(_line, rows)))
-        out.flush()
+    with naming(file), file.open("ab", buffering=0) as out:
+        append_whole(file, out, b"".join(map(_line, rows)))
         os.fsync(out.fileno())
 
 

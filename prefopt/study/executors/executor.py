@@ -8,6 +8,8 @@ from typing import Protocol, Self
 from prefopt.runs.folder import RunFolder
 from prefopt.study.jobs import Job
 from prefopt.support.errors import PrefoptError
+from prefopt.support.system_errors import system_sentence
+from prefopt.support.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -93,5 +95,8 @@ def record_failure(job: Job, why: str, details: str) -> Outcome:
         why: in one line.
         details: the text of error.txt.
     """
-    RunFolder(job.folder).write_error(details)
+    try:
+        RunFolder(job.folder).write_error(visible(details))
+    except OSError as error:  # a full disk, of which the job has died, too
+        why = f"{why} (error.txt: {system_sentence(error)})"
     return Outcome(job, why)

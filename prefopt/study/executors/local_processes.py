@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -14,6 +15,9 @@ from prefopt.study.executors.executor import Executor, Outcome, record_failure
 from prefopt.study.executors.perform import perform, set_up_process
 from prefopt.study.jobs import Job
 from prefopt.support.sharing import sharing
+
+FOR_ALL = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Signals that job schedulers and terminals send to all processes of a job, one after another."""
 
 
 class LocalProcesses(Executor):
@@ -44,6 +48,8 @@ class LocalProcesses(Executor):
                     self.idle.append(worker)
                 except EOFError:
                     worker.process.join()
+                    if -(worker.process.exitcode or 0) in FOR_ALL:
+                        time.sleep(1)  # the signal that asks this process to end, too, may still be on its way
                     why = f"its process ended with exit code {worker.process.exitcode}"
                     outcome = record_failure(job, why, f"{why}: killed, or out of memory\n")
                 yield outcome
@@ -97,9 +103,11 @@ def _work(pipe: Any, device: str | None) -> None:
     """The main function of a process."""
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole process group; the parent decides what it means
+    for number in (
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # they reach the whole process group; the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     set_up_process()
     with sharing():

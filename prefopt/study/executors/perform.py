@@ -13,6 +13,8 @@ from prefopt.study.executors.executor import Outcome, record_failure
 from prefopt.study.jobs import Job, is_finished
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.files import unused
+from prefopt.support.system_errors import system_sentence
+from prefopt.support.terminal import Terminal
 
 
 def set_up_process() -> None:
@@ -37,7 +39,7 @@ def perform(job: Job) -> Outcome:
             job.run(console)
         return Outcome(job)
     except Exception as error:
-        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        why = system_sentence(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         return record_failure(job, why, traceback.format_exc())
     finally:
         gc.collect()  # models and optimisers refer to each other
@@ -63,7 +65,7 @@ def _log(job: Job) -> Iterator[Console]:
     file = _study_folder(job) / "logs" / f"{job.name}-seed-{job.seed}.txt"
     file.parent.mkdir(exist_ok=True)
     with file.open("a", encoding="utf-8") as text:
-        yield Console(file=text, width=120)
+        yield Terminal(file=text, width=120)
 
 
 def _study_folder(job: Job) -> Path:
