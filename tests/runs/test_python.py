@@ -172,7 +172,7 @@ def test_a_callback_stops_the_run_like_a_limit(home: Path) -> None:
     [
         (lambda: None, r"train\.callbacks\.0: .* is called with \(step\), and its parameters are \(\)"),
         (lambda step: 3, r"returned 3 at step 1; a callback returns a text, the reason to stop"),
-        (lambda step: 1 / 0, r"raised ZeroDivisionError at step 1: division by zero"),
+        (lambda step: 1 / 0, r"at step 1, raised ZeroDivisionError: division by zero \(test_python\.py:\d+\)"),
     ],
 )
 def test_callbacks_that_are_refused(home: Path, callback: Any, message: str) -> None:

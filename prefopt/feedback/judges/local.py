@@ -14,6 +14,7 @@ from prefopt import recipe
 from prefopt.feedback.judges.question import Answer, Question
 from prefopt.feedback.judges.reading import Reading, Turns
 from prefopt.policy import Policy, find_model, load_policy, load_tokenizer
+from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 
 
@@ -66,6 +67,8 @@ class Local:
 
     def render(self, question: Question) -> str:
         """The question as the model will read it; loads the tokenizer alone."""
+        if is_awaited(find_model(self._names)):
+            return ""
         return Turns(load_tokenizer(self._spec), self.template, self.chat_template_kwargs).text(question)
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:

@@ -72,7 +72,7 @@ class Rendering(Protocol):
     """Who writes questions by a chat template that is at hand, and so can try that before anything is asked."""
 
     def render(self, question: Question) -> str:
-        """The question as the model will read it; loads no model.
+        """The question as the model will read it; loads no model. "" while a dry run awaits the template's download.
 
         Raises:
             PrefoptError: the template does not take such turns, or begins the answer with thinking.

@@ -25,6 +25,7 @@ from prefopt.feedback.judges.listed import label_logps, merged
 from prefopt.feedback.judges.question import Answer, Question
 from prefopt.feedback.judges.thinking import after_thinking, thinks_first
 from prefopt.policy import find_model, load_tokenizer
+from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Server:
 
     def render(self, question: Question) -> str:
         """The question as text where completions are asked for; a chat's is written by the server."""
-        if self.endpoint == "chat":
+        if self.endpoint == "chat" or (self.template is not None and is_awaited(self.template)):
             return ""
         return prompts.text(question, self._tokenizer, self.chat_template_kwargs)
 
