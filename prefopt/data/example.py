@@ -32,6 +32,7 @@ class Example:
         where: file and line, for error messages.
         columns: every other column of the row. Those of completions or tokens are lists of K.
         axes: of the columns that are not of the prompt; `prefopt.types.AXES` has those that need not be named.
+        chosen_first: the data call the first completion chosen, beside giving scores.
     """
 
     prompt: Prompt
@@ -42,6 +43,12 @@ class Example:
     where: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    chosen_first: bool = False
+
+    @property
+    def contents(self) -> tuple[Completion, ...]:
+        """The completions, to tell whether two are the same."""
+        return self.completions
 
     @property
     def size(self) -> int:
@@ -74,6 +81,7 @@ class Example:
             completions=tuple(self.completions[i] for i in order),
             scores=None if self.scores is None else tuple(self.scores[i] for i in order),
             preference=select_matrix(self.preference, order),
+            chosen_first=False,
             columns={
                 name: column if self.axis(name) == "prompt" else [column[i] for i in order]
                 for name, column in self.columns.items()

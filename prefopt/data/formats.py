@@ -88,7 +88,8 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
     if kind == "unpaired":  # in addition to the score: False also says that the completion is not one to imitate
         columns["label"] = _label(row["label"], where)
     group = row["group"] if "group" in row else content_key(prompt) if prompt else content_key(completions[0])
-    return Example(prompt, completions, scores, preference, str(group), where, columns)
+    named = kind == "paired" and "score_chosen" in row
+    return Example(prompt, completions, scores, preference, str(group), where, columns, chosen_first=named)
 
 
 def shared_prefix(sequences: Sequence[Sequence[Any]]) -> int:

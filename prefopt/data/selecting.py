@@ -15,6 +15,12 @@ NEITHER = "completions dropped: neither better nor worse than their prompt's mea
 KEPT_TIED = "prompts kept: with tied completions"
 TOO_FEW = "prompts dropped: too few completions"
 UNDESIRABLE = "prompts dropped: their only completion is labelled false"
+ALONE = "prompts dropped: a single rated completion, which no label calls good or bad"
+IDENTICAL = "prompts kept: with completions that are the same"
+AGAINST = "pairs turned round: by their scores the rejected one is better"
+
+KEPT = (KEPT_TIED, IDENTICAL, AGAINST)
+"""Of the counts, those of prompts that are trained on."""
 
 EMBED = (
     "write `source: {embeddings: {}}` to let the policy embed its prompts, "
@@ -35,6 +41,10 @@ class Selectable(Protocol):
     def columns(self) -> Mapping[str, Any]: ...  # noqa: D102
     @property
     def where(self) -> str: ...  # noqa: D102
+    @property
+    def contents(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def chosen_first(self) -> bool: ...  # noqa: D102
     def select(self, order: Sequence[int]) -> Self: ...  # noqa: D102
     def scored(self, scores: tuple[float | None, ...]) -> Self: ...  # noqa: D102
     def with_axes(self, axes: Mapping[str, Axis]) -> Self: ...  # noqa: D102
@@ -101,7 +111,19 @@ def select_checked(
     )
     if needs.completions == 1 and needs.ordered:
         change = _best
+    if needs.signs:
+        rows = _with_signs(rows, counts)
     return (new for row in rows for new in change(_present(row.with_axes(needs.axes)), needs, ties, counts))
+
+
+def _with_signs(rows: Iterable[SelectableRow], counts: Counter[str]) -> Iterator[SelectableRow]:
+    """Without single ratings: 1 of 10 and rank 1 are numbers, and only a label says what is good."""
+    for row in rows:
+        rated = row.size if row.scores is None else sum(score is not None for score in row.scores)
+        if rated == 1 and "label" not in row.columns:
+            counts[ALONE] += 1
+        else:
+            yield row
 
 
 def _check(row: Selectable, rows: Sequence[Selectable], needs: Needs) -> None:
@@ -137,18 +159,27 @@ def _several(row: SelectableRow, needs: Needs, ties: Ties, counts: Counter[str])
     """K completions, or all; best first, or in the order of the data."""
     fewest = needs.completions or (2 if needs.ordered or needs.preference else 1)
     chosen = list(range(row.size))
+    turned = False
     if row.size >= fewest and _must_order(needs, row):
         merits = _merits(row)
         ranked = sorted(chosen, key=lambda i: -merits[i])
         if needs.ordered:
             ranked = _untied(ranked, merits, ties, counts)
+            turned = row.chosen_first and ranked[0] != 0
         chosen = _spread(ranked, needs.completions)
         if not needs.ordered:
             chosen = sorted(chosen)
     if len(chosen) < fewest:
         counts[TOO_FEW] += 1
         return []
+    counts[AGAINST] += turned
+    counts[IDENTICAL] += _alike([row.contents[i] for i in chosen])
     return [row if chosen == list(range(row.size)) else row.select(chosen)]
+
+
+def _alike(completions: Sequence[Any]) -> bool:
+    """Whether two completions are the same, as written or as they were cut."""
+    return any(one in completions[:number] for number, one in enumerate(completions))
 
 
 def _best(row: SelectableRow, needs: Needs, ties: Ties, counts: Counter[str]) -> list[SelectableRow]:

@@ -43,6 +43,16 @@ class Tokenised:
         return len(self.completion_ids)
 
     @property
+    def contents(self) -> tuple[Ids, ...]:
+        """The completions, to tell whether two are the same."""
+        return self.completion_ids
+
+    @property
+    def chosen_first(self) -> bool:
+        """The example's."""
+        return self.example.chosen_first
+
+    @property
     def group(self) -> str:
         """The example's."""
         return self.example.group

@@ -66,6 +66,8 @@ def merged_needs(terms: Sequence[Term]) -> Needs:
         one_update=any(n.one_update for n in needs),
         axes=_merged_axes(terms),
         named_scores=tuple(dict.fromkeys(name for n in needs for name in n.named_scores)),
+        contrast=any(n.contrast for n in needs),
+        signs=any(n.signs for n in needs),
     )
 
 

@@ -5,10 +5,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rich.console import Console
+
 from prefopt import recipe
+from prefopt.policy import load_tokenizer
 from prefopt.runs.memory import Part, estimate_memory
 from prefopt.runs.planning import Plan, plan
-from prefopt.support.downloads import Downloads, noting_downloads
+from prefopt.runs.tokens import with_tokens
+from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
 
 GB = 1e9
 
@@ -71,6 +75,8 @@ def dry_run(settings: recipe.Recipe) -> DryRun:
     """
     with noting_downloads() as downloads:
         planned = plan(settings)
+        if not downloads.data and not is_awaited(planned.model):
+            planned, *_ = with_tokens(planned, load_tokenizer(settings.policy), Console(quiet=True))
         batching = batching_of(planned)
         return DryRun(planned, batching, estimate_memory(planned, batching.completions, batching.tokens), downloads)
 
@@ -116,6 +122,7 @@ def describe_dry_run(checked: DryRun) -> Iterator[str]:
     unknown = any(part.size is None for part in checked.memory)
     yield f"  {'at least' if unknown else 'in all':<{width}} {known / GB:7.2f} GB  and what the libraries take for themselves"
     yield from _downloads(checked.downloads)
+    yield from (f"warning: {warning}" for warning in checked.plan.warnings)
 
 
 def _steps(checked: DryRun) -> str:

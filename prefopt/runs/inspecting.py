@@ -17,9 +17,12 @@ from prefopt.evaluation.held_out import distinct_prompts
 from prefopt.objectives import load_objective
 from prefopt.policy import Policy, load_tokenizer, make_sampler
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.lengths import longest_of, models_of, position_warnings, sampled
 from prefopt.runs.manifest import date_of
 from prefopt.runs.planning import plan
-from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator, tokenised
+from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
+from prefopt.runs.progress import show_warnings
+from prefopt.runs.tokens import tokenised
 from prefopt.sources.writing import Completer
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
@@ -88,6 +91,8 @@ def measure(settings: recipe.Recipe, part: str, accelerator: Accelerator, consol
     rows = tokenised(examples, part, settings.source, planned.needs, tokenizer, console)
     if not rows:
         raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
+    longest = longest_of(settings, {part: rows})
+    show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
     needs = Needs(rewards=planned.needs.rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
     measuring = judges(settings.evaluate, accelerator, models.trained)
@@ -119,6 +124,9 @@ def sample(
         rows = list(islice(distinct_prompts(token_rows), None if own else number))
         if not rows:
             raise PrefoptError("there is no prompt to start from; give one with --prompt")
+        most = settings.evaluate.sampling.max_tokens
+        longest = sampled(rows, most, "samples", "evaluate.sampling.max_tokens", "source.max_prompt_tokens")
+        show_warnings(Console(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
         model = load_models(settings, Needs(), tokenizer, accelerator).trained
         assert isinstance(model, Policy)
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])

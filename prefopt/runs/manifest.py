@@ -54,6 +54,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
         "data": {
             name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in prepared.data.items()
         },
+        "warnings": list(plan.warnings),
         "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
         # A recipe leaves defaults out, and another version may have other ones.
         "objectives": [{"name": term.name, **vars(term.objective)} for term in prepared.terms],

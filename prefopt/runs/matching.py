@@ -95,6 +95,13 @@ def batch_rows(
     return DiskRows.of(select_checked(rows, needs, source.ties, counts))
 
 
+def rows_left(rows: DiskRows[Tokenised], needs: Needs, source: recipe.Source) -> int:
+    """How many rows `batch_rows` has."""
+    if source.rollouts is not None:
+        return len(rows)
+    return sum(1 for _ in select_checked(rows, needs, source.ties, Counter()))
+
+
 def batch_columns(needs: Needs, source: recipe.Source) -> tuple[str, ...]:
     """The columns of rows that go into batches: what the data bring, and embeddings where the source adds them."""
     return needs.columns if source.embeddings is None else (*needs.columns, EMBEDDINGS)
@@ -138,6 +145,7 @@ def _check_rollouts(
             f"source.writers is {list(source.writers)}, and {name} does not look at who wrote a completion: it would learn from "
             "theirs as if they were the policy's; leave it out"
         )
+    _refuse_alike(needs, source, rollouts, name)
     if rollouts.refill and total < 2:
         raise PrefoptError("source.rollouts.refill compares the completions of a prompt: draw at least 2 of each")
     wants = needs.completions
@@ -145,4 +153,28 @@ def _check_rollouts(
         raise PrefoptError(
             f"{name} takes {wants} completions of each prompt, and source.rollouts.completions is "
             f"{rollouts.completions}{f' with {len(source.writers)} more by source.writers' * bool(source.writers)}"
+        )
+
+
+def _refuse_alike(needs: Needs, source: recipe.Source, rollouts: recipe.Rollouts, name: str) -> None:
+    """Refuses rollouts among which there is nothing to tell apart, or whose log-probs mean something else."""
+    others = sum(writer != "mismatched" for writer in source.writers)
+    sampling, total = rollouts.sampling, rollouts.completions + others
+    if total < 2 and (needs.contrast or needs.signs):
+        raise PrefoptError(
+            f"{name} learns from what is better and worse among the completions of a prompt, and "
+            f"source.rollouts.completions is {rollouts.completions}: draw at least 2"
+        )
+    greedy = "temperature: 0" if sampling.temperature == 0 else "top_k: 1" if sampling.top_k == 1 else ""
+    compared = needs.contrast or needs.signs or (needs.ordered and total > 1)
+    if greedy and ((compared and not others) or "greedy" in source.writers):
+        raise PrefoptError(
+            f"source.rollouts.sampling has {greedy}, so that all completions of a prompt are the same and {name} learns "
+            "nothing from them: sample, for example with temperature: 1"
+        )
+    if "sampler_logps" in needs.columns and (sampling.top_p < 1 or sampling.top_k > 0):
+        raise PrefoptError(
+            f"{name} weighs tokens by the policy's and the sampler's log-probs (`tis`), and with source.rollouts.sampling "
+            f"top_p {sampling.top_p:g} and top_k {sampling.top_k} the sampler's are of the tokens that are left, so that the "
+            "weight is their share and no difference of policies: write top_p: 1 and top_k: 0, or leave out tis"
         )

@@ -1,14 +1,15 @@
 """What a run will do: everything of a recipe that can be found, loaded and checked before a model is."""
 
 import glob
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split, load_examples
 from prefopt.data.splits import divided
 from prefopt.environments import check_environment, environment_factory
+from prefopt.evaluation import win_rates
 from prefopt.evaluation.held_out import check_held_out
 from prefopt.evaluation.metrics import check_metrics
 from prefopt.feedback import check_feedback
@@ -17,6 +18,8 @@ from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_sampler, find_model
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.lengths import check_encoder
+from prefopt.runs.limits import data_warnings, distinct, settings_warnings
 from prefopt.runs.matching import match, training_rows
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
@@ -53,6 +56,7 @@ class Plan:
         data: of the run's source.
         own: of each term with a source of its own, by the term's number.
         rows: of the run's source that are trained on.
+        warnings: what can be and is hardly meant, a sentence each.
     """
 
     recipe: recipe.Recipe
@@ -63,6 +67,7 @@ class Plan:
     data: Split[Example]
     own: Mapping[int, OwnSource]
     rows: int
+    warnings: Sequence[str] = ()
 
     @property
     def steps(self) -> int:
@@ -103,7 +108,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         find_model(settings.reference.model)
     for source in (settings.source, *(term.source for term in settings.objective)):
         if source is not None and source.embeddings is not None and source.embeddings.model is not None:
-            find_model(source.embeddings.model)
+            check_encoder("source.embeddings", source.embeddings.model, source.embeddings.max_tokens)
     _check_feedbacks(settings)
     check_callbacks(settings.train.callbacks)
     name, costed = " + ".join(t.name for t in shared), settings.cost is not None
@@ -117,14 +122,60 @@ def plan(settings: recipe.Recipe) -> Plan:
         if term.source is not None
     }
     data, rows = _splits(settings.source, wanted, seed)
-    if rows < settings.train.batch_size and not rows_awaited():
-        raise PrefoptError(
-            f"train.batch_size is {settings.train.batch_size}, and the data have {rows} rows to train on"
-        )
     _check_environment(settings, data.train)
     for part in (data.validation, data.test):
         check_held_out(part[: settings.evaluate.rows])
-    return Plan(settings, model, objectives, needs, wanted, data, own, rows)
+    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows)
+    if rows_awaited():
+        return planned
+    refuse_few(planned)
+    _check_prompts(settings, data)
+    return replace(planned, warnings=tuple(_warnings(planned)))
+
+
+def refuse_few(planned: Plan) -> None:
+    """Refuse a batch that is larger than all rows.
+
+    Raises:
+        PrefoptError: says how many there are.
+    """
+    size = planned.recipe.train.batch_size
+    if planned.rows < size:
+        raise PrefoptError(
+            f"train.batch_size is {size}, and the data have {planned.rows} rows to train on: make it smaller, or give more"
+        )
+
+
+def _warnings(planned: Plan) -> Iterator[str]:
+    settings, source = planned.recipe, planned.recipe.source
+    trains = settings.train.steps != 0
+    yield from settings_warnings(settings, planned.steps, trains)
+    signed = planned.wanted.signs and trains
+    rows = list(training_rows(planned.data.train, planned.wanted, source)) if signed else []
+    held_out = planned.data._asdict()[settings.evaluate.part]
+    yield from data_warnings(settings, planned.wanted, held_out, rows)
+    if settings.evaluate.every is not None and trains and not planned.data.validation:
+        yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
+
+
+def _check_prompts(settings: recipe.Recipe, data: Split[Example]) -> None:
+    """Refuses what wants several prompts where there is one, and a comparison with a run of other prompts."""
+    if "mismatched" in settings.source.writers and distinct(data.train, 2) < 2:
+        raise PrefoptError(
+            f"source.writers has `mismatched`, which gives each prompt another's completion, and all {len(data.train)} rows "
+            "to train on have one prompt: give other prompts, or take an objective that compares completions of one prompt"
+        )
+    against, part = settings.evaluate.against, settings.evaluate.part
+    if against is None:
+        return
+    if part != "test":
+        raise PrefoptError(f"evaluate.against: that run has samples of test rows alone, and evaluate.part is {part}")
+    others = RunFolder(Path(against)).samples()
+    if data.test and not any(win_rates.key(row.prompt) in others for row in data.test):
+        raise PrefoptError(
+            f"evaluate.against: none of the {len(data.test)} test rows has a prompt of {against}, which sampled for "
+            f"{len(others)} others: compare with a run on the same data, split and seeds.data"
+        )
 
 
 def _environment(settings: recipe.Recipe) -> recipe.Environment | None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise_to_disk
+from prefopt.data import DiskRows, Tokenised, preview
 from prefopt.data.ordering import ORDERS
 from prefopt.environments import SingleTurn, environment_factory
 from prefopt.evaluation.evaluator import Evaluator
@@ -37,18 +37,16 @@ from prefopt.policy import (
 )
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.matching import batch_columns, batch_rows, training_rows
+from prefopt.runs.matching import batch_columns, batch_rows
 from prefopt.runs.planning import Plan, plan
-from prefopt.runs.progress import show_count, show_data, show_example, show_heading
+from prefopt.runs.progress import show_count, show_example, show_heading
+from prefopt.runs.tokens import with_tokens
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import writers
 from prefopt.sources.writing import Completer
-from prefopt.support.dates import current_date
-from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
-from prefopt.support.sharing import shared, stamp
 from prefopt.types import Feedback, Needs, Sampler, Source
 
 
@@ -138,11 +136,8 @@ def prepare(
         planned = plan(settings)
     show_heading(console, planned)
     tokenizer = load_tokenizer(settings.policy)
-    data = {
-        part: tokenised(rows, part, settings.source, planned.needs, tokenizer, console)
-        for part, rows in _parts(planned).items()
-    }
-    terms = _terms(planned, tokenizer, accelerator, console)
+    planned, data, own = with_tokens(planned, tokenizer, console)
+    terms = _terms(planned, own, accelerator, console)
     rows = _rows_of_batches(data["train"], planned.wanted, settings.source, settings.policy, accelerator, console)
     columns = batch_columns(planned.wanted, settings.source)
     if rows:
@@ -157,33 +152,6 @@ def prepare(
         for part in ("validation", "test")
     }
     return Prepared(planned, accelerator, data, models, terms, source, len(rows), evaluators)
-
-
-def tokenised(
-    rows: DiskRows[Example],
-    part: str,
-    source: recipe.Source,
-    needs: Needs,
-    tokenizer: PreTrainedTokenizerBase,
-    console: Console,
-) -> DiskRows[Tokenised]:
-    """Rows as token ids, with a line on what they are; the runs of a study tokenise_to_disk a part once.
-
-    Args:
-        rows: of one part of the data.
-        part: its name, for the line.
-        source: says how long prompts and completions may be.
-        needs: say which columns belong to completions or tokens.
-        tokenizer: of the policy.
-        console: where the line is shown.
-    """
-    longest = (source.max_prompt_tokens, source.max_completion_tokens)
-    key = (stamp(tokenizer.name_or_path), current_date(), *longest, rows.identity, tuple(sorted(needs.axes.items())))
-    token_rows, report = shared("tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes))
-    show_data(console, part, report)
-    if report.refusal:
-        raise PrefoptError(f"the {part} rows: {report.refusal}")
-    return token_rows
 
 
 def load_models(
@@ -265,25 +233,16 @@ def evaluation_sampler(
     return make_sampler(spec, accelerator, "evaluate", model)
 
 
-def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
-    """Train, validation and test rows; of training rows for rollouts, their prompts."""
-    parts, source, needs = planned.data._asdict(), planned.recipe.source, planned.wanted
-    if source.rollouts is not None:
-        rows: DiskRows[Example] = parts["train"]
-        key = ("to train on", rows.identity, needs, source.ties, source.writers)
-        parts["train"] = shared("examples", key, lambda: DiskRows.of(training_rows(rows, needs, source)))
-    return parts
-
-
-def _terms(planned: Plan, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, console: Console) -> list[Term]:
+def _terms(
+    planned: Plan, tokens: Mapping[int, DiskRows[Tokenised]], accelerator: Accelerator, console: Console
+) -> list[Term]:
     """The objectives with their weights, and with their data where these are their own."""
     settings, train = planned.recipe, planned.recipe.train
     terms = [Term(o, t.weight) for o, t in zip(planned.objectives, settings.objective, strict=True)]
     for index, own in planned.own.items():
-        section, name = settings.objective[index].source, terms[index].name
+        section = settings.objective[index].source
         assert section is not None
-        rows = tokenised(own.data.train, f"source of {name}", section, own.needs, tokenizer, console)
-        rows = _rows_of_batches(rows, own.needs, section, settings.policy, accelerator, console)
+        rows = _rows_of_batches(tokens[index], own.needs, section, settings.policy, accelerator, console)
         columns = batch_columns(own.needs, section)
         size = train.minibatch_size or train.batch_size
         seed = seed_for(settings.seed_of("order"), index + 1)

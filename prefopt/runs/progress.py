@@ -22,6 +22,13 @@ def show_heading(console: Console, plan: "Plan") -> None:
     size = f"{plan.steps} steps of {plan.recipe.train.batch_size} prompts"
     console.print(Text.assemble((plan.recipe.name, "bold"), f" · {objectives} · {size}"))
     console.print(f"  model {plan.model}", highlight=False, soft_wrap=True, markup=False)
+    show_warnings(console, plan.warnings)
+
+
+def show_warnings(console: Console, warnings: Iterable[str]) -> None:
+    """A line for each thing that can be and is hardly meant."""
+    for warning in warnings:
+        console.print(f"  warning: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def show_data(console: Console, name: str, report: "Report") -> None:
@@ -32,6 +39,11 @@ def show_data(console: Console, name: str, report: "Report") -> None:
     console.print(f"  {name:<11}{rows:>6} rows · {lengths if report.kept else 'none'}", highlight=False)
     for what, count in sorted(report.counts.items()):
         show_count(console, count, what)
+
+
+def show_left(console: Console, rows: int) -> None:
+    """How many rows an epoch has, where some were dropped."""
+    console.print(f"  {'an epoch':<11}{rows:>6} rows, which are left to train on", highlight=False)
 
 
 def show_count(console: Console, count: int, what: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from prefopt import recipe
 from prefopt.data import Tokenised
 from prefopt.data.ordering import Order, permutation
-from prefopt.data.selecting import KEPT_TIED, Ties, select_checked
+from prefopt.data.selecting import KEPT, Ties, select_checked
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.sources.rollout_rows import batch_of, judged_row
@@ -112,7 +112,7 @@ class Rollouts:
     @property
     def dropped(self) -> int:
         """How many completions and prompts of the last batch could not be used."""
-        return sum(count for what, count in self.counts.items() if what != KEPT_TIED)
+        return sum(count for what, count in self.counts.items() if what not in KEPT)
 
     @property
     def metrics(self) -> dict[str, int]:

@@ -37,6 +37,10 @@ class Needs:
         axes: of `columns` that are not of the prompt, {"helpful": "completion"}: then they are ordered and cut together with
             the completions. Columns in `AXES` need not be named.
         named_scores: these `batch.named_scores` are there; they come from feedback.
+        contrast: it learns from the differences among a prompt's completions alone: of one, or of several that are all the
+            same, it learns nothing, and rollouts that could be nothing else are refused.
+        signs: it reads of each completion whether it is desirable. Of a single one that is its label; a single rating has no
+            zero to be above or below, and is left out.
     """
 
     completions: int | None = None
@@ -56,6 +60,8 @@ class Needs:
     per: Unit = "prompt"
     axes: Mapping[str, Axis] = field(default_factory=dict, hash=False)
     named_scores: tuple[str, ...] = ()
+    contrast: bool = False
+    signs: bool = False
 
     def count(self, batch: Batch) -> int:
         """The number of `per` units in a batch: the denominator of its summed loss."""

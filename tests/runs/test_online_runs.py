@@ -243,7 +243,7 @@ def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):
 def test_runs_that_share_read_their_prompts_once(recipe_file, monkeypatch):
     read = []
     monkeypatch.setattr(
-        prefopt.runs.preparing,
+        prefopt.runs.tokens,
         "tokenise_to_disk",
         lambda rows, *more, **fields: read.append(len(rows)) or tokenise_to_disk(rows, *more, **fields),
     )

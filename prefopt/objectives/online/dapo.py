@@ -39,7 +39,7 @@ class DAPO:
     estimator: Estimator = "k3"
     tis: Positive | None = None
     kl = property(kl_in_loss)
-    needs = needs_per("token")
+    needs = needs_per("token", contrast=True)
     targets = standardised_targets
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ class DrGRPO:
     estimator: Estimator = "k3"
     tis: Positive | None = None
     kl = property(kl_in_loss)
-    needs = needs_per("completion")
+    needs = needs_per("completion", contrast=True)
     targets = centred_targets
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class GRPO:
     estimator: Estimator = "k3"
     tis: Positive | None = None
     kl = property(kl_in_loss)
-    needs = needs_per("completion")
+    needs = needs_per("completion", contrast=True)
     targets = standardised_targets
 
     def __post_init__(self) -> None:

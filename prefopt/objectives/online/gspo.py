@@ -38,7 +38,7 @@ class GSPO:
     estimator: Estimator = "k3"
     tis: Positive | None = None
     kl = property(kl_in_loss)
-    needs = needs_per("completion")
+    needs = needs_per("completion", contrast=True)
     targets = standardised_targets
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from prefopt.objectives.maths import discounted_returns, whiten
 from prefopt.objectives.online.advantage import advantage_metrics, centred, episodes, scores_of, token_rewards
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
-from prefopt.objectives.online.surrogate import clipped_losses, needs_per, ratio_rows, token_ratio, token_sums
+from prefopt.objectives.online.surrogate import clipped_losses, ratio_rows, rollout_needs, token_ratio, token_sums
 from prefopt.support.domains import NonNegative, Positive
 from prefopt.types import Batch, Loss, Outputs, Targets
 
@@ -43,7 +43,7 @@ class ReinforcePlusPlus:
     placement: Placement = "reward"
     tis: Positive | None = None
     kl = property(kl_as_placed)
-    needs = needs_per("token")
+    needs = property(lambda self: rollout_needs(self.kl, "token", self.tis, contrast=self.baseline == "group"))
 
     def __post_init__(self) -> None:
         check_kl(self)

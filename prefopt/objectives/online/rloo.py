@@ -45,7 +45,7 @@ class RLOO:
     @property
     def needs(self) -> Needs:
         """Scores; the reference and the policy before the update unless β is 0."""
-        return rollout_needs(self.kl, "completion", old=self.kl.used, one_update=True)
+        return rollout_needs(self.kl, "completion", old=self.kl.used, one_update=True, contrast=True)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """The advantages, [B, K, T], the same at every token of a completion."""

@@ -12,7 +12,13 @@ from prefopt.types import Batch, Needs, Outputs, Targets, Unit
 
 
 def rollout_needs(
-    kl: KL, per: Unit, tis: float | None = None, old: bool = True, values: bool = False, one_update: bool = False
+    kl: KL,
+    per: Unit,
+    tis: float | None = None,
+    old: bool = True,
+    values: bool = False,
+    one_update: bool = False,
+    contrast: bool = False,
 ) -> Needs:
     """What a policy-gradient method needs: scores of its own completions, and what its KL and its ratios are made of."""
     return Needs(
@@ -25,12 +31,13 @@ def rollout_needs(
         statistics=kl.statistics,
         one_update=one_update,
         per=per,
+        contrast=contrast,
     )
 
 
-def needs_per(unit: Unit, values: bool = False) -> Any:
+def needs_per(unit: Unit, values: bool = False, contrast: bool = False) -> Any:
     """The `needs` of an objective with a ratio: scores, the policy before the update, and the reference unless β is 0."""
-    return property(lambda self: rollout_needs(self.kl, unit, self.tis, values=values))
+    return property(lambda self: rollout_needs(self.kl, unit, self.tis, values=values, contrast=contrast))
 
 
 def ratio_rows(batch: Batch, old: Outputs, tis: float | None) -> dict[str, Tensor]:

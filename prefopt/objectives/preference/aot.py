@@ -65,7 +65,7 @@ class AOTUnpaired:
     """
 
     beta: Positive = 0.01
-    needs = Needs(completions=None, scores=True, reference=True, whole_batch=True)
+    needs = Needs(completions=None, scores=True, reference=True, whole_batch=True, signs=True)
     targets = reference_sums
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:

@@ -37,7 +37,7 @@ class BCO:
     beta: Positive = 0.1
     delta: Finite = 0.0
     seen: NonNegative = 0.0
-    needs = Needs(completions=None, scores=True, reference=True, whole_batch=True)
+    needs = Needs(completions=None, scores=True, reference=True, whole_batch=True, signs=True)
     targets = reference_sums
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:

@@ -35,7 +35,7 @@ class KTO:
     beta: Positive = 0.1
     lam_d: NonNegative = 1.0
     lam_u: NonNegative = 1.0
-    needs = Needs(completions=2, scores=True, columns=("origin",), reference=True, whole_batch=True)
+    needs = Needs(completions=2, scores=True, columns=("origin",), reference=True, whole_batch=True, signs=True)
     targets = reference_sums
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:

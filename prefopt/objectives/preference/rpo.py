@@ -81,7 +81,7 @@ class RPOUnpaired:
 
     beta: Positive = 0.1
     tau: Positive = 0.5
-    needs = Needs(scores=True, columns=("embeddings",), reference=True, whole_batch=True)
+    needs = Needs(scores=True, columns=("embeddings",), reference=True, whole_batch=True, signs=True)
 
     def __post_init__(self) -> None:
         _check_tau(self.tau)

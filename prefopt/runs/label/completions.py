@@ -8,12 +8,15 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from prefopt.data import DiskRows, Example, prompts, tokenise_to_disk
 from prefopt.data.texts import texts
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.recipe import Samples
 from prefopt.runs.label.recipe import LabelRecipe
+from prefopt.runs.lengths import position_warnings, sampled
+from prefopt.runs.progress import show_warnings
 from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
@@ -78,6 +81,9 @@ class PolicyCompletions:
         self.samples = settings.samples or Samples()
         tokenizer: Any = load_tokenizer(settings.policy)
         self.tokenised, self.report = tokenise_to_disk(rows, tokenizer, settings.max_prompt_tokens)
+        key = "samples.sampling.max_tokens"
+        longest = sampled(self.tokenised, self.samples.sampling.max_tokens, "samples", key, "max_prompt_tokens")
+        show_warnings(Console(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
         self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
         sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
         self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator)

@@ -1,0 +1,125 @@
+"""Tokens held against the positions of models, after the rows are tokenised and before a model is loaded.
+
+A model with a table of positions cannot compute beyond it, and is refused; one that computes its positions (rotary ones) was never
+trained there, and that is said with the numbers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from prefopt import recipe
+from prefopt.data import Tokenised
+from prefopt.policy import find_model
+from prefopt.policy.positions import positions_of
+from prefopt.support.errors import PrefoptError
+
+
+class Longest(NamedTuple):
+    """The most tokens that a model will be given at a time for one purpose.
+
+    Attributes:
+        tokens: prompt and completion.
+        what: which prompt and completion, in words.
+        shorten: the keys of the recipe that make it shorter.
+    """
+
+    tokens: int
+    what: str
+    shorten: str
+
+
+def longest_of(settings: recipe.Recipe, data: Mapping[str, Sequence[Tokenised]]) -> list[Longest]:
+    """The longest that policy and reference will read, and write, in training and in evaluations.
+
+    Args:
+        settings: of the run.
+        data: tokenised rows by the part of the data.
+    """
+    rollouts, sampling = settings.source.rollouts, settings.evaluate.sampling
+    found = []
+    for part, rows in data.items():
+        if part != "train" or rollouts is None:
+            found += _recorded(rows, f"{part} row")
+        if part == "train" and rollouts is not None:
+            key = "source.rollouts.sampling.max_tokens"
+            found += sampled(rows, rollouts.sampling.max_tokens, "rollouts", key, "source.max_prompt_tokens")
+        if part != "train" and settings.evaluate.prompts:
+            found += sampled(
+                rows,
+                sampling.max_tokens,
+                f"samples of {part} rows",
+                "evaluate.sampling.max_tokens",
+                "source.max_prompt_tokens",
+            )
+    return found
+
+
+def sampled(rows: Sequence[Tokenised], most: int, what: str, key: str, prompt_key: str) -> list[Longest]:
+    """The longest prompt of the rows with a completion of the most tokens that are sampled."""
+    prompt = max((len(row.prompt_ids) for row in rows), default=0)
+    if not prompt:
+        return []
+    return [Longest(prompt + most, f"{what}: a prompt of {prompt} and up to {most} sampled", f"{key} or {prompt_key}")]
+
+
+def _recorded(rows: Sequence[Tokenised], what: str) -> list[Longest]:
+    """The longest row."""
+    best: tuple[int, int, str] = (0, 0, "")
+    for row in rows:
+        completion = max((len(ids) for ids in row.completion_ids), default=0)
+        best = max(best, (len(row.prompt_ids) + completion, completion, row.where))
+    tokens, completion, where = best
+    if not tokens:
+        return []
+    described = f"{what} {where}: a prompt of {tokens - completion} and a completion of {completion}"
+    return [Longest(tokens, described, "source.max_completion_tokens or source.max_prompt_tokens")]
+
+
+def models_of(settings: recipe.Recipe, scorer: bool) -> dict[str, recipe.Names]:
+    """The models that read the policy's tokens, by their keys."""
+    models = {"policy.model": settings.policy.model}
+    if not scorer and settings.reference.model is not None:
+        models["reference.model"] = settings.reference.model
+    if not scorer and settings.policy.critic.model is not None:
+        models["policy.critic.model"] = settings.policy.critic.model
+    return models
+
+
+def position_warnings(models: Mapping[str, recipe.Names], longest: Sequence[Longest]) -> Iterator[str]:
+    """Hold every length against every model.
+
+    Args:
+        models: by their keys in the recipe.
+        longest: what they will be given.
+
+    Yields:
+        A sentence for each model without a table that is given more than it was made for.
+
+    Raises:
+        PrefoptError: a model with a table of positions is given more.
+    """
+    for key, names in models.items():
+        name = find_model(names)
+        positions = positions_of(name)
+        for one in longest if positions is not None else ():
+            assert positions is not None
+            if one.tokens <= positions.number:
+                continue
+            sentence = f"{key} {name} has {positions.number} positions, and {one.what} are {one.tokens} tokens"
+            if positions.table:
+                raise PrefoptError(f"{sentence}: it cannot read more than it has positions for; lower {one.shorten}")
+            yield f"{sentence}: beyond its positions it computes, and was never trained; lower {one.shorten}"
+
+
+def check_encoder(key: str, names: recipe.Names, most: int) -> None:
+    """Refuse to let an encoder read more than it has positions for.
+
+    Raises:
+        PrefoptError: says how many it has.
+    """
+    name = find_model(names)
+    positions = positions_of(name)
+    if positions is not None and positions.table and most > positions.number:
+        raise PrefoptError(
+            f"{key}.max_tokens is {most}, and {name} has {positions.number} positions: write {positions.number}"
+        )

@@ -1,0 +1,133 @@
+"""What is known before a model is loaded is compared. What cannot be is refused by `planning`; what is hardly meant is said here.
+
+Each warning is a sentence with its numbers and what to write instead. `docs/recipes.md` lists all that is compared.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+from prefopt import recipe
+from prefopt.data import Example
+from prefopt.data.example import content_key
+from prefopt.types import Needs
+
+BITS = {"bfloat16": 8, "float16": 11}
+"""Bits of a number's significand: a weight w moves by steps of about |w| · 2^−bits, and smaller ones are rounded away."""
+
+TYPICAL = 0.02
+"""Standard deviation of weights that most language models start with."""
+
+
+def settings_warnings(settings: recipe.Recipe, steps: int, trains: bool) -> Iterator[str]:
+    """What a recipe's own numbers say of each other.
+
+    Args:
+        settings: the recipe.
+        steps: logical batches that it trains on.
+        trains: whether anything is trained.
+    """
+    if not trains:
+        return
+    train = settings.train
+    updates = steps * train.passes * train.batch_size // (train.minibatch_size or train.batch_size)
+    if train.lr == 0 or not any(term.weight for term in settings.objective):
+        what = "train.lr is 0" if train.lr == 0 else "the weight of every objective is 0"
+        yield f"{what}: no weight will move"
+    else:
+        yield from _rounded_away(settings)
+    if train.warmup >= 1 and train.warmup > updates:
+        yield (
+            f"train.warmup is {train.warmup:g} optimiser steps and the run has {updates}: the learning rate only gets to "
+            f"{updates / train.warmup:.0%} of train.lr"
+        )
+    every = {
+        "evaluate.every": (settings.evaluate.every, "there is no evaluation in between"),
+        "train.checkpoint_every": (
+            train.checkpoint_every,
+            "there is no checkpoint, and a run that is cut off begins anew",
+        ),
+        "track.every": (settings.track.every, "no step is logged"),
+        "reference.every": (settings.reference.every, "the reference does not move"),
+    }
+    for key, (number, what) in every.items():
+        if number is not None and number > steps:
+            yield f"{key} is {number} and the run has {steps} step{'s' * (steps != 1)}: {what}"
+    processes, share = int(os.environ.get("WORLD_SIZE", 1)), train.minibatch_size or train.batch_size
+    if share < processes:
+        yield f"an optimiser step has {share} prompts for {processes} processes: {processes - share} of them have nothing to do"
+    rollouts = settings.source.rollouts
+    if rollouts is not None and rollouts.sampling.temperature == 0:
+        yield (
+            "source.rollouts.sampling.temperature is 0: every prompt has one completion, always the same, and a policy "
+            "gradient is of what a policy samples; write temperature: 1"
+        )
+
+
+def _rounded_away(settings: recipe.Recipe) -> Iterator[str]:
+    """Weights of 16 bits do not move by a small learning rate: the optimiser's step is about as large as that."""
+    policy, train = settings.policy, settings.train
+    if policy.dtype not in BITS or policy.adapter is not None or train.optimizer == "sgd":
+        return
+    spacing = 2.0 ** -BITS[policy.dtype]
+    largest = train.lr / spacing
+    share = math.erf(largest / TYPICAL / math.sqrt(2))
+    if share < 0.95:
+        yield (
+            f"policy.dtype is {policy.dtype}, whose numbers are about 2^-{BITS[policy.dtype]} of themselves apart: a step of "
+            f"train.lr {train.lr:g} is rounded away from weights above {largest:.2g}, so that about {share:.0%} of weights "
+            f"move (of a model whose weights have standard deviation {TYPICAL:g}). Write policy.dtype: float32, with "
+            "train.precision: bf16 for speed, or train an adapter (policy.adapter)"
+        )
+
+
+def data_warnings(
+    settings: recipe.Recipe, needs: Needs, held_out: Sequence[Example], train: Sequence[Example]
+) -> Iterator[str]:
+    """What the rows say of what is asked of them.
+
+    Args:
+        settings: the recipe.
+        needs: what its data must bring.
+        held_out: rows of the part that is evaluated at both ends.
+        train: rows as they are trained on.
+    """
+    part = settings.evaluate.part
+    prompts = distinct(held_out, 2)
+    empty = settings.source.split[2 if part == "test" else 1] == 0 and getattr(settings.source, part) is None
+    if prompts < 2 and not empty:
+        yield (
+            f"the {part} part has {'no row' if not held_out else 'one distinct prompt'}: intervals need two, and "
+            f"{'nothing is measured' if not held_out else 'there will be none'}. Give more in source.{part} or source.split"
+        )
+    if needs.signs:
+        yield from _one_class(train)
+    ordered = needs.ordered or needs.signs
+    if held_out and ordered and settings.source.rollouts is None and all(row.size < 2 for row in held_out):
+        yield (
+            f"all {len(held_out)} {part} rows have one completion each, so that accuracy and margins, which compare two of a "
+            f"prompt, are not measured; give rows with both in source.{part}"
+        )
+
+
+def _one_class(train: Sequence[Example]) -> Iterator[str]:
+    good = bad = 0
+    for row in train:
+        for score in row.scores or ():
+            good, bad = good + ((score or 0) > 0), bad + ((score or 0) < 0)
+    total, fewer = good + bad, min(good, bad)
+    if total and fewer / total < 0.05:
+        yield (
+            f"{good} completions to train on are desirable and {bad} undesirable: the objective learns from both. Give more "
+            "of the other, or weigh them (KTO: lam_d, lam_u)"
+        )
+
+
+def distinct(rows: Sequence[Example], most: int) -> int:
+    """How many distinct prompts there are, counted up to `most`."""
+    seen: set[str] = set()
+    for row in rows:
+        seen.add(content_key(row.prompt))
+        if len(seen) == most:
+            break
+    return len(seen)

@@ -1,0 +1,107 @@
+"""The rows of a run as token ids, and what only they can tell: how many rows are left, and whether models can read them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from prefopt import recipe
+from prefopt.data import DiskRows, Example, Tokenised, tokenise_to_disk
+from prefopt.runs.lengths import longest_of, models_of, position_warnings
+from prefopt.runs.matching import rows_left, training_rows
+from prefopt.runs.planning import Plan, refuse_few
+from prefopt.runs.progress import show_data, show_left, show_warnings
+from prefopt.support.dates import current_date
+from prefopt.support.errors import PrefoptError
+from prefopt.support.sharing import shared, stamp
+from prefopt.types import Needs
+
+Rows = DiskRows[Tokenised]
+
+
+def with_tokens(
+    planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Console
+) -> tuple[Plan, dict[str, Rows], dict[int, Rows]]:
+    """The plan with what only tokens can tell; the rows by the part of the data; those of terms with a source of their own.
+
+    Args:
+        planned: the run.
+        tokenizer: of the policy.
+        console: where the rows and further warnings are shown.
+
+    Raises:
+        PrefoptError: fewer rows than a batch are left, or a model has no positions for what it is to read.
+    """
+    settings = planned.recipe
+    data = {
+        part: tokenised(rows, part, settings.source, planned.needs, tokenizer, console)
+        for part, rows in _parts(planned).items()
+    }
+    own = {}
+    for i, term in enumerate(settings.objective):
+        if term.source is not None:
+            needs, rows = planned.own[i].needs, planned.own[i].data.train
+            own[i] = tokenised(rows, f"source of {term.name}", term.source, needs, tokenizer, console)
+    left = rows_left(data["train"], planned.wanted, settings.source)
+    if left != planned.rows and settings.train.epochs is not None:
+        show_left(console, left)
+    named = data | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
+    found = [
+        *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
+        *_cut_warnings(data, settings.source),
+    ]
+    show_warnings(console, found)
+    planned = replace(planned, rows=left, warnings=(*planned.warnings, *found))
+    refuse_few(planned)
+    return planned, data, own
+
+
+def tokenised(
+    rows: DiskRows[Example],
+    part: str,
+    source: recipe.Source,
+    needs: Needs,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+) -> DiskRows[Tokenised]:
+    """Rows as token ids, with a line on what they are; the runs of a study tokenise_to_disk a part once.
+
+    Args:
+        rows: of one part of the data.
+        part: its name, for the line.
+        source: says how long prompts and completions may be.
+        needs: say which columns belong to completions or tokens.
+        tokenizer: of the policy.
+        console: where the line is shown.
+    """
+    longest = (source.max_prompt_tokens, source.max_completion_tokens)
+    key = (stamp(tokenizer.name_or_path), current_date(), *longest, rows.identity, tuple(sorted(needs.axes.items())))
+    token_rows, report = shared("tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes))
+    show_data(console, part, report)
+    if report.refusal:
+        raise PrefoptError(f"the {part} rows: {report.refusal}")
+    return token_rows
+
+
+def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
+    """Train, validation and test rows; of training rows for rollouts, their prompts."""
+    parts, source, needs = planned.data._asdict(), planned.recipe.source, planned.wanted
+    if source.rollouts is not None:
+        rows: DiskRows[Example] = parts["train"]
+        key = ("to train on", rows.identity, needs, source.ties, source.writers)
+        parts["train"] = shared("examples", key, lambda: DiskRows.of(training_rows(rows, needs, source)))
+    return parts
+
+
+def _cut_warnings(data: Mapping[str, Sequence[Tokenised]], source: recipe.Source) -> Iterator[str]:
+    """Where every prompt or every completion of a part was cut."""
+    most_prompt, most_completion = source.max_prompt_tokens, source.max_completion_tokens
+    for part, rows in data.items():
+        if rows and all(row.prompt_cut for row in rows):
+            yield f"all {len(rows)} prompts of {part} rows lose their beginning: source.max_prompt_tokens is {most_prompt}"
+        if rows and all(row.completions_cut and all(row.completions_cut) for row in rows):
+            yield (
+                f"all completions of the {len(rows)} {part} rows lose their end, so that none ends with EOS: "
+                f"source.max_completion_tokens is {most_completion}"
+            )

@@ -1,0 +1,318 @@
+"""What is known before a model is loaded is compared: refused, or said with its numbers."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _tiny import tiny_model
+from transformers import GPT2Config, LlamaConfig, RobertaConfig
+
+from prefopt import load_recipe
+from prefopt.data import parse
+from prefopt.data.selecting import AGAINST, ALONE, IDENTICAL, select_checked
+from prefopt.evaluation.evaluator import Evaluation
+from prefopt.objectives import CATALOGUE, load_objective
+from prefopt.policy.positions import Positions, positions_of
+from prefopt.runs.dry_run import describe_dry_run, dry_run
+from prefopt.runs.planning import plan
+from prefopt.support.errors import PrefoptError
+from prefopt.types import Needs
+
+Overrides = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "lm")
+
+
+@pytest.fixture
+def make(tmp_path: Path, model_folder: Path) -> Any:
+    """A recipe of a tiny model and these rows."""
+    model = shutil.copytree(model_folder, tmp_path / "lm")
+    (tmp_path / "rule.py").write_text("def r(p, c, rows):\n    return [[float(len(t)) for t in row] for row in c]\n")
+
+    def recipe(*overrides: str, rows: list[dict[str, Any]] | None = None) -> Any:
+        rows = rows if rows is not None else pairs()
+        (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        file = tmp_path / "r.yaml"
+        file.write_text(
+            f"policy: {{model: {model}}}\nsource: {{data: {tmp_path}/d.jsonl, split: [0.5, 0.25, 0.25]}}\n"
+            "objective: DPO\ntrain: {steps: 10, batch_size: 4, lr: 1e-3}\nevaluate: {sampling: {max_tokens: 8}}\n"
+        )
+        return load_recipe(file, list(overrides))
+
+    return recipe
+
+
+def pairs(number: int = 40, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"w{i % 50} w{i // 50}", "chosen": " w1 w2", "rejected": f" w3 w{i % 50}", **more}
+        for i in range(number)
+    ]
+
+
+def labelled(good: int, bad: int) -> list[dict[str, Any]]:
+    rows = pairs(good + bad)
+    return [{"prompt": r["prompt"], "completion": r["chosen"], "label": i < good} for i, r in enumerate(rows)]
+
+
+def online(tmp_path: Path, **rollouts: Any) -> list[str]:
+    return [f"source.rollouts={json.dumps(rollouts)}", f"feedback={tmp_path}/rule.py:r"]
+
+
+GROUPS = ["GRPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "RLOO", "{name: ReinforcePlusPlus, baseline: group}"]
+
+
+@pytest.mark.parametrize("objective", GROUPS)
+@pytest.mark.parametrize(
+    ("rollouts", "message"),
+    [
+        ({"completions": 1}, "draw at least 2"),
+        ({"completions": 4, "sampling": {"temperature": 0}}, "temperature: 0, so that all completions"),
+        ({"completions": 4, "sampling": {"top_k": 1}}, "top_k: 1, so that all completions"),
+    ],
+)
+def test_rollouts_that_teach_a_group_method_nothing_are_refused(
+    make: Any, tmp_path: Path, objective: str, rollouts: Any, message: str
+) -> None:
+    with pytest.raises(PrefoptError, match=message):
+        plan(make(f"objective={objective}", *online(tmp_path, **rollouts)))
+    plan(make(f"objective={objective}", *online(tmp_path, completions=2)))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_methods_that_standardise_a_group_say_so(name: str) -> None:
+    groups = {"GRPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "RLOO"}
+    assert load_objective(name).needs.contrast == (name in groups)
+
+
+def test_an_order_of_equal_completions_is_refused(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(PrefoptError, match="temperature: 0"):
+        plan(make(*online(tmp_path, completions=2, sampling={"temperature": 0})))
+
+
+@pytest.mark.parametrize("objective", ["GRPO", "DAPO", "DrGRPO", "CISPO", "GSPO", "ReinforcePlusPlus", "PPO"])
+@pytest.mark.parametrize("sampling", [{"top_p": 0.5}, {"top_k": 4}])
+def test_truncated_supports_and_importance_weights_exclude_each_other(
+    make: Any, tmp_path: Path, objective: str, sampling: Any
+) -> None:
+    with pytest.raises(PrefoptError, match="`tis`"):
+        plan(make(f"objective={{name: {objective}, tis: 2}}", *online(tmp_path, sampling=sampling)))
+    plan(make(f"objective={objective}", *online(tmp_path, sampling=sampling)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.dtype=bfloat16", "train.lr=1e-6"], "weights above 0.00026, so that about 1% of weights move"),
+        (["policy.dtype=float16", "train.lr=1e-6"], "weights above 0.002, so that about 8% of weights move"),
+        (["train.lr=0"], "train.lr is 0: no weight will move"),
+        (["objective.weight=0"], "the weight of every objective is 0"),
+        (["train.warmup=40"], "warmup is 40 optimiser steps and the run has 10: the learning rate only gets to 25%"),
+        (["evaluate.every=11"], "evaluate.every is 11 and the run has 10 steps"),
+        (["train.checkpoint_every=11"], "train.checkpoint_every is 11"),
+        (["track.every=11"], "no step is logged"),
+        (["reference.every=11"], "the reference does not move"),
+        (["source.split=[0.9, 0, 0.1]", "evaluate.every=5"], "there are none"),
+    ],
+)
+def test_settings_that_cannot_mean_what_they_say_are_said(make: Any, overrides: list[str], message: str) -> None:
+    assert not plan(make()).warnings
+    assert message in " ".join(plan(make(*overrides)).warnings)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["policy.dtype=bfloat16", "train.lr=1e-3"],
+        ["policy.dtype=bfloat16", "train.lr=1e-6", "policy.adapter={}"],
+        ["policy.dtype=bfloat16", "train.lr=1e-6", "train.steps=0"],
+        ["train.lr=1e-6"],
+        ["train.warmup=10"],
+        ["evaluate.every=10"],
+    ],
+)
+def test_settings_that_work_are_not_warned_of(make: Any, overrides: list[str]) -> None:
+    assert not plan(make(*overrides)).warnings
+
+
+def test_more_processes_than_prompts_of_a_step_are_said(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert "4 prompts for 8 processes: 4 of them have nothing" in plan(make()).warnings[0]
+
+
+@pytest.mark.parametrize("objective", ["KTO", "BCO"])
+@pytest.mark.parametrize(("good", "bad", "warned"), [(40, 0, True), (0, 40, True), (39, 1, True), (30, 10, False)])
+def test_one_class_of_labels_is_said_with_its_numbers(
+    make: Any, objective: str, good: int, bad: int, warned: bool
+) -> None:
+    more = ["source.writers=mismatched"] if objective == "KTO" else []
+    settings = make(f"objective={objective}", "source.split=[1, 0, 0]", *more, rows=labelled(good, bad))
+    text = " ".join(plan(settings).warnings)
+    assert (f"{good} completions to train on are desirable and {bad} undesirable" in text) == warned
+
+
+def test_held_out_rows_of_one_completion_measure_no_order(make: Any) -> None:
+    settings = make("objective=KTO", "source.writers=mismatched", rows=labelled(20, 20))
+    assert "have one completion each" in " ".join(plan(settings).warnings)
+
+
+def test_one_prompt_goes_to_one_part_and_that_is_said(make: Any) -> None:
+    """Which part it is depends on the prompt."""
+    outcomes = Counter[str]()
+    for prompt in ("w1", "w2", "w3 w4", "w5", "w6"):
+        settings = make(rows=pairs(40, prompt=prompt))
+        try:
+            warnings = plan(settings).warnings
+        except PrefoptError as error:
+            outcomes[str(error).partition(":")[0]] += 1
+        else:
+            outcomes["said"] += any("test part has no row" in warning for warning in warnings)
+    assert outcomes == {"said": 3, "source.split [0.5, 0.25, 0.25] leaves nothing to train on": 2}
+
+
+def test_another_prompts_completion_wants_another_prompt(make: Any) -> None:
+    rows = [row | {"prompt": "w1"} for row in labelled(20, 20)]
+    with pytest.raises(PrefoptError, match="all 40 rows to train on have one prompt"):
+        plan(make("objective=KTO", "source.writers=mismatched", "source.split=[1, 0, 0]", rows=rows))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "completions": [" bad"], "scores": [1]},
+        {"prompt": "p", "completions": [" best"], "ranks": [1]},
+        {"prompt": "p", "completions": [" best", " unknown"], "scores": [9, None]},
+    ],
+)
+def test_a_single_rating_is_neither_good_nor_bad(row: dict[str, Any]) -> None:
+    counts: Counter[str] = Counter()
+    for name in ("KTO", "BCO", "AOTUnpaired", "RPOUnpaired"):
+        assert load_objective(name).needs.signs
+    assert not list(select_checked([parse(row)], Needs(completions=1, scores=True, signs=True), "drop", counts))
+    assert counts == {ALONE: 1}
+
+
+@pytest.mark.parametrize(("label", "score"), [(True, 0.5), (False, -0.5)])
+def test_a_label_is_its_own_sign(label: bool, score: float) -> None:
+    row = parse({"prompt": "p", "completion": " c", "label": label})
+    (kept,) = select_checked([row], Needs(completions=1, scores=True, signs=True), "drop", Counter())
+    assert kept.scores == (score,)
+
+
+def test_pairs_that_their_scores_turn_round_and_equal_ones_are_counted() -> None:
+    rows = [
+        parse({"prompt": "p", "chosen": " a", "rejected": " b", "score_chosen": s, "score_rejected": 0.5})
+        for s in (0.1, 0.9)
+    ]
+    rows.append(parse({"prompt": "p", "chosen": " a", "rejected": " a"}))
+    counts: Counter[str] = Counter()
+    kept = list(select_checked(rows, Needs(completions=2, ordered=True), "drop", counts))
+    assert [row.completions for row in kept] == [(" b", " a"), (" a", " b"), (" a", " a")]
+    assert +counts == {AGAINST: 1, IDENTICAL: 1}
+
+
+def test_epochs_are_of_the_rows_that_are_left(make: Any) -> None:
+    rows = [row | ({"rejected": ""} if i % 4 else {}) for i, row in enumerate(pairs(80))]
+    settings = make("source.split=[1, 0, 0]", "train.steps=null", "train.epochs=1", rows=rows)
+    assert dry_run(settings).plan.steps == 5
+    with pytest.raises(PrefoptError, match="batch_size is 32, and the data have 20 rows"):
+        dry_run(make("source.split=[1, 0, 0]", "train.batch_size=32", rows=rows))
+
+
+SMALL = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=16), Positions(16, True)),
+        (RobertaConfig(**SMALL, max_position_embeddings=18), Positions(16, True)),
+        (LlamaConfig(**SMALL, max_position_embeddings=16), Positions(16, False)),
+    ],
+    ids=lambda x: getattr(x, "model_type", ""),
+)
+def test_positions_are_those_that_can_be_used(tmp_path: Path, config: Any, positions: Positions) -> None:
+    config.bos_token_id = config.eos_token_id = None
+    config.save_pretrained(tmp_path)
+    assert positions_of(str(tmp_path)) == positions
+
+
+def _with_positions(folder: Path, table: bool) -> None:
+    """Another configuration for the tiny model, with 16 positions; its weights are not read while planning."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | {"max_position_embeddings": 16}
+    gpt2 = {"model_type": "gpt2", "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 60}
+    file.write_text(json.dumps(gpt2 | {"architectures": ["GPT2LMHeadModel"]} if table else config))
+
+
+LONG = " w1" * 20
+LONG_PAIRS = [{**row, "chosen": LONG} for row in pairs()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "words"),
+    [
+        (
+            [{**row, "chosen": LONG} for row in pairs()],
+            [],
+            r"row \S*d.jsonl:\d+: a prompt of 2 and a completion of 21 are 23 tokens",
+        ),
+        (
+            pairs(),
+            ["evaluate.sampling.max_tokens=15"],
+            r"samples of \w+ rows: a prompt of 2 and up to 15 sampled are 17 tokens",
+        ),
+        (pairs(), ["rollouts"], r"rollouts: a prompt of 2 and up to 15 sampled are 17 tokens"),
+    ],
+)
+def test_more_tokens_than_positions_are_refused_of_a_table_and_said_of_others(
+    make: Any, tmp_path: Path, rows: Any, more: list[str], words: str
+) -> None:
+    if more == ["rollouts"]:
+        more = ["objective=RLOO", *online(tmp_path, sampling={"max_tokens": 15})]
+    settings = make(*more, rows=rows)
+    _with_positions(tmp_path / "lm", table=False)
+    lines = [line for line in describe_dry_run(dry_run(settings)) if "16 positions" in line]
+    assert len(lines) >= 1
+    assert all(line.startswith("warning: policy.model") for line in lines)
+    _with_positions(tmp_path / "lm", table=True)
+    with pytest.raises(PrefoptError, match=f"has 16 positions, and .*{words}"):
+        dry_run(settings)
+    shorter = ["source.max_completion_tokens=8", "evaluate.sampling.max_tokens=14"]
+    more = [item.replace('"max_tokens": 15', '"max_tokens": 14') for item in more]
+    assert not dry_run(make(*more, *shorter, rows=rows)).plan.warnings or rows[0]["chosen"] == LONG
+
+
+def test_prompts_that_all_lose_their_beginning_are_said(make: Any) -> None:
+    assert "prompts of train rows lose their beginning" in " ".join(
+        dry_run(make("source.max_prompt_tokens=1")).plan.warnings
+    )
+
+
+def test_an_encoder_reads_no_more_than_it_has_positions_for(make: Any, tmp_path: Path) -> None:
+    config = RobertaConfig(**SMALL, max_position_embeddings=18)
+    config.save_pretrained(tmp_path / "encoder")
+    more = [f"source.embeddings={{model: {tmp_path}/encoder}}", "objective=RPO"]
+    with pytest.raises(PrefoptError, match=r"embeddings.max_tokens is 256, .* has 16 positions: write 16"):
+        plan(make(*more))
+
+
+def test_a_run_to_compare_with_must_share_a_prompt(make: Any, tmp_path: Path) -> None:
+    more = [f"evaluate.judge={tmp_path}/rule.py:r", f"evaluate.against={tmp_path}/other"]
+    for prompt, shared in (("w9 w9 w9", False), (None, True)):
+        settings = make(*more)
+        held_out = plan(make()).data.test
+        sample = {"prompt": prompt or held_out[0].prompt, "completion": " w1", "ended": True}
+        folder = tmp_path / "other" / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "test-step-1.json").write_text(Evaluation({}, {}, samples=[sample]).to_json())
+        if shared:
+            plan(settings)
+        else:
+            with pytest.raises(PrefoptError, match=r"none of the \d+ test rows has a prompt of"):
+                plan(settings)
