@@ -21,6 +21,7 @@ from prefopt.feedback.rendering import Rendering, control_tokens, without_contro
 from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
 from prefopt.policy.parallel import forward
 from prefopt.support.errors import PrefoptError
+from prefopt.support.out_of_memory import advising
 from prefopt.types import Completion, Needs, Prompt, Verdict
 
 Count = Annotated[int, Field(gt=0)]
@@ -109,7 +110,9 @@ class RewardModel:
         for row in read:
             notes[places[row.row][0]]["cut"] += row.prompt_cut or row.completions_cut[0]
         if read:
-            outputs = forward(self.scorer, collate(read), Needs(rewards=True), self.batch_size, self._accelerator)
+            what = f"the reward model {self._checkpoints[0][0]}"
+            with advising(what, ("its batch_size", "max_prompt_tokens", "max_completion_tokens")):
+                outputs = forward(self.scorer, collate(read), Needs(rewards=True), self.batch_size, self._accelerator)
             assert outputs.rewards is not None
             b, k = torch.tensor([places[row.row] for row in read]).T
             scores = scores.to(outputs.rewards.dtype)

@@ -5,8 +5,9 @@ May import support, types, recipe, data and objectives.
 
 from prefopt.policy.decode.making import check_sampler, make_sampler
 from prefopt.policy.decode.sampler import TransformersSampler
+from prefopt.policy.finding import find_model
 from prefopt.policy.head import DIVERGENCES
-from prefopt.policy.loading import find_model, load_critic, load_policy, load_tokenizer
+from prefopt.policy.loading import check_policy, load_critic, load_policy, load_tokenizer
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference, make_reference
 from prefopt.policy.scorer import Reading, Scorer, reading_of
@@ -20,6 +21,7 @@ __all__ = [
     "Reference",
     "Scorer",
     "TransformersSampler",
+    "check_policy",
     "check_sampler",
     "find_model",
     "find_scorer",

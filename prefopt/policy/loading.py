@@ -1,74 +1,47 @@
-"""Loading the models and tokenizers that a recipe names."""
+"""Loading the models and tokenizers that a recipe names, and checking that they belong together."""
 
+import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import deepcopy
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from huggingface_hub import model_info, try_to_load_from_cache
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from prefopt import recipe
-from prefopt.policy.compat import ignore_renamed_checkpointing, switch_off_dropout
+from prefopt.policy.adapters import adapted, adapter_weights
 from prefopt.policy.critic import Critic, ValueHead
+from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config
 from prefopt.policy.policy import CRITIC, Policy
-from prefopt.support.downloads import HUB_ID, note_model
+from prefopt.policy.pretrained import load_weights
+from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
-from prefopt.support.given import Given, refuse_text_of_object
-from prefopt.support.out_of_memory import LOADING, advising
-from prefopt.support.seeds import seed_for
-from prefopt.support.sharing import shared, stamp
+from prefopt.support.given import Given
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
-ADAPTER = "adapter_model.safetensors"
-
-HOW_TO_GET_A_MODEL = (
-    "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
-    "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
+TOKENIZER = (
+    *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
+"""Files of tokenizers (transformers 5.23)."""
 
-
-def find_model(names: Sequence[str]) -> str:
-    """The first of these models that is available: a folder, a run folder's `policy/`, or a hub id. Loads nothing.
-
-    Raises:
-        PrefoptError: none is on disk, and the hub has none or cannot be reached; says how to get one.
-    """
-    for name in names:
-        refuse_text_of_object(name)
-        if isinstance(name, Given):
-            if not isinstance(name.object, PreTrainedModel):
-                raise PrefoptError(f"{name} is no model of transformers: {HOW_TO_GET_A_MODEL}")
-            return name
-        folder = Path(name).expanduser()
-        for place in (folder / "policy", folder):
-            if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
-                return str(place.absolute())  # absolute, because an adapter stores it as the name of its base
-    hub = [n for n in names if HUB_ID.fullmatch(n) and not Path(n).expanduser().exists()]
-    if hub:
-        cached = next((name for name in hub if _cached(name)), None)
-        return cached or (hub[0] if note_model(hub[0]) else _on_hub(hub[0]))
-    raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}")
+NO_WRITERS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM", "MultipleChoice")
+"""Parts of the names of architectures that are no causal language models."""
 
 
 def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
+    """The policy's tokenizer; of an adapter without one, its base's.
 
     Raises:
         PrefoptError: there is none, or it cannot be loaded.
@@ -76,6 +49,8 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
     name = spec.tokenizer or find_model(spec.model)
     if isinstance(name, Given):
         return _given_tokenizer(name)
+    if spec.tokenizer is None:
+        name = _with_tokenizer(name)
     tokenizer: PreTrainedTokenizerBase = loaded(
         name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=spec.remote_code)
     )
@@ -87,19 +62,95 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _with_tokenizer(name: str) -> str:
+    """The model itself, or the first one below an adapter that brings a tokenizer."""
+    adapter = adapter_config(name)
+    if adapter is None:
+        return name
+    flags = ("missing_entries", "connection_errors", "gated_repo")
+    quiet = {f"_raise_exceptions_for_{flag}": False for flag in flags}
+    own = [file for file in (cached_file(name, part, **quiet) for part in TOKENIZER) if file]
+    # By its folder: of a hub id, transformers would ask for a config.json, which an adapter has not.
+    return str(Path(own[0]).parent) if own else _with_tokenizer(base_of(adapter))
+
+
 def _given_tokenizer(name: Given) -> PreTrainedTokenizerBase:
     if not isinstance(name.object, PreTrainedTokenizerBase):
         raise PrefoptError(f"{name} brings no tokenizer: give one in policy.tokenizer, by name or loaded")
     return name.object
 
 
+def check_policy(spec: recipe.Policy, scorer: bool) -> None:
+    """Refuse, by configurations alone, what cannot be trained as a recipe says.
+
+    Args:
+        spec: the model, its adapter and its tokenizer.
+        scorer: whether it is trained as a reward model, which encoders can be, too.
+
+    Raises:
+        PrefoptError: a model of another kind, quantised weights, or a tokenizer of another vocabulary.
+    """
+    name = find_model(spec.model)
+    if isinstance(name, Given) or is_awaited(name):
+        return
+    config = model_config(name, spec.remote_code)
+    architectures = config.architectures or []
+    other = next((a for a in architectures if re.search("|".join(NO_WRITERS), a)), None)
+    if other and not scorer:
+        raise PrefoptError(
+            f"policy.model: {name} is a {other}, which does not write text: name a causal language model "
+            "(…ForCausalLM), or train it as a reward model with a reward objective such as BradleyTerry"
+        )
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise PrefoptError(
+            f"policy.model: the weights of {name} are quantised ({getattr(method, 'value', method)}), and what is trained on them "
+            "could not be saved as it is measured: name the model that it was quantised from"
+        )
+    if spec.tokenizer is None and adapter_config(name) is not None:
+        return  # with an adapter the embeddings may grow; the loaded model is compared
+    tokenizer, rows = load_tokenizer(spec), getattr(config.get_text_config(), "vocab_size", None)
+    if adapter_config(name) is None and isinstance(rows, int):
+        _refuse_more_tokens(name, rows, tokenizer, spec)
+    if spec.tokenizer is not None:
+        _compare_vocabularies(f"policy.tokenizer {spec.tokenizer}", name, spec, tokenizer)
+
+
+def _refuse_more_tokens(name: str, rows: int, tokenizer: PreTrainedTokenizerBase, spec: recipe.Policy) -> None:
+    """Ids beyond the embedding have no vector, and would end a run when a text uses them."""
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most < rows:
+        return
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    which = f"policy.tokenizer {spec.tokenizer}" if spec.tokenizer is not None else "the policy's tokenizer"
+    raise PrefoptError(
+        f"the embedding of {name} has {rows} rows, and {which} knows {most + 1} tokens: {beyond[0][1]!r} is token {beyond[0][0]}. "
+        "Take the model's own tokenizer, or give the model more rows: model.resize_token_embeddings(len(tokenizer)), then "
+        "save_pretrained of both in a new folder"
+    )
+
+
 def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> Policy:
     """A causal LM, with a fresh adapter where the recipe asks for one.
 
     Raises:
-        PrefoptError: it cannot be loaded, or an adapter's targets are not in it.
+        PrefoptError: it cannot be loaded, is no causal LM, knows fewer tokens than the tokenizer, an adapter's targets are not in
+            it, or the adapter could not be saved as it is measured.
     """
-    return Policy(adapted(load_weights(AutoModelForCausalLM, spec), spec, seed, "CAUSAL_LM"), tokenizer)
+    model: Any = load_weights(AutoModelForCausalLM, spec)
+    name = find_model(spec.model)
+    _refuse_more_tokens(name, model.get_input_embeddings().weight.shape[0], tokenizer, spec)
+    if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not _reads_forwards(model.base_model):
+        raise PrefoptError(
+            f"{name} is a {type(model).__name__} that reads in both directions, and does not write text: name a causal "
+            "language model"
+        )
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        log.warning(
+            "%s asks for a loss that balances its experts (output_router_logits), which no objective here has: it is not added",
+            name,
+        )
+    return Policy(adapted(model, spec, seed, "CAUSAL_LM"), tokenizer)
 
 
 def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
@@ -151,10 +202,11 @@ def _reads_forwards(backbone: PreTrainedModel) -> bool:
 
 def _is_scorers_adapter(name: str) -> bool:
     """Whether an adapter is one of a classifier: by its label, or, without one, by a head that it holds."""
-    if not (Path(name) / "adapter_config.json").is_file():
+    adapter = adapter_config(name)
+    if adapter is None:
         return False
-    task = LoraConfig.from_pretrained(name).task_type
-    heads = {weight.partition(".")[0] for weight in adapter_weights(Path(name))} if task is None else set()
+    task: str | None = adapter.task_type
+    heads = {weight.partition(".")[0] for weight in adapter_weights(name)} if task is None else set()
     return task == "SEQ_CLS" or bool(heads & {"score", "classifier"})
 
 
@@ -177,15 +229,32 @@ def check_vocabulary(
     rows = embedding.weight.shape[0]
     if rows < len(tokenizer):
         raise PrefoptError(f"{role} {name} knows {rows} tokens, the policy's tokenizer {len(tokenizer)}")
+    _compare_vocabularies("the policy's tokenizer", f"{role} {name}", spec, tokenizer)
+
+
+def _compare_vocabularies(ours_name: str, name: str, spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer under which ids of a model's own tokenizer are other tokens.
+
+    A token that was reserved, and has a name now, is the same token.
+    """
     try:
-        own = load_tokenizer(spec)
+        own = load_tokenizer(spec.model_copy(update={"tokenizer": None}))
     except PrefoptError:  # it has no tokenizer to compare
         return
-    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
-    if odd := [token for token, number in ours.items() if number < len(own) and theirs.get(token) != number]:
+    theirs, ours, reserved = own.get_vocab(), tokenizer.get_vocab(), own.added_tokens_decoder
+    odd = [
+        token
+        for token, number in ours.items()
+        if number < len(own)
+        and theirs.get(token) != number
+        and not (token not in theirs and number in reserved and str(reserved[number]) not in ours)
+    ]
+    if odd:
+        there = f"token {theirs[odd[0]]}" if odd[0] in theirs else "no token"
         raise PrefoptError(
-            f"{role} {name} has another vocabulary than the policy: {odd[0]!r} is token {theirs.get(odd[0])} there "
-            f"and {ours[odd[0]]} here, so the same ids would be different texts"
+            f"{name} has another vocabulary than {ours_name}: {odd[0]!r} is {there} of the former and token "
+            f"{ours[odd[0]]} of the latter, so the same ids would be different texts; give both one vocabulary, or take the "
+            "model's own tokenizer"
         )
 
 
@@ -204,183 +273,3 @@ def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
         model = load_weights(AutoModelForCausalLM if head else AutoModel, spec)
     backbone: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     return backbone
-
-
-def fresh_weights(model: PreTrainedModel) -> frozenset[str]:
-    """The weights of a loaded classifier that were in no file, and so started at random."""
-    fresh: frozenset[str] = getattr(model, "fresh_weights", frozenset())
-    return fresh
-
-
-def adapter_weights(folder: Path) -> Collection[str]:
-    """The names of the model's weights that an adapter holds whole, such as a head; no values are read.
-
-    Raises:
-        PrefoptError: the file is damaged.
-    """
-    file = folder / ADAPTER
-    if not file.is_file():
-        return ()
-    try:
-        with safe_open(file, framework="pt") as weights:
-            names = list(weights.keys())
-    except (SafetensorError, OSError) as error:
-        raise PrefoptError(f"{file} is damaged: {error}; copy it again from where it was saved") from error
-    return {name.removeprefix("base_model.model.") for name in names if ".lora_" not in name}
-
-
-def without_dropout(config: Any) -> Any:
-    """The configuration with every dropout at 0, so that policy and reference differ by their weights alone."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, PretrainedConfig):  # the text model of a multimodal one
-            without_dropout(value)
-        elif isinstance(value, float) and re.search(r"drop(out)?(_|$)", name):
-            setattr(config, name, 0.0)
-    return config
-
-
-def load_weights(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
-    """A model of a recipe, by one of transformers' auto classes, with these changes to its configuration.
-
-    Raises:
-        PrefoptError: it cannot be loaded.
-    """
-    name = find_model(spec.model)
-    model = loaded(name, "model", lambda: _model(auto, name, spec, config))
-    switch_off_dropout(model)
-    if spec.gradient_checkpointing:
-        ignore_renamed_checkpointing()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
-    """From disk or the hub; of a model that is loaded already a copy, so that its owner's stays as it is."""
-    if not isinstance(name, Given):
-        return _from_folder(auto, name, spec, changes)
-    model: Any = name.object
-    suits = {
-        AutoModelForCausalLM: model.can_generate(),
-        AutoModelForSequenceClassification: type(model).__name__.endswith("ForSequenceClassification"),
-    }
-    if not suits.get(auto, True):
-        raise PrefoptError(
-            f"{name} is of class {type(model).__name__}, and {auto.__name__} makes others: load it with that"
-        )
-    if model.config.num_labels != changes.get("num_labels", model.config.num_labels):
-        raise PrefoptError(f"{name} is a classifier with {model.config.num_labels} outputs; a scorer has one")
-    model = deepcopy(model).to(getattr(torch, spec.dtype))
-    for module in model.modules():
-        without_dropout(module)
-    model.name_or_path = ""  # it may have been changed since it was loaded, so an adapter is saved merged into it
-    copied: PreTrainedModel = model
-    return copied
-
-
-def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
-    if (Path(name) / "adapter_config.json").is_file():
-        # An adapter that was trained before is part of this run's starting point, and so of its reference.
-        base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
-        ignore_renamed_checkpointing()
-        beneath = _from_folder(auto, base, spec, changes)
-        fresh = fresh_weights(beneath) - set(adapter_weights(Path(name)))
-        merged: Any = PeftModel.from_pretrained(beneath, name).merge_and_unload()
-        merged.fresh_weights = fresh
-        merged.name_or_path = name  # an adapter trained on top will store this as its base
-        return merged.requires_grad_(True)  # peft froze it
-    config = AutoConfig.from_pretrained(name, trust_remote_code=spec.remote_code)
-    classifies = any("SequenceClassification" in architecture for architecture in config.architectures or ())
-    if "num_labels" in changes and classifies and config.num_labels != changes["num_labels"]:
-        raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
-    for key, value in changes.items():
-        setattr(config, key, value)
-
-    def made() -> PreTrainedModel:
-        both: tuple[Any, dict[str, Any]] = auto.from_pretrained(
-            name,
-            config=without_dropout(config),
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attention,
-            trust_remote_code=spec.remote_code,
-            output_loading_info=True,
-        )
-        model, info = both
-        model.fresh_weights = frozenset(info["missing_keys"])
-        return model
-
-    if auto is not AutoModelForCausalLM:  # others may have randomly initialised parts
-        return made()
-    same = (stamp(name), spec.dtype, spec.attention, spec.remote_code, *changes.items())
-    return shared("models", same, made, copy=deepcopy)
-
-
-def adapted(
-    model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str, **more: Any
-) -> PreTrainedModel | PeftModel:
-    """With a fresh adapter where the recipe asks for one.
-
-    Args:
-        model: of the recipe.
-        spec: says whether there is an adapter.
-        seed: of its weights.
-        task: peft's name for what the model does.
-        more: fields of peft's configuration.
-
-    Raises:
-        PrefoptError: its targets are not in the model.
-    """
-    if spec.adapter is None:
-        return model
-    ignore_renamed_checkpointing()
-    targets = spec.adapter.targets
-    config = LoraConfig(
-        r=spec.adapter.r,
-        lora_alpha=spec.adapter.alpha,  # type: ignore[arg-type]
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type=task,
-        **more,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, "init"))
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            raise PrefoptError(f"policy.adapter: {error}") from error
-
-
-def loaded(name: str, what: str, load: Callable[[], T]) -> T:
-    """What is loaded.
-
-    Raises:
-        PrefoptError: it cannot be; says what and why.
-    """
-    try:
-        with advising(f"loading the {what} {name}", LOADING):
-            return load()
-    except PrefoptError:
-        raise
-    except Exception as error:  # a damaged folder can raise almost anything
-        first = next(iter(str(error).strip().splitlines()), "")
-        if "trust_remote_code" in str(error):
-            first += " (policy.remote_code: true allows it)"
-        raise PrefoptError(
-            f"cannot load the {what} {name}: {type(error).__name__}: {first}\n  {HOW_TO_GET_A_MODEL}"
-        ) from error
-
-
-@lru_cache
-def _on_hub(name: str) -> str:
-    """Ask the hub once, with a short timeout, before anything is loaded: transformers itself would retry for a minute."""
-    try:
-        model_info(name, timeout=10)
-    except Exception as error:  # missing, forbidden or unreachable are exceptions of many classes
-        first = next(iter(str(error).strip().splitlines()), "")
-        raise PrefoptError(
-            f"no model at {name}: it is not on disk, and asking the hub failed ({type(error).__name__}: {first}); "
-            f"{HOW_TO_GET_A_MODEL}"
-        ) from error
-    return name
-
-
-def _cached(name: str) -> bool:
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)

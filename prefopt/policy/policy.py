@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
 from prefopt.policy.rows.layout import Layout, padded, single_completions
 from prefopt.policy.rows.prefix_sharing import PrefixSharing
+from prefopt.policy.saving import save_generation_settings, save_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import reraise_out_of_memory
 from prefopt.support.profile import counted
@@ -186,26 +186,17 @@ class Policy(nn.Module):
         return "" if worst <= tolerance else f"log-probs differ by {worst:.2g}"
 
     def save(self, folder: Path) -> None:
-        """Weights (safetensors; the adapter alone where there is one) and tokenizer, in the Hugging Face format.
+        """Weights (safetensors; the adapter alone where there is one), tokenizer, generation settings: the Hugging Face format.
 
         A critic is saved beside them; a run that starts from this folder loads it again.
         """
         save_weights(self.model, folder)
+        saved_adapter = (folder / "adapter_config.json").is_file()
+        save_generation_settings(self.causal, self.tokenizer, folder, saved_adapter)
         if self.critic is not None:
             save_file(self.critic.state_dict(), folder / CRITIC)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-
-
-def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """The weights, or the adapter alone; of a model that came from nowhere on disk, the weights with the adapter merged in."""
-    if isinstance(model, PeftModel) and not model.peft_config["default"].base_model_name_or_path:
-        merged: Any = deepcopy(model).merge_and_unload()
-        merged.save_pretrained(str(folder))
-    elif isinstance(model, PeftModel):  # adapters add no tokens; to find that out, peft would ask the hub for the base
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    else:
-        model.save_pretrained(str(folder))
 
 
 def _beginnings(batch: Batch, tokens: int = 32) -> Batch:

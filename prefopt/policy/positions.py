@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from prefopt.policy.loading import find_model
+from prefopt.policy.finding import adapter_config, base_of
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 
@@ -36,13 +35,11 @@ def positions_of(name: str) -> Positions | None:
 
     None where it has no limit (state space models, ALiBi), and where its configuration is not on disk or cannot be read.
     """
-    folder = Path(name)
-    if (folder / "adapter_config.json").is_file():
-        base = str(LoraConfig.from_pretrained(name).base_model_name_or_path)
-        try:
-            return positions_of(find_model((base,)))
-        except PrefoptError:  # loading the adapter says it better
-            return None
+    try:
+        if (adapter := adapter_config(name)) is not None:
+            return positions_of(base_of(adapter))
+    except PrefoptError:  # loading the adapter says it better
+        return None
     if is_awaited(name) or not _on_disk(name):
         return None
     try:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
+from prefopt.policy.adapters import merged
 from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.loading import check_vocabulary, load_policy
 from prefopt.policy.logp_cache import LogpCache, is_recorded
@@ -111,10 +113,9 @@ def _fixed(policy: Policy, spec: recipe.Reference) -> Reference:
 
 def _merged(policy: Policy, copied: bool = False) -> Any:
     """The model with its adapter merged into the weights; a copy where that would change the policy, or where `copied`."""
-    if not policy.has_adapter:
+    if not isinstance(policy.model, PeftModel):
         return copy.deepcopy(policy.model) if copied else policy.model
-    adapted: Any = copy.deepcopy(policy.model)
-    return adapted.merge_and_unload()
+    return merged(copy.deepcopy(policy.model))
 
 
 def _frozen(policy: Policy) -> Policy:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from prefopt.policy.policy import save_weights
 from prefopt.policy.rows.layout import Layout, padded
+from prefopt.policy.saving import save_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
 from prefopt.support.profile import counted

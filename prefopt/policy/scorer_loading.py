@@ -2,11 +2,9 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -16,7 +14,9 @@ from transformers import (
 )
 
 from prefopt import recipe
-from prefopt.policy.loading import adapted, adapter_weights, find_model, fresh_weights, load_weights, loaded
+from prefopt.policy.adapters import adapted, adapter_weights
+from prefopt.policy.finding import adapter_config, base_of, find_model, loaded
+from prefopt.policy.pretrained import fresh_weights, load_weights
 from prefopt.policy.scorer import Reading, Scorer, reading_of
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
@@ -38,7 +38,7 @@ def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
     if is_awaited(name):
         return name
     untrained = _untrained_head(name, remote_code)
-    if untrained and (Path(name) / "adapter_config.json").is_file():
+    if untrained and adapter_config(name) is not None:
         raise PrefoptError(
             f"{name} is no reward model: neither its adapter nor its base model has weights for {', '.join(untrained)}; train "
             f"it with modules_to_save=['score'] in peft, or {HOW_TO_TRAIN_A_SCORER}"
@@ -60,10 +60,8 @@ def _untrained_head(name: str, remote_code: bool) -> list[str]:
     """
     if isinstance(name, Given):
         return []
-    folder = Path(name)
-    if (folder / "adapter_config.json").is_file():
-        base = find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)])
-        held = adapter_weights(folder)
+    if (adapter := adapter_config(name)) is not None:
+        base, held = base_of(adapter), adapter_weights(name)
         return (
             [] if is_awaited(base) else [weight for weight in _untrained_head(base, remote_code) if weight not in held]
         )
@@ -116,12 +114,7 @@ def load_scorer(
             f"save it whole, or {HOW_TO_TRAIN_A_SCORER}"
         )
     before = reading_of(name)
-    if (
-        trained
-        and before is None
-        and (Path(name) / "adapter_config.json").is_file()
-        and tokenizer.pad_token is not None
-    ):
+    if trained and before is None and adapter_config(name) is not None and tokenizer.pad_token is not None:
         # TRL trains with the padding token of its tokenizer, and an adapter's folder holds no configuration of the model.
         text: Any = model.config.get_text_config()
         text.pad_token_id = tokenizer.pad_token_id

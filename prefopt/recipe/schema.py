@@ -16,6 +16,12 @@ class Adapter(Section):
     r: int = Field(16, gt=0, description="rank of the update")
     alpha: float = Field(32, gt=0, description="the update is scaled by alpha / r")
     targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
+    dora: bool = Field(
+        False, description="train magnitudes and directions of the weights apart (DoRA, arXiv 2402.09353)"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules to train whole and save with the adapter, such as lm_head and embed_tokens"
+    )
 
 
 class Critic(Section):

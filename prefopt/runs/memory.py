@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefopt import recipe
 from prefopt.policy import find_model
+from prefopt.policy.finding import CONFIGS, adapter_config, base_of
 from prefopt.runs.planning import Plan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -96,9 +96,8 @@ def size_of(name: str) -> Size | None:
     """
     if not _has_config(name):
         return _size_by_name(name)
-    folder = Path(name)
-    if (folder / "adapter_config.json").is_file():
-        return size_of(find_model([str(LoraConfig.from_pretrained(name).base_model_name_or_path)]))
+    if (adapter := adapter_config(name)) is not None:
+        return size_of(base_of(adapter))
     config = AutoConfig.from_pretrained(name, local_files_only=True)
     kinds = {"ForCausalLM": AutoModelForCausalLM, "ForSequenceClassification": AutoModelForSequenceClassification}
     architecture = next(iter(config.architectures or ()), "")
@@ -123,8 +122,8 @@ def size_of(name: str) -> Size | None:
 def _has_config(name: str) -> bool:
     """A folder of a model or an adapter, or a hub id that was downloaded before."""
     if Path(name).is_dir():
-        return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return any((Path(name) / file).is_file() for file in CONFIGS)
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in CONFIGS)
 
 
 def _size_by_name(name: str) -> Size | None:

@@ -16,7 +16,7 @@ from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
-from prefopt.policy import check_sampler, find_model
+from prefopt.policy import check_policy, check_sampler, find_model
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder
 from prefopt.runs.limits import data_warnings, distinct, settings_warnings
@@ -104,6 +104,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     needs = merged_needs(shared)
     _check_terms(settings, objectives, needs)
     model = find_model(settings.policy.model)
+    check_policy(settings.policy, scorer=needs.rewards)
     if settings.reference.model is not None:
         find_model(settings.reference.model)
     for source in (settings.source, *(term.source for term in settings.objective)):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from prefopt import Needs, PrefoptError
 from prefopt.policy import find_model, load_policy, load_scorer, load_tokenizer, loading
-from prefopt.policy.loading import without_dropout
+from prefopt.policy.pretrained import without_dropout
 from prefopt.recipe import Adapter
 from prefopt.recipe import Policy as Spec
 from prefopt.support.fingerprints import fingerprint_weights
@@ -215,7 +215,9 @@ def test_weights_of_another_shape(lm_folder, tokenizer, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(3)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PrefoptError, match="cannot load the model"):
+    with pytest.raises(
+        PrefoptError, match=r"model\.norm\.weight is \[3\] in the files, and \[16\] of LlamaForCausalLM"
+    ):
         load_policy(Spec(model=str(folder)), tokenizer, seed=0)
 
 

@@ -116,7 +116,7 @@ def test_another_vocabulary_is_refused(wrong, tiny, setup, tokenizer, tmp_path):
         words = sorted(tokenizer.get_vocab())
         model = tokenizer.backend_tokenizer.model.__class__({w: i for i, w in enumerate(words)}, unk_token="<unk>")
         PreTrainedTokenizerFast(tokenizer_object=type(tokenizer.backend_tokenizer)(model)).save_pretrained(tmp_path)
-    with pytest.raises(PrefoptError, match="another vocabulary" if wrong == "ids" else "knows 25 tokens"):
+    with pytest.raises(PrefoptError, match="another vocabulary" if wrong == "ids" else "has 25 rows"):
         setup("full", model=str(tmp_path))
 
 

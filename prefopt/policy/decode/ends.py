@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from prefopt.policy.policy import Policy
+from prefopt.policy.saving import end_ids
 from prefopt.support.errors import PrefoptError
 from prefopt.types import StopReason
 
@@ -44,11 +45,8 @@ def end_tokens(model: Policy, stop: Sequence[str] = ()) -> list[int]:
     Raises:
         PrefoptError: a text of `stop` is not one token.
     """
-    assert model.tokenizer is not None
-    own = model.causal.generation_config.eos_token_id if model.causal.generation_config else None
-    listed = own if isinstance(own, list) else [own]
     further = [_one_token(model, text) for text in stop]
-    return list(dict.fromkeys(int(t) for t in [model.tokenizer.eos_token_id, *listed, *further] if t is not None))
+    return list(dict.fromkeys([*end_ids(model.causal, model.tokenizer), *further]))
 
 
 def _one_token(model: Policy, text: str) -> int:

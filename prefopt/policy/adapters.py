@@ -1,0 +1,210 @@
+"""Adapters of peft: reading those that were trained before, merging them, and fresh ones to be trained."""
+
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefopt import recipe
+from prefopt.policy.compat import ignore_renamed_checkpointing
+from prefopt.policy.finding import find_model, loaded
+from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
+from prefopt.support.seeds import seed_for
+
+WHOLE = re.compile(r"\.(base_layer|original_module|modules_to_save)(?=\.)")
+"""What peft puts into the name of a weight of the model that an adapter holds (peft 0.21)."""
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The files in which peft looks for an adapter's weights."""
+
+INSIDE = "base_model.model."
+"""What the names of the model's weights begin with in an adapter's file."""
+
+
+def adapter_weights(name: str) -> Collection[str]:
+    """The names of the model's weights that an adapter holds whole, such as a head.
+
+    Raises:
+        PrefoptError: the file is damaged.
+    """
+    if not _has_weights(name):
+        return ()
+    return {weight.removeprefix(INSIDE) for weight in _weights(name) if ".lora_" not in weight}
+
+
+def _has_weights(name: str) -> bool:
+    return not Path(name).is_dir() or any((Path(name) / file).is_file() for file in WEIGHTS)
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    if not _has_weights(name):
+        raise PrefoptError(f"the adapter {name} has no weights: copy {WEIGHTS[0]} from where it was saved")
+    weights: dict[str, Tensor] = loaded(name, "adapter", lambda: load_peft_weights(name, device="cpu"))
+    return weights
+
+
+def with_adapter(beneath: PreTrainedModel, name: str, config: PeftConfig, fresh: Collection[str] = ()) -> PeftModel:
+    """A model with an adapter that was trained before; its embeddings grow to those that the adapter holds.
+
+    Args:
+        beneath: the adapter's base, which is changed.
+        name: folder or hub id of the adapter.
+        config: its configuration.
+        fresh: weights of the base that started at random, such as a new head, which the adapter need not hold.
+
+    Raises:
+        PrefoptError: it is of a kind that is not a change of weights, or its weights and the model's do not fit together.
+    """
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise PrefoptError(
+            f"the adapter {name} is of the kind {kind}, which adds tokens or gates and cannot be merged into weights: name an "
+            "adapter that changes weights (LoRA, DoRA, IA3, OFT, …), or the model below it"
+        )
+    weights = _weights(name)
+    _grow(beneath, weights, name)
+    own = set(beneath.state_dict())
+    ignore_renamed_checkpointing()
+    with warnings.catch_warnings():  # what peft warns of is an error below
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        model = _attached(beneath, name, config)
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    missing = [key for key in sorted(expected - set(weights)) if key.removeprefix(INSIDE) not in fresh]
+    unknown = sorted(key for key in set(weights) - expected if WHOLE.sub("", key.removeprefix(INSIDE)) not in own)
+    if missing or unknown:
+        what = f"has no weights {_some(missing)}" if missing else "fits in part only"
+        further = f", and holds {_some(unknown)}, which this model has no place for" if unknown else ""
+        raise PrefoptError(
+            f"the adapter {name} {what}{further}: it belongs to another model, or its weights were renamed; name the base that "
+            "it was trained on in its adapter_config.json, and weights as peft's save_pretrained writes them"
+        )
+    return model
+
+
+def _attached(beneath: PreTrainedModel, name: str, config: PeftConfig) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(beneath, name, config=config)
+    except RuntimeError as error:
+        size = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
+        if size is None:
+            raise
+        raise PrefoptError(
+            f"the weights of the adapter {name} do not fit its adapter_config.json or its base: {size}; copy both files from one "
+            "place, and name the base that it was trained on"
+        ) from error
+
+
+def _some(names: Collection[str]) -> str:
+    """The first of them, and how many there are."""
+    first = [name.removeprefix(INSIDE) for name in list(names)[:2]]
+    return ", ".join(first) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _grow(model: PreTrainedModel, weights: Mapping[str, Tensor], name: str) -> None:
+    """Give the embeddings as many rows as those that an adapter holds, where tokens were added before it was trained."""
+    every: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers = [layer for layer in every if layer is not None]
+    names = {module: place for place, module in model.named_modules() if any(module is layer for layer in layers)}
+    before = layers[0].weight.shape[0]
+    sizes = {
+        layer: len(weight)
+        for layer in layers
+        for key, weight in weights.items()
+        if key.startswith(f"{INSIDE}{names[layer]}.")
+        and key.endswith(".weight")
+        and "lora" not in key
+        and weight.shape[1:] == layer.weight.shape[1:]
+    }
+    rows = next(iter(set(sizes.values()) - {before}), None)
+    if rows is None:
+        return
+    tied = len({id(layer.weight) for layer in layers}) == 1
+    if rows > before and len(sizes) < len(layers) and not tied:
+        raise PrefoptError(
+            f"the adapter {name} was trained with {rows} tokens, its base has {before}, and the adapter holds only a part of the "
+            "further rows: train it with modules_to_save of the embedding and the head, or add the tokens to the base"
+        )
+    model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The model with its adapter merged into the weights, which are changed.
+
+    Where embedding and head share a weight and one of them is adapted, they no longer share it: the other stays as it was.
+    """
+    base: Any = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is not None and any(isinstance(layer, BaseTunerLayer) for layer in (embedding, head)):
+        plain: list[Any] = [
+            layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in (embedding, head)
+        ]
+        if plain[0].weight is plain[1].weight:
+            plain[1].weight = nn.Parameter(plain[1].weight.detach().clone())
+            base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    result: Any = model
+    whole: PreTrainedModel = result.merge_and_unload()
+    return whole.requires_grad_(True)  # peft froze it
+
+
+def adapted(
+    model: PreTrainedModel, spec: recipe.Policy, seed: int, task: str, **more: Any
+) -> PreTrainedModel | PeftModel:
+    """With a fresh adapter where the recipe asks for one.
+
+    Args:
+        model: of the recipe.
+        spec: says whether there is an adapter.
+        seed: of its weights.
+        task: peft's name for what the model does.
+        more: fields of peft's configuration.
+
+    Raises:
+        PrefoptError: its targets are not in the model, or it could not be saved as it is measured.
+    """
+    if spec.adapter is None:
+        return model
+    _refuse_rounding(model, spec)
+    ignore_renamed_checkpointing()
+    targets, whole = spec.adapter.targets, [*spec.adapter.modules_to_save, *(more.pop("modules_to_save", None) or ())]
+    config = LoraConfig(
+        r=spec.adapter.r,
+        lora_alpha=spec.adapter.alpha,  # type: ignore[arg-type]
+        use_dora=spec.adapter.dora,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=whole or None,
+        task_type=task,
+        **more,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, "init"))
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise PrefoptError(f"policy.adapter: {error}") from error
+
+
+def _refuse_rounding(model: PreTrainedModel, spec: recipe.Policy) -> None:
+    """An adapter on weights that are nowhere on disk is saved merged, which in 16 bits would round what was measured."""
+    if model.name_or_path or model.dtype in (torch.float32, torch.float64):
+        return
+    name = find_model(spec.model)
+    first = (
+        "save it with save_pretrained and name its folder"
+        if isinstance(name, Given)
+        else f"run `prefopt export {name} --out FOLDER` and start from FOLDER"
+    )
+    what = "a loaded model" if isinstance(name, Given) else "an adapter"
+    raise PrefoptError(
+        f"policy.adapter on {name}, {what}: the new adapter would be saved merged into weights of {spec.dtype}, whose rounding "
+        f"changes what was measured. {first[0].upper()}{first[1:]}, or set policy.dtype to float32 (train.precision: bf16 keeps "
+        "the arithmetic)"
+    )

@@ -1,0 +1,135 @@
+"""Finding the models that a recipe names: folders, run folders, hub ids, and adapters on any of these. Loads no weights."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import model_info, try_to_load_from_cache
+from peft import PeftConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from prefopt.support.downloads import HUB_ID, is_awaited, note_model
+from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given, refuse_text_of_object
+from prefopt.support.out_of_memory import LOADING, advising
+
+T = TypeVar("T")
+
+CONFIGS = ("config.json", "adapter_config.json")
+"""One of these is in every folder of a model or an adapter."""
+
+HOW_TO_GET_A_MODEL = (
+    "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
+    "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
+)
+
+
+def find_model(names: Sequence[str]) -> str:
+    """The first of these models that is available: a folder, a run folder's `policy/`, or a hub id. Loads nothing.
+
+    Raises:
+        PrefoptError: none is on disk, and the hub has none or cannot be reached; says how to get one.
+    """
+    for name in names:
+        refuse_text_of_object(name)
+        if isinstance(name, Given):
+            if not isinstance(name.object, PreTrainedModel):
+                raise PrefoptError(f"{name} is no model of transformers: {HOW_TO_GET_A_MODEL}")
+            return name
+        folder = Path(name).expanduser()
+        for place in (folder / "policy", folder):
+            if any((place / file).is_file() for file in CONFIGS):
+                return str(place.absolute())  # absolute, because an adapter stores it as the name of its base
+    hub = [n for n in names if HUB_ID.fullmatch(n) and not Path(n).expanduser().exists()]
+    if hub:
+        cached = next((name for name in hub if any(_cached(name, file) for file in CONFIGS)), None)
+        return cached or (hub[0] if note_model(hub[0]) else _on_hub(hub[0]))
+    raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}")
+
+
+def adapter_config(name: str) -> PeftConfig | None:
+    """The configuration of an adapter; None for a model with weights of its own, or one that is not there yet.
+
+    Args:
+        name: as `find_model` returns it.
+
+    Raises:
+        PrefoptError: it is damaged, or names no base.
+    """
+    if isinstance(name, Given) or is_awaited(name):
+        return None
+    if not Path(name).is_dir() and _cached(name, "config.json") and not _cached(name, "adapter_config.json"):
+        return None  # known without asking the hub again
+    if not find_adapter_config_file(name):
+        return None
+    config: PeftConfig = loaded(name, "adapter", lambda: PeftConfig.from_pretrained(name))
+    if not config.base_model_name_or_path:
+        raise PrefoptError(
+            f"the adapter {name} does not say which model it belongs to: write that model's folder or hub id into "
+            "base_model_name_or_path of its adapter_config.json"
+        )
+    return config
+
+
+def base_of(config: PeftConfig) -> str:
+    """The model below an adapter, as `find_model` returns it.
+
+    Raises:
+        PrefoptError: it is not available.
+    """
+    return find_model([str(config.base_model_name_or_path)])
+
+
+def model_config(name: str, remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model, or of the one below an adapter.
+
+    Raises:
+        PrefoptError: it cannot be read.
+    """
+    adapter = adapter_config(name)
+    if adapter is not None:
+        return model_config(base_of(adapter), remote_code)
+    if isinstance(name, Given):
+        config: PretrainedConfig = name.object.config
+        return config
+    return loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
+
+
+def loaded(name: str, what: str, load: Callable[[], T]) -> T:
+    """What `load` returns; whatever it raises becomes an error for people.
+
+    Raises:
+        PrefoptError: it raised something.
+    """
+    try:
+        with advising(f"loading the {what} {name}", LOADING):
+            return load()
+    except PrefoptError:
+        raise
+    except Exception as error:  # a damaged folder can raise almost anything
+        first = next(iter(str(error).strip().splitlines()), "")
+        if "trust_remote_code" in str(error):
+            first += " (policy.remote_code: true allows it)"
+        raise PrefoptError(
+            f"cannot load the {what} {name}: {type(error).__name__}: {first}\n  {HOW_TO_GET_A_MODEL}"
+        ) from error
+
+
+@lru_cache
+def _on_hub(name: str) -> str:
+    """Ask the hub once, with a short timeout, before anything is loaded: transformers itself would retry for a minute."""
+    try:
+        model_info(name, timeout=10)
+    except Exception as error:  # missing, forbidden or unreachable are exceptions of many classes
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise PrefoptError(
+            f"no model at {name}: it is not on disk, and asking the hub failed ({type(error).__name__}: {first}); "
+            f"{HOW_TO_GET_A_MODEL}"
+        ) from error
+    return name
+
+
+def _cached(name: str, file: str) -> bool:
+    return isinstance(try_to_load_from_cache(name, file), str)
