@@ -142,8 +142,10 @@ def refuse_few(planned: Plan) -> None:
     """
     size = planned.recipe.train.batch_size
     if planned.rows < size:
+        online = planned.recipe.source.rollouts is not None
+        what, more = ("distinct prompts", ", or draw more completions of each") if online else ("rows to train on", "")
         raise PrefoptError(
-            f"train.batch_size is {size}, and the data have {planned.rows} rows to train on: make it smaller, or give more"
+            f"train.batch_size is {size}, and the data have {planned.rows} {what}: make it smaller{more}, or give more"
         )
 
 

@@ -1,5 +1,6 @@
 """The rows of a run as token ids, and what only they can tell: how many rows are left, and whether models can read them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Tokenised, tokenise_to_disk
+from prefopt.data.selecting import IDENTICAL
 from prefopt.runs.lengths import longest_of, models_of, position_warnings
 from prefopt.runs.matching import rows_left, training_rows
 from prefopt.runs.planning import Plan, refuse_few
@@ -43,13 +45,15 @@ def with_tokens(
         if term.source is not None:
             needs, rows = planned.own[i].needs, planned.own[i].data.train
             own[i] = tokenised(rows, f"source of {term.name}", term.source, needs, tokenizer, console)
-    left = rows_left(data["train"], planned.wanted, settings.source)
+    counts: Counter[str] = Counter()
+    left = rows_left(data["train"], planned.wanted, settings.source, counts)
     if left != planned.rows and settings.train.epochs is not None:
         show_left(console, left)
     named = data | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
     found = [
         *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
         *_cut_warnings(data, settings.source),
+        *_same_warning(counts[IDENTICAL], left),
     ]
     show_warnings(console, found)
     planned = replace(planned, rows=left, warnings=(*planned.warnings, *found))
@@ -92,6 +96,15 @@ def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
         key = ("to train on", rows.identity, needs, source.ties, source.writers)
         parts["train"] = shared("examples", key, lambda: DiskRows.of(training_rows(rows, needs, source)))
     return parts
+
+
+def _same_warning(same: int, rows: int) -> Iterator[str]:
+    """Where at least half of the rows have nothing to tell apart."""
+    if same and same * 2 >= rows:
+        yield (
+            f"{same} of {rows} rows to train on have completions that are the same, as written or as cut at "
+            "source.max_completion_tokens: nothing is learnt from them"
+        )
 
 
 def _cut_warnings(data: Mapping[str, Sequence[Tokenised]], source: recipe.Source) -> Iterator[str]:

@@ -316,3 +316,17 @@ def test_a_run_to_compare_with_must_share_a_prompt(make: Any, tmp_path: Path) ->
         else:
             with pytest.raises(PrefoptError, match=r"none of the \d+ test rows has a prompt of"):
                 plan(settings)
+
+
+def test_pairs_that_agree_as_far_as_they_are_read_are_said(make: Any) -> None:
+    same = " w5 w6 w7 w8"
+    rows = [{**row, "chosen": same + row["chosen"], "rejected": same + row["rejected"]} for row in pairs()]
+    assert not dry_run(make(rows=rows)).plan.warnings
+    warnings = dry_run(make("source.max_completion_tokens=4", rows=rows)).plan.warnings
+    assert any("rows to train on have completions that are the same" in warning for warning in warnings)
+
+
+def test_a_batch_of_rollouts_counts_distinct_prompts(make: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "w1 w2"} for _ in range(40)]
+    with pytest.raises(PrefoptError, match="the data have 1 distinct prompts: make it smaller, or draw more"):
+        plan(make("objective=RLOO", "source.split=[1, 0, 0]", *online(tmp_path), rows=rows))
