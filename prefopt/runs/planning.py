@@ -104,7 +104,6 @@ def plan(settings: recipe.Recipe) -> Plan:
     needs = merged_needs(shared)
     _check_terms(settings, objectives, needs)
     model = find_model(settings.policy.model)
-    check_policy(settings.policy, scorer=needs.rewards)
     if settings.reference.model is not None:
         find_model(settings.reference.model)
     for source in (settings.source, *(term.source for term in settings.objective)):
@@ -127,10 +126,12 @@ def plan(settings: recipe.Recipe) -> Plan:
     for part in (data.validation, data.test):
         check_held_out(part[: settings.evaluate.rows])
     planned = Plan(settings, model, objectives, needs, wanted, data, own, rows)
+    if not rows_awaited():
+        refuse_few(planned)
+        _check_prompts(settings, data)
+    check_policy(settings.policy, scorer=needs.rewards)  # last, because it reads the tokenizer
     if rows_awaited():
         return planned
-    refuse_few(planned)
-    _check_prompts(settings, data)
     return replace(planned, warnings=tuple(_warnings(planned)))
 
 

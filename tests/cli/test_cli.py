@@ -96,6 +96,17 @@ def no_model(monkeypatch):
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", explode)
 
 
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Loading a model blows up; planning may read the tokenizer, to compare vocabularies."""
+    import transformers
+
+    def explode(*arguments, **more):
+        raise AssertionError("loaded too early")
+
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", explode)
+
+
 def refusal(capsys, *arguments: object) -> str:
     """What is printed when the arguments are refused."""
     with pytest.raises(SystemExit) as caught:
@@ -139,7 +150,7 @@ def test_refused_before_anything_is_loaded(recipe, home, capsys, no_model, overr
     assert not (recipe.parent / "runs").exists()
 
 
-def test_whole_batch_refuses_minibatches(recipe, home, capsys, no_model):
+def test_whole_batch_refuses_minibatches(recipe, home, capsys, no_weights):
     whole = f"objective={home}/losses.py:Whole"
     assert "Whole couples the rows" in refusal(capsys, "run", recipe, whole, "train.minibatch_size=4")
     main(["run", str(recipe), whole, "train.minibatch_size=8", "--dry-run"])
@@ -281,7 +292,7 @@ def test_check(home, capsys):
     assert "breaks the contract" in refusal(capsys, "check", f"{broken}:Hinge")
 
 
-def test_dry_run_prints_a_recipe_that_can_be_run(recipe, tmp_path, capsys, no_model):
+def test_dry_run_prints_a_recipe_that_can_be_run(recipe, tmp_path, capsys, no_weights):
     main(["run", str(recipe), "--dry-run", "train.lr=1e-5"])  # an override may stand after an option
     printed = capsys.readouterr().out
     assert "lr: 1.0e-05" in printed and "# 4 steps on" in printed
