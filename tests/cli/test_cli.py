@@ -104,6 +104,7 @@ def no_weights(monkeypatch):
     def explode(*arguments, **more):
         raise AssertionError("loaded too early")
 
+    for name in ("AutoModelForCausalLM", "AutoModelForSequenceClassification"):
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", explode)
 
 
