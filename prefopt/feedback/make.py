@@ -145,8 +145,9 @@ def reward_models(feedback: Any) -> dict[str, Scorer]:
 
 
 def judges(feedback: Any) -> list[dict[str, Any]]:
-    """The judges in a feedback: who answers, and what a server says of its model now. A manifest keeps both."""
-    return [part.answerer for part in parts_of(feedback) if isinstance(part, Judge)]
+    """The judges in a feedback: who answers, what a server says of its model now, and by which rubric, for a manifest."""
+    found = [part for part in parts_of(feedback) if isinstance(part, Judge)]
+    return [part.answerer | {"rubric": part.text.fingerprint} for part in found]
 
 
 def spent_by(feedback: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ May be imported by every room; imports support alone.
 """
 
 from prefopt.recipe.explaining import Described, describe, explain
+from prefopt.recipe.immaterial import OF_LABELLINGS, OF_RUNS, material_differences
 from prefopt.recipe.names import Callback, FileName, FolderName, Named, Names, file_name, folder_name
 from prefopt.recipe.reading import (
     BUILT_IN,
@@ -46,6 +47,8 @@ from prefopt.recipe.section import Section
 
 __all__ = [
     "BUILT_IN",
+    "OF_LABELLINGS",
+    "OF_RUNS",
     "WRITERS",
     "Adapter",
     "Callback",
@@ -84,6 +87,7 @@ __all__ = [
     "interpolated",
     "load",
     "load_recipe",
+    "material_differences",
     "read",
     "recipe_from",
     "refined",

@@ -74,7 +74,10 @@ def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> K
 
 
 def recipe_from(
-    source: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), objects: Mapping[str, Any] = NONE
+    source: Recipe | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    objects: Mapping[str, Any] = NONE,
+    where: str = "the recipe",
 ) -> Recipe:
     """A recipe from Python: as it is, from a file or from its keys, with overrides and objects on top.
 
@@ -82,6 +85,7 @@ def recipe_from(
         source: a recipe, the file of one, or its keys and values, in which objects may stand for names.
         overrides: as `load` takes them.
         objects: dotted keys of the recipe, and what to put there; None leaves what is there.
+        where: what messages call a recipe that is no file.
 
     Raises:
         PrefoptError: what `load` refuses.
@@ -89,7 +93,6 @@ def recipe_from(
     if isinstance(source, str | Path):
         tree, where = read(source), str(source)
     else:
-        where = "the recipe"
         refuse_shape({} if isinstance(source, Recipe) else source, where)
         tree = source.to_tree() if isinstance(source, Recipe) else _named(with_new_names(dict(source), where))
     for key, value in objects.items():

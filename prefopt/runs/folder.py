@@ -6,7 +6,7 @@ metrics.jsonl        a line for each step and evaluation
 evaluations/         PART-step-NNNNNN.json, every observation and sample
 checkpoints/         step-NNNNNN/, what a resume goes on from
 policy/              the trained model, in the Hugging Face format
-trained.json         training is over, and the last evaluation is not yet: what a resume needs to conclude
+trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
 error.txt            of a study's run that failed: the traceback
 """
@@ -21,11 +21,13 @@ import yaml
 
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.evaluation.win_rates import Sample, key
-from prefopt.recipe import Recipe, load_recipe, with_new_names
+from prefopt.recipe import Recipe, recipe_from, with_new_names
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 
 T = TypeVar("T")
+
+MEASURED_AGAIN = "restore it, or remove it: a run that is not finished measures again"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class RunFolder:
 
     @property
     def trained_file(self) -> Path:
-        """Written between the end of training and that of the run."""
+        """Written when training ends."""
         return self.path / "trained.json"
 
     @property
@@ -96,6 +98,11 @@ class RunFolder:
         return self.trained_file.is_file() and not self.finished
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether something was measured or trained."""
+        return any((self.path / "evaluations").glob("*.json")) or any(self.checkpoints.glob("step-*"))
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.summary_file.is_file()
@@ -113,7 +120,7 @@ class RunFolder:
         """
         if not self.begun:
             raise PrefoptError(f"{self} is no run folder: it has no recipe.yaml")
-        return load_recipe(self.recipe_file, overrides)
+        return recipe_from(self.recipe_tree(), overrides, where=str(self.recipe_file))
 
     def recipe_tree(self) -> dict[str, Any]:
         """The recipe as keys and values, also one that this version would refuse; empty where there is none.
@@ -123,11 +130,7 @@ class RunFolder:
         """
         if not self.begun:
             return {}
-        tree = _read(self.recipe_file, yaml.safe_load)
-        if not isinstance(tree, dict):
-            raise PrefoptError(
-                f"{self.recipe_file} is damaged: it must hold keys and values; restore it or remove the run"
-            )
+        tree = _read(self.recipe_file, _keys_and_values(yaml.safe_load), "restore it; nothing goes without it")
         return with_new_names(tree, where=None)
 
     def manifest(self) -> dict[str, Any]:
@@ -136,7 +139,9 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return _read_json(self.manifest_file)
+        return _read_json(
+            self.manifest_file, "restore it, or remove it: what a resume compares and a report lists is lost"
+        )
 
     def summary(self) -> dict[str, Any]:
         """What the run came to; empty where it is not over.
@@ -144,7 +149,7 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return _read_json(self.summary_file)
+        return _read_json(self.summary_file, f"restore it, or remove it: `prefopt run {self} --resume` writes it again")
 
     def training(self) -> dict[str, Any]:
         """How training ended; empty where it is not over.
@@ -152,19 +157,34 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return _read_json(self.trained_file)
+        return _read_json(
+            self.trained_file,
+            f"restore it, or remove it: `prefopt run {self} --resume` then trains on from the last checkpoint",
+        )
 
     def error(self) -> str:
         """What a study noted when the run failed; empty where it did not."""
-        return _read(self.error_file, str) if self.failed else ""
+        return self.error_file.read_text(encoding="utf-8", errors="replace") if self.failed else ""
 
     def history(self) -> Iterator[dict[str, Any]]:
-        """Lines of metrics.jsonl in order; ends before a line that a kill cut short."""
-        for line in _read(self.metrics_file, str.splitlines) if self.metrics_file.exists() else ():
+        """Lines of metrics.jsonl in order, without a last one that a kill cut short.
+
+        Raises:
+            PrefoptError: another line is damaged.
+        """
+        file = self.metrics_file
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+        for number, text in enumerate(lines, 1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if isinstance(line, dict) and isinstance(line.get("step"), int | float):
+                yield line
+            elif number < len(lines):
+                raise PrefoptError(
+                    f"{file}, line {number}, is damaged: restore the file, or remove the line, which takes its step out of curves"
+                )
 
     def evaluation(self, part: str, step: int) -> Evaluation | None:
         """An evaluation that was kept; None where there is none.
@@ -173,7 +193,7 @@ class RunFolder:
             PrefoptError: the file is damaged.
         """
         file = self.evaluation_file(part, step)
-        return _read(file, Evaluation.from_json) if file.exists() else None
+        return _read(file, Evaluation.from_json, MEASURED_AGAIN) if file.exists() else None
 
     def last_evaluation(self, part: str = "test") -> Evaluation | None:
         """The latest that was kept of a part; None where there is none.
@@ -182,7 +202,7 @@ class RunFolder:
             PrefoptError: the file is damaged.
         """
         files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
-        return _read(files[-1], Evaluation.from_json) if files else None
+        return _read(files[-1], Evaluation.from_json, MEASURED_AGAIN) if files else None
 
     def samples(self) -> dict[str, list[Sample]]:
         """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
@@ -222,7 +242,6 @@ class RunFolder:
     def write_summary(self, content: Mapping[str, Any]) -> None:
         """The run is over."""
         write_whole(self.summary_file, json.dumps(content, indent=2))
-        self.trained_file.unlink(missing_ok=True)
 
     def write_error(self, details: str) -> None:
         """Note why the run failed."""
@@ -230,13 +249,25 @@ class RunFolder:
         write_whole(self.error_file, details)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    return _read(file, json.loads) if file.is_file() else {}
+def _read_json(file: Path, remedy: str) -> dict[str, Any]:
+    return _read(file, _keys_and_values(json.loads), remedy) if file.is_file() else {}
 
 
-def _read(file: Path, parse: Callable[[str], T]) -> T:
+def _keys_and_values(parse: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
+    """The same, of a text that must hold a mapping."""
+
+    def mapping(text: str) -> dict[str, Any]:
+        content = parse(text)
+        if not isinstance(content, dict):
+            raise ValueError("it must hold keys and values")
+        return content
+
+    return mapping
+
+
+def _read(file: Path, parse: Callable[[str], T], remedy: str) -> T:
     try:
         return parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PrefoptError(f"{file} is damaged ({first}): restore it, or remove the run folder") from error
+        raise PrefoptError(f"{file} is damaged ({first}): {remedy}") from error

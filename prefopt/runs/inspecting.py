@@ -1,10 +1,12 @@
 """Looking at a policy without training it: evaluate, sample, find run folders."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +20,7 @@ from prefopt.objectives import load_objective
 from prefopt.policy import Policy, load_tokenizer, make_sampler
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import longest_of, models_of, position_warnings, sampled
-from prefopt.runs.manifest import date_of
+from prefopt.runs.manifest import changed_parts, date_of, described
 from prefopt.runs.planning import plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
 from prefopt.runs.progress import show_warnings
@@ -41,6 +43,11 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
     files = RunFolder(folder)
     settings = files.recipe(overrides)
     if not files.policy.is_dir():
+        if files.trained or files.finished:
+            raise PrefoptError(
+                f"{files.policy} is missing: restore it; or remove {files.summary_file} and {files.trained_file}, and "
+                f"`prefopt run {folder} --resume` trains on from the last checkpoint"
+            )
         raise PrefoptError(f"{folder} has no trained policy yet; finish the run: prefopt run {folder} --resume")
     reference = settings.reference
     if reference.model is None:
@@ -79,8 +86,21 @@ def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
         return measure(settings, "test", accelerator, console)
 
 
-def measure(settings: recipe.Recipe, part: str, accelerator: Accelerator, console: Console) -> Evaluation:
+def measure(
+    settings: recipe.Recipe,
+    part: str,
+    accelerator: Accelerator,
+    console: Console,
+    begun: Mapping[str, Any] = MappingProxyType({}),
+) -> Evaluation:
     """`evaluate` on a part of the data, with devices that are there already.
+
+    Args:
+        settings: what to measure.
+        part: of the data.
+        accelerator: devices, processes and precision.
+        console: where a person follows it.
+        begun: the manifest of the run that this is an evaluation of, whose rows these must be; empty for any rows.
 
     Raises:
         PrefoptError: whatever a user can put right.
@@ -91,6 +111,10 @@ def measure(settings: recipe.Recipe, part: str, accelerator: Accelerator, consol
     rows = tokenised(examples, part, settings.source, planned.needs, tokenizer, console)
     if not rows:
         raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
+    if changed := changed_parts(begun, {"data": {part: described(rows)}}):
+        raise PrefoptError(
+            f"{' and '.join(changed)} are not those that the run began with: bring them back (source.data)"
+        )
     longest = longest_of(settings, {part: rows})
     show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
     needs = Needs(rewards=planned.needs.rewards, reference=True)

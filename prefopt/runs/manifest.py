@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.feedback import judges
 from prefopt.support.dates import current_date
+from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.given import Given
+from prefopt.training.environment import given
 
 if TYPE_CHECKING:
     from prefopt.runs.preparing import Prepared
@@ -49,11 +52,11 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike
             **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
-        "others": {name: fingerprint_weights(other) for name, other in prepared.others.items()},
-        "judges": [one for feedback in prepared.feedbacks.values() for one in judges(feedback)],
-        "data": {
-            name: {"rows": len(rows), "fingerprint": fingerprint_rows(rows)} for name, rows in prepared.data.items()
-        },
+        "others": {name: fingerprint_weights(other) for name, other in (prepared.measuring | prepared.others).items()},
+        "judges": [
+            one for feedback in (*prepared.feedbacks.values(), *prepared.judging.values()) for one in judges(feedback)
+        ],
+        "data": {name: described(rows) for name, rows in prepared.data.items()},
         "warnings": list(plan.warnings),
         "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
         # A recipe leaves defaults out, and another version may have other ones.
@@ -62,9 +65,16 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
 
 
 def date_of(manifest: Mapping[str, Any]) -> date:
-    """The date that chat templates write in what this is the manifest of; where there is none yet, today's."""
+    """The date that chat templates write in what this is the manifest of; where there is none yet, today's.
+
+    Raises:
+        PrefoptError: what stands there is none.
+    """
     begun = str(manifest.get("date") or manifest.get("started") or "")  # older manifests have only when they were begun
-    return date.fromisoformat(begun[:10]) if begun else current_date()
+    try:
+        return date.fromisoformat(begun[:10]) if begun else current_date()
+    except ValueError:
+        raise PrefoptError(f"manifest.json is damaged: {begun!r} is no date; restore it, or remove it") from None
 
 
 def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[str, Any]:
@@ -87,8 +97,24 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
             "processes": accelerator.num_processes,
             "threads": torch.get_num_threads(),
             "precision": accelerator.mixed_precision,
+            "float32_matmul": torch.get_float32_matmul_precision(),
         },
+        "environment": given(),
     }
+
+
+def described(rows: Sequence[Tokenised]) -> dict[str, Any]:
+    """How many rows a part of the data has, and hashes of what is learnt and of what feedback may read beside it."""
+    return {"rows": len(rows), "fingerprint": fingerprint_rows(rows), "columns": _fingerprint_columns(rows)}
+
+
+def _fingerprint_columns(rows: Sequence[Tokenised]) -> str:
+    """A hash of which tokens the policy wrote and of all other columns, such as the answer that a rule compares with."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        columns = json.dumps(dict(row.columns), sort_keys=True, default=repr)
+        digest.update(f"{row.masks}{columns}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def fingerprint_rows(rows: Sequence[Tokenised]) -> str:
@@ -107,17 +133,68 @@ def fingerprint_examples(rows: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def changed_parts(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two manifests say the numbers of a run are of, where they differ, in words; what one of them lacks is not compared."""
+    models, others = (_part(begun, "model"), _part(now, "model")), (_part(begun, "others"), _part(now, "others"))
+    data = _part(begun, "data"), _part(now, "data")
+    changed = [f"the {name} rows" for name in _differing(*data)]
+    changed += ["the weights of policy.model"] * ("fingerprint" in _differing(*models))
+    changed += ["the weights of the critic"] * ("critic" in _differing(*models))
+    changed += [f"the model {name!r}" for name in _differing(*others)]
+    judges = (one.get("judges") or () for one in (begun, now))
+    answerers = [(before, after) for before, after in zip(*judges, strict=False) if _differing(before, after)]
+    return [*changed, *(f"the judge or what it answers by ({_named(before, after)})" for before, after in answerers)]
+
+
+def _named(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What changed of a judge."""
+    return "; ".join(f"{key}: {before[key]} → {after[key]}" for key in sorted(_differing(before, after)))
+
+
+def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = content.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys of both whose values differ, in what both have of them and know."""
+    known = [key for key in one.keys() & other.keys() if one[key] is not None and other[key] is not None]
+    return [
+        key
+        for key in sorted(known)
+        if (
+            _differing(one[key], other[key])
+            if isinstance(one[key], Mapping) and isinstance(other[key], Mapping)
+            else one[key] != other[key]
+        )
+    ]
+
+
 def fingerprint_plugins(tree: Any) -> dict[str, str]:
-    """A hash of every `file.py:Name` and of every object in a recipe: the same recipe with an edited file is another run."""
+    """A hash of the file of every `file.py:Name` and `module:name` and of every object in a recipe.
+
+    The same recipe with an edited file is another run. What prefopt itself brings goes by its version.
+    """
     if isinstance(tree, dict | list):
         items = tree.values() if isinstance(tree, dict) else tree
         return {name: digest for item in items for name, digest in fingerprint_plugins(item).items()}
     if isinstance(tree, Given):
         return {tree: tree.digest}
-    file = Path(tree.rpartition(":")[0]).expanduser() if isinstance(tree, str) else Path()
-    if file.suffix != ".py" or not file.is_file():
-        return {}
-    return {str(tree): hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()}
+    file = _file_of(tree) if isinstance(tree, str) and ":" in tree else None
+    return {} if file is None else {tree: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()}
+
+
+def _file_of(name: str) -> Path | None:
+    """The Python file that a name of a recipe leads to; None for any other text."""
+    place, _, what = name.rpartition(":")
+    if place.endswith(".py"):
+        file = Path(place).expanduser()
+    else:
+        module = sys.modules.get(place)  # it has been imported by now, if it is one
+        if not hasattr(module, what.partition(".")[0]) or place.split(".")[0] == "prefopt":
+            return None
+        file = Path(getattr(module, "__file__", None) or "")
+    return file if file.suffix == ".py" and file.is_file() else None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

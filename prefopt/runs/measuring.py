@@ -34,15 +34,11 @@ class Measurements:
     tracker: Tracker
     console: Console
 
-    def keep(self, model: Policy | Scorer, step: int) -> Evaluation:
-        """Measure the model at the start or end of the run and write it down; a resumed run reads what is there already."""
-        part, prepared = self.prepared.recipe.evaluate.part, self.prepared
-        evaluation = self.folder.evaluation(part, step)
-        if evaluation is None:
-            with self.console.status(f"evaluating on {part} rows"), timed("evaluation"):
-                evaluation = prepared.evaluators[part](model) if step else first_evaluation(prepared, part, model)
-        keep_evaluation(self.folder, self.tracker, evaluation, part, step, prepared.accelerator.is_main_process)
-        return evaluation
+    def keep(self, evaluation: Evaluation, step: int) -> None:
+        """Write down an evaluation at the start or end of the run, unless it is there already."""
+        prepared = self.prepared
+        part, main = prepared.recipe.evaluate.part, prepared.accelerator.is_main_process
+        keep_evaluation(self.folder, self.tracker, evaluation, part, step, main)
 
     def validate(self, model: Policy | Scorer, step: int) -> None:
         """Measure the model in the middle of training, on validation rows; its numbers are logged and shown."""
@@ -50,6 +46,16 @@ class Measurements:
             evaluation = self.prepared.evaluators["validation"](model)
         log_evaluation(self.tracker, evaluation, "validation", step)
         show_validation(self.console, step, evaluation.estimates())
+
+
+def evaluated(prepared: Prepared, folder: RunFolder, model: Policy | Scorer, step: int, console: Console) -> Evaluation:
+    """What the model comes to at the start or end of a run: measured, or read where it was measured before."""
+    part = prepared.recipe.evaluate.part
+    evaluation = folder.evaluation(part, step)
+    if evaluation is None:
+        with console.status(f"evaluating on {part} rows"), timed("evaluation"):
+            evaluation = prepared.evaluators[part](model) if step else first_evaluation(prepared, part, model)
+    return evaluation
 
 
 def keep_evaluation(

@@ -117,6 +117,25 @@ class Prepared:
             named |= {f"{what}: {name}": model for name, model in reward_models(feedback).items()}
         return named
 
+    @property
+    def judging(self) -> dict[str, Feedback]:
+        """What evaluations ask, by the key of the recipe that names it."""
+        named: dict[str, Feedback] = {}
+        for evaluator in self.evaluators.values():
+            judge = None if evaluator.contest is None else evaluator.contest.judge
+            asked = {"gold": evaluator.gold, "judge": judge, **evaluator.metrics}
+            named |= {f"evaluate.{what}": feedback for what, feedback in asked.items() if feedback is not None}
+        return named
+
+    @property
+    def measuring(self) -> dict[str, nn.Module]:
+        """The reward models among these."""
+        return {
+            f"{what}: {name}": model
+            for what, feedback in self.judging.items()
+            for name, model in reward_models(feedback).items()
+        }
+
 
 def prepare(
     settings: recipe.Recipe, accelerator: Accelerator, console: Console, folder: Path | None = None

@@ -137,7 +137,8 @@ def show_limit(console: Console, step: int, what: str) -> None:
 
 
 def _numbers(step: "Step") -> str:
-    parts = [f"loss {step.metrics['loss']:.4f}"]
+    loss = step.metrics["loss"]
+    parts = [f"loss {loss:.4f}" if loss == loss else "nothing to learn from"]
     watched = {name: step.metrics.get(f"rollouts/{name}") for name in ("reward", "kl")}
     parts += [f"{name} {value:+.3f}" for name, value in watched.items() if value is not None]
     if "rewards/margin" in step.metrics:

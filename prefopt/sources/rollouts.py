@@ -1,6 +1,7 @@
 """Where logical batches come from when the policy learns from what it writes: prompts, completions, feedback."""
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,15 +23,20 @@ from prefopt.support.out_of_memory import ROLLOUTS, advising
 from prefopt.support.seeds import seed_for
 from prefopt.types import ORIGINS, Batch, Feedback, Needs, Verdict, Written
 
+log = logging.getLogger(__name__)
+
 ROUNDS = 10
 """Times that a batch is filled up with further prompts before it goes as it is."""
 
 NO_VERDICT = "completions dropped: no verdict"
+VERDICTS = "completions with a verdict"
 ALIKE = "prompts replaced: all their completions have one score"
 
 
 class Rollouts:
     """An endless stream of logical batches: the next prompts, K completions of each by the current policy, and their scores.
+
+    A batch of which no prompt can be used is empty: it has no rows, and makes no update.
 
     Other writers may add further completions: the reference's, a greedy one, a mixture's, the data's own, another prompt's.
     Noise is a function of (seed, batch, prompt, completion), so that a batch does not depend on the number of processes or on
@@ -96,6 +102,9 @@ class Rollouts:
         self.judged = 0
         self.counts: Counter[str] = Counter()
         self.misread: Counter[str] = Counter()
+        self.silent = 0  # batches in a row on which feedback gave no verdict at all
+        self.warned = False
+        self.skipped = False  # whether nothing could be learnt from the last batch
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of the current policy; the place moves as they are taken."""
@@ -112,12 +121,14 @@ class Rollouts:
     @property
     def dropped(self) -> int:
         """How many completions and prompts of the last batch could not be used."""
-        return sum(count for what, count in self.counts.items() if what not in KEPT)
+        return sum(count for what, count in self.counts.items() if what not in (*KEPT, VERDICTS))
 
     @property
     def metrics(self) -> dict[str, int]:
-        """Of the last batch: what was dropped, and what feedback did not read as it was written."""
-        counts = {"dropped": self.dropped} | {f"feedback_{name}": self.misread[name] for name in MISREAD}
+        """Of the last batch: whether it was empty, what was dropped, and what feedback did not read as it was written."""
+        counts = {"skipped": int(self.skipped), "dropped": self.dropped} | {
+            f"feedback_{name}": self.misread[name] for name in MISREAD
+        }
         return {f"rollouts/{name}": count for name, count in counts.items()}
 
     def fit(self, reference: Any) -> None:
@@ -138,12 +149,39 @@ class Rollouts:
             rows += self._judged(self.batch_size - len(rows))
             if len(rows) == self.batch_size:
                 break
-        if not rows:
-            why = "; ".join(f"{count} {what}" for what, count in self.counts.items())
-            raise PrefoptError(f"no prompt of a batch of rollouts can be used: {why}")
+        self.skipped = not rows
+        if self.skipped:
+            self._note_empty()
+            return self._empty()
+        self.silent = 0
         self.version += 1
         batch = batch_of(rows, self.columns)
         return mismatched(batch) if self.joins_mismatched else batch
+
+    def _note_empty(self) -> None:
+        """Warn, once, of a batch that nothing can be learnt from.
+
+        All rewards of a task that is solved, or out of reach, are equal, which is no error: the next prompts may differ.
+
+        Raises:
+            PrefoptError: for as many batches in a row as `ROUNDS`, feedback gave no verdict at all.
+        """
+        why = "; ".join(f"{count} {what}" for what, count in (+self.counts).items() if what != VERDICTS)
+        self.silent = self.silent + 1 if self.counts[NO_VERDICT] and not self.counts[VERDICTS] else 0
+        if self.silent == ROUNDS:
+            raise PrefoptError(f"feedback gave no verdict on {ROUNDS} batches of rollouts in a row; of the last: {why}")
+        if not self.warned:
+            self.warned = True
+            log.warning(
+                "nothing can be learnt from a batch of rollouts (%s), so it makes no update; `rollouts/skipped` counts such steps",
+                why,
+            )
+
+    def _empty(self) -> Batch:
+        """A batch of no prompts."""
+        width = max(self.needs.completions or 1, 1)
+        tokens = torch.zeros(0, width, 1, dtype=torch.long)
+        return Batch((), tokens, tokens.bool())
 
     def _judged(self, count: int) -> list[Tokenised]:
         """The usable ones of the next `count` prompts, with completions and scores."""
@@ -182,6 +220,7 @@ class Rollouts:
             own = scores[:, : self.settings.completions]  # the policy's, who writes first
             self.order.observe(numbers, own.nanmean(-1).tolist())
             self.counts[NO_VERDICT] += int(scores.isnan().sum())
+            self.counts[VERDICTS] += int((~scores.isnan()).sum())
 
     def _write(
         self, rows: Sequence[Tokenised], writers: Sequence[Writer], turn: int | str, prefetch: bool = False

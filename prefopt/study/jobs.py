@@ -77,8 +77,7 @@ class RunJob(Job):
         files = RunFolder(self.folder)
         if not files.begun:
             return []
-        before, now = (r.model_dump(mode="json") for r in (files.recipe(), self.recipe))
-        return list(recipe.differences(before, now))
+        return list(recipe.material_differences(files.recipe(), self.recipe, recipe.OF_RUNS))
 
     def run(self, console: Console) -> None:  # noqa: D102
         from prefopt.runs.run import run

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and folders that one process works in at a time."""
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -8,13 +9,21 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.system_errors import naming
 
 LOCK = ".lock"
 """The file that a process holds while it works in a folder."""
+
+SOFT_LOCK = ".lock-holder"
+"""The same where the file system has no locks: the file itself is the lock, and says who holds it."""
+
+LOCKS = (LOCK, SOFT_LOCK)
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+"""What file systems answer that have no locks: Lustre mounted without flock, NFS without its lock daemon, FUSE."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -94,31 +103,63 @@ def unused(path: Path) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Work in a folder as the only process; it is created if need be, and removed again if nothing was put into it.
 
-    The lock goes with the process that holds it, however that ends.
+    The lock goes with the process that holds it, however that ends. Where the file system has no such locks (some network
+    mounts), a file that names its process and host takes their place; one whose process is gone from this host is taken over.
 
     Raises:
         PrefoptError: another process works there.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise PrefoptError(
-            f"{folder} is being worked on by another process: wait for it, stop it, or name another folder"
-        ) from None
+    lock = _acquired(folder)
     try:
         yield
     finally:
         lock.release()
         if new and is_empty(folder):
             with contextlib.suppress(OSError):  # a folder above it that others have put something into stays
-                (folder / LOCK).unlink()
+                for name in LOCKS:
+                    (folder / name).unlink(missing_ok=True)
                 for place in new:
                     place.rmdir()
 
 
+def _acquired(folder: Path) -> BaseFileLock:
+    """The lock of a folder, held.
+
+    Raises:
+        PrefoptError: another process holds it.
+    """
+    busy = f"{folder} is being worked on by another process"
+    try:
+        lock: BaseFileLock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
+        lock.acquire()
+    except Timeout:
+        raise PrefoptError(f"{busy}: wait for it, stop it, or name another folder") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        # Not under the name of the other kind, whose empty file would be taken for a lock that is held for ever.
+        lock = SoftFileLock(folder / SOFT_LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise PrefoptError(
+                f"{busy}{_holder(folder / SOFT_LOCK)}: wait for it, stop it, or name another folder; if it is gone, remove "
+                f"{folder / SOFT_LOCK}"
+            ) from None
+    return lock
+
+
+def _holder(file: Path) -> str:
+    """Who holds a lock that is a file, as far as the file says so."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return f", {lines[0]} on {lines[1]}" if len(lines) > 1 else ""
+
+
 def is_empty(folder: Path) -> bool:
     """Whether there is nothing in a folder, or no such folder; a lock is nothing."""
-    return not folder.exists() or all(file.name == LOCK for file in folder.iterdir())
+    return not folder.exists() or all(file.name in LOCKS for file in folder.iterdir())

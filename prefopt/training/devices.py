@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.system_errors import system_sentence
@@ -86,7 +86,7 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Devices, processes and precision, from the environment and the recipe.
+    """Devices and processes from the environment, and everything that changes an update from the recipe.
 
     Args:
         precision: fp32, bf16, or auto, which is bf16 on GPUs that have it.
@@ -95,7 +95,13 @@ def make_accelerator(precision: str) -> Accelerator:
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
     # MPS has no float64, in which sampling noise and metrics are made.
     cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=1)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="bf16" if bf16 else "no",
+        # A number would be replaced by that of the launcher's environment, and so would a backend that is not given.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+    )
 
 
 def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:

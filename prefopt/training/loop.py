@@ -92,6 +92,7 @@ class Trainer:
         monitor: Monitor | None = None,
     ):
         self.terms = [replace(term) for term in terms]  # of one that is there twice, two: labels go by identity
+        self._at_start = [term.objective for term in terms]
         self.source = source
         self.settings = settings
         self.steps = steps
@@ -133,9 +134,15 @@ class Trainer:
         return {
             "done": self.done,
             "spent": (self.tokens, self.seconds),
+            "asked_before": self.asked_before,
             "source": self.source.state_dict(),
             "own": {index: self.terms[index].source.state_dict() for index in self._own},  # type: ignore[union-attr]
-            "objectives": [vars(term.objective) for term in self.terms],
+            "objectives": [
+                {name: value for name, value in vars(term.objective).items() if value is not vars(start)[name]}
+                if isinstance(start, Adaptive)
+                else {}
+                for term, start in zip(self.terms, self._at_start, strict=True)
+            ],
             "schedule": self.schedule.state_dict(),
             "reference": self.reference.state_dict() if isinstance(self.reference, Moving) else None,
         }
@@ -144,6 +151,7 @@ class Trainer:
         """Go on from there."""
         self.done = state["done"]
         self.tokens, self.seconds = state["spent"]
+        self.asked_before = state.get("asked_before", self.asked_before)  # older checkpoints lack it
         self.source.load_state_dict(state["source"])
         for index in self._own:
             source = self.terms[index].source
@@ -152,6 +160,8 @@ class Trainer:
             self._own[index] = iter(source)
         self.terms = [
             replace(term, objective=replace(term.objective, **fields))  # type: ignore[type-var]
+            if isinstance(term.objective, Adaptive)  # older checkpoints have the fields of all
+            else term
             for term, fields in zip(self.terms, state["objectives"], strict=True)
         ]
         self.schedule.load_state_dict(state["schedule"])
@@ -159,8 +169,8 @@ class Trainer:
             self.reference.load_state_dict(state["reference"])
 
     def _learn(self, batch: Batch) -> dict[str, float]:
-        """All passes over one logical batch."""
-        shared = [term for term in self.terms if term.source is None]
+        """All passes over one logical batch. One without rows trains the terms that have a source of their own, if any."""
+        shared = [term for term in self.terms if term.source is None and len(batch)]
         outputs = self._outputs_of_the_update(shared, batch)
         targets, monitored = self._targets(shared, batch, "shared", self.monitor, outputs)
         collected: list[tuple[int, Metrics]] = []
@@ -168,14 +178,14 @@ class Trainer:
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
                 part = batch if rows is None else batch.rows(rows)
                 sliced = targets if rows is None else [target.select(rows) for target in targets]
-                collected.append((len(part), self._update(shared, part, sliced, outputs)))
+                collected.append((max(len(part), 1), self._update(shared, part, sliced, outputs)))
         metrics = _averaged(collected)
         for label, target in zip(self._labels(shared), targets, strict=True):
             metrics |= {(label, name): value for name, value in target.metrics.items()}
         metrics |= {(None, name): value for name, value in monitored.items()}
         self.terms = [
             replace(term, objective=term.objective.adapted(own_metrics(metrics, label)))
-            if isinstance(term.objective, Adaptive)
+            if isinstance(term.objective, Adaptive) and (len(batch) or term.source is not None)
             else term
             for term, label in zip(self.terms, names(self.terms), strict=True)
         ]
@@ -191,9 +201,12 @@ class Trainer:
         if size is None or size >= self.settings.batch_size:
             yield None
             return
-        order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))
         # As many as of a full batch: rollouts that lost a few prompts must not end in an update on one of them.
         updates = math.ceil(self.settings.batch_size / size)
+        if not rows:
+            yield from [None] * updates
+            return
+        order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))
         yield from order.to(self.accelerator.device).tensor_split(min(updates, rows))
 
     def _outputs_of_the_update(self, terms: Sequence[Term], batch: Batch) -> Outputs | None:
@@ -261,6 +274,8 @@ class Trainer:
         # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
         work += [(terms, batch, targets, outputs)] if terms else []
         metrics: Metrics = {(None, "loss"): 0.0}
+        if not work:  # nothing to learn: the weights stay, and the schedule goes on
+            return self._skipped()
         for number, (group, rows, prepared, known) in enumerate(work):
             of_group = self._backward(group, rows, prepared, known, last=number == len(work) - 1)
             metrics[None, "loss"] += (loss := of_group.pop((None, "loss")))
@@ -282,6 +297,13 @@ class Trainer:
             self.schedule.step()
             self.optimizer.zero_grad()
         return metrics
+
+    def _skipped(self) -> Metrics:
+        """The metrics of an update that is left out."""
+        lr = self.schedule.get_last_lr()[0]
+        self.optimizer.step()  # of no gradients, which changes nothing
+        self.schedule.step()
+        return {(None, "loss"): math.nan, (None, "grad_norm"): math.nan, (None, "lr"): lr}
 
     def _backward(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None, *, last: bool

@@ -85,7 +85,7 @@ def test_nothing_is_explained_that_is_not_logged(logged):
         "online": online_metrics(),
         "rollouts": {
             *rollout_metrics(),
-            *(f"rollouts/{name}" for name in ("dropped", "feedback_cut", "feedback_control")),
+            *(f"rollouts/{name}" for name in ("dropped", "skipped", "feedback_cut", "feedback_control")),
         },
         "held-out": held_out,
     }

@@ -112,7 +112,8 @@ def test_what_an_object_was_is_in_the_manifest_and_a_resume_wants_it_again(home:
     ]
     text = (result.folder / "recipe.yaml").read_text()
     assert "name: '<python object: test_python.Words, " in text
-    (result.folder / "summary.json").unlink()
+    for name in ("summary.json", "trained.json"):
+        (result.folder / name).unlink()
     with pytest.raises(PrefoptError, match=r"a recipe file cannot hold\. Pass the object again"):
         prefopt.run(load_recipe(result.folder / "recipe.yaml"), folder=result.folder, resume=True, console=QUIET)
     other = objects | {"objective": Shifted(0.3)}

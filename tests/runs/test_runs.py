@@ -203,6 +203,7 @@ def test_a_kill_beside_an_evaluation_neither_loses_nor_doubles_it(
         lines = [line for line in lines if json.loads(line)["step"] == 0]
         shutil.rmtree(folder / "checkpoints")
         (folder / "evaluations" / "test-step-000003.json").unlink()
+        (folder / "trained.json").unlink()
     (folder / "metrics.jsonl").write_text("".join(lines))
     run(settings, folder=folder, resume=True)
     assert metrics(folder) == whole

@@ -1,6 +1,5 @@
 """The recipe of a labelling: which completions, whose opinion of them. It shares its sections with the recipe of a run."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,12 +8,6 @@ from pydantic import ConfigDict, Field, model_validator
 
 from prefopt import recipe
 from prefopt.recipe import Data, FeedbackOrName, FileName, Policy, Samples, Section
-
-FREE = re.compile(
-    r"(variables|batch_size|threads|samples\.batch_size|samples\.server)(\.|$)"
-    r"|feedback\.(.*\.)?(budget|timeout|retries|concurrency|batch_size|cache)(\.|$)"
-)
-"""Keys by which a labelling that goes on may differ from its beginning: they say what it may cost, not what it finds."""
 
 
 class LabelRecipe(Section):
@@ -73,5 +66,4 @@ def load_label_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LabelR
 
 def in_the_way(begun: LabelRecipe, now: LabelRecipe) -> list[str]:
     """The keys for which a labelling that has begun cannot go on by this recipe."""
-    different = recipe.differences(begun.model_dump(mode="json"), now.model_dump(mode="json"))
-    return [key for key in different if not FREE.match(key)]
+    return list(recipe.material_differences(begun, now, recipe.OF_LABELLINGS))

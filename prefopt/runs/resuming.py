@@ -1,0 +1,134 @@
+"""Going on with a run: which folder it may be, and whether it is still made of what it began with."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from prefopt import recipe
+from prefopt.runs.folder import RunFolder
+from prefopt.runs.manifest import changed_parts, manifest
+from prefopt.support.errors import PrefoptError
+from prefopt.support.files import is_empty, locked, unused
+from prefopt.training.checkpoints import checkpoints, load_newest
+from prefopt.training.devices import on_main_process
+from prefopt.training.trackers import rewind
+
+if TYPE_CHECKING:
+    from prefopt.runs.preparing import Prepared
+    from prefopt.training.loop import Trainer
+
+SAID = ("versions", "git", "device", "environment", "plugins")
+"""Parts of the manifest that may change when a run goes on, which is said and recorded."""
+
+
+@contextmanager
+def claimed(settings: recipe.Recipe, folder: Path | None, resume: bool) -> Iterator[RunFolder]:
+    """The run folder, for this run alone.
+
+    Raises:
+        PrefoptError: it holds another run, this one is finished, or another process works in it.
+    """
+    path = unused(Path(settings.track.folder) / f"{settings.name}-seed{settings.seed}") if folder is None else folder
+    files, resumed = RunFolder(path), settings if resume else None
+    _refuse(files, resumed)
+    with locked(path):
+        _refuse(files, resumed)  # another process may have just left it
+        yield files
+
+
+def _refuse(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
+    """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end."""
+    if resumed is None:
+        if not is_empty(folder.path):
+            raise PrefoptError(
+                f"{folder} is there already, and nothing is overwritten: name another, or resume it with --resume"
+            )
+        return
+    if folder.finished:
+        folder.summary()  # one that is damaged says so
+        raise PrefoptError(f"{folder} is finished: its results are in summary.json")
+    if different := recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS):
+        raise PrefoptError(f"{folder} was run with another recipe; it differs in {', '.join(different)}")
+
+
+def write_beginning(prepared: "Prepared", folder: RunFolder, console: Console) -> None:
+    """Write what the run is and what it is made of; where it goes on, compare that with its beginning. On every process.
+
+    Raises:
+        PrefoptError: the data, or a model beside or below the trained one, are not those of the beginning.
+    """
+    for line in on_main_process(prepared.accelerator, lambda: _written(prepared, folder)):
+        console.print(line, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _written(prepared: "Prepared", folder: RunFolder) -> list[str]:
+    """What should be said of the differences to the beginning."""
+    settings = prepared.recipe
+    content = json.loads(json.dumps(manifest(prepared), default=repr))
+    if not folder.begun or not folder.has_numbers:
+        folder.write_recipe(settings)  # from here on it can be resumed
+        folder.write_manifest(content)
+        return []
+    begun = folder.manifest()
+    if different := changed_parts(begun, content):
+        raise PrefoptError(
+            f"{folder}: since the run began, {' and '.join(different)} changed (manifest.json has the fingerprints), and its "
+            "numbers would be of two things: bring back what it began with, or begin anew in another folder"
+        )
+    record, lines = _changes(begun, content), []
+    if circumstances := {key: value for key, value in record.items() if key != "started"}:
+        lines = [
+            f"not as when the run began: {'; '.join(map(_in_words, circumstances.items()))}; manifest.json records it"
+        ]
+    if keys := recipe.differences(folder.recipe().model_dump(mode="json"), settings.model_dump(mode="json")):
+        record["recipe"] = {key: list(values) for key, values in keys.items()}
+        folder.write_recipe(settings)
+    folder.write_manifest((begun or content) | {"resumed": [*begun.get("resumed", ()), record]})
+    return lines
+
+
+def _changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of going on: when, and what of the circumstances changed."""
+    record: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+    for name in SAID:
+        if name in begun and (values := recipe.differences(begun[name], now[name], name)):
+            record |= {key: list(pair) for key, pair in values.items()}
+    return record
+
+
+def _in_words(change: tuple[str, tuple[Any, Any]]) -> str:
+    key, (before, now) = change
+    if key.startswith("plugins."):
+        return f"{key.removeprefix('plugins.')} was edited"
+    return f"{key} {before} → {now}"
+
+
+def restore(trainer: "Trainer", folder: RunFolder, console: Console) -> int:
+    """Load the newest checkpoint of a resumed run that can be read; the number of steps behind it."""
+    load_newest(trainer, folder.checkpoints)
+    if trainer.accelerator.is_main_process:
+        rewind(folder.metrics_file, trainer.done)
+    console.print(f"resumed at step {trainer.done} of {trainer.steps}", highlight=False)
+    return trainer.done
+
+
+def kept(folder: RunFolder) -> str:
+    """What there is of a run that ends early, and how it goes on."""
+    if not folder.begun or folder.finished:
+        return f"{folder} is finished" if folder.finished else ""
+    go_on = f"prefopt run {folder} --resume"
+    if folder.trained:
+        return f"{folder.policy} holds the trained model; what is left is the evaluation at the end: {go_on}"
+    if saved := checkpoints(folder.checkpoints):
+        return f"{saved[-1]} keeps what was done up to there; to go on: {go_on}"
+    return f"no checkpoint was saved yet (train.checkpoint_every), so this begins again at step 0: {go_on}"
+
+
+def has_checkpoint(folder: RunFolder) -> bool:
+    """Whether a resume has something to go on from."""
+    return bool(checkpoints(folder.checkpoints))
