@@ -8,6 +8,7 @@ import yaml
 
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.evaluation.intervals import Observations
+from prefopt.support.files import write_whole
 
 RECIPE = {
     "name": "tiny",
@@ -41,7 +42,7 @@ def finished_run(folder: Path, seed: int, gold: float, kl: float = 4.0, steps: i
         ],
     )
     for step in (0, steps):
-        (folder / "evaluations" / f"test-step-{step:06d}.json").write_text(evaluation.to_json())
+        write_whole(folder / "evaluations" / f"test-step-{step:06d}.json", evaluation.to_json())
     after = {"gold": estimate(gold), "kl": estimate(kl), "length": estimate(4.0), "distinct_1": 0.5}
     summary = {"steps": steps, "before": {"gold": estimate(0.0)}, "after": after} | changes
     (folder / "summary.json").write_text(json.dumps(summary))

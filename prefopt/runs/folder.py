@@ -22,6 +22,7 @@ import yaml
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.evaluation.win_rates import Sample, key
 from prefopt.recipe import Recipe, recipe_from, with_new_names
+from prefopt.recipe.parsing import parsed
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 
@@ -130,7 +131,9 @@ class RunFolder:
         """
         if not self.begun:
             return {}
-        tree = _read(self.recipe_file, _keys_and_values(yaml.safe_load), "restore it; nothing goes without it")
+        damaged = f"{self.recipe_file} is damaged"
+        parse = _keys_and_values(lambda text: parsed(text, damaged))
+        tree = _read(self.recipe_file, parse, "restore it; nothing goes without it")
         return with_new_names(tree, where=None)
 
     def manifest(self) -> dict[str, Any]:

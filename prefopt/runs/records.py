@@ -11,6 +11,7 @@ from typing import Any, Literal
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
+from prefopt.support.terminal import one_line
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 
@@ -126,7 +127,7 @@ def _is_run(folder: Path) -> bool:
 
 def _run_of_arm(folder: Path) -> RunOfArm:
     if folder.parent.parent.name == "arms" and (match := re.fullmatch(r"seed-(\d+)", folder.name)):
-        return RunOfArm(folder.parent.name, int(match[1]), folder)
+        return RunOfArm(one_line(folder.parent.name), int(match[1]), folder)
     content = RunFolder(folder).recipe_tree()
     named = re.fullmatch(r"(.+)-seed(\d+)(?:-\d+)?", folder.name)
     arm = named[1] if named else content.get("name", folder.name)
@@ -135,7 +136,7 @@ def _run_of_arm(folder: Path) -> RunOfArm:
         raise PrefoptError(
             f"{RunFolder(folder).recipe_file} is damaged: its seed is {seed!r}; restore it or remove the run"
         )
-    return RunOfArm(arm, int(seed), folder)
+    return RunOfArm(one_line(str(arm)), int(seed), folder)
 
 
 def read_run(result: RunOfArm) -> RunRecord:

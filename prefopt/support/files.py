@@ -33,7 +33,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: it cannot be written; what was there before is untouched.
     """
     with replacing(path) as staging:
-        staging.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        # Half of a surrogate pair becomes its escape, which in JSON means the same.
+        staging.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def append_whole(path: Path, file: io.FileIO, content: bytes) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.comparison.verdict import metric_title
-from prefopt.study.report.style import INK, Look, looks, rc, svg
+from prefopt.study.report.style import INK, Look, label, looks, rc, svg
 
 WIDTH = 4.7
 """Inches; narrow enough to be read on a telephone."""
@@ -100,24 +100,24 @@ def _differences(comparison: Comparison, axis: Any) -> bool:
         axis.plot(difference.mean.value, place, marker="|", color=look.colour, markersize=13, markeredgewidth=2)
         offsets = place + 0.22 + np.zeros(len(difference.values))
         axis.plot(difference.values, offsets, look.marker, color=look.colour, markersize=4, fillstyle="none")
-    axis.set_yticks(range(len(rows)), [row.arm for row in rows])
+    axis.set_yticks(range(len(rows)), [label(row.arm) for row in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel(f"difference to {comparison.baseline}")
+    axis.set_xlabel(f"difference to {label(comparison.baseline)}")
     return bool(rows)
 
 
 def _frontier(comparison: Comparison, axis: Any, metric: str) -> bool:
     drawn = False
     for arm, look in looks(comparison.arms).items():
-        label: str | None = arm
+        shown: str | None = label(arm)
         for run in comparison.of(arm):
             points = [(max(kl, 0.0), value) for kl, value in run.path(metric) if math.isfinite(kl + value)]
             if not points:
                 continue
             x, y = np.array(points).T
             axis.plot(np.sqrt(x), y, look.line, color=look.colour, linewidth=0.9, alpha=0.65)
-            axis.plot(np.sqrt(x[-1]), y[-1], look.marker, color=look.colour, markersize=5.5, label=label, alpha=0.9)
-            drawn, label = True, None
+            axis.plot(np.sqrt(x[-1]), y[-1], look.marker, color=look.colour, markersize=5.5, label=shown, alpha=0.9)
+            drawn, shown = True, None
     if drawn:
         top = axis.get_xlim()[1] ** 2
         ticks = [tick for tick in (0, 0.1, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 5000) if tick <= top]
@@ -125,22 +125,22 @@ def _frontier(comparison: Comparison, axis: Any, metric: str) -> bool:
         axis.set_xticks(np.sqrt(ticks), [f"{tick:g}" for tick in ticks])
         axis.set_xlim(left=-0.02 * math.sqrt(top))
         axis.set_xlabel("KL(π ‖ π_ref), nats a completion")
-        axis.set_ylabel(metric)
+        axis.set_ylabel(label(metric))
     return drawn
 
 
 def _curves(
-    comparison: Comparison, axis: Any, series: Callable[[RunRecord], tuple[list[int], list[float]]], label: str
+    comparison: Comparison, axis: Any, series: Callable[[RunRecord], tuple[list[int], list[float]]], title: str
 ) -> bool:
     drawn = False
     for arm, look in looks(comparison.arms).items():
-        drawn |= _band(axis, [series(run) for run in comparison.of(arm)], look, arm, look.line)
+        drawn |= _band(axis, [series(run) for run in comparison.of(arm)], look, label(arm), look.line)
     axis.set_xlabel("step")
-    axis.set_ylabel(label)
+    axis.set_ylabel(label(title))
     return drawn
 
 
-def _band(axis: Any, curves: Sequence[tuple[list[int], list[float]]], look: Look, label: str | None, line: str) -> bool:
+def _band(axis: Any, curves: Sequence[tuple[list[int], list[float]]], look: Look, title: str | None, line: str) -> bool:
     """Mean and range at every step at which some run was measured; a run that ended early counts up to there."""
     by_step: dict[int, list[float]] = {}
     for steps, values in curves:
@@ -153,7 +153,7 @@ def _band(axis: Any, curves: Sequence[tuple[list[int], list[float]]], look: Look
     ends = [[reduce(by_step[step]) for step in at] for reduce in (min, max)]
     axis.fill_between(at, *ends, color=look.colour, alpha=0.13, linewidth=0)
     few = {"marker": look.marker, "markersize": 4} if len(at) <= 30 else {}
-    axis.plot(at, [np.mean(by_step[step]) for step in at], line, color=look.colour, linewidth=1.3, label=label, **few)
+    axis.plot(at, [np.mean(by_step[step]) for step in at], line, color=look.colour, linewidth=1.3, label=title, **few)
     return True
 
 
@@ -172,7 +172,7 @@ def _length(comparison: Comparison, axis: Any) -> bool:
         fifths = np.array_split(points[np.argsort(points[:, 0], kind="stable")], min(5, len(points)))
         line = np.array([fifth.mean(axis=0) for fifth in fifths])
         axis.plot(*line.T, look.line, color=look.colour, linewidth=1, alpha=0.75)
-        axis.plot(*np.array(means).T, look.marker, color=look.colour, markersize=5.5, label=arm, alpha=0.9)
+        axis.plot(*np.array(means).T, look.marker, color=look.colour, markersize=5.5, label=label(arm), alpha=0.9)
         drawn = True
     axis.set_xlabel("length, tokens")
     axis.set_ylabel("gold")
@@ -197,7 +197,7 @@ def _chosen_and_rejected(comparison: Comparison) -> Figure:
             axis.axhline(0, color=INK, linewidth=0.5, alpha=0.4)
             for which, line in (("chosen", "-"), ("rejected", "--")):
                 _band(axis, [run.series(f"rewards/{which}") for run in comparison.of(arm)], style[arm], None, line)
-            axis.set_title(arm)
+            axis.set_title(label(arm))
         figure.supxlabel("step", fontsize=9)
         text = svg(figure, "chosen", caption)
         plt.close(figure)

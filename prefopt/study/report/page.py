@@ -17,6 +17,7 @@ from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report import text_tables
 from prefopt.study.report.figures import draw
 from prefopt.support.files import write_whole
+from prefopt.support.terminal import visible
 
 PROMPTS = 8
 """The number of prompts whose samples are shown."""
@@ -47,6 +48,7 @@ def page(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -71,6 +73,11 @@ def page(comparison: Comparison) -> str:
         environment=environment_of(comparison.runs),
         described=any(row.interquartile == row.interquartile for row in comparison.primary.rows),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Text with its control characters visible; HTML of our own and numbers as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from prefopt.support.terminal import one_line, visible
 
 INK = "#010203"
 """Placeholder for the colour of the text around a figure, light or dark; nothing else in a figure has this colour."""
@@ -32,6 +35,11 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
     }
 
 
+def label(name: str) -> str:
+    """A name as matplotlib shows it; one that begins with an underscore would be left out of legends."""
+    return f"\u200b{one_line(name)}" if name.startswith("_") else one_line(name)
+
+
 def rc(name: str) -> dict[Any, Any]:
     """matplotlib's settings for a figure of this name."""
     ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -54,16 +62,19 @@ def rc(name: str) -> dict[Any, Any]:
     }
 
 
-def svg(figure: Any, name: str, label: str) -> str:
+def svg(figure: Any, name: str, title: str) -> str:
     """The figure as an element of a page: it scales, takes the page's font and ink, and shares no id with another."""
     from markupsafe import escape
 
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = file.getvalue()
+    with warnings.catch_warnings():
+        # The page's fonts draw the letters, not matplotlib's, which may not have them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = visible(file.getvalue())
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: ([\w. ]*?[\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", text)
     text = text.replace(INK, "currentColor")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(visible(title))}" ', 1)

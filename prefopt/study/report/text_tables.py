@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from prefopt.runs.accounting import CALLED
 from prefopt.study.comparison.comparison import Comparison, Row, Table
 from prefopt.study.comparison.statistics import Mean
 from prefopt.study.comparison.verdict import metric_title
+from prefopt.support.terminal import one_line
 
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
 
@@ -66,12 +68,16 @@ def cells(row: Row, words: Mapping[str, str] | None = None) -> list[str]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """table.md: the verdict and the primary table."""
+    """table.md: the verdict and the primary table. Names are text: they make no links, images, HTML or further columns."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in comparison.primary.rows
-    ]
-    return f"{comparison.verdict}\n\n{caption(comparison)}\n\n" + "\n".join(lines) + "\n"
+    lines += ["| " + " | ".join(map(_in_markdown, cells(row))) + " |" for row in comparison.primary.rows]
+    above = (_in_markdown(text) for text in (comparison.verdict, caption(comparison)))
+    return "\n\n".join([*above, "\n".join(lines)]) + "\n"
+
+
+def _in_markdown(text: str) -> str:
+    """A text that Markdown shows as it is, in one line; what stands in no name of an ordinary run is escaped."""
+    return re.sub(r"[\\`|<]|\](?=[(\[:])", r"\\\g<0>", one_line(text))
 
 
 def caption(comparison: Comparison) -> str:
@@ -94,10 +100,10 @@ def latex(comparison: Comparison) -> str:
     """table.tex: a tabular for booktabs."""
 
     def line(texts: list[str]) -> str:
-        return " & ".join("".join(LATEX.get(c, c) for c in text) for text in texts) + r" \\"
+        return " & ".join("".join(LATEX.get(c, c) for c in one_line(text)) for text in texts) + r" \\"
 
     rows = [line(cells(row)) for row in comparison.primary.rows]
-    head = rf"% {caption(comparison)}" + "\n" + rf"\begin{{tabular}}{{{'l' * len(HEADINGS)}}}"
+    head = rf"% {one_line(caption(comparison))}" + "\n" + rf"\begin{{tabular}}{{{'l' * len(HEADINGS)}}}"
     return "\n".join(
         [head, r"\toprule", line(list(HEADINGS)), r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
     )
@@ -110,13 +116,23 @@ def to_csv(comparison: Comparison) -> str:
     derived = [table.metric for table in tables if table.metric not in metrics]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["arm", "seed", "state", *metrics, *derived, *CALLED])
+    writer.writerow(map(_in_spreadsheet, ["arm", "seed", "state", *metrics, *derived, *CALLED]))
     for run in comparison.runs:
         row = [run.after.get(name, math.nan) for name in metrics]
         row += [_of(table, run.arm, run.seed) for name in derived for table in tables if table.metric == name]
         row += [float(run.costs.get(name, math.nan)) for name in CALLED]
-        writer.writerow([run.arm, run.seed, run.state, *("" if math.isnan(value) else repr(value) for value in row)])
+        numbers = ("" if math.isnan(value) else repr(value) for value in row)
+        writer.writerow([_in_spreadsheet(run.arm), run.seed, run.state, *numbers])
     return file.getvalue()
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a cell begins with that a spreadsheet computes; the last four are their full-width forms."""
+
+
+def _in_spreadsheet(name: str) -> str:
+    """A name that a spreadsheet takes for text: an apostrophe before what begins like a formula. Numbers do not come here."""
+    return one_line(f"'{name}" if name.lstrip(" ").startswith(FORMULA) else name)
 
 
 def _of(table: Table, arm: str, seed: int) -> float:
