@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Collection, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
 from prefopt.support.seeds import seed_for
 
+EXPECTED = (
+    "fan_in_fan_out is set to False",  # peft sets it by itself
+    "Model has `tie_word_embeddings=True`",  # merging unties them
+    "The following (rank|alpha)_pattern keys did not match",  # of experts that an architecture names otherwise
+)
+"""What peft 0.21 warns of where nothing is wrong."""
+
 WHOLE = re.compile(r"\.(base_layer|original_module|modules_to_save)(?=\.)")
 """What peft puts into the name of a weight of the model that an adapter holds (peft 0.21)."""
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """The files in which peft looks for an adapter's weights."""
+
+MAGNITUDE = "lora_magnitude_vector"
+"""What DoRA adds. Followed by `.weight` in a file, peft 0.21 and transformers 5.23 both read it; without, as peft writes it,
+transformers takes it for a weight that it does not know, and starts from fresh magnitudes."""
 
 INSIDE = "base_model.model."
 """What the names of the model's weights begin with in an adapter's file."""
@@ -49,7 +61,7 @@ def _weights(name: str) -> dict[str, Tensor]:
     if not _has_weights(name):
         raise PrefoptError(f"the adapter {name} has no weights: copy {WEIGHTS[0]} from where it was saved")
     weights: dict[str, Tensor] = loaded(name, "adapter", lambda: load_peft_weights(name, device="cpu"))
-    return weights
+    return {key.replace(f"{MAGNITUDE}.weight", MAGNITUDE): weight for key, weight in weights.items()}
 
 
 def with_adapter(beneath: PreTrainedModel, name: str, config: PeftConfig, fresh: Collection[str] = ()) -> PeftModel:
@@ -70,12 +82,16 @@ def with_adapter(beneath: PreTrainedModel, name: str, config: PeftConfig, fresh:
             f"the adapter {name} is of the kind {kind}, which adds tokens or gates and cannot be merged into weights: name an "
             "adapter that changes weights (LoRA, DoRA, IA3, OFT, …), or the model below it"
         )
+    if config.task_type == "CAUSAL_LM" and not beneath.can_generate():
+        config = copy(config)  # of a policy, on a reward model that starts from it
+        config.task_type = None
     weights = _weights(name)
     _grow(beneath, weights, name)
     own = set(beneath.state_dict())
     ignore_renamed_checkpointing()
     with warnings.catch_warnings():  # what peft warns of is an error below
-        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        for known in ("Found missing adapter keys", *EXPECTED):
+            warnings.filterwarnings("ignore", known)
         model = _attached(beneath, name, config)
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing = [key for key in sorted(expected - set(weights)) if key.removeprefix(INSIDE) not in fresh]
@@ -184,8 +200,10 @@ def adapted(
         task_type=task,
         **more,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed_for(seed, "init"))
+        for known in EXPECTED:
+            warnings.filterwarnings("ignore", known)
         try:
             return get_peft_model(model, config)
         except ValueError as error:

@@ -268,6 +268,9 @@ def load_backbone(spec: recipe.Policy, head: bool) -> PreTrainedModel:
     Raises:
         PrefoptError: it cannot be loaded.
     """
+    own = adapter_config(find_model(spec.model))
+    if own is not None and not head:  # its weights have the names that they have in a model with a head
+        head = own.task_type == "CAUSAL_LM"
     with torch.random.fork_rng():  # a pooling layer that is not in the file starts at random, and is not used
         torch.manual_seed(0)
         model = load_weights(AutoModelForCausalLM if head else AutoModel, spec)

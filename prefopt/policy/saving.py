@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.policy.adapters import merged
+from prefopt.policy.adapters import MAGNITUDE, WEIGHTS, merged
 from prefopt.policy.stacking import save_stacked
 from prefopt.support.files import write_whole
 
@@ -39,8 +40,17 @@ def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         merged(deepcopy(model)).save_pretrained(str(folder))
     elif isinstance(model, PeftModel):  # adapters add no tokens; to find that out, peft would ask the hub for the base
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        _name_magnitudes(folder / WEIGHTS[0])
     else:
         model.save_pretrained(str(folder))
+
+
+def _name_magnitudes(file: Path) -> None:
+    """Give DoRA's magnitudes in an adapter's file the names that transformers finds as well as peft."""
+    weights = load_file(file)
+    if any(key.endswith(MAGNITUDE) for key in weights):
+        named = {f"{key}.weight" if key.endswith(MAGNITUDE) else key: weight for key, weight in weights.items()}
+        save_file(named, file, {"format": "pt"})
 
 
 def save_generation_settings(
