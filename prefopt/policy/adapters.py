@@ -167,7 +167,9 @@ def merged(model: PeftModel) -> PreTrainedModel:
             plain[1].weight = nn.Parameter(plain[1].weight.detach().clone())
             base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
     result: Any = model
-    whole: PreTrainedModel = result.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # as they are meant to be
+        whole: PreTrainedModel = result.merge_and_unload()
     return whole.requires_grad_(True)  # peft froze it
 
 
