@@ -77,7 +77,7 @@ def _named(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Pydantic would make a plain string of a `Given`."""
     value = given(value)
     if value == "":
-        raise ValueError("is empty and names nothing: write a name, or leave the key out")
+        raise ValueError("is empty and names nothing: write a name, a file or a folder, or leave the key out")
     return value if isinstance(value, Given) else check(value)
 
 
