@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from prefopt.policy.finding import adapter_config, base_of
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
 
 TABLE = re.compile(r"(^|\.)(wpe|pos_embed\w*|embed_positions|position_embeddings?)(\.weight)?$")
 """Names that architectures of transformers give to tables with a row for each position."""
@@ -40,11 +41,8 @@ def positions_of(name: str) -> Positions | None:
             return positions_of(base_of(adapter))
     except PrefoptError:  # loading the adapter says it better
         return None
-    if is_awaited(name) or not _on_disk(name):
-        return None
-    try:
-        config: Any = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
-    except (OSError, ValueError, KeyError):  # code of its own, or damaged: loading says so
+    config = _config(name)
+    if config is None:
         return None
     most = getattr(config, "max_position_embeddings", None)
     if not isinstance(most, int) or most < 1 or getattr(config, "alibi", False):
@@ -76,5 +74,19 @@ def _counts_after_padding(config: Any) -> bool:
     return config.pad_token_id is not None and any(kind in config.model_type for kind in kinds)
 
 
+def _config(name: str) -> Any:
+    """The configuration of a model's text part; None where it cannot be read yet."""
+    if isinstance(name, Given):  # a model that was passed from Python
+        return name.object.config.get_text_config()
+    if is_awaited(name) or not _on_disk(name):
+        return None
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError):  # code of its own, or damaged: loading says so
+        return None
+
+
 def _on_disk(name: str) -> bool:
-    return (Path(name) / "config.json").is_file() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if Path(name).is_dir():
+        return (Path(name) / "config.json").is_file()
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)

@@ -5,14 +5,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from prefopt import recipe
 from prefopt.policy import load_tokenizer
 from prefopt.runs.memory import Part, estimate_memory
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.tokens import with_tokens
 from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
+from prefopt.support.terminal import Terminal
 
 GB = 1e9
 
@@ -76,7 +75,7 @@ def dry_run(settings: recipe.Recipe) -> DryRun:
     with noting_downloads() as downloads:
         planned = plan(settings)
         if not downloads.data and not is_awaited(planned.model):
-            planned, *_ = with_tokens(planned, load_tokenizer(settings.policy), Console(quiet=True))
+            planned, *_ = with_tokens(planned, load_tokenizer(settings.policy), Terminal(quiet=True))
         batching = batching_of(planned)
         return DryRun(planned, batching, estimate_memory(planned, batching.completions, batching.tokens), downloads)
 

@@ -30,6 +30,7 @@ from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import SAMPLING, advising
 from prefopt.support.seeds import seed_for
+from prefopt.support.terminal import Terminal
 from prefopt.training.devices import computing
 from prefopt.types import Needs
 
@@ -150,7 +151,7 @@ def sample(
             raise PrefoptError("there is no prompt to start from; give one with --prompt")
         most = settings.evaluate.sampling.max_tokens
         longest = sampled(rows, most, "samples", "evaluate.sampling.max_tokens", "source.max_prompt_tokens")
-        show_warnings(Console(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
+        show_warnings(Terminal(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
         model = load_models(settings, Needs(), tokenizer, accelerator).trained
         assert isinstance(model, Policy)
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])

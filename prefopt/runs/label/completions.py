@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
 from prefopt.data import DiskRows, Example, prompts, tokenise_to_disk
 from prefopt.data.texts import texts
@@ -21,6 +20,7 @@ from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for
+from prefopt.support.terminal import Terminal
 
 
 class Completions(Protocol):
@@ -83,7 +83,7 @@ class PolicyCompletions:
         self.tokenised, self.report = tokenise_to_disk(rows, tokenizer, settings.max_prompt_tokens)
         key = "samples.sampling.max_tokens"
         longest = sampled(self.tokenised, self.samples.sampling.max_tokens, "samples", key, "max_prompt_tokens")
-        show_warnings(Console(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
+        show_warnings(Terminal(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
         self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
         sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
         self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator)
