@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from prefopt import recipe
 from prefopt.data import Example
 from prefopt.data.example import content_key
-from prefopt.types import Needs
+from prefopt.types import AXES, Needs
 
 BITS = {"bfloat16": 8, "float16": 11}
 """Bits of a number's significand: a weight w moves by steps of about |w| · 2^−bits, and smaller ones are rounded away."""
+
+STAMPS = ("given", "notes", "provenance")
+"""Columns that a labelling adds for people."""
 
 TYPICAL = 0.02
 """Standard deviation of weights that most language models start with."""
@@ -107,6 +110,28 @@ def data_warnings(
         yield (
             f"all {len(held_out)} {part} rows have one completion each, so that accuracy and margins, which compare two of a "
             f"prompt, are not measured; give rows with both in source.{part}"
+        )
+
+
+def unread_columns(settings: recipe.Recipe, needs: Needs, train: Sequence[Example]) -> Iterator[str]:
+    """Columns of the rows to train on that nothing reads; where feedback is asked, none, for it may read any.
+
+    Args:
+        settings: the recipe.
+        needs: of all that learns from these rows.
+        train: the rows; the first hundred are looked at.
+    """
+    evaluate = settings.evaluate
+    asked = (settings.source.rollouts, evaluate.gold, evaluate.judge, *evaluate.metrics.values())
+    if any(one is not None for one in asked):
+        return
+    rows = train[:100]
+    templated = ("tools", "chat_template_kwargs") if any(not isinstance(row.prompt, str) for row in rows) else ()
+    known = {*needs.columns, *AXES, *STAMPS, *templated, "label", "split"}
+    if columns := sorted({name for row in rows for name in row.columns} - known):
+        yield (
+            f"nothing reads the columns {', '.join(columns)}. If they belong to the prompt or an answer, put them there by a "
+            "function that `source: {adapt: file.py:function}` names"
         )
 
 

@@ -19,7 +19,7 @@ from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_policy, check_sampler, find_model
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder
-from prefopt.runs.limits import data_warnings, distinct, settings_warnings
+from prefopt.runs.limits import data_warnings, distinct, settings_warnings, unread_columns
 from prefopt.runs.matching import match, training_rows
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
@@ -158,6 +158,7 @@ def _warnings(planned: Plan) -> Iterator[str]:
     rows = list(training_rows(planned.data.train, planned.wanted, source)) if signed else []
     held_out = planned.data._asdict()[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
+    yield from unread_columns(settings, planned.needs, planned.data.train)
     if settings.evaluate.every is not None and trains and not planned.data.validation:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
 

@@ -330,3 +330,24 @@ def test_a_batch_of_rollouts_counts_distinct_prompts(make: Any, tmp_path: Path) 
     rows = [{"prompt": "w1 w2"} for _ in range(40)]
     with pytest.raises(PrefoptError, match="the data have 1 distinct prompts: make it smaller, or draw more"):
         plan(make("objective=RLOO", "source.split=[1, 0, 0]", *online(tmp_path), rows=rows))
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        ({}, ""),
+        ({"question": "x", "system": "y"}, "question, system"),
+        ({"tools": "[]"}, "tools"),  # of a text prompt, which no template writes
+        ({"origin": ["dataset", "policy"], "notes": "seen", "group": "a", "split": "train"}, ""),
+    ],
+)
+def test_columns_that_nothing_reads_are_named_once(make: Any, columns: dict[str, Any], names: str) -> None:
+    rows = [row | columns | ({"group": str(i)} if "group" in columns else {}) for i, row in enumerate(pairs())]
+    said = [warning for warning in plan(make(rows=rows)).warnings if "nothing reads" in warning]
+    assert [warning.partition(". ")[0] for warning in said] == [f"nothing reads the columns {names}"] * bool(names)
+    assert all("source: {adapt" in warning for warning in said)
+
+
+def test_feedback_may_read_any_column(make: Any, tmp_path: Path) -> None:
+    settings = make(f"evaluate.gold={tmp_path}/rule.py:r", rows=pairs(question="x"))
+    assert not any("nothing reads" in warning for warning in plan(settings).warnings)
