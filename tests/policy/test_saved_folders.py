@@ -142,7 +142,10 @@ READ_ALONE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 torch.manual_seed(12345)
-model = (AutoModelForCausalLM if sys.argv[2] == "policy" else AutoModelForSequenceClassification).from_pretrained(sys.argv[1])
+if sys.argv[2] == "policy":
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+else:  # an adapter's base is a policy, which does not say that a reward is one number
+    model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=1)
 assert "prefopt" not in sys.modules
 with torch.no_grad():
     print(json.dumps(model.eval()(input_ids=torch.tensor([json.loads(sys.argv[3])])).logits[0].tolist()))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from _tiny import tiny_model
+from transformers import AutoConfig, GenerationConfig
 
 from prefopt import PrefoptError
 from prefopt.feedback.judges import Question
@@ -77,7 +78,10 @@ def answered(log):
     reason="`transformers serve` needs fastapi and uvicorn",
 )
 def test_transformers_serve_killed_midway(tmp_path, port, caplog):
+    # Every word ends an answer: answers that are cut off at their limit are not remembered.
     model, log = str(tiny_model(tmp_path / "model", chat=True)), tmp_path / "log"
+    words = AutoConfig.from_pretrained(model).vocab_size
+    GenerationConfig(eos_token_id=list(range(words)), pad_token_id=0).save_pretrained(model)
     command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--device", "cpu"]
     questions = [Question((("user", f"w{n} w{n + 1}"),), max_tokens=4) for n in range(20)]
     server = Server(model, f"http://127.0.0.1:{port}/v1", key_env=None, retries=2, concurrency=2)
