@@ -28,7 +28,7 @@ class PromptCompletions:
     Attributes:
         row: the prompt.
         written: K completions.
-        texts: the same as text, without special tokens.
+        texts: the same as text, up to its end.
     """
 
     row: Tokenised

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from prefopt.data import Example, Tokenised, collate
-from prefopt.data.texts import decode_completion
+from prefopt.data.texts import decode_completion, decode_everything
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.parallel import draw
@@ -75,8 +75,17 @@ class Completer:
         return written(sampled, self.ends, version)
 
     def text(self, completion: Written) -> str:
-        """A completion as it was written, without special tokens."""
-        return decode_completion(self.tokenizer, completion.ids)
+        """A completion as it was written up to its end, with every special token in it.
+
+        Feedback must see what the policy learns from: tags that are special tokens, and turns of others that it writes. Not shown is
+        the end of a completion that came to one: the special token that ended it, and before it what the chat template writes there,
+        as that would stand twice if the text were put into a conversation again.
+        """
+        ids = completion.ids
+        if completion.ended and not decode_completion(self.tokenizer, ids[-1:]):
+            ids, turn = ids[:-1], self.ends.turn
+            ids = ids[: len(ids) - len(turn)] if ids[len(ids) - len(turn) :] == turn else ids
+        return decode_everything(self.tokenizer, ids)
 
 
 def written(sampled: Sampled, ends: EndTokens, version: int | None = None) -> list[list[Written]]:

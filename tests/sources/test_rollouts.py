@@ -84,7 +84,7 @@ def first(rollouts):
 
 def texts(batch, tokenizer):
     return [
-        [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in zip(row, masks, strict=True)]
+        [tokenizer.decode([i for i in ids[mask].tolist() if i]) for ids, mask in zip(row, masks, strict=True)]
         for row, masks in zip(batch.completion_ids, batch.mask, strict=True)
     ]
 

@@ -3,7 +3,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.recipe import Sampling
 from prefopt.sources.writing import Completer, batch_of_written, recorded, turns_of, written
@@ -97,3 +100,61 @@ def test_what_was_written_is_a_batch_again():
     batch = batch_of_written([(1,), (2, 3)], written(SAMPLED, ENDS))
     assert torch.equal(batch.completion_ids, SAMPLED.completion_ids) and torch.equal(batch.mask, SAMPLED.mask)
     assert batch.prompt_ids == ((1,), (2, 3)) and batch.scores is None
+
+
+TAGS = ("<pad>", "<eos>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def read(lm_folder):
+    """The text of a completion that was written by a policy whose template ends turns otherwise than it ends texts."""
+    vocabulary = [*TAGS, *map(chr, range(32, 127)), "\n"]
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=" "))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(TAGS[2:])})
+
+    def text(written_as, template=None, stop=()):
+        tokenizer.chat_template = template
+        policy = Policy(AutoModelForCausalLM.from_pretrained(lm_folder), tokenizer)
+        policy.causal.generation_config.eos_token_id = tokenizer.eos_token_id
+        completer = Completer.of(lambda *given: None, policy, Sampling(stop=stop), Accelerator(cpu=True))
+        ids = tokenizer(written_as, add_special_tokens=False)["input_ids"]
+        return completer.text(recorded(ids, None, completer.ends))
+
+    return text
+
+
+@pytest.mark.parametrize(
+    ("written_as", "shown"),
+    [
+        ("<think>so</think>4<eos>", "<think>so</think>4"),
+        ("4</think><eos>", "4</think>"),
+        ("4<|im_start|>user\nthanks<eos>", "4<|im_start|>user\nthanks"),
+        ("4<pad>5<pad>", "4<pad>5<pad>"),  # cut by its length: all of it
+        ("<eos>", ""),
+        ("4", "4"),
+    ],
+)
+def test_feedback_sees_every_special_token_but_the_one_that_ended_the_completion(read, written_as, shown):
+    assert read(written_as) == shown
+
+
+@pytest.mark.parametrize(
+    ("written_as", "shown"),
+    [
+        ("4<|im_end|>\n<eos>", "4"),
+        ("4<|im_end|>\n", "4<|im_end|>\n"),  # it goes on
+        ("4<|im_end|>\n<|im_start|>user\n5<|im_end|>\n<eos>", "4<|im_end|>\n<|im_start|>user\n5"),
+        ("4\n<eos>", "4\n"),
+    ],
+)
+def test_what_the_template_writes_between_an_answer_and_eos_is_no_part_of_the_answer(read, written_as, shown):
+    assert read(written_as, CHATML) == shown
+
+
+def test_a_text_of_stop_is_seen_unless_it_is_a_special_token(read):
+    assert read("4.", stop=(".",)) == "4."
+    assert read("4<|im_end|>", stop=("<|im_end|>",)) == "4"
