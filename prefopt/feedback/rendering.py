@@ -9,9 +9,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.data import Example, Tokenised
+from prefopt.data.encoding import common
+from prefopt.data.rendering import Renderer, joined
 from prefopt.feedback.judges.texts import broken
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Completion
+from prefopt.types import Completion, Message
 
 SPECIALS = ("eos_token", "bos_token", "sep_token", "cls_token", "pad_token")
 
@@ -48,9 +50,7 @@ class Rendering:
         if self._finds_nothing(example.completions[0]):
             return None
         before, ids = self._ids(example, prompt)
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids))
-        )
+        shared = common(before, ids)
         asked, answered = ids[:shared], ids[shared:]
         most_asked, most = longest
         if self.positions is not None and len(ids) > self.positions:
@@ -80,10 +80,8 @@ class Rendering:
     def _ids(self, example: Example, prompt: bool) -> tuple[list[int], list[int]]:
         """Of the prompt alone, and of all."""
         if not isinstance(example.prompt, str):
-            answer: Any = example.completions[0]
-            return self._chat(example, example.prompt, ask=True), self._chat(
-                example, (*example.prompt, *answer), ask=False
-            )
+            whole = joined(example.prompt, example.completions[0])
+            return self._chat(example, example.prompt, ask=True), self._chat(example, whole, ask=False)
         text = example.prompt + str(example.completions[0])
         eos = self.tokenizer.eos_token
         if prompt and eos and not self._ends_texts and not text.endswith(str(eos)):
@@ -94,20 +92,18 @@ class Rendering:
         # Nothing else could be read before the first token; what the tokenizer puts there is no part of the completion.
         return start[: len(ids) - 1], ids
 
-    def _chat(self, example: Example, turns: Sequence[Any], ask: bool) -> list[int]:
+    def _chat(self, example: Example, turns: Sequence[Message], ask: bool) -> list[int]:
         if not self.tokenizer.chat_template:
             raise PrefoptError(
                 f"{example.where}: a conversation, but the reward model's tokenizer has no chat template; name one that has in "
                 "`tokenizer`, or give the prompts as plain text"
             )
-        settings = {"tools": example.columns.get("tools"), **(example.columns.get("chat_template_kwargs") or {})}
-        try:
-            rendered: Any = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], tokenize=True, return_dict=True, add_generation_prompt=ask, **settings
-            )
-        except Exception as error:  # templates raise exceptions of many kinds
-            raise PrefoptError(f"{example.where}: the chat template refuses this conversation: {error}") from error
-        return list(rendered["input_ids"])
+        text = self._renderer(example, turns, ask)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer.of(self.tokenizer)
 
     def _text(self, text: str) -> list[int]:
         return list(self.tokenizer(text, verbose=False)["input_ids"])

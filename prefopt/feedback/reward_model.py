@@ -20,23 +20,12 @@ from prefopt.feedback.calling import refuse_alone
 from prefopt.feedback.rendering import Rendering, control_tokens, without_control
 from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
 from prefopt.policy.parallel import forward
+from prefopt.policy.positions import positions_of
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import advising
 from prefopt.types import Completion, Needs, Prompt, Verdict
 
 Count = Annotated[int, Field(gt=0)]
-
-OFFSET = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "roberta-prelayernorm",
-    "xlm-roberta-xl",
-    "mpnet",
-    "longformer",
-    "data2vec-text",
-)
-"""Kinds of models whose first two positions no token has (transformers 5.23)."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,8 @@ class RewardModel:
             own = (trained.max_prompt_tokens, trained.max_completion_tokens)
             most = [given or known for given, known in zip(longest, own, strict=True)]
             return tokenise(examples, self._tokenizer, *most)[0]
-        rendering = Rendering(self._tokenizer, _positions(self.scorer.model.config))
+        positions = positions_of(find_model(self._checkpoints[0]))
+        rendering = Rendering(self._tokenizer, positions.number if positions is not None and positions.table else None)
         read = [rendering.row(example, number, self.prompt, longest) for number, example in enumerate(examples)]
         return [row for row in read if row is not None]
 
@@ -210,17 +200,6 @@ class RewardModel:
     @cached_property
     def _accelerator(self) -> Accelerator:
         return self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-
-
-def _positions(config: Any) -> int | None:
-    """The most tokens that a model can read, where it has an embedding for each position; None where positions are computed."""
-    text = config.get_text_config()
-    relative = any(getattr(text, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta", "alibi"))
-    most = getattr(text, "max_position_embeddings", None)
-    if relative or not isinstance(most, int) or most < 1:
-        return None
-    # These count positions from the padding token's id on.
-    return most - 2 if text.model_type in OFFSET else most
 
 
 def _refuse_architectures(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: str) -> None:

@@ -75,7 +75,7 @@ def dry_run(settings: recipe.Recipe) -> DryRun:
     with noting_downloads() as downloads:
         planned = plan(settings)
         if not downloads.data and not is_awaited(planned.model):
-            planned, *_ = with_tokens(planned, load_tokenizer(settings.policy), Terminal(quiet=True))
+            planned = with_tokens(planned, load_tokenizer(settings.policy), Terminal(quiet=True)).plan
         batching = batching_of(planned)
         return DryRun(planned, batching, estimate_memory(planned, batching.completions, batching.tokens), downloads)
 

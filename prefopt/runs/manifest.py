@@ -104,25 +104,17 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
 
 
 def described(rows: Sequence[Tokenised]) -> dict[str, Any]:
-    """How many rows a part of the data has, and hashes of what is learnt and of what feedback may read beside it."""
-    return {"rows": len(rows), "fingerprint": fingerprint_rows(rows), "columns": _fingerprint_columns(rows)}
+    """How many rows a part of the data has, and hashes of them, in order, which read them once.
 
-
-def _fingerprint_columns(rows: Sequence[Tokenised]) -> str:
-    """A hash of which tokens the policy wrote and of all other columns, such as the answer that a rule compares with."""
-    digest = hashlib.blake2b(digest_size=16)
+    `fingerprint` is of what is learnt: token ids and judgements. `columns` is of which tokens the policy wrote, and of all that
+    feedback may read beside them, such as the answer that a rule compares with.
+    """
+    learnt, beside = (hashlib.blake2b(digest_size=16) for _ in range(2))
     for row in rows:
+        learnt.update(repr((row.prompt_ids, row.completion_ids, row.scores, row.preference)).encode())
         columns = json.dumps(dict(row.columns), sort_keys=True, default=repr)
-        digest.update(f"{row.masks}{columns}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def fingerprint_rows(rows: Sequence[Tokenised]) -> str:
-    """A hash of the token ids and judgements, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        digest.update(repr((row.prompt_ids, row.completion_ids, row.scores, row.preference)).encode())
-    return digest.hexdigest()
+        beside.update(f"{row.masks}{columns}".encode("utf-8", "surrogatepass"))
+    return {"rows": len(rows), "fingerprint": learnt.hexdigest(), "columns": beside.hexdigest()}
 
 
 def fingerprint_examples(rows: Sequence[Example]) -> str:

@@ -95,13 +95,6 @@ def batch_rows(
     return DiskRows.of(select_checked(rows, needs, source.ties, counts))
 
 
-def rows_left(rows: DiskRows[Tokenised], needs: Needs, source: recipe.Source, counts: Counter[str]) -> int:
-    """How many rows `batch_rows` has; `counts` as there."""
-    if source.rollouts is not None:
-        return len(rows)
-    return sum(1 for _ in select_checked(rows, needs, source.ties, counts))
-
-
 def batch_columns(needs: Needs, source: recipe.Source) -> tuple[str, ...]:
     """The columns of rows that go into batches: what the data bring, and embeddings where the source adds them."""
     return needs.columns if source.embeddings is None else (*needs.columns, EMBEDDINGS)

@@ -1,7 +1,6 @@
 """Everything that a run, an evaluation or a sampling needs of a recipe: loaded and checked. Nothing is written or trained."""
 
 from array import array
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,9 +36,9 @@ from prefopt.policy import (
 )
 from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.matching import batch_columns, batch_rows
+from prefopt.runs.matching import batch_columns
 from prefopt.runs.planning import Plan, plan
-from prefopt.runs.progress import show_count, show_example, show_heading
+from prefopt.runs.progress import show_example, show_heading
 from prefopt.runs.tokens import with_tokens
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
@@ -155,9 +154,9 @@ def prepare(
         planned = plan(settings)
     show_heading(console, planned)
     tokenizer = load_tokenizer(settings.policy)
-    planned, data, own = with_tokens(planned, tokenizer, console)
+    planned, data, train, own = with_tokens(planned, tokenizer, console)
     terms = _terms(planned, own, accelerator, console)
-    rows = _rows_of_batches(data["train"], planned.wanted, settings.source, settings.policy, accelerator, console)
+    rows = _with_embeddings(train, settings.source, settings.policy, accelerator, console)
     columns = batch_columns(planned.wanted, settings.source)
     if rows:
         show_example(console, preview(rows[0], tokenizer))
@@ -261,7 +260,7 @@ def _terms(
     for index, own in planned.own.items():
         section = settings.objective[index].source
         assert section is not None
-        rows = _rows_of_batches(tokens[index], own.needs, section, settings.policy, accelerator, console)
+        rows = _with_embeddings(tokens[index], section, settings.policy, accelerator, console)
         columns = batch_columns(own.needs, section)
         size = train.minibatch_size or train.batch_size
         seed = seed_for(settings.seed_of("order"), index + 1)
@@ -269,34 +268,18 @@ def _terms(
     return terms
 
 
-def _rows_of_batches(
+def _with_embeddings(
     rows: DiskRows[Tokenised],
-    needs: Needs,
     source: recipe.Source,
     policy: recipe.Policy,
     accelerator: Accelerator,
     console: Console,
 ) -> DiskRows[Tokenised]:
-    """Rows as batches take them, with embeddings where the recipe says so."""
-    if source.embeddings is not None:
-        rows = _embedded(rows, source.embeddings, policy, accelerator, console)
-    counts: Counter[str] = Counter()
-    selected = batch_rows(rows, needs, source, counts)
-    for reason, count in (+counts).items():
-        show_count(console, count, reason)
-    return selected
-
-
-def _embedded(
-    rows: DiskRows[Tokenised],
-    spec: recipe.Embeddings,
-    policy: recipe.Policy,
-    accelerator: Accelerator,
-    console: Console,
-) -> DiskRows[Tokenised]:
-    """With embeddings of the prompts, before the policy is loaded; one process computes them, the others read them."""
+    """With embeddings of the prompts where the recipe says so; one process computes them, the others read them."""
+    if source.embeddings is None:
+        return rows
     with console.status("embedding prompts"), accelerator.main_process_first():
-        encoder = load_encoder(spec, policy)
+        encoder = load_encoder(source.embeddings, policy)
         encoder.model.to(accelerator.device)
         return embedded(rows, encoder)
 

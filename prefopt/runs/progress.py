@@ -37,8 +37,7 @@ def show_data(console: Console, name: str, report: "Report") -> None:
     rows = f"{report.kept}" if report.kept == report.examples else f"{report.kept} of {report.examples}"
     lengths = f"prompts {prompt} (≤ {prompt_most}), completions {completion} (≤ {completion_most}) tokens"
     console.print(f"  {name:<11}{rows:>6} rows · {lengths if report.kept else 'none'}", highlight=False)
-    for what, count in sorted(report.counts.items()):
-        show_count(console, count, what)
+    show_counts(console, dict(sorted(report.counts.items())))
 
 
 def show_left(console: Console, rows: int) -> None:
@@ -46,9 +45,11 @@ def show_left(console: Console, rows: int) -> None:
     console.print(f"  {'an epoch':<11}{rows:>6} rows, which are left to train on", highlight=False)
 
 
-def show_count(console: Console, count: int, what: str) -> None:
-    """Something that was dropped, cut or kept, and how often."""
-    console.print(f"  {'':<11}{count:>6} {what}", style="yellow", highlight=False)
+def show_counts(console: Console, counts: Mapping[str, int]) -> None:
+    """A line for each thing that was dropped, cut or kept, and how often."""
+    for what, count in counts.items():
+        if count:
+            console.print(f"  {'':<11}{count:>6} {what}", style="yellow", highlight=False)
 
 
 def show_example(console: Console, example: Text, lines: int = 16) -> None:

@@ -1,8 +1,9 @@
-"""The rows of a run as token ids, and what only they can tell: how many rows are left, and whether models can read them."""
+"""The rows of a run as token ids and as batches take them, and what only they can tell: how many are left, who can read them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -11,9 +12,9 @@ from prefopt import recipe
 from prefopt.data import DiskRows, Example, Tokenised, tokenise_to_disk
 from prefopt.data.selecting import IDENTICAL
 from prefopt.runs.lengths import longest_of, models_of, position_warnings
-from prefopt.runs.matching import rows_left, training_rows
+from prefopt.runs.matching import batch_rows, training_rows
 from prefopt.runs.planning import Plan, refuse_few
-from prefopt.runs.progress import show_data, show_left, show_warnings
+from prefopt.runs.progress import show_counts, show_data, show_left, show_warnings
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.sharing import shared, stamp
@@ -22,10 +23,24 @@ from prefopt.types import Needs
 Rows = DiskRows[Tokenised]
 
 
-def with_tokens(
-    planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Console
-) -> tuple[Plan, dict[str, Rows], dict[int, Rows]]:
-    """The plan with what only tokens can tell; the rows by the part of the data; those of terms with a source of their own.
+class Tokens(NamedTuple):
+    """The rows of a run as token ids.
+
+    Attributes:
+        plan: the run, with what only tokens can tell.
+        parts: train, validation and test rows as they are written down in a manifest.
+        train: the training rows as batches take them; of rollouts, the prompts.
+        own: the same of terms with a source of their own, by their number.
+    """
+
+    plan: Plan
+    parts: dict[str, Rows]
+    train: Rows
+    own: dict[int, Rows]
+
+
+def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Console) -> Tokens:
+    """Tokenise what a run reads, and select what its batches take.
 
     Args:
         planned: the run.
@@ -36,29 +51,37 @@ def with_tokens(
         PrefoptError: fewer rows than a batch are left, or a model has no positions for what it is to read.
     """
     settings = planned.recipe
-    data = {
+    parts = {
         part: tokenised(rows, part, settings.source, planned.needs, tokenizer, console)
         for part, rows in _parts(planned).items()
     }
-    own = {}
-    for i, term in enumerate(settings.objective):
-        if term.source is not None:
-            needs, rows = planned.own[i].needs, planned.own[i].data.train
-            own[i] = tokenised(rows, f"source of {term.name}", term.source, needs, tokenizer, console)
     counts: Counter[str] = Counter()
-    left = rows_left(data["train"], planned.wanted, settings.source, counts)
-    if left != planned.rows and settings.train.epochs is not None:
-        show_left(console, left)
-    named = data | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
+    train = batch_rows(parts["train"], planned.wanted, settings.source, counts)
+    show_counts(console, counts)
+    if len(train) != planned.rows and settings.train.epochs is not None:
+        show_left(console, len(train))
+    own = {i: _own_rows(planned, i, tokenizer, console) for i in planned.own}
+    named = parts | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
     found = [
         *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
-        *_cut_warnings(data, settings.source),
-        *_same_warning(counts[IDENTICAL], left),
+        *_cut_warnings(parts, settings.source),
+        *_same_warning(counts[IDENTICAL], len(train)),
     ]
     show_warnings(console, found)
-    planned = replace(planned, rows=left, warnings=(*planned.warnings, *found))
+    planned = replace(planned, rows=len(train), warnings=(*planned.warnings, *found))
     refuse_few(planned)
-    return planned, data, own
+    return Tokens(planned, parts, train, own)
+
+
+def _own_rows(planned: Plan, number: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> Rows:
+    """The rows of a term with a source of its own, as its batches take them."""
+    term, own = planned.recipe.objective[number], planned.own[number]
+    assert term.source is not None
+    rows = tokenised(own.data.train, f"source of {term.name}", term.source, own.needs, tokenizer, console)
+    counts: Counter[str] = Counter()
+    selected = batch_rows(rows, own.needs, term.source, counts)
+    show_counts(console, counts)
+    return selected
 
 
 def tokenised(

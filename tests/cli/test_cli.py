@@ -378,8 +378,9 @@ def test_import_and_help_need_no_torch():
 def test_a_real_process_is_refused_without_a_traceback(recipe):
     done = python("-m", "prefopt.cli", "run", str(recipe), "objective=DPOO")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error unknown objective 'DPOO'. Did you mean 'DPO'?" + done.stderr.partition("'DPO'?")[2]
-    assert "Traceback" not in done.stderr
+    # Variables of this machine that change arithmetic are said before.
+    (told,) = [line for line in done.stderr.splitlines() if " in the environment changes " not in line]
+    assert told.startswith("error unknown objective 'DPOO'. Did you mean 'DPO'?")
 
 
 def test_on_a_terminal_there_is_a_bar(recipe):

@@ -179,6 +179,32 @@ def test_lengths_travel_with_a_model_and_a_cut_is_counted(tmp_path):
     assert (cut.scores[:, 0] == cut.scores[:, 1]).all() and cut.notes == [{"cut": 2}] * len(rows)
 
 
+def test_the_mark_says_at_which_token_a_conversation_is_read(tmp_path):
+    tokenizer = chatml_tokenizer()
+    folder = saved(tmp_path / "reward", llama(tokenizer, num_labels=1), tokenizer)
+    ask, answer = [{"role": "user", "content": "2 + 2?"}], [{"role": "assistant", "content": "four"}]
+    text = tokenizer.apply_chat_template([*ask, *answer], tokenize=False)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        to_line_break, to_eos = (model(**_ids(tokenizer, [t])).logits.item() for t in (text, text.removesuffix("\n")))
+    assert abs(to_line_break - to_eos) > 1e-3
+    assert RewardModel(folder)([ask], [["four"]], [{}]).scores.item() == pytest.approx(to_line_break, abs=1e-6)
+    Reading().save(tmp_path / "reward")
+    assert RewardModel(folder)([ask], [["four"]], [{}]).scores.item() == pytest.approx(to_eos, abs=1e-6)
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["from elsewhere", "trained here"])
+def test_an_answer_that_the_prompt_begins_is_one_turn_with_its_rest(tmp_path, marked):
+    tokenizer = chatml_tokenizer()
+    folder = saved(tmp_path / "reward", llama(tokenizer, num_labels=1), tokenizer)
+    if marked:
+        Reading().save(tmp_path / "reward")
+    ask = [{"role": "user", "content": "2 + 2?"}]
+    begun = [*ask, {"role": "assistant", "content": "It is fo"}]
+    verdict = RewardModel(folder)([begun, ask], [["ur."], ["It is four."]], [{}, {}])
+    assert verdict.scores[0, 0] == pytest.approx(verdict.scores[1, 0].item(), abs=1e-6)
+
+
 def test_a_model_from_elsewhere_reads_long_texts_whole(tmp_path):
     tokenizer = chatml_tokenizer(template=None)
     folder = saved(tmp_path / "reward", llama(tokenizer, num_labels=1), tokenizer)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from prefopt.data import Split, Tokenised
+from prefopt.data import Example, Split, Tokenised
 from prefopt.recipe import load_recipe
-from prefopt.runs.manifest import fingerprint_plugins, fingerprint_rows, git_state, manifest
+from prefopt.runs.manifest import described, fingerprint_plugins, git_state, manifest
 from prefopt.runs.planning import Plan
 from prefopt.runs.preparing import Models, Prepared
 from prefopt.sources.recorded import Recorded
@@ -52,14 +52,11 @@ def test_weights(model):
 
 def test_rows():
     def row(ids: tuple[int, ...], scores: tuple[float, ...]) -> Tokenised:
-        made = object.__new__(Tokenised)
-        for name, value in {"prompt_ids": (1,), "completion_ids": (ids,), "scores": scores, "preference": None}.items():
-            object.__setattr__(made, name, value)
-        return made
+        return Tokenised((1,), (ids,), scores, None, Example("q", ("a",)), 0, None)
 
     rows = [row((1, 2), (0.5,)), row((3,), (0.5,))]
-    prints = {fingerprint_rows(r) for r in (rows, rows[::-1], rows[:1], [rows[0], row((3,), (-0.5,))])}
-    assert len(prints) == 4 and fingerprint_rows(rows) in prints
+    prints = {described(r)["fingerprint"] for r in (rows, rows[::-1], rows[:1], [rows[0], row((3,), (-0.5,))])}
+    assert len(prints) == 4 and described(rows)["fingerprint"] in prints
 
 
 def test_an_edited_plugin_is_another_one(tmp_path):
