@@ -25,8 +25,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of_verbs()
     options, rest = parser.parse_known_args(arguments)
     late = getattr(options, "overrides", getattr(options, "fields", None))
-    if rest and (late is None or any(argument.startswith("-") or "=" not in argument for argument in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    unknown = [argument for argument in rest if late is None or argument.startswith("-") or "=" not in argument]
+    if unknown:
+        form = "" if late is None else "; what follows the file is written key=value"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{form}")
     if late is not None:
         late += rest
     return options

@@ -1,6 +1,7 @@
 """Verbs that measure and write data: evaluate, sample, label, report."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from prefopt.cli import consoles
+from prefopt.cli.exits import FAILED
 from prefopt.runs.results import show_evaluation, show_labelled
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
@@ -79,6 +81,13 @@ def label(options: argparse.Namespace) -> None:
     result = make_labels(settings, Path(options.out), consoles.err)
     end_processes()
     show_labelled(consoles.out, result)
+    if not result.labelled:
+        consoles.err.print(
+            f"no prompt got a verdict; {result.folder}/missing.jsonl has each with what the feedback noted. Mend the feedback, "
+            "and label into another folder",
+            soft_wrap=True,
+        )
+        sys.exit(FAILED)
 
 
 def report(options: argparse.Namespace) -> None:

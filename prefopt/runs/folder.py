@@ -142,7 +142,7 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return _read_json(
+        return read_json(
             self.manifest_file, "restore it, or remove it: what a resume compares and a report lists is lost"
         )
 
@@ -152,7 +152,7 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return _read_json(self.summary_file, f"restore it, or remove it: `prefopt run {self} --resume` writes it again")
+        return read_json(self.summary_file, f"restore it, or remove it: `prefopt run {self} --resume` writes it again")
 
     def training(self) -> dict[str, Any]:
         """How training ended; empty where it is not over.
@@ -160,7 +160,7 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return _read_json(
+        return read_json(
             self.trained_file,
             f"restore it, or remove it: `prefopt run {self} --resume` then trains on from the last checkpoint",
         )
@@ -176,7 +176,8 @@ class RunFolder:
             PrefoptError: another line is damaged.
         """
         file = self.metrics_file
-        lines = file.read_bytes().splitlines() if file.is_file() else []
+        content = file.read_bytes() if file.is_file() else b""
+        lines = content.splitlines()
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)
@@ -184,7 +185,7 @@ class RunFolder:
                 line = None
             if isinstance(line, dict) and isinstance(line.get("step"), int | float):
                 yield line
-            elif number < len(lines):
+            elif number < len(lines) or content.endswith(b"\n"):  # a line that was cut has no end
                 raise PrefoptError(
                     f"{file}, line {number}, is damaged: restore the file, or remove the line, which takes its step out of curves"
                 )
@@ -252,7 +253,16 @@ class RunFolder:
         write_whole(self.error_file, details)
 
 
-def _read_json(file: Path, remedy: str) -> dict[str, Any]:
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
+    """Keys and values of a file that prefopt wrote; none where it is not there.
+
+    Args:
+        file: JSON.
+        remedy: what can be done where it is damaged, as the end of a sentence.
+
+    Raises:
+        PrefoptError: it is damaged.
+    """
     return _read(file, _keys_and_values(json.loads), remedy) if file.is_file() else {}
 
 

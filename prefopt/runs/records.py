@@ -144,7 +144,7 @@ def read_run(result: RunOfArm) -> RunRecord:
     run = RunFolder(result.folder)
     state: State
     summary = run.summary()
-    if summary:
+    if run.finished:
         trouble = summary.get("stopped", "")
         state = "stopped" if trouble else "finished"
     elif run.failed:

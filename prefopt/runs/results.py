@@ -93,6 +93,8 @@ def show_labelled(console: Console, result: "LabelResult") -> None:
     for name, count in result.counts.items():
         console.print(f"{count:>9,} {name.replace('_', ' ')}", highlight=False)
     console.print(f"{'spent':>9} {show_labelling(result.spent)}", highlight=False)
+    if not result.labelled:
+        return
     console.print(f"\ndata      {result.data}", highlight=False, soft_wrap=True)
     console.print(f"train     prefopt run RECIPE source.data={result.data}", highlight=False, soft_wrap=True)
 

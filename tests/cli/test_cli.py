@@ -209,6 +209,12 @@ def test_usage(capsys, arguments):
     assert "usage: prefopt" in refusal(capsys, *arguments)
 
 
+def test_a_word_in_the_place_of_an_override_is_told_the_form(capsys):
+    assert "unrecognized arguments: fast; what follows the file is written key=value" in refusal(
+        capsys, "run", "r.yaml", "--out", "x", "fast"
+    )
+
+
 def test_a_model_that_is_broken(recipe, home, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{}")

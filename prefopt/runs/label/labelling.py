@@ -17,6 +17,7 @@ from prefopt.data import DiskRows, Example, load_examples
 from prefopt.feedback import ask, check_feedback, judges, make_feedback, reward_models, spent_by
 from prefopt.policy import check_sampler, find_model
 from prefopt.recipe import Samples
+from prefopt.runs.folder import read_json
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
 from prefopt.runs.label.ledger import Ledger
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
@@ -55,6 +56,11 @@ class LabelResult:
     def data(self) -> Path:
         """The rows, ready as `source.data`."""
         return self.folder / "data.jsonl"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any row has verdicts enough to learn from."""
+        return self.counts["prompts"] > 0
 
 
 def label(settings: LabelRecipe, folder: str | Path, console: Console | None = None) -> LabelResult:
@@ -172,7 +178,7 @@ class Labelling:
         }
         begun = _manifest(self.folder)
         self.accelerator.wait_for_everyone()
-        if different := [part for part in MADE_OF if begun and begun[part] != content[part]]:
+        if different := [part for part in MADE_OF if begun and begun.get(part) != content[part]]:
             raise PrefoptError(
                 f"{self.folder} was begun with other {' and '.join(different)} (manifest.json): rows of two kinds do not go into "
                 "one data set; bring back what it was begun with, or name another folder"
@@ -242,9 +248,13 @@ class Labelling:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What is there of it."""
-    file = folder / "manifest.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """What is there of it.
+
+    Raises:
+        PrefoptError: the file is damaged.
+    """
+    remedy = "restore it, or remove it: the same command then goes on, and compares nothing with what it was begun with"
+    return read_json(folder / "manifest.json", remedy)
 
 
 def _refuse_folder(folder: Path, settings: LabelRecipe) -> None:

@@ -3,15 +3,17 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefopt.runs.label.rows import Row, judged
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import append_whole
 from prefopt.support.system_errors import naming
+
+T = TypeVar("T")
 
 PLACE = "place in calls.jsonl"
 
@@ -50,7 +52,7 @@ class Ledger:
 
     def done(self) -> set[int]:
         """The numbers of the rows that were labelled, or could not be."""
-        return {row["provenance"]["row"] for file in (self.data, self.missing) for row in _lines(file)}
+        return {number for file in (self.data, self.missing) for number in _lines(file, _number)}
 
     def spend(self, prompts: int, spent: Mapping[str, float]) -> None:
         """Note what a call cost; before its rows, for the money is gone even if they are lost."""
@@ -64,8 +66,8 @@ class Ledger:
     def spent(self) -> dict[str, float]:
         """What all calls cost, the interrupted ones included; reads what was added since it was asked last."""
         total, place = Counter(self._read), int(self._read.get(PLACE, 0))
-        for call in _lines(self.calls, place):
-            total.update(call["spent"])
+        for spent in _lines(self.calls, lambda call: {name: value + 0 for name, value in call["spent"].items()}, place):
+            total.update(spent)
         total[PLACE] = self.calls.stat().st_size if self.calls.exists() else 0
         self._read.update(total)
         return {name: value for name, value in total.items() if name != PLACE}
@@ -75,16 +77,16 @@ class Ledger:
         counts = dict.fromkeys(
             ("prompts", "prompts_missing", "completions", "completions_missing", "not_ended", "tied"), 0
         )
-        for row in _lines(self.data):
-            known = [score for score in row["scores"] if score is not None]
+        for scores, ended in _lines(self.data, _scores):
+            known = [score for score in scores if score is not None]
             counts["prompts"] += 1
             counts["completions"] += len(known)
-            counts["completions_missing"] += len(row["scores"]) - len(known)
-            counts["not_ended"] += sum(not ended for ended in row.get("ended", ()))
+            counts["completions_missing"] += len(scores) - len(known)
+            counts["not_ended"] += ended.count(False)
             counts["tied"] += len(known) > 1 and len(set(known)) == 1
-        for row in _lines(self.missing):
+        for scores, _ in _lines(self.missing, _scores):
             counts["prompts_missing"] += 1
-            counts["completions_missing"] += len(row["scores"])
+            counts["completions_missing"] += len(scores)
         return counts
 
 
@@ -117,15 +119,29 @@ def _mended(file: Path) -> bool:
     return True
 
 
-def _lines(file: Path, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines that begin at this byte or later."""
+def _number(row: Mapping[str, Any]) -> int:
+    return int(row["provenance"]["row"])
+
+
+def _scores(row: Mapping[str, Any]) -> tuple[list[float | None], list[bool]]:
+    """The scores of a row's completions, and whether each ended, where that is known."""
+    return [None if score is None else float(score) for score in row["scores"]], [bool(e) for e in row.get("ended", ())]
+
+
+def _lines(file: Path, read: Callable[[Mapping[str, Any]], T], start: int = 0) -> Iterator[T]:
+    """What `read` takes from each of the lines that begin at this byte or later.
+
+    Raises:
+        PrefoptError: a labelling did not write this line.
+    """
     if not file.exists():
         return
     with file.open("rb") as lines:
         lines.seek(start)
         for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                taken = read(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 where = f"{file}:{number}" if not start else f"{file}, after byte {start}, line {number}"
                 raise PrefoptError(f"{where}: not a line that a labelling wrote ({error}); restore the file") from None
+            yield taken

@@ -235,6 +235,19 @@ def test_other_data_or_rules_do_not_go_on(recipe_file, tmp_path):
         labelled(recipe_file, tmp_path / "out", own, more)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_damaged_manifest_is_named_and_nothing_is_written(recipe_file, tmp_path, content):
+    labelled(recipe_file, tmp_path / "out", "prompts=8")
+    manifest, data = tmp_path / "out" / "manifest.json", tmp_path / "out" / "data.jsonl"
+    manifest.write_text(content)
+    before = data.read_bytes()
+    with pytest.raises(PrefoptError, match=r"manifest\.json is damaged .*restore it, or remove it"):
+        labelled(recipe_file, tmp_path / "out", "prompts=8")
+    assert (manifest.read_text(), data.read_bytes()) == (content, before)
+    manifest.unlink()
+    assert labelled(recipe_file, tmp_path / "out", "prompts=8").counts["prompts"] == 8
+
+
 def test_two_at_once_are_refused(recipe_file, tmp_path):
     from filelock import FileLock
 
@@ -307,6 +320,19 @@ def test_the_command_line(recipe_file, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["label", "--help"])
     assert "samples.sampling.temperature" in capsys.readouterr().out
+
+
+def test_no_verdict_at_all_is_a_failure(recipe_file, tmp_path, capsys):
+    (tmp_path / "silent.py").write_text(
+        "def score(p, c, r):\n    return [[float('nan')] * len(texts) for texts in c]\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["label", str(recipe_file), "prompts=4", f"feedback={tmp_path}/silent.py:score", "--out", f"{tmp_path}/out"]
+        )
+    printed = capsys.readouterr()
+    assert ended.value.code == 1 and "4 prompts missing" in printed.out and "data.jsonl" not in printed.out
+    assert f"no prompt got a verdict; {tmp_path}/out/missing.jsonl has each" in printed.err.replace("\n", " ")
 
 
 def command(file, folder, *overrides):

@@ -87,3 +87,20 @@ def test_what_was_spent_is_read_once_however_often_it_is_asked(tmp_path, monkeyp
         assert ledger.spent() == {"calls": 2 * (batch + 1), "money": 0.25 * (batch + 1)}
     assert len(parsed) == 20
     assert module.Ledger(tmp_path).spent() == {"calls": 40, "money": 5.0}
+
+
+@pytest.mark.parametrize("name", ["data", "missing", "calls"])
+@pytest.mark.parametrize(
+    "line", ['{"prompt": "x"}', "5", "[1]", "null", '{"provenance": 3, "scores": 3, "spent": 3}', "\xff"]
+)
+def test_a_line_of_somebody_else_is_named(ledger, name, line):
+    ledger.add([row(0, 1.0), row(1, None)])
+    ledger.spend(1, {"calls": 1})
+    file = getattr(ledger, name)
+    file.write_bytes(file.read_bytes() + line.encode("latin-1") + b"\n")
+    read = ledger.spent if name == "calls" else ledger.done
+    with pytest.raises(PrefoptError, match=rf"{name}.jsonl:2: not a line that a labelling wrote .*restore the file"):
+        read()
+    if name != "calls":
+        with pytest.raises(PrefoptError, match=rf"{name}.jsonl:2"):
+            ledger.counts()

@@ -172,3 +172,26 @@ def test_a_damaged_recipe_is_named(tmp_path, text, message):
     (tmp_path / "run" / "recipe.yaml").write_text(text)
     with pytest.raises(PrefoptError, match=f"run/recipe.yaml is damaged{message}"):
         find_runs([tmp_path / "run"])
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"5", b'{"loss": 0.5}'])
+def test_the_last_line_of_metrics_is_damaged_only_where_it_is_whole(tmp_path, line):
+    """A kill cuts the last line, which then has no end."""
+    folder = study(tmp_path, {"a": BASE, "b": [1.0, 1.12, 1.21, 1.09]})
+    metrics = folder / "arms/b/seed-1/metrics.jsonl"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole + line)
+    assert len(compare([folder]).of("b")[1].history) == whole.count(b"\n")
+    metrics.write_bytes(whole + line + b"\n")
+    with pytest.raises(
+        PrefoptError, match=rf"metrics\.jsonl, line {whole.count(10) + 1}, is damaged: restore the file"
+    ):
+        compare([folder])
+
+
+def test_a_run_that_is_over_without_numbers_is_no_unfinished_run(tmp_path):
+    folder = study(tmp_path, {"a": BASE, "b": [1.0, 1.12, 1.21, 1.09]})
+    (folder / "arms/b/seed-1/summary.json").write_text("{}")
+    found = compare([folder])
+    assert found.of("b")[1].state == "finished"
+    assert any("b, seed 1 finished without gold" in note for note in found.notes)
