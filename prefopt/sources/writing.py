@@ -77,9 +77,9 @@ class Completer:
     def text(self, completion: Written) -> str:
         """A completion as it was written up to its end, with every special token in it.
 
-        Feedback must see what the policy learns from: tags that are special tokens, and turns of others that it writes. Not shown is
-        the end of a completion that came to one: the special token that ended it, and before it what the chat template writes there,
-        as that would stand twice if the text were put into a conversation again.
+        Feedback must see what the policy learns from: tags that are special tokens, and turns of others that it writes. Not shown
+        is the end of a completion that came to one: the special token that ended it, and before it what the chat template writes
+        there, as that would stand twice if the text were put into a conversation again.
         """
         ids = completion.ids
         if completion.ended and not decode_completion(self.tokenizer, ids[-1:]):

@@ -1,7 +1,8 @@
-"""A tokenizer with a token for each character, whose template ends a turn as Qwen's does: with EOS and a line break."""
+"""A tokenizer of single characters, whose template ends a turn as Qwen's does: with EOS and a line break; and its model."""
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
@@ -19,3 +20,20 @@ def chatml_tokenizer(pad="<pad>", template=TEMPLATE):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = template
     return tokenizer
+
+
+def chatml_llama(tokenizer, cls=LlamaForSequenceClassification, **more):
+    """A random model of that tokenizer, always the same."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+    return cls(config).eval()

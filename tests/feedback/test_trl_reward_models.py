@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from _chatml import chatml_tokenizer
+from _chatml import chatml_llama, chatml_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from prefopt.feedback import RewardModel
 
@@ -34,18 +34,7 @@ def rows(chat):
 def test_scores_are_those_of_trls_own_forward_pass(tmp_path, adapter, chat, pad):
     trl = pytest.importorskip("trl", "1.16")
     tokenizer = chatml_tokenizer(pad)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    chatml_llama(tokenizer, LlamaForCausalLM).save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
     task = {"task_type": "SEQ_CLS"} if adapter == "SEQ_CLS" else {}
     trainer = trl.RewardTrainer(

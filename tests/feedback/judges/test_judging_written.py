@@ -1,59 +1,10 @@
 import pytest
 
 from prefopt.feedback.judges import Judge
-from prefopt.feedback.judges.generative import parse
 
 TEN = [f" {i}" for i in range(1, 11)]
 PAIR = {"question": "{{ completion_a }}\n{{ completion_b }}", "answer": "Better:", "labels": ["A", "B"]}
 POINT = {"question": "{{ completion }}", "answer": "Score:"}
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("8", 8),
-        (" 10", 10),
-        ("1", 1),
-        ("**7**", 7),
-        ("7/10", 7),
-        ("7 out of 10.", 7),
-        ("7, because it is long", 7),
-        ("Score: 3", 3),
-        ("I first thought Score: 9.\nBut no.\nScore: **2**", 2),
-        ("“6”", 6),
-        ("9\n\nIt is very good.", 9),
-        ("11", None),
-        ("0", None),
-        ("7.5", None),
-        ("-5", None),
-        ("70", None),
-        ("2 of the claims are false", None),
-        ("somewhere between 3 and 4", None),
-        ("Score: high", None),
-        ("", None),
-        ("\ud800 \x00 ١٠ ⑩ 你好", None),
-    ],
-)
-def test_a_number_is_read_only_where_there_is_no_doubt(text, score):
-    found = parse(text, TEN, "Score:")
-    assert found == (None if score is None else score - 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("A", 0),
-        (" B.", 1),
-        ("(B)", 1),
-        ("Better: A\n", 0),
-        ("B - it is shorter", 1),
-        ("A film like this", None),
-        ("a", None),
-        ("AB", None),
-    ],
-)
-def test_a_letter_is_no_word(text, letter):
-    assert parse(text, ("A", "B"), "Better:") == letter
 
 
 def test_scores_are_rescaled_and_what_is_no_verdict_is_counted(scripted):

@@ -11,6 +11,7 @@ TEN = tuple(f" {i}" for i in range(1, 11))
 TEN_CASES = [
     ("8", 8),
     (" 10", 10),
+    ("1", 1),
     ("**7**", 7),
     ("7/10", 7),
     ("7 out of 10.", 7),
@@ -22,6 +23,7 @@ TEN_CASES = [
     ("9\n\nIt is very good.", 9),
     ("11", None),
     ("0", None),
+    ("\ud800 \x00 ١٠ ⑩ 你好", None),
     ("7.5", None),
     ("-5", None),
     ("70", None),
