@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         us = self.loopback
         us.headers.append(dict(self.headers.items()))
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
         with us.lock:
             us.received += 1
             us.busy += 1

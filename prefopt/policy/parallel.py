@@ -18,6 +18,9 @@ from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler, length
 
 Key = TypeVar("Key", bound=Hashable)
 
+ROUNDING = 1e-3
+"""By which arithmetic may put a log-prob above 0."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -151,13 +154,17 @@ def draw(
         accelerator: knows the processes.
 
     Raises:
-        PrefoptError: the sampler returned something else than K completions of each prompt.
+        PrefoptError: the sampler returned something else than K completions of each prompt, or what no model can have written.
     """
     shards = Shards([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
     rows = shards.micro_batches[0].rows
     with timed("sampling"):
         sampled = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
     _check_sampled(sampled, type(sampler).__name__, len(rows), completions)
+    if (longest := max(sampled.lengths.flatten().tolist(), default=0)) > settings.max_tokens:
+        raise PrefoptError(
+            f"the sampler {type(sampler).__name__} drew {longest} tokens, and sampling.max_tokens is {settings.max_tokens}"
+        )
 
     def whole(value: Tensor) -> Tensor:
         """Processes gather on their devices, and all to one width."""
@@ -188,3 +195,13 @@ def _check_sampled(sampled: Any, name: str, prompts: int, completions: int) -> N
             )
     if sampled.mask.dtype != torch.bool or sampled.mask.shape != sampled.completion_ids.shape:
         raise PrefoptError(f"the sampler {name} returned a mask that is not bool of the shape of its completion_ids")
+    if sampled.logps is None:
+        return
+    if sampled.logps.shape != sampled.mask.shape:
+        raise PrefoptError(f"the sampler {name} returned logps that are not of the shape of its completion_ids")
+    logps = sampled.logps[sampled.mask]
+    if len(wrong := logps[~(logps.isfinite() & (logps <= ROUNDING))]):
+        raise PrefoptError(
+            f"the sampler {name} returned a log-prob of {wrong[0]:g}, and every one is finite and at most 0; where it has none, "
+            "`logps` is None"
+        )

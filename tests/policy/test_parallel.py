@@ -1,6 +1,7 @@
 """Rows sharded and gathered: each once, in the batch's order again."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -92,6 +93,10 @@ def test_a_reference_does_the_policys_arithmetic_in_bf16(lm_folder, tokenizer, m
     assert not torch.equal(exact, theirs)
 
 
+def with_logps(logps):
+    return Sampled(torch.ones(2, 2, 3), torch.ones(2, 2, 3) > 0, logps)
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -99,6 +104,11 @@ def test_a_reference_does_the_policys_arithmetic_in_bf16(lm_folder, tokenizer, m
         (Sampled(torch.ones(2, 1, 3), torch.ones(2, 1, 3, dtype=torch.bool)), r"completion_ids of shape \[2, 1, 3\]"),
         (Sampled(torch.ones(2, 2, 3), torch.ones(2, 2, 3)), "a mask that is not bool"),
         (Sampled(torch.ones(2, 2, 3), torch.ones(2, 2, 3) > 0, torch.ones(2, 2)), r"logps of shape \[2, 2\]"),
+        (Sampled(torch.ones(2, 2, 4), torch.ones(2, 2, 4) > 0), "drew 4 tokens, and sampling.max_tokens is 3"),
+        (with_logps(torch.full((2, 2, 2), -1.0)), "logps that are not of the shape"),
+        (with_logps(torch.full((2, 2, 3), 0.5)), "a log-prob of 0.5, and every one is finite and at most 0"),
+        (with_logps(torch.full((2, 2, 3), math.nan)), "a log-prob of nan"),
+        (with_logps(torch.full((2, 2, 3), -math.inf)), "a log-prob of -inf"),
     ],
 )
 def test_a_sampler_that_returns_something_else_is_refused(answer, message) -> None:

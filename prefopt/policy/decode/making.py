@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from prefopt import recipe
 from prefopt.policy.decode.sampler import TransformersSampler
-from prefopt.policy.decode.vllm import START, VLLMSampler
+from prefopt.policy.decode.vllm import START, VLLMSampler, check_address
 from prefopt.policy.policy import Policy
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import LATER, check_call, find, make
@@ -38,8 +38,10 @@ def check_sampler(spec: recipe.Samples, where: str = "source.rollouts", settings
     kind = find(spec.sampler, "sampler", known=KNOWN, where=f"{where}.sampler")
     if settings is not None and isinstance(kind, Refusing) and (reason := kind.refuses(settings)):
         raise PrefoptError(f"{where}.sampler is {spec.sampler}: {reason}")
-    if spec.sampler == "vllm" and spec.server is None:
-        raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {START}")
+    if spec.sampler == "vllm":
+        if spec.server is None:
+            raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {START}")
+        check_address(spec.server, f"{where}.server")
 
 
 def make_sampler(
