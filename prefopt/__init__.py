@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefopt.objectives.terms import Term, evaluate_loss
     from prefopt.policy import Policy, Reference, Scorer, TransformersSampler, load_policy, load_scorer, load_tokenizer
     from prefopt.recipe import Recipe, load_recipe
+    from prefopt.runs.exporting import Exported, export
     from prefopt.runs.label import LabelRecipe, LabelResult, label, load_label_recipe
     from prefopt.runs.outcome import RunResult
     from prefopt.runs.preparing import Prepared, prepare
@@ -59,6 +60,7 @@ __all__ = [
     "Environment",
     "Evaluation",
     "Evaluator",
+    "Exported",
     "Feedback",
     "LabelRecipe",
     "LabelResult",
@@ -93,6 +95,7 @@ __all__ = [
     "check_objective",
     "compare",
     "evaluate_loss",
+    "export",
     "label",
     "load_examples",
     "load_label_recipe",
@@ -117,6 +120,7 @@ _HOMES = {
     "Comparison": "study.comparison.comparison",
     "Evaluation": "evaluation.evaluator",
     "Evaluator": "evaluation.evaluator",
+    "Exported": "runs.exporting",
     "LabelRecipe": "runs.label",
     "LabelResult": "runs.label",
     "Policy": "policy",
@@ -137,6 +141,7 @@ _HOMES = {
     "check_objective": "objectives.contract",
     "compare": "study.comparison.compare",
     "evaluate_loss": "objectives.terms",
+    "export": "runs.exporting",
     "label": "runs.label",
     "load_examples": "data",
     "load_label_recipe": "runs.label",

@@ -1,6 +1,7 @@
 """Tiny models for every test: random, made in a moment, each process its own."""
 
 import atexit
+import copy
 import os
 import shutil
 import tempfile
@@ -74,6 +75,14 @@ def tokenizer():
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def padded_tokenizer(tokenizer):
+    """With a padding token, which the models know; scorers look for it."""
+    own = copy.deepcopy(tokenizer)
+    own.pad_token = "<unk>"
+    return own
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Verbs that measure and write data: evaluate, sample, label, report."""
+"""Verbs that measure and write data: evaluate, sample, label, report, export."""
 
 import argparse
 import sys
@@ -106,6 +106,16 @@ def report(options: argparse.Namespace) -> None:
         odd, notes = confounds(results, options.baseline), [seeds_note(results)]
         comparison = compare(results, baseline=options.baseline, metric=options.metric, confounds=odd, notes=notes)
     write_and_show(comparison, Path(options.out or only or "report"), consoles.out)
+
+
+def export(options: argparse.Namespace) -> None:
+    """`prefopt export`."""
+    from prefopt.runs.exporting import export as write_whole_weights
+
+    quiet_libraries()
+    with consoles.err.status(f"exporting {options.target}"):
+        exported = write_whole_weights(options.target, options.out, options.dtype)
+    consoles.out.print(str(exported), soft_wrap=True)
 
 
 def _target(options: argparse.Namespace) -> "Recipe":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from prefopt.cli.fields_help import label_fields, run_fields, with_fields
 from prefopt.cli.looking_up import cache, check, objectives
-from prefopt.cli.measuring import evaluate, label, report, sample
+from prefopt.cli.measuring import evaluate, export, label, report, sample
 from prefopt.cli.training import run, study
 
 Verb = Callable[[Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
@@ -98,6 +98,19 @@ def _add_measuring(verb: Verb) -> None:
     parser.add_argument("--baseline", metavar="NAME", help="the arm that others are compared with (default: the first)")
     parser.add_argument(
         "--metric", metavar="NAME", help="the one that decides, such as gold or gold_at_kl (default: gold)"
+    )
+    parser = verb(
+        export, "write a trained model as whole weights, adapters merged, for transformers alone (docs/models.md)"
+    )
+    parser.add_argument(
+        "target", metavar="RUN|FOLDER", help="a run folder, or a folder or hub id of a model or adapter"
+    )
+    parser.add_argument("out", metavar="OUT", help="where to; a folder that is new or empty")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the weights (default: float32)",
     )
 
 

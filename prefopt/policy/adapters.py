@@ -82,6 +82,13 @@ def with_adapter(beneath: PreTrainedModel, name: str, config: PeftConfig, fresh:
             f"the adapter {name} is of the kind {kind}, which adds tokens or gates and cannot be merged into weights: name an "
             "adapter that changes weights (LoRA, DoRA, IA3, OFT, …), or the model below it"
         )
+    if getattr(
+        config, "layer_replication", None
+    ):  # peft 0.21 means to refuse this, and merges into the shared weights instead
+        raise PrefoptError(
+            f"the adapter {name} repeats layers of its base (layer_replication), which share their weights, so it cannot be merged "
+            "into them: name a base that has these layers, and an adapter of that"
+        )
     if config.task_type == "CAUSAL_LM" and not beneath.can_generate():
         config = copy(config)  # of a policy, on a reward model that starts from it
         config.task_type = None
@@ -220,7 +227,7 @@ def _refuse_rounding(model: PreTrainedModel, spec: recipe.Policy) -> None:
     first = (
         "save it with save_pretrained and name its folder"
         if isinstance(name, Given)
-        else f"run `prefopt export {name} --out FOLDER` and start from FOLDER"
+        else f"run `prefopt export {name} FOLDER` and start from FOLDER"
     )
     what = "a loaded model" if isinstance(name, Given) else "an adapter"
     raise PrefoptError(

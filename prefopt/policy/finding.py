@@ -97,6 +97,15 @@ def model_config(name: str, remote_code: bool = False) -> PretrainedConfig:
     return loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
 
 
+def quantisation(config: PretrainedConfig) -> str | None:
+    """The method by which a model's weights are quantised; None where they are not."""
+    quantised = getattr(config, "quantization_config", None)
+    if not quantised:
+        return None
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    return str(getattr(method, "value", method))
+
+
 def loaded(name: str, what: str, load: Callable[[], T]) -> T:
     """What `load` returns; whatever it raises becomes an error for people.
 

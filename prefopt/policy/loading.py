@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -13,17 +14,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
 
 from prefopt import recipe
-from prefopt.policy.adapters import adapted, adapter_weights
+from prefopt.policy.adapters import adapted
 from prefopt.policy.critic import Critic, ValueHead
-from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config
+from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config, quantisation
 from prefopt.policy.policy import CRITIC, Policy
-from prefopt.policy.pretrained import load_weights
+from prefopt.policy.pretrained import Loader, load_weights
+from prefopt.policy.scorer_loading import is_scorers_adapter
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
@@ -80,6 +83,11 @@ def _given_tokenizer(name: Given) -> PreTrainedTokenizerBase:
     return name.object
 
 
+def no_writer(config: PretrainedConfig) -> str | None:
+    """The architecture of a model that is no causal language model; None where it may be one."""
+    return next((a for a in config.architectures or () if re.search("|".join(NO_WRITERS), a)), None)
+
+
 def check_policy(spec: recipe.Policy, scorer: bool) -> None:
     """Refuse, by configurations alone, what cannot be trained as a recipe says.
 
@@ -94,17 +102,14 @@ def check_policy(spec: recipe.Policy, scorer: bool) -> None:
     if isinstance(name, Given) or is_awaited(name):
         return
     config = model_config(name, spec.remote_code)
-    architectures = config.architectures or []
-    other = next((a for a in architectures if re.search("|".join(NO_WRITERS), a)), None)
-    if other and not scorer:
+    if (other := no_writer(config)) and not scorer:
         raise PrefoptError(
             f"policy.model: {name} is a {other}, which does not write text: name a causal language model "
             "(…ForCausalLM), or train it as a reward model with a reward objective such as BradleyTerry"
         )
-    if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    if method := quantisation(config):
         raise PrefoptError(
-            f"policy.model: the weights of {name} are quantised ({getattr(method, 'value', method)}), and what is trained on them "
+            f"policy.model: the weights of {name} are quantised ({method}), and what is trained on them "
             "could not be saved as it is measured: name the model that it was quantised from"
         )
     if spec.tokenizer is None and adapter_config(name) is not None:
@@ -130,14 +135,23 @@ def _refuse_more_tokens(name: str, rows: int, tokenizer: PreTrainedTokenizerBase
     )
 
 
-def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int) -> Policy:
+def load_policy(
+    spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: int, *, weights: Loader = load_weights
+) -> Policy:
     """A causal LM, with a fresh adapter where the recipe asks for one.
+
+    Args:
+        spec: which one.
+        tokenizer: its tokenizer.
+        seed: of what starts at random.
+        weights: how they are loaded.
 
     Raises:
         PrefoptError: it cannot be loaded, is no causal LM, knows fewer tokens than the tokenizer, an adapter's targets are not in
             it, or the adapter could not be saved as it is measured.
     """
-    model: Any = load_weights(AutoModelForCausalLM, spec)
+    whole: Any = weights(AutoModelForCausalLM, spec)
+    model: Any = whole.get_base_model() if isinstance(whole, PeftModel) else whole
     name = find_model(spec.model)
     _refuse_more_tokens(name, model.get_input_embeddings().weight.shape[0], tokenizer, spec)
     if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not _reads_forwards(model.base_model):
@@ -150,7 +164,7 @@ def load_policy(spec: recipe.Policy, tokenizer: PreTrainedTokenizerBase, seed: i
             "%s asks for a loss that balances its experts (output_router_logits), which no objective here has: it is not added",
             name,
         )
-    return Policy(adapted(model, spec, seed, "CAUSAL_LM"), tokenizer)
+    return Policy(adapted(whole, spec, seed, "CAUSAL_LM"), tokenizer)
 
 
 def load_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy) -> ValueHead | Critic:
@@ -174,7 +188,7 @@ def _new_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy)
         return ValueHead(policy.causal.config.get_text_config().hidden_size, policy.causal.dtype)
     assert policy.tokenizer is not None
     own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None})
-    backbone = _scorers_backbone(own) if _is_scorers_adapter(find_model(spec.model)) else load_backbone(own, head=False)
+    backbone = _scorers_backbone(own) if is_scorers_adapter(find_model(spec.model)) else load_backbone(own, head=False)
     if not _reads_forwards(backbone):
         raise PrefoptError(
             f"the critic {find_model(spec.model)} reads in both directions, so its value of a token would have seen what follows: "
@@ -198,16 +212,6 @@ def _reads_forwards(backbone: PreTrainedModel) -> bool:
     model.train(training)
     rounding = 4 * torch.finfo(first.dtype).eps * max(first.abs().max().item(), 1.0)
     return bool((first - second).abs().max().item() <= rounding)
-
-
-def _is_scorers_adapter(name: str) -> bool:
-    """Whether an adapter is one of a classifier: by its label, or, without one, by a head that it holds."""
-    adapter = adapter_config(name)
-    if adapter is None:
-        return False
-    task: str | None = adapter.task_type
-    heads = {weight.partition(".")[0] for weight in adapter_weights(name)} if task is None else set()
-    return task == "SEQ_CLS" or bool(heads & {"score", "classifier"})
 
 
 def _scorers_backbone(spec: recipe.Policy) -> PreTrainedModel:

@@ -2,11 +2,12 @@
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,15 +28,41 @@ from prefopt.support.sharing import shared, stamp
 
 log = logging.getLogger(__name__)
 
+Loader = Callable[..., PreTrainedModel | PeftModel]
+"""`load_weights`, or another function of the same arguments."""
+
 
 def load_weights(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
     """A model of a recipe, by one of transformers' auto classes, with these changes to its configuration.
+
+    An adapter is merged into the weights of its base.
 
     Raises:
         PrefoptError: it cannot be loaded, or some of its weights are in no file; a classifier's head may start at random.
     """
     name = find_model(spec.model)
     model = loaded(name, "model", lambda: _model(auto, name, spec, config))
+    _prepare(model, name, spec)
+    return model
+
+
+def load_unmerged(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel | PeftModel:
+    """The same, with an adapter beside the weights of its base, as it was trained and measured.
+
+    Raises:
+        PrefoptError: as `load_weights`.
+    """
+    name = find_model(spec.model)
+    adapter = adapter_config(name)
+    if adapter is None:
+        return load_weights(auto, spec, **config)
+    model: PeftModel = loaded(name, "model", lambda: _with_adapter(auto, name, adapter, spec, config))
+    _prepare(model, name, spec)
+    return model
+
+
+def _prepare(model: Any, name: str, spec: recipe.Policy) -> None:
+    """Ready for training: all weights are numbers, no dropout, checkpointing as the recipe says."""
     if wrong := next((key for key, weight in model.named_parameters() if not weight.isfinite().all()), None):
         raise PrefoptError(
             f"the weights of {name} hold NaN or infinite numbers, first in {wrong}: its training failed, or policy.dtype "
@@ -45,10 +72,9 @@ def load_weights(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedMod
     if spec.gradient_checkpointing:
         ignore_renamed_checkpointing()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
 
 
-def fresh_weights(model: PreTrainedModel) -> frozenset[str]:
+def fresh_weights(model: PreTrainedModel | PeftModel) -> frozenset[str]:
     """The weights of a loaded classifier that were in no file, and so started at random."""
     fresh: frozenset[str] = getattr(model, "fresh_weights", frozenset())
     return fresh
@@ -90,15 +116,11 @@ def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]
 def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
     if (adapter := adapter_config(name)) is not None:
         # An adapter that was trained before is part of this run's starting point, and so of its reference.
-        beneath = _from_folder(auto, base_of(adapter), spec, changes)
-        fresh = fresh_weights(beneath)
-        adapted = with_adapter(beneath, name, adapter, fresh)
-        remembered = stacking.beneath(adapted, adapter, getattr(beneath, "adapter_beneath", None))
+        adapted = _with_adapter(auto, name, adapter, spec, changes)
+        remembered = stacking.beneath(adapted, adapter, getattr(adapted.get_base_model(), "adapter_beneath", None))
         whole: Any = merged(adapted)
         whole.adapter_beneath = remembered
-        whole.fresh_weights = fresh - set(adapter_weights(name))
         whole.name_or_path = ""  # these weights are nowhere on disk: an adapter on top is saved together with this one
-        _take_generation_settings(whole, name)
         if whole.dtype not in (torch.float32, torch.float64):
             log.warning(
                 "the adapter %s is merged into weights of %s, which rounds them: numbers differ a little from those that its run "
@@ -135,6 +157,18 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
         return made()
     same = (stamp(name), spec.dtype, spec.attention, spec.remote_code, *changes.items())
     return shared("models", same, made, copy=deepcopy)
+
+
+def _with_adapter(
+    auto: Any, name: str, adapter: PeftConfig, spec: recipe.Policy, changes: Mapping[str, Any]
+) -> PeftModel:
+    """An adapter on its base; an adapter that is the base is merged."""
+    beneath: Any = _from_folder(auto, base_of(adapter), spec, changes)
+    fresh = fresh_weights(beneath)
+    model = with_adapter(beneath, name, adapter, fresh)
+    beneath.fresh_weights = fresh - set(adapter_weights(name))
+    _take_generation_settings(beneath, name)
+    return model
 
 
 def _refuse_shapes(name: str, model: PreTrainedModel, mismatched: Collection[Any]) -> None:

@@ -15,8 +15,8 @@ from transformers import (
 
 from prefopt import recipe
 from prefopt.policy.adapters import adapted, adapter_weights
-from prefopt.policy.finding import adapter_config, base_of, find_model, loaded
-from prefopt.policy.pretrained import fresh_weights, load_weights
+from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config
+from prefopt.policy.pretrained import Loader, fresh_weights, load_weights
 from prefopt.policy.scorer import Reading, Scorer, reading_of
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
@@ -24,6 +24,33 @@ from prefopt.support.given import Given
 from prefopt.support.seeds import seed_for
 
 HOW_TO_TRAIN_A_SCORER = "`objective: BradleyTerry` trains one, and its run folder serves"
+
+
+def is_scorers_adapter(name: str) -> bool:
+    """Whether an adapter is one of a classifier: by its label, or, without one, by a head that it holds."""
+    adapter = adapter_config(name)
+    if adapter is None:
+        return False
+    task: str | None = adapter.task_type
+    heads = {weight.partition(".")[0] for weight in adapter_weights(name)} if task is None else set()
+    return task == "SEQ_CLS" or bool(heads & {"score", "classifier"})
+
+
+def is_scorer(name: str, remote_code: bool = False) -> bool:
+    """Whether a folder or hub id is a classifier, or an adapter of one; loads no weights.
+
+    Args:
+        name: as `find_model` returns it.
+        remote_code: whether its repository may run code.
+
+    Raises:
+        PrefoptError: its configuration cannot be read.
+    """
+    adapter = adapter_config(name)
+    if adapter is not None and adapter.task_type is not None:
+        return is_scorers_adapter(name)
+    architectures = model_config(name, remote_code).architectures or ()
+    return is_scorers_adapter(name) or any("SequenceClassification" in architecture for architecture in architectures)
 
 
 def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
@@ -90,6 +117,7 @@ def load_scorer(
     *,
     trained: bool = False,
     reading: Reading | None = None,
+    weights: Loader = load_weights,
 ) -> Scorer:
     """A sequence classifier with one output; a missing head starts at random, from the seed.
 
@@ -99,6 +127,7 @@ def load_scorer(
         seed: of what starts at random.
         trained: refuse a model whose head, or another layer above its backbone, would start at random.
         reading: how it will be trained to read; None is as it was, where prefopt trained it.
+        weights: how they are loaded.
 
     Raises:
         PrefoptError: it cannot be loaded, has more than one output, or is not trained.
@@ -106,7 +135,7 @@ def load_scorer(
     name = find_scorer(spec.model, spec.remote_code) if trained else find_model(spec.model)
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "init"))
-        model = load_weights(AutoModelForSequenceClassification, spec, num_labels=1)
+        model: Any = weights(AutoModelForSequenceClassification, spec, num_labels=1)
     fresh = fresh_weights(model)
     if trained and fresh:
         raise PrefoptError(

@@ -21,6 +21,7 @@ VERBS = {
     "sample": ("prefopt.recipe.load_recipe", ["r.yaml"]),
     "label": ("prefopt.runs.label.load_label_recipe", ["l.yaml", "--out", "labels"]),
     "report": ("prefopt.runs.records.find_runs", ["runs"]),
+    "export": ("prefopt.runs.exporting.export", ["run", "out"]),
     "check": ("prefopt.objectives.load_objective", ["DPO"]),
     "objectives": ("prefopt.objectives.listing.entries", []),
     "cache": ("prefopt.support.caches.usage", []),

@@ -136,7 +136,7 @@ def test_three_adapters_on_one_another_are_one(base, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_an_adapter_on_an_adapter_in_16_bits_is_refused(dtype, base, tmp_path):
     adapter(base, tmp_path / "a", KINDS["LoRA"])
-    with pytest.raises(PrefoptError, match=r"prefopt export .*/a --out FOLDER.*policy\.dtype to float32"):
+    with pytest.raises(PrefoptError, match=r"prefopt export .*/a FOLDER.*policy\.dtype to float32"):
         read(tmp_path / "a", adapter=Adapter(r=2), dtype=dtype)
     read(tmp_path / "a", dtype=dtype)  # to be measured, or trained whole
 
@@ -147,6 +147,13 @@ def test_an_adapter_on_an_adapter_in_16_bits_is_refused(dtype, base, tmp_path):
 def test_what_is_no_change_of_weights_is_refused(config, base, tmp_path):
     adapter(base, tmp_path / "a", config)
     with pytest.raises(PrefoptError, match=r"of the kind PRE?[OF]\w+, which .* cannot be merged.*LoRA"):
+        read(tmp_path / "a")
+
+
+def test_an_adapter_that_repeats_layers_is_refused(base, tmp_path):
+    repeated = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)], **CAUSAL)
+    adapter(base, tmp_path / "a", repeated)
+    with pytest.raises(PrefoptError, match=r"repeats layers of its base .*cannot be merged"):
         read(tmp_path / "a")
 
 
