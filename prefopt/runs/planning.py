@@ -21,6 +21,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder
 from prefopt.runs.limits import data_warnings, distinct, settings_warnings, unread_columns
 from prefopt.runs.matching import match, training_rows
+from prefopt.runs.step_metrics import check_limits, step_metrics
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
@@ -103,6 +104,8 @@ def plan(settings: recipe.Recipe) -> Plan:
         raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
     needs = merged_needs(shared)
     _check_terms(settings, objectives, needs)
+    if settings.train.limits:
+        check_limits(settings.train.limits, step_metrics(settings, objectives))
     model = find_model(settings.policy.model)
     if settings.reference.model is not None:
         find_model(settings.reference.model)

@@ -21,9 +21,9 @@ from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_limit, shown
 from prefopt.runs.resuming import claimed, has_checkpoint, kept, restore, write_beginning
+from prefopt.runs.step_metrics import check_limits
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.dates import fixed_date
-from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.files import replacing_folder
 from prefopt.support.json_values import json_values
 from prefopt.support.logs import silence_telemetry
@@ -145,12 +145,10 @@ def _callbacks(prepared: Prepared, folder: RunFolder) -> dict[str, Callback]:
 
 def _limited(step: Step, train: recipe.Train, warned: set[str], console: Console) -> str:
     """Why to stop, if the recipe says so; warns, once for each metric, of what has left its bounds."""
-    unknown = [name for name in train.limits if name not in step.metrics]
-    if unknown and step.tokens:  # a step without rows has hardly a metric
-        guess = nearest(unknown[0], step.metrics)
-        raise PrefoptError(
-            f"train.limits: this run has no metric {unknown[0]!r}.{guess} It has: {', '.join(step.metrics)}"
-        )
+    if step.tokens:  # a step without rows has hardly a metric
+        check_limits(
+            train.limits, step.metrics
+        )  # some depend on what is not known before: whether a sampler has log-probs
     out = beyond(step.metrics, train.limits)
     for name, what in out.items():
         if name not in warned:

@@ -32,6 +32,9 @@ NO_VERDICT = "completions dropped: no verdict"
 VERDICTS = "completions with a verdict"
 ALIKE = "prompts replaced: all their completions have one score"
 
+COUNTS = tuple(f"rollouts/{name}" for name in ("skipped", "dropped", *(f"feedback_{name}" for name in MISREAD)))
+"""The names of `Rollouts.metrics`."""
+
 
 class Rollouts:
     """An endless stream of logical batches: the next prompts, K completions of each by the current policy, and their scores.
@@ -126,10 +129,8 @@ class Rollouts:
     @property
     def metrics(self) -> dict[str, int]:
         """Of the last batch: whether it was empty, what was dropped, and what feedback did not read as it was written."""
-        counts = {"skipped": int(self.skipped), "dropped": self.dropped} | {
-            f"feedback_{name}": self.misread[name] for name in MISREAD
-        }
-        return {f"rollouts/{name}": count for name, count in counts.items()}
+        counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
+        return dict(zip(COUNTS, counts, strict=True))
 
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""

@@ -19,11 +19,13 @@ from prefopt.data import tokenise_to_disk
 from prefopt.runs.inspecting import evaluate, sample
 from prefopt.runs.planning import plan
 from prefopt.runs.preparing import prepare
+from prefopt.runs.step_metrics import step_metrics
 from prefopt.support.plugins import load_object
 from prefopt.support.sharing import sharing
 from prefopt.training.devices import computing
 
 ONE_UPDATE = ("train.passes=1", "train.minibatch_size=null")
+NASH = ("source.writers=[mixture]", *ONE_UPDATE)
 
 FEEDBACK = '''
 import os
@@ -81,6 +83,12 @@ def recipe_file(tmp_path: Path) -> Path:
     return file
 
 
+def planned_metrics(file, *overrides):
+    """What `metrics` reads of a step, by what is known before."""
+    settings = load_recipe(file, overrides)
+    return {*step_metrics(settings, plan(settings).objectives), "step", "tokens", "batch"} - {"padding"}
+
+
 def quiet(file, tmp_path, *overrides):
     return run(load_recipe(file, overrides), folder=tmp_path / "run", console=Console(quiet=True)).folder
 
@@ -89,6 +97,7 @@ def test_what_a_run_of_rollouts_logs_and_keeps(recipe_file, tmp_path):
     folder = quiet(recipe_file, tmp_path, "train.steps=3")
     steps = [line for line in metrics(folder) if "loss" in line]
     assert len(steps) == 3
+    assert set(steps[0]) == set(steps[2]) == planned_metrics(recipe_file)
     for name in ("reward", "gold", "kl", "kl_k3", "entropy", "length", "ended", "repetition", "sampler_kl", "dropped"):
         assert all(f"rollouts/{name}" in line for line in steps), name
     assert all(abs(line["rollouts/sampler_kl"]) < 1e-5 for line in steps)
@@ -213,6 +222,10 @@ def test_feedback_that_fails_stops_the_run_with_its_name(recipe_file, tmp_path, 
         (["objective=RPO", *ONE_UPDATE], "no column 'embeddings'"),
         (["objective=SFT", "feedback=null", *ONE_UPDATE], "SFT learns from scores of what the policy writes"),
         (["train.limits={rollouts/kl: [9, 1]}"], "the bounds of rollouts/kl are"),
+        (["train.limits={rollout/kl: [null, 9]}"], "no metric 'rollout/kl'. Did you mean 'rollouts/kl'"),
+        (["train.limits={rollouts/gold: [0, 1]}", "evaluate.gold=null"], "no metric 'rollouts/gold'"),
+        (["train.limits={rollouts/cost: [0, 1]}"], "no metric 'rollouts/cost'"),
+        (["train.limits={kl/beta: [0, 1]}", "objective=NashMD", *NASH], "no metric 'kl/beta'"),
     ],
 )
 def test_refused_before_any_model_is_loaded(recipe_file, overrides, message):
@@ -220,9 +233,9 @@ def test_refused_before_any_model_is_loaded(recipe_file, overrides, message):
         plan(load_recipe(recipe_file, overrides))
 
 
-def test_a_limit_of_no_metric_is_refused_after_the_first_step(recipe_file, tmp_path):
-    with pytest.raises(PrefoptError, match=r"no metric 'rollout/kl'. Did you mean 'rollouts/kl'"):
-        quiet(recipe_file, tmp_path, "train.limits={rollout/kl: [null, 9]}")
+def test_a_limit_may_be_on_what_an_objective_measures_because_rollouts_are_watched(recipe_file):
+    planned = planned_metrics(recipe_file, "objective={name: RLOO, placement: loss}", *ONE_UPDATE)
+    assert {"kl/reference", "kl/beta", "kl/loss"} <= planned
 
 
 def test_a_reference_that_cannot_be_measured_first_stops_and_keeps_its_texts(recipe_file, tmp_path):
@@ -237,7 +250,7 @@ def test_pairs_of_the_current_policy_teach_dpo(recipe_file, tmp_path):
     overrides = ["objective=DPO", "train.passes=1", "train.minibatch_size=null", "source.ties=keep", "train.steps=2"]
     steps = [line for line in metrics(quiet(recipe_file, tmp_path, *overrides)) if "loss" in line]
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
-    assert {"rewards/chosen", "rollouts/reward"} <= steps[0].keys()
+    assert {"rewards/chosen", "rollouts/reward"} <= steps[0].keys() == planned_metrics(recipe_file, *overrides)
 
 
 def test_runs_that_share_read_their_prompts_once(recipe_file, monkeypatch):
