@@ -9,6 +9,7 @@ policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
 error.txt            of a study's run that failed: the traceback
+wandb-id.txt         of a run that is logged to W&B: its id there, so that a resume goes on in the same run
 """
 
 import json
@@ -83,6 +84,11 @@ class RunFolder:
     def error_file(self) -> Path:
         """Why a study's run failed."""
         return self.path / "error.txt"
+
+    @property
+    def wandb_id_file(self) -> Path:
+        """The run's id in W&B."""
+        return self.path / "wandb-id.txt"
 
     def evaluation_file(self, part: str, step: int) -> Path:
         """Of an evaluation on a part of the data."""
@@ -169,6 +175,11 @@ class RunFolder:
         """What a study noted when the run failed; empty where it did not."""
         return self.error_file.read_text(encoding="utf-8", errors="replace") if self.failed else ""
 
+    def wandb_id(self) -> str:
+        """The run's id in W&B; empty where it was never logged there."""
+        file = self.wandb_id_file
+        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+
     def history(self) -> Iterator[dict[str, Any]]:
         """Lines of metrics.jsonl in order, without a last one that a kill cut short.
 
@@ -246,6 +257,10 @@ class RunFolder:
     def write_summary(self, content: Mapping[str, Any]) -> None:
         """The run is over."""
         write_whole(self.summary_file, json.dumps(content, indent=2))
+
+    def write_wandb_id(self, run_id: str) -> None:
+        """Under which id a resume goes on in W&B."""
+        write_whole(self.wandb_id_file, f"{run_id}\n")
 
     def write_error(self, details: str) -> None:
         """Note why the run failed."""

@@ -21,7 +21,7 @@ from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.given import Given
-from prefopt.training.environment import given
+from prefopt.training.environment import ARITHMETIC, WANDB_OBEYED, given
 
 if TYPE_CHECKING:
     from prefopt.runs.preparing import Prepared
@@ -43,8 +43,10 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
     """Everything that a reader needs to tell whether two runs were made of the same things, before the first step."""
     settings, model, plan = prepared.recipe, prepared.models.trained, prepared.plan
     critic = dict(model.named_children()).get("critic")
+    logged = () if settings.track.wandb is None else WANDB_OBEYED
     return {
         **circumstances(settings, prepared.accelerator),
+        "environment": given(ARITHMETIC + logged),
         "model": {
             "name": plan.model,
             "parameters": sum(p.numel() for p in model.parameters()),

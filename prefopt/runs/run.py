@@ -35,7 +35,7 @@ from prefopt.training.checkpoints import check_state, save_checkpoint
 from prefopt.training.devices import computing, entered_on_main_process, on_main_process
 from prefopt.training.environment import said
 from prefopt.training.loop import Step, Trainer
-from prefopt.training.trackers import Jsonl, Tracker, WandbRun
+from prefopt.training.trackers import Jsonl, Tracker, WandbRun, new_wandb_id
 from prefopt.types import Estimate
 
 
@@ -63,7 +63,7 @@ def run(
         fixed_date(on_main_process(accelerator, lambda: date_of(opened.manifest()))),
     ):
         console = (console or Terminal(stderr=True)) if accelerator.is_main_process else Terminal(quiet=True)
-        for line in said():
+        for line in said(settings.track.wandb):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         if opened.trained:
             tracker = _tracker(settings, opened, accelerator)
@@ -256,7 +256,9 @@ def _tracker(settings: recipe.Recipe, folder: RunFolder, accelerator: Accelerato
     places: list[Jsonl | WandbRun] = [Jsonl(folder.metrics_file)]
     if settings.track.wandb is not None:
         config, wandb = settings.model_dump(mode="json"), settings.track.wandb
-        places.append(WandbRun(wandb, folder.path, wandb.name or folder.path.name, config))
+        name, run_id = wandb.name or folder.path.name, folder.wandb_id() or new_wandb_id()
+        folder.write_wandb_id(run_id)
+        places.append(WandbRun(wandb, folder.path, name, config, run_id, folder.history()))
     return Tracker(places)
 
 

@@ -15,6 +15,7 @@ from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.study.jobs import Job, LabelJob, RunJob
 from prefopt.study.spec import RANDOMNESS, Study, Varied
 from prefopt.support.errors import PrefoptError
+from prefopt.training.environment import WANDB_LEADS, given
 
 Kind = TypeVar("Kind", bound=Section)
 
@@ -155,6 +156,11 @@ class StudyPlan:
         wandb = settings.track.wandb or self.study.wandb
         if wandb is None:
             return settings
+        if leads := given(WANDB_LEADS):
+            raise PrefoptError(
+                f"{', '.join(leads)} in the environment: W&B's sweeps and launches give one id to all that they start, and the "
+                "runs of a study would share it; unset it, leave `wandb` out, or start `prefopt run` in place of a study"
+            )
         name = {"group": wandb.group or self.study.name, "name": f"{settings.name}-seed{settings.seed}"}
         track = settings.track.model_copy(update={"wandb": Wandb(**{**wandb.model_dump(), **name})})
         return settings.model_copy(update={"track": track})

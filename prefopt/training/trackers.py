@@ -7,11 +7,17 @@ import netrc
 import os
 import re
 import shutil
+import ssl
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 from prefopt import recipe
 from prefopt.support.files import append_whole, unused, write_whole
@@ -46,33 +52,56 @@ class Jsonl:
 class WandbRun:
     """A run at Weights & Biases, offline without a login or without a connection. Its troubles end it, not the run.
 
+    With the id of an earlier process, its run there goes on: what it holds of the history stays, what it misses is sent. Offline
+    nothing is known of what it holds, so the whole history is sent once more, and the last offline folder alone is the whole run.
+
     Args:
         settings: the recipe's `track.wandb`.
         folder: the run folder; W&B's own files go below it.
         name: of the run.
         config: the resolved recipe.
+        run_id: of the run in W&B, which goes on if it is there. The environment has no say in it, but for W&B's sweeps.
+        history: lines of metrics.jsonl that are there already.
     """
 
-    def __init__(self, settings: recipe.Wandb, folder: Path, name: str, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        settings: recipe.Wandb,
+        folder: Path,
+        name: str,
+        config: Mapping[str, Any],
+        run_id: str | None = None,
+        history: Iterable[Mapping[str, Any]] = (),
+    ):
         self.settings, self.folder, self.name, self.config = settings, folder, name, dict(config)
+        self.run_id, self.first_step = run_id or new_wandb_id(), 0
         self.run: Any = None
         mode = wandb_mode(settings.mode)
         if mode == "offline" and settings.mode == "online":
             log.warning("W&B: no login was found, so this run is logged offline. `wandb sync` uploads it.")
+        elif mode == "online" and (reason := _unreachable()):
+            log.warning("W&B: %s. This run is logged offline; `wandb sync` uploads it.", reason)
+            mode = "offline"
         try:
             try:
                 self.run = self._started(mode)
             except Exception as error:
                 if mode != "online":
                     raise
-                log.warning("W&B: %s. This run is logged offline; `wandb sync` uploads it.", _in_short(error))
+                # W&B's service holds the id of a start that failed as in use, for as long as it lives.
+                refused, self.run_id = self.run_id, new_wandb_id()
+                sync = f"`wandb sync --id {refused}`"
+                log.warning("W&B: %s. This run is logged offline; %s uploads it.", _in_short(error), sync)
                 self.run = self._started("offline")
+            self.first_step = self.run.step
         except Exception as error:
             self._give_up(error)
+        for line in history:
+            self.log(line["step"], {name: value for name, value in line.items() if name != "step"})
 
     def log(self, step: int, metrics: Mapping[str, Number]) -> None:
-        """Send one step."""
-        if self.run is not None:
+        """Send one step, unless an earlier process has sent it."""
+        if self.run is not None and step >= self.first_step:
             try:
                 self.run.log(json_values(metrics), step=step)
             except Exception as error:
@@ -115,22 +144,46 @@ class WandbRun:
     def _started(self, mode: str) -> Any:
         import wandb
 
-        return wandb.init(
-            project=self.settings.project,
-            entity=self.settings.entity,
-            group=self.settings.group,
-            tags=list(self.settings.tags),
-            name=self.name,
-            config=self.config,
-            dir=str(self.folder),
-            mode=mode,  # type: ignore[arg-type]
-            reinit="create_new",  # a run that the user has open is not ours to finish
-            settings=wandb.Settings(silent=True, console="off", init_timeout=PATIENCE, login_timeout=PATIENCE),
-        )
+        with _unset("WANDB_RESUME_FROM", "WANDB_FORK_FROM"):  # which W&B refuses beside an id that goes on
+            return wandb.init(
+                project=self.settings.project,
+                entity=self.settings.entity,
+                group=self.settings.group,
+                tags=list(self.settings.tags),
+                name=self.name,
+                id=self.run_id,
+                resume="allow",
+                config=self.config,
+                dir=str(self.folder),
+                mode=mode,  # type: ignore[arg-type]
+                reinit="create_new",  # a run that the user has open is not ours to finish
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=PATIENCE,
+                    login_timeout=PATIENCE,
+                    sagemaker_disable=True,  # there a job's name would be the id of every run in it
+                ),
+            )
 
     def _give_up(self, error: Exception) -> None:
         log.warning("W&B: %s. The run goes on; metrics.jsonl has everything.", _in_short(error))
         self.run = None
+
+
+@contextmanager
+def _unset(*names: str) -> Iterator[None]:
+    """Take variables out of the environment for a while."""
+    values = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(values)
+
+
+def new_wandb_id() -> str:
+    """An id for a run in W&B that no other has."""
+    return uuid.uuid4().hex[:16]
 
 
 def _in_short(error: Exception) -> str:
@@ -170,11 +223,28 @@ def wandb_mode(asked: str) -> str:
     return "online" if _has_login() else "offline"
 
 
+def _address() -> str:
+    """Of the service."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _unreachable() -> str:
+    """Why nobody answers at the service's address, through the proxies of the environment; empty where somebody does."""
+    try:
+        with urlopen(_address(), timeout=PATIENCE):
+            return ""
+    except HTTPError:
+        return ""  # an answer
+    except (OSError, HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)  # W&B may trust certificates that Python does not know
+        return "" if isinstance(cause, ssl.SSLError) else f"{_address()} gives no answer ({cause})"
+
+
 def _has_login() -> bool:
     """A key in the environment, or one for the service's host in ~/.netrc (or $NETRC)."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(_address()).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

@@ -7,6 +7,7 @@ from _tiny import tiny_recipe
 
 from prefopt import PrefoptError, load_recipe
 from prefopt.objectives import LNDPO
+from prefopt.recipe import Wandb
 from prefopt.study import Study, load_study
 from prefopt.study.comparison.recipe_fields import flat, short_value
 from prefopt.study.plan import StudyPlan, changed_declarations
@@ -131,6 +132,15 @@ def test_arms_are_logged_to_wandb_as_a_group_and_trials_are_not(recipe: Path, tm
     assert [(w.project, w.group) for w in logged.values() if w] == [("p", "duel"), ("own", "duel")]
     for arm in arms:
         assert planned.trial(arm, 0, 1000, {"train.lr": 1e-4}).recipe.track.wandb is None
+
+
+@pytest.mark.parametrize("name", ["WANDB_SWEEP_ID", "WANDB_LAUNCH"])
+def test_a_study_in_a_sweep_of_wandb_whose_runs_would_share_an_id_is_refused(recipe: Path, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    study = Study(name="duel", recipe=str(recipe), arms={"A": {}, "B": {}}, seeds=1)
+    assert len(jobs(study, tmp_path).arms()) == 2
+    with pytest.raises(PrefoptError, match=f"{name} in the environment: .* unset it, leave `wandb` out"):
+        jobs(study.model_copy(update={"wandb": Wandb()}), tmp_path).arms()
 
 
 def test_sources_of_randomness_that_are_fixed_keep_the_first_seed(recipe: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from _tiny import tiny_model, tiny_pairs
 from rich.console import Console
 
-from prefopt import load_recipe, run
+from prefopt import load_recipe, recipe, run
 from prefopt.runs.folder import RunFolder
 from prefopt.training.devices import computing
 from prefopt.training.environment import ARITHMETIC, given, said
@@ -53,6 +53,8 @@ def test_what_a_launcher_says_of_training_changes_no_number(recipe_file, tmp_pat
 
 
 def test_what_changes_the_arithmetic_is_said_and_recorded(recipe_file, tmp_path, monkeypatch):
+    for name in ARITHMETIC:  # what the machine sets itself
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     _, shown, manifest = numbers(recipe_file, tmp_path / "run")
     assert re.search(r"NVIDIA_TF32_OVERRIDE=1\b.* in the environment changes the arithmetic", shown)
@@ -63,7 +65,7 @@ def test_only_listed_variables_are_recorded_and_secrets_are_not_among_them():
     environment = {"NVIDIA_TF32_OVERRIDE": "0", "HF_TOKEN": "secret", "OPENAI_API_KEY": "secret", "MKL_CBWR": ""}
     assert given(environment=environment) == {"NVIDIA_TF32_OVERRIDE": "0"}
     assert not [name for name in ARITHMETIC if "KEY" in name or "TOKEN" in name]
-    assert said({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no"}) == []
+    assert said(environment={"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no"}) == []
 
 
 def test_accumulation_and_compilation_are_those_of_the_recipe(recipe_file, monkeypatch):
@@ -72,3 +74,12 @@ def test_accumulation_and_compilation_are_those_of_the_recipe(recipe_file, monke
     with computing(load_recipe(recipe_file).train) as accelerator:
         assert accelerator.gradient_accumulation_steps == 1
         assert accelerator.state.dynamo_plugin.backend.value == "NO"
+
+
+def test_what_says_how_a_run_is_logged_is_said_only_of_a_run_that_is_logged():
+    environment = {"WANDB_RUN_ID": "abc", "WANDB_RESUME": "allow", "WANDB_PROJECT": "other", "WANDB_ENTITY": "lab"}
+    assert said(environment=environment) == []
+    ids, places = said(recipe.Wandb(), environment)
+    assert ids.startswith("WANDB_RUN_ID=abc, WANDB_RESUME=allow in the environment changes nothing: each run has an id")
+    assert places.startswith("WANDB_PROJECT=other in the environment changes nothing: the recipe's `track.wandb`")
+    assert said(recipe.Wandb(), environment | {"WANDB_SWEEP_ID": "s"}) == []  # an agent of W&B's starts this one run

@@ -2,13 +2,13 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from _wandb import config, history, offline_folders, records, started, summary
 
 from prefopt import recipe
 from prefopt.support.logs import silence_telemetry
@@ -27,30 +27,9 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
     (tmp_path / "home").mkdir()
 
 
-def records(folder: Path) -> list[object]:
-    """What is in W&B's own file: LevelDB's log format, a protobuf `Record` in each entry."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.rglob("offline-run-*/*.wandb")
-    deadline = time.monotonic() + 20  # a busy machine writes after `finish` has come back
-    while file.stat().st_size < 100 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    data, place, entry, found = file.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        entry += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(entry)
-            found.append(record)
-            entry = b""
-    return found
+def steps(found: list[object]) -> list[tuple[int, float | None, float | None]]:
+    """Step, loss and accuracy of each line of the history."""
+    return [(line["_step"], line.get("loss"), line.get("test/accuracy")) for line in history(found)]
 
 
 def test_offline_run_holds_config_history_and_summary(tmp_path, capfd):
@@ -59,24 +38,52 @@ def test_offline_run_holds_config_history_and_summary(tmp_path, capfd):
     run.log(0, {"test/accuracy": 0.5})
     run.log(1, {"loss": 0.25, "broken": float("nan")})
     run.finish({"accuracy": 0.75, "finished": True})
-    found = records(tmp_path)
-    started = next(r.run for r in found if r.HasField("run"))
-    config = {u.key: json.loads(u.value_json) for u in started.config.update}
-    assert (started.project, started.display_name, list(started.tags)) == ("p", "dpo-seed0", ["t"])
-    assert config["train"] == {"lr": 0.5}
-    history = [
-        {i.key or i.nested_key[0]: json.loads(i.value_json) for i in r.history.item}
-        for r in found
-        if r.HasField("history")
-    ]
-    assert [(h["_step"], h.get("loss"), h.get("test/accuracy")) for h in history] == [(0, None, 0.5), (1, 0.25, None)]
-    summary = {}
-    for record in found:
-        if record.HasField("summary"):
-            summary |= {u.key or u.nested_key[0]: json.loads(u.value_json) for u in record.summary.update}
-    assert summary["accuracy"] == 0.75 and summary["finished"] is True
+    found = records(*offline_folders(tmp_path))
+    run = started(found)
+    assert (run.project, run.display_name, list(run.tags)) == ("p", "dpo-seed0", ["t"])
+    assert config(found)["train"] == {"lr": 0.5}
+    assert steps(found) == [(0, None, 0.5), (1, 0.25, None)]
+    assert summary(found)["accuracy"] == 0.75 and summary(found)["finished"] is True
     assert [r.exit.exit_code for r in found if r.HasField("exit")] == [0]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_that_goes_on_keeps_its_id_and_sends_the_history_that_nobody_knows_to_be_there(tmp_path):
+    """Offline, what a killed process wrote of its last steps is not known."""
+    lines = [{"step": 0, "test/accuracy": 0.5}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    run = WandbRun(recipe.Wandb(), tmp_path, "n", {}, "a-run", lines)
+    run.log(3, {"loss": 0.25})
+    run.finish({"finished": True})
+    found = records(*offline_folders(tmp_path))
+    assert started(found).run_id == "a-run"
+    assert steps(found) == [(0, None, 0.5), (1, 0.5, None), (2, None, None), (3, 0.25, None)]
+
+
+IN_THE_ENVIRONMENT = {
+    "WANDB_RUN_ID": "theirs", "WANDB_RESUME": "must", "WANDB_RESUME_FROM": "theirs?_step=3", "WANDB_PROJECT": "other",
+    "WANDB_NAME": "other", "WANDB_TAGS": "other", "SM_TRAINING_ENV": "{}", "TRAINING_JOB_NAME": "theirs",
+}  # fmt: skip
+
+
+def test_ids_and_places_in_the_environment_are_not_obeyed(tmp_path):
+    """In a process of its own, since W&B reads the environment once."""
+    code = f"""
+from pathlib import Path
+from prefopt import recipe
+from prefopt.training.trackers import WandbRun
+runs = [WandbRun(recipe.Wandb(project="p"), Path({str(tmp_path)!r}) / name, name, {{}}) for name in "ab"]
+for run in runs:
+    run.log(1, {{"loss": 0.5}})
+    run.finish({{"finished": True}})
+"""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    environment = os.environ | IN_THE_ENVIRONMENT
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stderr) == (0, "")
+    logged = [started(records(*offline_folders(tmp_path / name))) for name in "ab"]
+    assert [(run.project, run.display_name, list(run.tags)) for run in logged] == [("p", "a", []), ("p", "b", [])]
+    assert len({run.run_id for run in logged} | {"theirs"}) == 3
 
 
 def test_a_run_that_the_user_has_open_is_left_alone(tmp_path):
@@ -91,6 +98,8 @@ def test_a_run_that_the_user_has_open_is_left_alone(tmp_path):
 @pytest.mark.parametrize("what", ["import", "init", "log", "summary", "finish"])
 def test_broken_wandb_ends_itself_only(tmp_path, monkeypatch, caplog, what):
     class Broken:
+        step = 0
+
         def __getattr__(self, name):
             if name == what or (name == "summary" and what == "summary"):
                 raise OSError(f"{what} is broken")
@@ -114,7 +123,7 @@ def test_broken_wandb_ends_itself_only(tmp_path, monkeypatch, caplog, what):
 
 def test_finish_that_never_returns_is_not_waited_for(tmp_path, monkeypatch, caplog):
     class Slow:
-        summary: dict = {}  # noqa: RUF012
+        step, summary = 0, {}
 
         def finish(self, **more):
             time.sleep(30)
@@ -154,7 +163,7 @@ run.finish({{"finished": True}})
     assert done.returncode == 0, done.stderr
     assert "This run is logged offline" in done.stderr and len(done.stderr.splitlines()) == 1
     assert time.monotonic() - start < 60
-    assert any(r.HasField("history") for r in records(tmp_path))
+    assert steps(records(*offline_folders(tmp_path))) == [(1, 0.5, None)]
 
 
 def test_mode(monkeypatch, tmp_path):
