@@ -43,6 +43,7 @@ class TextEncoder:
         prefix: ids that the tokenizer puts before plain text, such as BOS.
         starts: ids that stay at the beginning of a prompt that is cut.
         filler: id that stands for an empty prompt.
+        unknown: see `unknown_token`.
         renderer: the chat template.
         control: texts of the special tokens, which may end turns.
     """
@@ -53,6 +54,7 @@ class TextEncoder:
     prefix: Ids
     starts: frozenset[int]
     filler: int
+    unknown: int | None
     renderer: Renderer
     control: tuple[str, ...]
 
@@ -72,7 +74,17 @@ class TextEncoder:
         filler = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         control = tuple({*map(str, tokenizer.all_special_tokens), *added})
-        return cls(tokenizer, eos, str(text), prefix, frozenset(starts), filler, Renderer.of(tokenizer), control)
+        return cls(
+            tokenizer,
+            eos,
+            str(text),
+            prefix,
+            frozenset(starts),
+            filler,
+            unknown_token(tokenizer),
+            Renderer.of(tokenizer),
+            control,
+        )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts, nothing added."""
@@ -103,7 +115,11 @@ class TextEncoder:
     def written_by_assistant(
         self, example: Example, k: int, whole: Rendered, joint: list[int], shared: int
     ) -> list[bool]:
-        """[T] which tokens of completion `k`, which has several turns, the assistant wrote, rather than tools or users."""
+        """[T] which tokens of completion `k` the assistant wrote, rather than tools or users.
+
+        It holds what stands behind the `shared` tokens of its prompt: more than the answer where a template writes the prompt
+        otherwise once it is answered.
+        """
         written = [False] * len(joint)
         turns = whole.turns
         first = len(turns) - len(example.completions[k])
@@ -112,7 +128,7 @@ class TextEncoder:
                 continue
             start, end = self._span(example, whole, i)
             tokens = [common(ids, joint) for ids in self.encode([whole.text[:start], whole.text[:end]])]
-            tokens[0] = shared if i == first else tokens[0]
+            tokens[0] = max(tokens[0], shared)
             written[tokens[0] : tokens[1]] = [True] * (tokens[1] - tokens[0])
         return written[shared:]
 
@@ -155,6 +171,13 @@ class TextEncoder:
             return at + len(self.eos_text)
         found = [(at, -len(token)) for token in self.control if (at := text.find(token, last, after)) >= 0]
         return min(found)[0] - min(found)[1] if found else last
+
+
+def unknown_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Id of the token for all that has no other; None where there is no such thing, or the same token ends or begins texts."""
+    unknown: int | None = tokenizer.unk_token_id
+    others = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id)
+    return None if unknown in others else unknown
 
 
 def _prefix_of(tokenizer: "PreTrainedTokenizerBase", eos: int) -> Ids:

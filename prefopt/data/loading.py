@@ -4,6 +4,7 @@ import csv
 import glob
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -171,6 +172,8 @@ def _csv(path: Path) -> Iterator[NamedRow]:
         if row is None:
             return
         where = f"{path}:{max(start, 2)}"  # the header is read together with the first row
+        if start == 1 and (twice := [name for name, count in Counter(reader.fieldnames).items() if count > 1]):
+            raise PrefoptError(f"{path}:1: the header has {twice[0]!r} twice, and only one of its values could be read")
         if None in row:
             raise PrefoptError(f"{where}: more values than the header has columns; quote values that hold commas")
         yield where, {name: _cell(name, value, where) for name, value in row.items()}

@@ -30,6 +30,7 @@ EMPTY = "completions dropped: empty"
 LEFT_EMPTY = "prompts dropped: too few completions left"
 PROMPT_CUT = "prompts cut at the beginning"
 COMPLETION_CUT = "completions cut at the end, so without EOS"
+UNKNOWN = "{what} with words or characters that the tokenizer has no token for"
 MERGED = "prompts whose last tokens went to the completion, because they change when one follows"
 
 
@@ -156,11 +157,16 @@ def _row(
     counts[MERGED] += shared < len(prompt)
     completions = tuple(_ended(ids[shared:], encoder.eos) for ids in joint)
     masks = None
-    if any(not isinstance(completion, str) and len(completion) > 1 for completion in example.completions):
+    turns = [len(completion) for completion in example.completions if not isinstance(completion, str)]
+    if max(turns, default=0) > 1 or (turns and shared < len(prompt)):
         written = [encoder.written_by_assistant(example, k, whole[k], ids, shared) for k, ids in enumerate(joint)]
         masks = tuple(
             (*mask[: len(ids) - 1], True) if ids else () for mask, ids in zip(written, completions, strict=True)
         )
+        masks = None if all(map(all, masks)) else masks
+    if encoder.unknown is not None:
+        counts[UNKNOWN.format(what="prompts")] += encoder.unknown in prompt
+        counts[UNKNOWN.format(what="completions")] += sum(encoder.unknown in ids for ids in completions)
     start = prompt[:shared]
     if isinstance(example.prompt, str) and tuple(start[: len(encoder.prefix)]) != encoder.prefix:
         start = [*encoder.prefix, *start]

@@ -24,11 +24,19 @@ def read_json(text: str, where: str) -> Any:
         PrefoptError: it is no JSON, or nested too deeply.
     """
     try:
-        return json.loads(text, object_hook=Written)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         fail(where, "nested too deeply to be read")
     except ValueError as error:
         fail(where, f"not JSON: {error}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Written:
+    made = Written(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice!r} stands twice in one object, and only one of its values could be read")
+    return made
 
 
 def plain(value: Any) -> Any:

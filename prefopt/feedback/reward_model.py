@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised, collate, tokenise
+from prefopt.data.encoding import unknown_token
 from prefopt.feedback.calling import refuse_alone
 from prefopt.feedback.rendering import Rendering, control_tokens, without_control
 from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
@@ -95,9 +96,11 @@ class RewardModel:
             completion, found = without_control(completions[b][k], self._control, self._tokenizer.eos_token)
             notes[b]["control"] += found
             examples.append(self._example(prompts[b], completion, rows[b], b))
-        read = self._read(examples)
+        read, unknown = self._read(examples), unknown_token(self._tokenizer)
         for row in read:
-            notes[places[row.row][0]]["cut"] += row.prompt_cut or row.completions_cut[0]
+            note = notes[places[row.row][0]]
+            note["cut"] += row.prompt_cut or row.completions_cut[0]
+            note["unknown"] += unknown is not None and unknown in row.completion_ids[0]
         if read:
             what = f"the reward model {self._checkpoints[0][0]}"
             with advising(what, ("its batch_size", "max_prompt_tokens", "max_completion_tokens")):

@@ -5,11 +5,13 @@ Each warning is a sentence with its numbers and what to write instead. `docs/rec
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 from prefopt import recipe
 from prefopt.data import Example
 from prefopt.data.example import content_key
+from prefopt.data.rendering import REASONING
 from prefopt.types import AXES, Needs
 
 BITS = {"bfloat16": 8, "float16": 11}
@@ -121,18 +123,45 @@ def unread_columns(settings: recipe.Recipe, needs: Needs, train: Sequence[Exampl
         needs: of all that learns from these rows.
         train: the rows; the first hundred are looked at.
     """
-    evaluate = settings.evaluate
-    asked = (settings.source.rollouts, evaluate.gold, evaluate.judge, *evaluate.metrics.values())
-    if any(one is not None for one in asked):
+    if _may_read_any(settings):
         return
     rows = train[:100]
     templated = ("tools", "chat_template_kwargs") if any(not isinstance(row.prompt, str) for row in rows) else ()
-    known = {*needs.columns, *AXES, *STAMPS, *templated, "label", "split"}
+    labelled = (
+        ("label",) if all(row.size < 2 for row in rows) else ()
+    )  # which of a pair is the better one is said otherwise
+    known = {*needs.columns, *AXES, *STAMPS, *templated, *labelled, "split"}
     if columns := sorted({name for row in rows for name in row.columns} - known):
         yield (
             f"nothing reads the columns {', '.join(columns)}. If they belong to the prompt or an answer, put them there by a "
             "function that `source: {adapt: file.py:function}` names"
         )
+
+
+def unread_keys(settings: recipe.Recipe, template: str, train: Sequence[Example]) -> Iterator[str]:
+    """Keys of messages that the chat template does not name, such as `weight`; the same where feedback is asked.
+
+    Args:
+        settings: the recipe.
+        template: of the policy's tokenizer; empty where it has none.
+        train: rows to train on; the first hundred are looked at.
+    """
+    if _may_read_any(settings):
+        return
+    sides = [side for row in train[:100] for side in (row.prompt, *row.completions) if not isinstance(side, str)]
+    given = {key for side in sides for turn in side for key in turn}
+    if keys := sorted(given - {"role", "content", "tool_calls", *REASONING} - set(re.findall(r"\w+", template))):
+        yield (
+            f"messages have the keys {', '.join(keys)}, which the chat template does not read: they change nothing. A turn that is "
+            "not to be learnt belongs to the prompt; a function that `source: {adapt: file.py:function}` names can put it there"
+        )
+
+
+def _may_read_any(settings: recipe.Recipe) -> bool:
+    """Whether feedback, a gold reward or a judge is asked, which sees whole rows."""
+    evaluate = settings.evaluate
+    asked = (settings.source.rollouts, evaluate.gold, evaluate.judge, *evaluate.metrics.values())
+    return any(one is not None for one in asked)
 
 
 def _one_class(train: Sequence[Example]) -> Iterator[str]:
@@ -146,6 +175,17 @@ def _one_class(train: Sequence[Example]) -> Iterator[str]:
             f"{good} completions to train on are desirable and {bad} undesirable: the objective learns from both. Give more "
             "of the other, or weigh them (KTO: lam_d, lam_u)"
         )
+
+
+def messages_as_text(rows: Sequence[Example]) -> Iterator[str]:
+    """Where a text is the JSON, or Python's way, to write messages: it would be learnt with its brackets."""
+    for row in rows[:1]:
+        texts = [side for side in (row.prompt, *row.completions) if isinstance(side, str)]
+        if any(re.match(r"\s*\[\s*\{.*[\"']role[\"']\s*:", text, re.DOTALL) for text in texts):
+            yield (
+                f"{row.where}: a text looks like a list of messages written down, and is read as it stands, brackets included. "
+                "Make it a list (json.loads) by a function that `source: {adapt: file.py:function}` names"
+            )
 
 
 def distinct(rows: Sequence[Example], most: int) -> int:

@@ -19,7 +19,7 @@ from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_policy, check_sampler, find_model
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder
-from prefopt.runs.limits import data_warnings, distinct, settings_warnings, unread_columns
+from prefopt.runs.limits import data_warnings, distinct, messages_as_text, settings_warnings, unread_columns
 from prefopt.runs.matching import match, training_rows
 from prefopt.runs.step_metrics import check_limits, step_metrics
 from prefopt.support.downloads import rows_awaited
@@ -162,6 +162,7 @@ def _warnings(planned: Plan) -> Iterator[str]:
     held_out = planned.data._asdict()[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
     yield from unread_columns(settings, planned.needs, planned.data.train)
+    yield from messages_as_text(planned.data.train)
     if settings.evaluate.every is not None and trains and not planned.data.validation:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
 

@@ -12,6 +12,7 @@ from prefopt import recipe
 from prefopt.data import DiskRows, Example, Tokenised, tokenise_to_disk
 from prefopt.data.selecting import IDENTICAL
 from prefopt.runs.lengths import longest_of, models_of, position_warnings
+from prefopt.runs.limits import unread_keys
 from prefopt.runs.matching import batch_rows, training_rows
 from prefopt.runs.planning import Plan, refuse_few
 from prefopt.runs.progress import show_counts, show_data, show_left, show_warnings
@@ -63,6 +64,7 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
     own = {i: _own_rows(planned, i, tokenizer, console) for i in planned.own}
     named = parts | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
     found = [
+        *unread_keys(settings, _template(tokenizer), planned.data.train),
         *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
         *_cut_warnings(parts, settings.source),
         *_same_warning(counts[IDENTICAL], len(train)),
@@ -109,6 +111,10 @@ def tokenised(
     if report.refusal:
         raise PrefoptError(f"the {part} rows: {report.refusal}")
     return token_rows
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:

@@ -17,7 +17,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.types import Feedback, Verdict, Written
 
-MISREAD = ("cut", "control")
+MISREAD = ("cut", "control", "unknown")
 """What the note of a reward model counts of texts that it did not read as they were written."""
 
 
@@ -122,7 +122,8 @@ class Scoring:
 
 
 def misread(verdicts: Iterable[Verdict]) -> Counter[str]:
-    """How many completions feedback read only a part of (`cut`), and how many control tokens they spelt out (`control`).
+    """How many completions feedback read only a part of (`cut`), how many have words that it has no token for (`unknown`), and how
+    many control tokens they spelt out (`control`).
 
     As the notes of reward models count them, on their own, in ensembles and in panels.
     """

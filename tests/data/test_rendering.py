@@ -138,3 +138,28 @@ def test_marks_never_reach_the_tokens(chatml):
     assert chatml.decode(list(row.completion_ids[0])) == "a " * 50 + "<|im_end|>"
     plain = dataclasses.replace(example, completions=(({"role": "assistant", "content": "\U000f0000"},),))
     assert tokenise([plain], chatml)[1].kept == 1
+
+
+MOVING = (
+    "{% set asked = messages[1:] %}{% for m in asked %}{% if m['role'] == 'user' %}<|im_start|>"
+    "{% if loop.revindex0 < 2 %}{{ messages[0]['content'] }} {% endif %}{{ m['content'] }}\n"
+    "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)
+"""Puts the system turn into the last user's, as Mistral's templates do: an answered prompt is another text."""
+
+
+def learnt(row, tokenizer, k=0):
+    mask = row.masks[k] if row.masks else [True] * len(row.completion_ids[k])
+    return tokenizer.decode([i for i, mine in zip(row.completion_ids[k], mask, strict=True) if mine])
+
+
+def test_a_prompt_that_is_written_otherwise_once_it_is_answered_is_not_learnt(chatml):
+    system, tokenizer = {"role": "system", "content": "Terse."}, under(chatml, "")
+    tokenizer.chat_template = MOVING
+    chat = [system, user("one"), assistant("first"), user("two"), assistant("second")]
+    ((several,), _) = tokenise([parse({"messages": chat})], tokenizer)
+    assert learnt(several, tokenizer) == "first<|im_end|>second<|im_end|>"
+    # One answer: with a template that keeps the last two turns, the answered prompt has lost its first.
+    tokenizer.chat_template = MOVING.replace("messages[1:]", "messages[-2:]").replace("< 2", "< 0")
+    ((single,), _) = tokenise([parse({"prompt": chat[:4], "chosen": "yes", "rejected": "no"})], tokenizer)
+    assert [learnt(single, tokenizer, k) for k in (0, 1)] == ["yes<|im_end|>", "no<|im_end|>"]

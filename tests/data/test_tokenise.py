@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import DiskRows, parse, preview, tokenise, tokenise_to_disk
@@ -226,3 +227,23 @@ def test_fast_enough(chatml):
     start = time.process_time()
     tokenise(examples, chatml)
     assert time.process_time() - start < 5  # .4 s in fact; a tenth of a slow path would show
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "expected"),
+    [
+        ("is it ", "so", {}),
+        ("is it ", "✓ so", {"completions": 1}),
+        ("✓ is it ", "so", {"prompts": 1}),
+        ("<unk>", "✓ <unk>", {"prompts": 1, "completions": 1}),
+    ],
+)
+def test_characters_without_a_token_are_counted(prompt, chosen, expected):
+    core = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, **{c: i for i, c in enumerate("is to", 2)}}, "<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"<unk>|[\s\S]"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    _, report = one(pair(prompt, chosen, "it"), tokenizer)
+    what = "with words or characters that the tokenizer has no token for"
+    assert {name: n for name, n in report.counts.items() if what in name} == {
+        f"{side} {what}": n for side, n in expected.items()
+    }

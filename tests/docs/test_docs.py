@@ -16,6 +16,7 @@ from prefopt.objectives.contract import make_case
 from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs.run import run
 from prefopt.sources.diagnostics import RolloutDiagnostics
+from prefopt.sources.scoring import MISREAD
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS = {"dpo": "DPO", "sft": "SFT", "reward": "BradleyTerry", "two": "[{name: DPO}, {name: SFT, weight: 0.5}]"}
@@ -85,7 +86,8 @@ def test_nothing_is_explained_that_is_not_logged(logged):
         "online": online_metrics(),
         "rollouts": {
             *rollout_metrics(),
-            *(f"rollouts/{name}" for name in ("dropped", "skipped", "feedback_cut", "feedback_control")),
+            *(f"rollouts/{name}" for name in ("dropped", "skipped")),
+            *(f"rollouts/feedback_{name}" for name in MISREAD),
         },
         "held-out": held_out,
     }

@@ -92,10 +92,12 @@ def test_a_run_says_how_many_completions_its_reward_model_did_not_read_whole(hom
         result = run(load_recipe(home / "recipe.yaml", [*settings, feedback]), folder=home / f"at-most-{most}")
         lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "rollouts/dropped" in line]
-        names = ("feedback_cut", "feedback_control", "dropped")
+        names = ("feedback_cut", "feedback_control", "feedback_unknown", "dropped")
         counted[most] = [[line[f"rollouts/{name}"] for name in names] for line in steps]
-    assert [line[:2] for line in counted[4096]] == [[0, 0]] * 2
+    assert [line[0] for line in counted[4096]] == [0, 0]
+    assert counted[4096][0][1:3] == counted[1][0][1:3]  # the first batch is the same
     # Of 8 × 2 completions all are cut that have a word: it and EOS are two tokens. The others have no verdict.
-    for cut, control, dropped in counted[1]:
-        assert max(1, 16 - dropped) <= cut <= 16 and control == 0
+    for cut, control, unknown, dropped in counted[1]:
+        assert max(1, 16 - dropped) <= cut <= 16 and control < 4
+        assert cut - 4 < unknown <= 16  # this policy's words are none of the reward model's
     assert len(counted[1]) == 2

@@ -214,3 +214,9 @@ def test_two_processes_share_the_work_and_both_have_the_whole_verdict(scorer_fol
     assert (found[0][1], found[1][1]) == (1, 2)
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12, equal_nan=True)
     assert math.isnan(found[1][0][0, 1])
+
+
+def test_words_that_its_tokenizer_does_not_know_are_counted_by_prompt(scorer_folder):
+    texts = [[" very good", " très bien"], [" bad", " <unk> unheard words"]]
+    verdict = RewardModel(str(scorer_folder))(PROMPTS, texts, ROWS)
+    assert verdict.notes == [{"unknown": 1}, {"unknown": 1}] and verdict.scores.isfinite().all()

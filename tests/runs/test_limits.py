@@ -17,6 +17,7 @@ from prefopt.evaluation.evaluator import Evaluation
 from prefopt.objectives import CATALOGUE, load_objective
 from prefopt.policy.positions import Positions, positions_of
 from prefopt.runs.dry_run import describe_dry_run, dry_run
+from prefopt.runs.limits import unread_keys
 from prefopt.runs.planning import plan
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
@@ -337,6 +338,7 @@ def test_a_batch_of_rollouts_counts_distinct_prompts(make: Any, tmp_path: Path) 
     [
         ({}, ""),
         ({"question": "x", "system": "y"}, "question, system"),
+        ({"label": 0}, "label"),  # of a pair, whose better answer is the chosen one
         ({"tools": "[]"}, "tools"),  # of a text prompt, which no template writes
         ({"origin": ["dataset", "policy"], "notes": "seen", "group": "a", "split": "train"}, ""),
     ],
@@ -351,3 +353,37 @@ def test_columns_that_nothing_reads_are_named_once(make: Any, columns: dict[str,
 def test_feedback_may_read_any_column(make: Any, tmp_path: Path) -> None:
     settings = make(f"evaluate.gold={tmp_path}/rule.py:r", rows=pairs(question="x"))
     assert not any("nothing reads" in warning for warning in plan(settings).warnings)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({}, ""),
+        ({"name": "Ann"}, ""),
+        ({"weight": 0, "name": "Ann", "refusal": "no"}, "refusal, weight"),
+        ({"reasoning_content": ""}, ""),  # these are counted word by word
+    ],
+)
+def test_keys_of_messages_that_the_template_does_not_read_are_named(
+    make: Any, keys: dict[str, Any], named: str
+) -> None:
+    template = "{% for m in messages %}{{ m.role }} {{ m.name }} {{ m.content }}{% endfor %}"
+    messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2", **keys}]
+    for settings in (make(), make("evaluate.metrics.m=rule.py:r")):
+        said = list(unread_keys(settings, template, [parse({"messages": messages})]))
+        expected = [f"messages have the keys {named}, which the chat template does not read"]
+        assert [one.partition(":")[0] for one in said] == expected * bool(named and not settings.evaluate.metrics)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "warned"),
+    [
+        (json.dumps([{"role": "user", "content": "w1"}]), True),
+        (str([{"content": "w1", "role": "user"}]), True),
+        ('[{"city": "Rome"}] is a list', False),
+        ("write [{'role': 'user'}] down", False),
+    ],
+)
+def test_messages_that_are_written_down_as_text_are_said(make: Any, prompt: str, warned: bool) -> None:
+    warnings = plan(make(rows=[{**row, "prompt": f"{prompt} {i}"} for i, row in enumerate(pairs())])).warnings
+    assert any("looks like a list of messages" in warning for warning in warnings) == warned
