@@ -30,7 +30,7 @@ from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
 from prefopt.training.checkpoints import save_batch
-from prefopt.training.optimisers import make_optimizer, make_schedule, parameter_groups
+from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, make_schedule, parameter_groups
 from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
 
 Metrics = dict[MetricKey, float]
@@ -107,6 +107,7 @@ class Trainer:
         self.seconds = 0.0
         optimizer = make_optimizer(parameter_groups(model, settings), settings)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._low = LowPrecisionWeights.of(self.model)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
         self.schedule = make_schedule(self.optimizer, settings, steps * updates)
         self._own = {index: iter(term.source) for index, term in enumerate(self.terms) if term.source is not None}
@@ -292,10 +293,13 @@ class Trainer:
         if not (math.isfinite(metrics[None, "loss"]) and math.isfinite(metrics[None, "grad_norm"])):
             self._stop(batch, metrics)
         metrics[None, "lr"] = self.schedule.get_last_lr()[0]
+        before = self._low.copy()
         with timed("optimiser"):
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
+        if before:
+            metrics[None, "weights_moved"] = self._low.moved_since(before)
         return metrics
 
     def _skipped(self) -> Metrics:

@@ -1,14 +1,22 @@
 """Optimisers and schedules, as recipes name them."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_scheduler
 
 from prefopt import recipe
 from prefopt.support.errors import PrefoptError
+
+LOW = (torch.bfloat16, torch.float16)
+"""Types of weights that a small step may leave as they are: it is rounded away."""
+
+WATCHED = 2**20
+"""Weights of which it is counted how many move, at most; a copy of all of them would need much memory."""
 
 
 def parameter_groups(model: nn.Module, settings: recipe.Train) -> list[dict[str, Any]]:
@@ -55,3 +63,32 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Train, upda
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     inner = getattr(optimizer, "optimizer", optimizer)
     return get_scheduler(name, inner, num_warmup_steps=round(warmup), num_training_steps=max(updates, 1))
+
+
+@dataclass(frozen=True)
+class LowPrecisionWeights:
+    """The trainable weights of 16 bits, watched for whether optimiser steps move them.
+
+    Attributes:
+        weights: of the model, which change.
+        apart: of a large model, one of so many is looked at.
+    """
+
+    weights: Sequence[Tensor]
+    apart: int = 1
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Those of a model; none where it has full precision."""
+        low = [p for p in model.parameters() if p.requires_grad and p.dtype in LOW]
+        # Odd, so that it does not fall into step with the length of a matrix's rows.
+        return cls(low, math.ceil(sum(p.numel() for p in low) / WATCHED) | 1)
+
+    def copy(self) -> list[Tensor]:
+        """As they are now, flat."""
+        return [weight.detach().flatten()[:: self.apart].clone() for weight in self.weights]
+
+    def moved_since(self, before: Sequence[Tensor]) -> float:
+        """The share of them that differ from a copy, 0 to 1."""
+        counts = [(now != then).sum() for now, then in zip(self.copy(), before, strict=True)]
+        return torch.stack(counts).sum().item() / sum(len(then) for then in before)
