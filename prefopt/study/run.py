@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.manifest import date_of
 from prefopt.runs.records import RunOfArm
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.conclusion import conclude
@@ -26,6 +27,7 @@ from prefopt.study.plan import StudyPlan, changed_declarations
 from prefopt.study.spec import Study
 from prefopt.study.tuning import all_trials, chosen, tune, tuned_arms
 from prefopt.study.wandb_log import log_comparison
+from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, unused, write_whole
 from prefopt.support.sharing import sharing
@@ -71,6 +73,7 @@ def run_study(
         check(planned)
         with locked(planned.folder), noting(lambda: _kept(planned)):
             _write_study(planned)
+            _write_date(planned)
             started = time.time()
             with executor:
                 results = _run_all(planned, executor, console)
@@ -218,3 +221,13 @@ def _write_study(planned: StudyPlan) -> None:
     if file.exists() and file.read_text() != text:
         file.rename(unused(planned.folder / "study-before.yaml"))
     write_whole(file, text)
+
+
+def _write_date(planned: StudyPlan) -> None:
+    """Write the date that chat templates write in all of its jobs, whenever they run: the first day of the study."""
+    files = RunFolder(planned.folder)
+    if files.manifest():
+        return
+    begun = [manifest for job in _all_jobs(planned) if (manifest := RunFolder(job.folder).manifest())]
+    day = min(map(date_of, begun), default=current_date())
+    files.write_manifest({"date": day.isoformat()})

@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.manifest import date_of
 from prefopt.study.executors.executor import Outcome, record_failure
 from prefopt.study.jobs import Job, is_finished
 from prefopt.support.allocator import keep_freed_memory
+from prefopt.support.dates import fixed_date
 from prefopt.support.files import unused
 from prefopt.support.system_errors import system_sentence
 from prefopt.support.terminal import Terminal
@@ -35,7 +37,8 @@ def perform(job: Job) -> Outcome:
         if missing := [folder for folder in job.after if not is_finished(folder)]:
             raise RuntimeError(f"{missing[0]} is not finished, and this run reads from it")
         _prepare_folder(job)
-        with _log(job) as console:
+        day = date_of(RunFolder(_study_folder(job)).manifest())
+        with _log(job) as console, fixed_date(day):
             job.run(console)
         return Outcome(job)
     except Exception as error:

@@ -5,6 +5,7 @@ import multiprocessing
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prefopt import PrefoptError
 from prefopt.study import Executor, LocalProcesses, Outcome, Study, ThisProcess, perform, run_study
 from prefopt.study.executors import checked_outcomes
 from prefopt.study.jobs import Job
+from prefopt.support import dates
 
 QUIET = Console(quiet=True)
 DOCS = Path(__file__).parents[3] / "docs" / "studies.md"
@@ -62,7 +64,7 @@ def outcomes_of(executor: Executor, jobs: Sequence[Job]) -> list[tuple[str, str 
 def small_study(folder: Path) -> Study:
     base = tiny_recipe(folder, tiny_model(folder / "lm"), tiny_pairs(folder / "pairs.jsonl"))
     common = {"evaluate.prompts": 0, "train.steps": 2}
-    arms: dict[str, Any] = {"A": {}, "B": {"objective": "IPO"}, "broken": {"train.limits": {"nonsense": [0, 1]}}}
+    arms: dict[str, Any] = {"A": {}, "B": {"objective": "IPO"}, "broken": {"train.lr": 1e30}}
     return Study(recipe=str(base), arms=arms, seeds=2, metric="nll", better="lower", common=common)
 
 
@@ -83,6 +85,45 @@ def test_the_result_is_the_same_with_an_executor_of_ones_own(tmp_path: Path) -> 
     there = run_study(study, tmp_path / "there", executor=Backwards(), console=QUIET)
     assert [(r.arm, r.seed) for r in here] == [(r.arm, r.seed) for r in there]
     assert numbers(tmp_path / "here") == numbers(tmp_path / "there") and len(numbers(tmp_path / "here")) == 7
+
+
+class Calendar(date):
+    """A day that tests set."""
+
+    day = date(2031, 5, 7)
+
+    @classmethod
+    def today(cls) -> date:
+        return cls.day
+
+
+class OneADay(Executor):
+    """Each job on the day after the one before."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterable[Outcome]:
+        for job in jobs:
+            yield perform(job)
+            Calendar.day += timedelta(days=1)
+
+
+def test_a_study_has_one_date_however_long_it_takes_and_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dates, "date", Calendar)
+    base = tiny_recipe(tmp_path, tiny_model(tmp_path / "lm"), tiny_pairs(tmp_path / "pairs.jsonl"))
+    common = {"evaluate.prompts": 0, "train.steps": 0}
+
+    def dated(seeds: int) -> list[str]:
+        study = Study(recipe=str(base), arms={"DPO": {}}, common=common, seeds=seeds, metric="nll", better="lower")
+        run_study(study, tmp_path / "s", executor=OneADay(), console=QUIET)
+        folders = [tmp_path / "s", *sorted((tmp_path / "s" / "arms" / "DPO").iterdir())]
+        return [json.loads((folder / "manifest.json").read_text())["date"] for folder in folders]
+
+    assert dated(seeds=2) == ["2031-05-07"] * 3
+    assert Calendar.day == date(2031, 5, 9)
+    assert dated(seeds=3) == ["2031-05-07"] * 4
+    (tmp_path / "s" / "manifest.json").unlink()  # as studies were written before
+    assert dated(seeds=4) == ["2031-05-07"] * 5
 
 
 @pytest.mark.slow
