@@ -50,6 +50,7 @@ class Exported:
         difference: the largest difference of a reward, or of the log-prob of a token, between the folder as it is read again, in
             its dtype, and the model as the run measured it, over rows of random tokens.
         compared: how many rewards or log-probs that is the largest of.
+        arithmetic: the same of the measured model itself, between the run's arithmetic and float32: what no export can undercut.
     """
 
     folder: Path
@@ -58,12 +59,15 @@ class Exported:
     measured_in: str
     difference: float
     compared: int
+    arithmetic: float
 
     def __str__(self) -> str:
         what = f"{self.compared} rewards" if self.scorer else f"the log-probs of {self.compared} tokens"
+        low = self.measured_in not in ("float32", "float64")
+        own = f"; {self.measured_in} itself is up to {self.arithmetic:.1g} from float32" * low
         return (
             f"{self.folder} holds the whole weights in {self.dtype}: read again, they differ from the model as it was measured, in "
-            f"{self.measured_in}, by at most {self.difference:.1g} in {what} of random text"
+            f"{self.measured_in}, by at most {self.difference:.1g} in {what} of random text{own}"
         )
 
 
@@ -78,7 +82,7 @@ class _Source(NamedTuple):
         return find_model(self.spec.model)
 
     @property
-    def arithmetic(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
 
     @property
@@ -112,17 +116,19 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32") -
         _refuse_full(folder)  # another process may have exported to it meanwhile
         model = _load(source.spec, scorer, tokenizer, load_unmerged)
         rows = _rows(tokenizer, model)
-        with source.arithmetic:
+        with source.computing:
             measured = _numbers(model, rows)
-        model = _merged(model, rows, source.name)
+        model.to(torch.promote_types(model.model.dtype, torch.float32))
+        exact = _numbers(model, rows)
+        model = _merged(model, rows, exact, source.name)
         expected = _round(model, rows, source.name, getattr(torch, dtype))
         with replacing_folder(folder) as staging:
             _save(model, source.name, staging)
             del model  # before the folder is read again: room for one copy is enough
             spec = recipe.Policy(model=(str(staging),), dtype=dtype, remote_code=source.spec.remote_code)
             again = _read_again(_load(spec, scorer, tokenizer, load_weights), rows, expected, source.name)
-    difference = (again - measured).abs().max().item()
-    return Exported(folder, dtype, scorer, source.measured_in, difference, len(measured))
+    difference, arithmetic = ((numbers - measured).abs().max().item() for numbers in (again, exact))
+    return Exported(folder, dtype, scorer, source.measured_in, difference, len(measured), arithmetic)
 
 
 def _refuse_full(folder: Path) -> None:
@@ -201,19 +207,16 @@ def _numbers(model: Policy | Scorer, rows: Batch) -> Tensor:
     return logps
 
 
-def _merged(model: Policy | Scorer, rows: Batch, name: str) -> Policy | Scorer:
-    """The model with its adapter merged, in float32, or in its own dtype where that is finer.
+def _merged(model: Policy | Scorer, rows: Batch, expected: Tensor, name: str) -> Policy | Scorer:
+    """The model with its adapter merged; it must say of the rows what is expected.
 
     Raises:
         PrefoptError: peft cannot merge the adapter, or merged it is another model.
     """
-    whole: Any = model.model
-    whole.to(torch.promote_types(whole.dtype, torch.float32))
-    if not isinstance(whole, PeftModel):
+    if not isinstance(model.model, PeftModel):
         return model
-    expected = _numbers(model, rows)
     try:
-        weights = merged(whole)
+        weights = merged(model.model)
     except (NotImplementedError, RuntimeError, ValueError, AttributeError) as error:
         reraise_out_of_memory(error)
         raise PrefoptError(
