@@ -5,8 +5,9 @@ import prefopt
 prefopt.run("recipes/pocket/dpo.yaml", "objective.beta=0.3")
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefopt.support.lazy_names import on_first_use
 
 if TYPE_CHECKING:
     from prefopt import objectives
@@ -153,6 +154,7 @@ _HOMES = {
     "load_tokenizer": "policy",
     "log_ratios": "objectives.parts",
     "make_case": "objectives.contract.case",
+    "objectives": "objectives",
     "pair_metrics": "objectives.maths",
     "prepare": "runs.preparing",
     "reference_sums": "objectives.parts",
@@ -163,15 +165,7 @@ _HOMES = {
 """Where the public names live; those of `types` are not listed."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: torch and transformers take seconds, and `prefopt run --help` needs neither."""
-    if name not in __all__:
-        raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
-    if name == "objectives":
-        return importlib.import_module("prefopt.objectives")
-    value = getattr(importlib.import_module(f"prefopt.{_HOMES.get(name, 'types')}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, {name: f"prefopt.{_HOMES.get(name, 'types')}" for name in __all__})
 
 
 def __dir__() -> list[str]:

@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt.recipe import sections_of
-    from prefopt.runs import inspecting
 
     target = Path(options.out) if options.out else None
     if target is not None and target.exists():
         raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
-    quiet_libraries()
     if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
         return _evaluate_judge(options, target)
-    evaluation = inspecting.evaluate(_target(options), consoles.err)
+    settings = _target(options)
+    from prefopt.runs import inspecting
+
+    quiet_libraries()
+    evaluation = inspecting.evaluate(settings, consoles.err)
     title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, evaluation.estimates(), evaluation.numbers)
     _keep(target, evaluation.to_json())
@@ -43,6 +45,7 @@ def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
     from prefopt.recipe import load
 
     settings = load(JudgeRecipe, options.target, options.overrides)
+    quiet_libraries()
     judged = report(settings, consoles.err)
     title = f"{options.target}: {settings.judge.name} against people, with {judged.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, judged.estimates, judged.numbers)
@@ -61,10 +64,11 @@ def _keep(target: Path | None, text: str) -> None:
 
 def sample(options: argparse.Namespace) -> None:
     """`prefopt sample`."""
+    settings = _target(options)
     from prefopt.runs import inspecting
 
     quiet_libraries()
-    for prompt, completions in inspecting.sample(_target(options), options.prompt, options.number, options.completions):
+    for prompt, completions in inspecting.sample(settings, options.prompt, options.number, options.completions):
         consoles.out.print(Text(prompt, style="bold"))
         for completion in completions:
             consoles.out.print(Padding(Text(f"→ {completion.strip()}"), (0, 0, 0, 2)))
@@ -72,11 +76,13 @@ def sample(options: argparse.Namespace) -> None:
 
 def label(options: argparse.Namespace) -> None:
     """`prefopt label`."""
-    from prefopt.runs.label import label as make_labels
-    from prefopt.runs.label import load_label_recipe
-    from prefopt.training.devices import end_processes
+    from prefopt.runs.label.recipe import load_label_recipe
 
     settings = load_label_recipe(options.recipe, options.overrides)
+
+    from prefopt.runs.label.labelling import label as make_labels
+    from prefopt.training.devices import end_processes
+
     quiet_libraries()
     result = make_labels(settings, Path(options.out), consoles.err)
     end_processes()
@@ -93,12 +99,14 @@ def label(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """`prefopt report`."""
     from prefopt.runs.records import find_runs
-    from prefopt.study.comparison.compare import compare
+
+    results = find_runs(options.folders)
+
+    from prefopt.study.comparison.compare import compare  # with SciPy and torch
     from prefopt.study.comparison.confounds import confounds, seeds_note
     from prefopt.study.conclusion import declared_comparison, write_and_show
     from prefopt.study.spec import load_study
 
-    results = find_runs(options.folders)
     only = Path(options.folders[0]) if len(options.folders) == 1 else None
     if only is not None and (declared := only / "study.yaml").exists():
         comparison = declared_comparison(load_study(declared), results, options.baseline, options.metric)
@@ -121,7 +129,12 @@ def export(options: argparse.Namespace) -> None:
 def _target(options: argparse.Namespace) -> "Recipe":
     """The recipe of a file, or of a run folder with the trained policy in place of the one it started from."""
     from prefopt.recipe import load_recipe
-    from prefopt.runs.inspecting import trained
+    from prefopt.runs.folder import RunFolder
 
     folder = Path(options.target)
-    return trained(folder, options.overrides) if folder.is_dir() else load_recipe(folder, options.overrides)
+    if not folder.is_dir():
+        return load_recipe(folder, options.overrides)
+    RunFolder(folder).recipe(options.overrides)  # what is wrong with it is told before torch is imported
+    from prefopt.runs.inspecting import trained
+
+    return trained(folder, options.overrides)

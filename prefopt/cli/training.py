@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> None:
     """`prefopt run`."""
     from prefopt.recipe import load_recipe
+    from prefopt.runs.claiming import refuse_taken, unfinished
     from prefopt.runs.folder import RunFolder
-    from prefopt.runs.inspecting import unfinished
-    from prefopt.runs.results import show_profile
-    from prefopt.runs.run import run as train
-    from prefopt.support.profile import profiling
-    from prefopt.training.devices import end_processes
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
@@ -35,6 +31,18 @@ def run(options: argparse.Namespace) -> None:
         settings = load_recipe(options.recipe, options.overrides)
         if options.resume and folder is None:
             folder = unfinished(settings)
+    if folder is not None and not options.dry_run:
+        refuse_taken(RunFolder(folder), settings if options.resume else None)
+    _train(settings, folder, options)
+
+
+def _train(settings: "Recipe", folder: Path | None, options: argparse.Namespace) -> None:
+    """Train, or check that it can be done; only here is torch imported, which takes seconds."""
+    from prefopt.runs.results import show_profile
+    from prefopt.runs.run import run as train
+    from prefopt.support.profile import profiling
+    from prefopt.training.devices import end_processes
+
     quiet_libraries()
     if options.dry_run:
         return _dry_run(settings)
@@ -49,12 +57,14 @@ def run(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
-    from prefopt.study import load_study, run_study
-    from prefopt.study.plan import StudyPlan
-    from prefopt.study.run import check, study_folder, what_failed
-    from prefopt.support.sharing import sharing
+    from prefopt.study.spec import load_study
 
     settings = load_study(options.study, options.overrides)
+
+    from prefopt.study.plan import StudyPlan  # with torch
+    from prefopt.study.run import check, run_study, study_folder, what_failed
+    from prefopt.support.sharing import sharing
+
     quiet_libraries()
     planned = StudyPlan(settings, study_folder(settings, options.out))
     if not options.dry_run:

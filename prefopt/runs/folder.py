@@ -16,16 +16,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from prefopt.evaluation.evaluator import Evaluation
-from prefopt.evaluation.win_rates import Sample, key
 from prefopt.recipe import Recipe, recipe_from, with_new_names
 from prefopt.recipe.parsing import parsed
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
+
+if TYPE_CHECKING:
+    from prefopt.evaluation.evaluator import Evaluation
+    from prefopt.evaluation.win_rates import Sample
 
 T = TypeVar("T")
 
@@ -201,30 +203,36 @@ class RunFolder:
                     f"{file}, line {number}, is damaged: restore the file, or remove the line, which takes its step out of curves"
                 )
 
-    def evaluation(self, part: str, step: int) -> Evaluation | None:
+    def evaluation(self, part: str, step: int) -> "Evaluation | None":
         """An evaluation that was kept; None where there is none.
 
         Raises:
             PrefoptError: the file is damaged.
         """
+        from prefopt.evaluation.evaluator import Evaluation  # with torch, which few readers of a folder need
+
         file = self.evaluation_file(part, step)
         return _read(file, Evaluation.from_json, MEASURED_AGAIN) if file.exists() else None
 
-    def last_evaluation(self, part: str = "test") -> Evaluation | None:
+    def last_evaluation(self, part: str = "test") -> "Evaluation | None":
         """The latest that was kept of a part; None where there is none.
 
         Raises:
             PrefoptError: the file is damaged.
         """
+        from prefopt.evaluation.evaluator import Evaluation
+
         files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
         return _read(files[-1], Evaluation.from_json, MEASURED_AGAIN) if files else None
 
-    def samples(self) -> dict[str, list[Sample]]:
+    def samples(self) -> "dict[str, list[Sample]]":
         """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
 
         Raises:
             PrefoptError: there are none.
         """
+        from prefopt.evaluation.win_rates import Sample, key
+
         evaluation = self.last_evaluation()
         if evaluation is None or not evaluation.samples:
             raise PrefoptError(
@@ -244,7 +252,7 @@ class RunFolder:
         """Say what the run is made of."""
         write_whole(self.manifest_file, json.dumps(content, indent=2, default=repr))
 
-    def write_evaluation(self, part: str, step: int, evaluation: Evaluation) -> None:
+    def write_evaluation(self, part: str, step: int, evaluation: "Evaluation") -> None:
         """Keep an evaluation."""
         file = self.evaluation_file(part, step)
         file.parent.mkdir(exist_ok=True)

@@ -1,6 +1,5 @@
 """Looking at a policy without training it: evaluate, sample, find run folders."""
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import islice
@@ -55,21 +54,6 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
         reference = reference.model_copy(update={"model": settings.policy.model, "every": None})
     policy = settings.policy.model_copy(update={"model": (str(files.policy),), "adapter": None})
     return settings.model_copy(update={"policy": policy, "reference": reference})
-
-
-def unfinished(settings: recipe.Recipe) -> Path:
-    """The newest run folder of this name and seed that has not come to its end.
-
-    Raises:
-        PrefoptError: there is none.
-    """
-    base = Path(settings.track.folder)
-    pattern = re.compile(re.escape(f"{settings.name}-seed{settings.seed}") + r"(-\d+)?$")
-    runs = [RunFolder(f) for f in base.iterdir() if pattern.match(f.name)] if base.is_dir() else []
-    open_ones = [run.path for run in runs if run.begun and not run.finished]
-    if not open_ones:
-        raise PrefoptError(f"nothing to resume: no unfinished run of {settings.name} (seed {settings.seed}) in {base}/")
-    return max(open_ones, key=lambda f: f.stat().st_mtime)
 
 
 def _date_of(policy: recipe.Policy) -> date:

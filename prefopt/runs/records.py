@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from prefopt.evaluation.evaluator import Evaluation
 from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import one_line
+
+if TYPE_CHECKING:
+    from prefopt.evaluation.evaluator import Evaluation
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 
@@ -62,7 +64,7 @@ class RunRecord:
     costs: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
-    def evaluation(self) -> Evaluation | None:
+    def evaluation(self) -> "Evaluation | None":
         """The last one on test rows, prompt by prompt; None where there is none."""
         return RunFolder(self.folder).last_evaluation() if self.after else None
 

@@ -1,10 +1,8 @@
-"""Going on with a run: which folder it may be, and whether it is still made of what it began with."""
+"""Going on with a run: whether it is still made of what it began with, and from which checkpoint."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,7 +11,6 @@ from prefopt import recipe
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import changed_parts, manifest
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import is_empty, locked, unused
 from prefopt.training.checkpoints import checkpoints, load_newest
 from prefopt.training.devices import on_main_process
 from prefopt.training.trackers import rewind
@@ -24,36 +21,6 @@ if TYPE_CHECKING:
 
 SAID = ("versions", "git", "device", "environment", "plugins")
 """Parts of the manifest that may change when a run goes on, which is said and recorded."""
-
-
-@contextmanager
-def claimed(settings: recipe.Recipe, folder: Path | None, resume: bool) -> Iterator[RunFolder]:
-    """The run folder, for this run alone.
-
-    Raises:
-        PrefoptError: it holds another run, this one is finished, or another process works in it.
-    """
-    path = unused(Path(settings.track.folder) / f"{settings.name}-seed{settings.seed}") if folder is None else folder
-    files, resumed = RunFolder(path), settings if resume else None
-    _refuse(files, resumed)
-    with locked(path):
-        _refuse(files, resumed)  # another process may have just left it
-        yield files
-
-
-def _refuse(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
-    """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end."""
-    if resumed is None:
-        if not is_empty(folder.path):
-            raise PrefoptError(
-                f"{folder} is there already, and nothing is overwritten: name another, or resume it with --resume"
-            )
-        return
-    if folder.finished:
-        folder.summary()  # one that is damaged says so
-        raise PrefoptError(f"{folder} is finished: its results are in summary.json")
-    if different := recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS):
-        raise PrefoptError(f"{folder} was run with another recipe; it differs in {', '.join(different)}")
 
 
 def write_beginning(prepared: "Prepared", folder: RunFolder, console: Console) -> None:

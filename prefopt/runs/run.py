@@ -13,6 +13,7 @@ from prefopt import recipe
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.policy import Policy, Scorer
 from prefopt.runs.accounting import spent
+from prefopt.runs.claiming import claimed
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import measure, trained
 from prefopt.runs.manifest import date_of
@@ -20,7 +21,7 @@ from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluatio
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_limit, shown
-from prefopt.runs.resuming import claimed, has_checkpoint, kept, restore, write_beginning
+from prefopt.runs.resuming import has_checkpoint, kept, restore, write_beginning
 from prefopt.runs.step_metrics import check_limits
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.dates import fixed_date

@@ -16,10 +16,10 @@ from prefopt.support.errors import PrefoptError
 
 VERBS = {
     "run": ("prefopt.recipe.load_recipe", ["r.yaml"]),
-    "study": ("prefopt.study.load_study", ["s.yaml"]),
+    "study": ("prefopt.study.spec.load_study", ["s.yaml"]),
     "evaluate": ("prefopt.recipe.sections_of", ["r.yaml"]),
     "sample": ("prefopt.recipe.load_recipe", ["r.yaml"]),
-    "label": ("prefopt.runs.label.load_label_recipe", ["l.yaml", "--out", "labels"]),
+    "label": ("prefopt.runs.label.recipe.load_label_recipe", ["l.yaml", "--out", "labels"]),
     "report": ("prefopt.runs.records.find_runs", ["runs"]),
     "export": ("prefopt.runs.exporting.export", ["run", "out"]),
     "check": ("prefopt.objectives.load_objective", ["DPO"]),

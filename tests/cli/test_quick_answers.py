@@ -1,0 +1,62 @@
+"""What can be answered without torch is answered without it, in a fraction of the seconds that its import takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+ASKED = """
+import sys
+from prefopt.cli.entry import main
+status = 0
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+heavy = {"torch", "transformers", "scipy", "pandas", "datasets", "wandb"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "typo.yaml").write_text(
+        "source: {data: x.jsonl}\nobjective: DPO\ntrain: {stepps: 3}\npolicy: {model: m}\n"
+    )
+    (tmp_path / "good.yaml").write_text(
+        "source: {data: x.jsonl}\nobjective: DPO\ntrain: {steps: 3}\npolicy: {model: m}\n"
+    )
+    (tmp_path / "odd-study.yaml").write_text("recipe: good.yaml\narms: {a: {}}\nseedz: 2\n")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "answer"),
+    [
+        ("run nowhere.yaml", 2, "no recipe nowhere.yaml"),
+        ("run typo.yaml", 2, "unknown key `train.stepps`. Did you mean 'steps'?"),
+        ("run good.yaml train.stepps=3", 2, "unknown key `train.stepps`"),
+        ("run good.yaml --out taken", 2, "taken is there already, and nothing is overwritten"),
+        ("run good.yaml --resume", 2, "nothing to resume: no unfinished run"),
+        ("run taken --resume", 2, "taken is no run folder"),
+        ("study odd-study.yaml", 2, "unknown key `seedz`. Did you mean 'seeds'?"),
+        ("evaluate typo.yaml", 2, "unknown key `train.stepps`"),
+        ("evaluate taken", 2, "taken is no run folder"),
+        ("sample typo.yaml", 2, "unknown key `train.stepps`"),
+        ("label typo.yaml --out labels", 2, "unknown key"),
+        ("report nowhere", 2, "nowhere is no folder"),
+        ("report taken", 2, "taken"),
+        ("run --help", 0, "source.data"),
+        ("label --help", 0, "feedback"),
+        ("cache", 0, ""),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_imported(folder, asked, status, answer):
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED, *asked.split()], capture_output=True, text=True, cwd=folder, timeout=60
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert answer in done.stdout + done.stderr
