@@ -22,6 +22,9 @@ SOFT_LOCK = ".lock-holder"
 
 LOCKS = (LOCK, SOFT_LOCK)
 
+STAGING = ".writing"
+"""How a hidden file ends that is not complete yet."""
+
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 """What file systems answer that have no locks: Lustre mounted without flock, NFS without its lock daemon, FUSE."""
 
@@ -61,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The name is of this process alone: two that write the same file each write a whole one, and the later one stays.
     """
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}{STAGING}")
     try:
         with naming(path):
             yield staging
@@ -78,7 +81,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     What an earlier process left under that name when it was killed is removed, too: only one process may write a folder.
     """
-    staging = path.with_name(f".{path.name}.writing")
+    staging = path.with_name(f".{path.name}{STAGING}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         with naming(path):
@@ -162,5 +165,9 @@ def _holder(file: Path) -> str:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder, or no such folder; a lock is nothing."""
-    return not folder.exists() or all(file.name in LOCKS for file in folder.iterdir())
+    """Whether there is nothing in a folder, or no such folder; a lock is nothing, nor is a file that a kill left unfinished."""
+    return not folder.exists() or all(file.name in LOCKS or _is_staging(file) for file in folder.iterdir())
+
+
+def _is_staging(file: Path) -> bool:
+    return file.name.startswith(".") and file.name.endswith(STAGING)

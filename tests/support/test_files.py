@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import LOCK, SOFT_LOCK, is_empty, locked
+from prefopt.support.files import LOCK, SOFT_LOCK, is_empty, locked, replacing
 
 HOLD = """
 import errno, fcntl, sys
@@ -88,3 +88,15 @@ def test_a_folder_into_which_nothing_was_put_is_gone_again(tmp_path, without_loc
     with locked(tmp_path / "a" / "b"):
         assert is_empty(tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_a_kill_left_unfinished_is_nothing(tmp_path):
+    """Killed while it wrote its first file, a run begins anew in the same folder."""
+    with replacing(tmp_path / "recipe.yaml") as staging:
+        left = staging
+        assert not staging.exists() and is_empty(tmp_path)
+        staging.write_text("policy:")
+    (tmp_path / "recipe.yaml").rename(left)
+    assert is_empty(tmp_path)
+    left.rename(tmp_path / "recipe.yaml")
+    assert not is_empty(tmp_path)
