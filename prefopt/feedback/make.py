@@ -150,6 +150,12 @@ def judges(feedback: Any) -> list[dict[str, Any]]:
     return [part.answerer | {"rubric": part.text.fingerprint} for part in found]
 
 
+def judges_of(spec: recipe.Feedback, where: str = "feedback") -> list[Judge]:
+    """The judges that a section describes, members among them; loads none."""
+    feedback = _from_section(spec, where, dict.fromkeys(("accelerator", "policy"), LATER))
+    return [part for part in parts_of(feedback) if isinstance(part, Judge)]
+
+
 def spent_by(feedback: Any) -> dict[str, float]:
     """What a feedback and all its parts have used so far, by name: calls, tokens, money."""
     total: Counter[str] = Counter()

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prefopt import recipe
-from prefopt.data import Tokenised
+from prefopt.data import Example, Tokenised
+from prefopt.data.texts import texts
+from prefopt.feedback import judges_of
+from prefopt.feedback.judges import Judge
 from prefopt.policy import find_model
 from prefopt.policy.positions import positions_of
 from prefopt.support.errors import PrefoptError
@@ -109,6 +112,51 @@ def position_warnings(models: Mapping[str, recipe.Names], longest: Sequence[Long
             if positions.table:
                 raise PrefoptError(f"{sentence}: it cannot read more than it has positions for; lower {one.shorten}")
             yield f"{sentence}: beyond its positions it computes, and was never trained; lower {one.shorten}"
+
+
+def judge_warnings(
+    spec: recipe.Feedback, key: str, rows: Sequence[Example], most: int | None, shorten: str
+) -> Iterator[str]:
+    """Hold the questions of local judges against their positions: what is too long has no verdict.
+
+    Args:
+        spec: the feedback that may hold judges.
+        key: its key in the recipe.
+        rows: about whose prompts they will be asked.
+        most: tokens of the longest completion, which a word each stands for; None where the rows have the completions.
+        shorten: the keys of the recipe that make completions shorter.
+
+    Yields:
+        A sentence for each judge that cannot read the longest prompt with the longest completions.
+
+    Raises:
+        PrefoptError: a judge cannot even read the shortest prompt, so that there would be no verdict at all.
+    """
+    for judge in judges_of(spec, key):
+        if judge.local is None or (positions := judge.local.positions) is None or not rows:
+            continue
+        shortest, longest = min(rows, key=_characters), max(rows, key=_characters)
+        has = f"{key}: the judge {judge.local.name} has {positions} positions"
+        if (tokens := _asked(judge, shortest, 1 if most else None)) > positions:
+            raise PrefoptError(
+                f"{has}, and its shortest question takes {tokens} tokens, so that there would be no verdict at all: take a judge "
+                "with more positions, or shorten the rubric"
+            )
+        if (tokens := _asked(judge, longest, most)) > positions:
+            yield (
+                f"{has}, and a question about {longest.where} may take {tokens} tokens; what is too long has no verdict. Take a "
+                f"judge with more positions, or lower {shorten}"
+            )
+
+
+def _characters(row: Example) -> int:
+    return len(repr((row.prompt, row.completions)))
+
+
+def _asked(judge: Judge, row: Example, most: int | None) -> int:
+    """Tokens of the longest question about two completions of so many words, or about those of the row."""
+    completions = texts(row) if most is None else [" a" * most, " b" * most]
+    return judge.longest_question(row.prompt, completions, {**row.columns, "ended": [True] * len(completions)})
 
 
 def check_encoder(key: str, names: recipe.Names, most: int) -> None:

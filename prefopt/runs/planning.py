@@ -11,14 +11,14 @@ from prefopt.data.splits import divided
 from prefopt.environments import check_environment, environment_factory
 from prefopt.evaluation import win_rates
 from prefopt.evaluation.held_out import check_held_out
-from prefopt.evaluation.metrics import check_metrics
+from prefopt.evaluation.metrics import check_metrics, metric_key
 from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_policy, check_sampler, find_model
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.lengths import check_encoder
+from prefopt.runs.lengths import check_encoder, judge_warnings
 from prefopt.runs.limits import data_warnings, distinct, messages_as_text, settings_warnings, unread_columns
 from prefopt.runs.matching import match, training_rows
 from prefopt.runs.step_metrics import check_limits, step_metrics
@@ -162,9 +162,24 @@ def _warnings(planned: Plan) -> Iterator[str]:
     held_out = planned.data._asdict()[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
     yield from unread_columns(settings, planned.needs, planned.data.train)
+    yield from _of_judges(settings, held_out, planned.data.train)
     yield from messages_as_text(planned.data.train)
     if settings.evaluate.every is not None and trains and not planned.data.validation:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
+
+
+def _of_judges(settings: recipe.Recipe, held_out: Sequence[Example], train: Sequence[Example]) -> Iterator[str]:
+    """What local judges will be asked, held against their positions."""
+    evaluate, rollouts = settings.evaluate, settings.source.rollouts
+    fixed = {"evaluate.gold": evaluate.gold, "evaluate.judge": evaluate.judge}
+    fixed |= {metric_key(name): spec for name, spec in evaluate.metrics.items()}
+    for key, spec in fixed.items():
+        if spec is not None and evaluate.prompts:
+            yield from judge_warnings(spec, key, held_out, evaluate.sampling.max_tokens, "evaluate.sampling.max_tokens")
+    for key, spec in (("feedback", settings.feedback), ("cost", settings.cost)):
+        if spec is not None and rollouts is not None:
+            most, shorten = rollouts.sampling.max_tokens, "source.rollouts.sampling.max_tokens"
+            yield from judge_warnings(spec, key, train, most, shorten)
 
 
 def _check_prompts(settings: recipe.Recipe, data: Split[Example]) -> None:

@@ -1,6 +1,7 @@
 """What is known before a model is loaded is compared: refused, or said with its numbers."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -387,3 +388,32 @@ def test_keys_of_messages_that_the_template_does_not_read_are_named(
 def test_messages_that_are_written_down_as_text_are_said(make: Any, prompt: str, warned: bool) -> None:
     warnings = plan(make(rows=[{**row, "prompt": f"{prompt} {i}"} for i, row in enumerate(pairs())])).warnings
     assert any("looks like a list of messages" in warning for warning in warnings) == warned
+
+
+def judged(model: Any, words: int, *, key: str = "evaluate.judge", **more: Any) -> str:
+    """An override: a judge by a rubric of so many words beside the prompt and a completion."""
+    rubric = {"question": "w1 " * words + "{{ prompt }} {{ completion }}", "labels": ["w3", "w4"], "answer": " "}
+    return f"{key}={json.dumps({'name': 'Judge', 'mode': 'pointwise', 'model': str(model), 'rubric': rubric} | more)}"
+
+
+def test_a_local_judge_is_held_against_its_positions_with_the_number_of_tokens(make: Any, model_folder: Path) -> None:
+    # A prompt of 2 words, a completion of at most 8, and room for a label of 2 characters, in 64 positions.
+    assert not [w for w in plan(make(judged(model_folder, 52))).warnings if "judge" in w]
+    (warning,) = [w for w in plan(make(judged(model_folder, 53))).warnings if "judge" in w]
+    assert re.search(
+        r"has 64 positions, and a question about .* may take 65 tokens.*lower evaluate.sampling.max_tokens", warning
+    )
+    with pytest.raises(
+        PrefoptError, match="64 positions, and its shortest question takes 65 tokens, so that there would be no"
+    ):
+        plan(make(judged(model_folder, 60)))
+
+
+def test_a_local_judge_in_a_panel_that_scores_rollouts_is_held_against_its_positions(
+    make: Any, model_folder: Path
+) -> None:
+    member = json.loads(judged(model_folder, 60).partition("=")[2])
+    panel = json.dumps({"name": "Panel", "members": [member, member]})
+    rollouts = ("objective=RLOO", "source.rollouts={completions: 2}", f"feedback={panel}")
+    with pytest.raises(PrefoptError, match=r"feedback: the judge .* its shortest question takes 65 tokens"):
+        plan(make(*rollouts))

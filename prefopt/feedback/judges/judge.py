@@ -201,13 +201,38 @@ class Judge:
             if self.thought:
                 self._source.render(Question(turns))
 
+    @property
+    def local(self) -> Local | None:
+        """Its local model; None where a server or something else answers, or the policy itself."""
+        return self._source if isinstance(self._source, Local) else None
+
+    def longest_question(self, prompt: Prompt, completions: Sequence[Completion], row: Mapping[str, Any]) -> int:
+        """Tokens of the longest question about these completions, with room for its answer, to its local model.
+
+        Asks nobody, so what follows from an answer is left out.
+
+        Raises:
+            PrefoptError: the rubric shows a column that is not there.
+        """
+        assert self.local is not None
+        longest, tokens = 0, self.local.tokens
+
+        def count(questions: Sequence[Question]) -> list[Answer]:
+            nonlocal longest
+            longest = max(longest, *map(tokens, questions)) if questions else longest
+            return [Answer(missing="too_long") for _ in questions]
+
+        texts = transcripts([completions])
+        self.how.judge(Request(self.text, self._answer_format, count, [prompt], texts, [row]))
+        return longest
+
     def load(self) -> None:
         """Check, and load the local model where it will be asked: in the main process."""
         self.check()
         if isinstance(self._source, TrainedPolicy):
             self._source.the_policy()
-        if isinstance(self._source, Local) and (self.accelerator is None or self.accelerator.is_main_process):
-            _ = self._source.reading
+        if self.local is not None and (self.accelerator is None or self.accelerator.is_main_process):
+            _ = self.local.reading
 
     @property
     def spent(self) -> Mapping[str, float]:

@@ -14,6 +14,7 @@ from prefopt import recipe
 from prefopt.feedback.judges.question import Answer, Question
 from prefopt.feedback.judges.reading import Reading, Turns
 from prefopt.policy import Policy, find_model, load_policy, load_tokenizer
+from prefopt.policy.positions import positions_of
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 
@@ -70,6 +71,22 @@ class Local:
         if is_awaited(find_model(self._names)):
             return ""
         return Turns(load_tokenizer(self._spec), self.template, self.chat_template_kwargs).text(question)
+
+    @property
+    def name(self) -> str:
+        """The folder or hub id that is there."""
+        return find_model(self._names)
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that it can read and write; None where it has no limit, or is not on disk yet."""
+        found = positions_of(self.name)
+        return None if found is None else found.number
+
+    def tokens(self, question: Question) -> int:
+        """Of the question and the room for its answer; loads the tokenizer alone."""
+        turns = Turns(load_tokenizer(self._spec), self.template, self.chat_template_kwargs)
+        return len(turns.ids(question)) + question.room
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Answers, a batch at a time."""

@@ -28,6 +28,11 @@ class Question:
     temperature: float = 0.0
     seed: int = 0
 
+    @property
+    def room(self) -> int:
+        """Tokens that its answer may take; no token of a label is shorter than a byte."""
+        return max((len(label) for label in self.labels), default=self.max_tokens)
+
 
 @dataclass(frozen=True)
 class Answer:

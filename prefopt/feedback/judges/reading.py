@@ -70,7 +70,7 @@ class Reading:
 
     def read(self, question: Question) -> Ids:
         """A question as token ids, with the beginning of its answer."""
-        return tuple(self.tokenizer(self.text(question), add_special_tokens=not self.turns.template)["input_ids"])
+        return self.turns.ids(question)
 
     def text(self, question: Question) -> str:
         """A question as text; raises as `Turns.text`."""
@@ -89,10 +89,7 @@ class Reading:
 
     def _fits(self, question: Question, length: int) -> bool:
         most = getattr(self.policy.causal.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(
-            (len(label) for label in question.labels), default=question.max_tokens
-        )  # no token is shorter than a byte
-        return most is None or length + longest <= most
+        return most is None or length + question.room <= most
 
     # Likelihoods
 
@@ -261,6 +258,10 @@ class Turns:
         written = rendered(turns, self.tokenizer, self.settings, "the judge's chat template")
         refuse_thinking(written, question, "chat_template_kwargs")
         return written + start
+
+    def ids(self, question: Question) -> Ids:
+        """A question as token ids, with the beginning of its answer; raises as `text`."""
+        return tuple(self.tokenizer(self.text(question), add_special_tokens=not self.template)["input_ids"])
 
     @cached_property
     def control(self) -> re.Pattern[str]:

@@ -22,8 +22,9 @@ from prefopt.runs.label.completions import Completions, DataCompletions, PolicyC
 from prefopt.runs.label.ledger import Ledger
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.runs.label.rows import written_out
+from prefopt.runs.lengths import judge_warnings
 from prefopt.runs.manifest import circumstances, date_of, fingerprint_examples
-from prefopt.runs.progress import followed, show_labelling
+from prefopt.runs.progress import followed, show_labelling, show_warnings
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, write_whole
@@ -92,7 +93,11 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
         check_sampler(settings.samples or Samples(), "samples", settings)
     source = settings.source
     rows = load_examples(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
-    return to_label(rows[: source.limit], settings)
+    chosen = to_label(rows[: source.limit], settings)
+    most = None if settings.policy is None else (settings.samples or Samples()).sampling.max_tokens
+    shorten = "the completions of the data" if most is None else "samples.sampling.max_tokens"
+    show_warnings(Terminal(stderr=True), judge_warnings(settings.feedback, "feedback", chosen, most, shorten))
+    return chosen
 
 
 class Labelling:
