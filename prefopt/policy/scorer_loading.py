@@ -166,6 +166,10 @@ def _trained_whole(model: PreTrainedModel, fresh: Collection[str]) -> dict[str, 
             f"policy.adapter: {', '.join(loose)} of {type(model).__name__} would start at random, and an adapter cannot save it; "
             "train this model without adapter"
         )
-    # peft takes these for heads whenever a name ends so (`pre_classifier`), and cannot adapt what it holds whole.
-    heads = {name for name, _ in model.named_modules() if name.endswith(("classifier", "score"))}
-    return {"modules_to_save": sorted(whole) or None, "exclude_modules": sorted(whole | heads) or None}
+    # peft takes these for heads whenever a name ends so (`pre_classifier`), and holds them whole. Neither an adapter nor a further
+    # layer that is held whole may stand inside one (`classifier.dense` of RoBERTa), or peft 0.21 cannot read what it saved.
+    names = [name for name, _ in model.named_modules()]
+    heads = {name for name in names if name.endswith(("classifier", "score"))}
+    whole = {next((head for head in sorted(heads) if layer.startswith(f"{head}.")), layer) for layer in whole}
+    inside = {name for name in names if any(f"{name}.".startswith(f"{outer}.") for outer in whole | heads)}
+    return {"modules_to_save": sorted(whole) or None, "exclude_modules": sorted(inside) or None}

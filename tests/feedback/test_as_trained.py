@@ -16,6 +16,8 @@ from transformers import (
     DistilBertConfig,
     DistilBertModel,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
     pipeline,
 )
 
@@ -127,8 +129,13 @@ def test_transformers_own_pipeline_gives_the_reward_and_no_sigmoid_of_it(tmp_pat
     [
         (DebertaV2Model, DebertaV2Config(num_attention_heads=2, intermediate_size=32, pooler_hidden_size=16)),
         (DistilBertModel, DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32)),
+        (RobertaModel, RobertaConfig(num_attention_heads=2, intermediate_size=32)),
     ],
-    ids=["DeBERTa: pooler and classifier", "DistilBERT: pre_classifier and classifier"],
+    ids=[
+        "DeBERTa: pooler and classifier",
+        "DistilBERT: pre_classifier and classifier",
+        "RoBERTa: two layers in its classifier",
+    ],
 )
 def test_an_adapter_saves_every_layer_that_started_at_random(tmp_path, backbone, config):
     tokenizer = chatml_tokenizer(template=None)
