@@ -66,8 +66,8 @@ class TextEncoder:
             eos, text = tokenizer.sep_token_id, tokenizer.sep_token
         if eos is None:
             raise PrefoptError(
-                "the tokenizer has neither an EOS nor a SEP token, so a completion cannot end; set one, e.g. "
-                "tokenizer.eos_token = '<|endoftext|>'"
+                f"the tokenizer {tokenizer.name_or_path} has neither an EOS nor a SEP token, so a completion cannot end; set one, "
+                "e.g. tokenizer.eos_token = '<|endoftext|>'"
             )
         prefix = _prefix_of(tokenizer, eos)
         starts = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None} | set(prefix[:1])

@@ -94,10 +94,16 @@ def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool =
                 part.check()
             except PrefoptError as error:
                 raise PrefoptError(f"{where}: {error}") from error
-    moving = [type(part).__name__ for part in parts_of(feedback) if _moves(part)]
+    moving = [part for part in parts_of(feedback) if _moves(part)]
     if fixed and moving:
+        name = type(moving[0]).__name__
+        if not isinstance(moving[0], Stateful):
+            raise PrefoptError(
+                f"{where}: {name} of `model: self` is the policy as it is when it is asked, and what measures or labels must stay "
+                "the same: name a model of its own"
+            )
         raise PrefoptError(
-            f"{where}: {moving[0]} has numbers that move with what it sees, so earlier and later scores could not be "
+            f"{where}: {name} has numbers that move with what it sees, so earlier and later scores could not be "
             "compared; leave it out, or use ReferenceNormalise with gain and bias"
         )
 

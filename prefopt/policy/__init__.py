@@ -3,7 +3,7 @@
 May import support, types, recipe, data and objectives.
 """
 
-from prefopt.policy.decode.making import check_sampler, make_sampler
+from prefopt.policy.decode.making import check_sampler, check_stops, make_sampler
 from prefopt.policy.decode.sampler import TransformersSampler
 from prefopt.policy.finding import find_model
 from prefopt.policy.head import DIVERGENCES
@@ -23,6 +23,7 @@ __all__ = [
     "TransformersSampler",
     "check_policy",
     "check_sampler",
+    "check_stops",
     "find_model",
     "find_scorer",
     "load_critic",

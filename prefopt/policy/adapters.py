@@ -216,7 +216,9 @@ def adapted(
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise PrefoptError(f"policy.adapter: {error}") from error
+            layers = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+            known = f" Linear layers of this model: {', '.join(sorted(layers))}" if "not found" in str(error) else ""
+            raise PrefoptError(f"policy.adapter: {error}{known}") from error
 
 
 def _refuse_rounding(model: PreTrainedModel, spec: recipe.Policy) -> None:

@@ -73,13 +73,21 @@ def adapter_config(name: str) -> PeftConfig | None:
     return config
 
 
-def base_of(config: PeftConfig) -> str:
+def base_of(name: str, config: PeftConfig) -> str:
     """The model below an adapter, as `find_model` returns it.
+
+    Args:
+        name: of the adapter.
+        config: its own.
 
     Raises:
         PrefoptError: it is not available.
     """
-    return find_model([str(config.base_model_name_or_path)])
+    base = str(config.base_model_name_or_path)
+    try:
+        return find_model([base])
+    except PrefoptError as error:
+        raise PrefoptError(f"{name} is an adapter of {base}: {error}") from error
 
 
 def model_config(name: str, remote_code: bool = False) -> PretrainedConfig:
@@ -90,7 +98,7 @@ def model_config(name: str, remote_code: bool = False) -> PretrainedConfig:
     """
     adapter = adapter_config(name)
     if adapter is not None:
-        return model_config(base_of(adapter), remote_code)
+        return model_config(base_of(name, adapter), remote_code)
     if isinstance(name, Given):
         config: PretrainedConfig = name.object.config
         return config

@@ -74,7 +74,7 @@ def _with_tokenizer(name: str) -> str:
     quiet = {f"_raise_exceptions_for_{flag}": False for flag in flags}
     own = [file for file in (cached_file(name, part, **quiet) for part in TOKENIZER) if file]
     # By its folder: of a hub id, transformers would ask for a config.json, which an adapter has not.
-    return str(Path(own[0]).parent) if own else _with_tokenizer(base_of(adapter))
+    return str(Path(own[0]).parent) if own else _with_tokenizer(base_of(name, adapter))
 
 
 def _given_tokenizer(name: Given) -> PreTrainedTokenizerBase:
@@ -85,7 +85,9 @@ def _given_tokenizer(name: Given) -> PreTrainedTokenizerBase:
 
 def no_writer(config: PretrainedConfig) -> str | None:
     """The architecture of a model that is no causal language model; None where it may be one."""
-    return next((a for a in config.architectures or () if re.search("|".join(NO_WRITERS), a)), None)
+    return next(
+        (a for a in config.architectures or () if config.is_encoder_decoder or re.search("|".join(NO_WRITERS), a)), None
+    )
 
 
 def check_policy(spec: recipe.Policy, scorer: bool) -> None:
@@ -104,7 +106,7 @@ def check_policy(spec: recipe.Policy, scorer: bool) -> None:
     config = model_config(name, spec.remote_code)
     if (other := no_writer(config)) and not scorer:
         raise PrefoptError(
-            f"policy.model: {name} is a {other}, which does not write text: name a causal language model "
+            f"policy.model: {name} is a {other}, which does not write text by itself: name a causal language model "
             "(…ForCausalLM), or train it as a reward model with a reward objective such as BradleyTerry"
         )
     if method := quantisation(config):

@@ -38,7 +38,7 @@ def positions_of(name: str) -> Positions | None:
     """
     try:
         if (adapter := adapter_config(name)) is not None:
-            return positions_of(base_of(adapter))
+            return positions_of(base_of(name, adapter))
     except PrefoptError:  # loading the adapter says it better
         return None
     config = _config(name)

@@ -163,7 +163,7 @@ def _with_adapter(
     auto: Any, name: str, adapter: PeftConfig, spec: recipe.Policy, changes: Mapping[str, Any]
 ) -> PeftModel:
     """An adapter on its base; an adapter that is the base is merged."""
-    beneath: Any = _from_folder(auto, base_of(adapter), spec, changes)
+    beneath: Any = _from_folder(auto, base_of(name, adapter), spec, changes)
     fresh = fresh_weights(beneath)
     model = with_adapter(beneath, name, adapter, fresh)
     beneath.fresh_weights = fresh - set(adapter_weights(name))

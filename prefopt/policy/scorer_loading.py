@@ -88,7 +88,7 @@ def _untrained_head(name: str, remote_code: bool) -> list[str]:
     if isinstance(name, Given):
         return []
     if (adapter := adapter_config(name)) is not None:
-        base, held = base_of(adapter), adapter_weights(name)
+        base, held = base_of(name, adapter), adapter_weights(name)
         return (
             [] if is_awaited(base) else [weight for weight in _untrained_head(base, remote_code) if weight not in held]
         )

@@ -13,6 +13,9 @@ from prefopt.recipe.names import Callback
 from prefopt.recipe.schema import Environment, Feedback, Recipe, Source, Term, Transform
 from prefopt.support.errors import nearest
 
+PYTHONS = ("tuple_type", "bool_type", "bool_parsing", "string_type")
+"""Errors in which pydantic names a type of Python's; a recipe's are in the docs."""
+
 
 def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe) -> str:
     """A pydantic error, a line for each key that is wrong: where, what, and what to write instead."""
@@ -40,6 +43,10 @@ def _line(item: Any, known: Mapping[str, "Described"]) -> str:
     )
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
         message = "must hold keys and values"
+    elif item["type"] in PYTHONS and plain in known:
+        message = f"must be {known[plain].kind}"
+    elif item["type"] == "invalid_key":
+        return f"`{key.rpartition('.')[0]}` has the key {item['input']!r}; keys are text"
     given = repr(item["input"])
     return f"`{key}` {message}, got {given if len(given) <= 80 else given[:77] + '…'}"
 

@@ -97,6 +97,16 @@ Names = typing.Annotated[tuple[Named, ...], BeforeValidator(listed)]
 """One name or several."""
 
 
+def _any(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not names:
+        raise ValueError("is an empty list: name at least one")
+    return names
+
+
+SomeNames = typing.Annotated[Names, AfterValidator(_any)]
+"""One name or several, where none is no answer."""
+
+
 def named_section(value: Any) -> Any:
     """`DPO` written out as `{name: DPO}`, and an object likewise."""
     value = given(value)

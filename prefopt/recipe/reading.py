@@ -194,6 +194,8 @@ def differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any
 def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """A file and what it inherits, as one tree."""
     base_of = f" (the base of {seen[-1]})" if seen else ""
+    if file.is_dir():
+        raise PrefoptError(f"{file}{base_of} is a folder: name the recipe, a YAML file")
     if not file.is_file():
         known = [f.name for f in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         raise PrefoptError(f"no recipe {file}{base_of}.{nearest(file.name, known)}")

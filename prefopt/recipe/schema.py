@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prefopt.recipe.names import Callback, FileName, Named, Names, WithFields, named_section, named_sections
+from prefopt.recipe.names import Callback, FileName, Named, Names, SomeNames, WithFields, named_section, named_sections
 from prefopt.recipe.section import Section
 from prefopt.support.domains import Decay
 
@@ -27,7 +27,7 @@ class Adapter(Section):
 class Critic(Section):
     """The critic, for objectives that need values (PPO)."""
 
-    model: Names | None = Field(
+    model: SomeNames | None = Field(
         None,
         description="folder, run folder (often a reward model's) or hub id; null: a linear head on the policy's states",
     )
@@ -36,7 +36,7 @@ class Critic(Section):
 class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
-    model: Names = Field(description="folder, run folder or hub id; of a list, the first that is on disk")
+    model: SomeNames = Field(description="folder, run folder or hub id; of a list, the first that is on disk")
     tokenizer: Named | None = Field(None, description="folder or hub id; null: the model's own")
     adapter: Adapter | None = Field(None, description="train a LoRA adapter; null: train all weights")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
@@ -55,7 +55,7 @@ class Policy(Section):
 class Reference(Section):
     """The reference: the model that the policy is compared with and kept close to."""
 
-    model: Names | None = Field(None, description="folder, run folder or hub id; null: the policy at step 0")
+    model: SomeNames | None = Field(None, description="folder, run folder or hub id; null: the policy at step 0")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="dtype of the reference's own weights; null: the policy's"
     )
@@ -79,7 +79,9 @@ class Reference(Section):
 class Data(Section):
     """Rows in one of the formats of docs/data.md."""
 
-    data: Names = Field(description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id")
+    data: SomeNames = Field(
+        description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id"
+    )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the function, or of load_dataset"
     )
@@ -94,7 +96,7 @@ class Data(Section):
 class Embeddings(Section):
     """Embeddings of prompts, for objectives that compare across prompts (RPO); kept on disk (docs/cache.md)."""
 
-    model: Names | None = Field(
+    model: SomeNames | None = Field(
         None, description="sentence encoder: folder or hub id; null: the last hidden states of the policy at step 0"
     )
     max_tokens: int = Field(
@@ -204,7 +206,7 @@ class Source(Data):
     @model_validator(mode="after")
     def _shares(self) -> "Source":
         if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
-            raise ValueError(f"split must be three shares that add up to 1, got {list(self.split)}")
+            raise ValueError(f"split must be three shares of 0 or more that add up to 1, got {list(self.split)}")
         return self
 
 
@@ -397,11 +399,11 @@ class Track(Section):
 class Seeds(Section):
     """One seed for each use of randomness; null: `seed`."""
 
-    data: int | None = Field(None, description="split of the data")
-    init: int | None = Field(None, description="randomly initialised weights: adapters and heads")
-    order: int | None = Field(None, description="order of the batches")
-    sampling: int | None = Field(None, description="sampling during training")
-    evaluation: int | None = Field(None, description="sampling in evaluations, and resampling for intervals")
+    data: int | None = Field(None, ge=0, description="split of the data")
+    init: int | None = Field(None, ge=0, description="randomly initialised weights: adapters and heads")
+    order: int | None = Field(None, ge=0, description="order of the batches")
+    sampling: int | None = Field(None, ge=0, description="sampling during training")
+    evaluation: int | None = Field(None, ge=0, description="sampling in evaluations, and resampling for intervals")
 
 
 class Recipe(Section):

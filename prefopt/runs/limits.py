@@ -12,6 +12,7 @@ from prefopt import recipe
 from prefopt.data import Example
 from prefopt.data.example import content_key
 from prefopt.data.rendering import REASONING
+from prefopt.support.errors import nearest
 from prefopt.types import AXES, Needs
 
 BITS = {"bfloat16": 8, "float16": 11}
@@ -132,9 +133,11 @@ def unread_columns(settings: recipe.Recipe, needs: Needs, train: Sequence[Exampl
     )  # which of a pair is the better one is said otherwise
     known = {*needs.columns, *AXES, *STAMPS, *templated, *labelled, "split"}
     if columns := sorted({name for row in rows for name in row.columns} - known):
+        read = {*needs.columns, "prompt", "chosen", "rejected", "completion", "completions", "scores", "label", "group"}
+        guess = next((near for name in columns if (near := nearest(name, read))), "")
         yield (
-            f"nothing reads the columns {', '.join(columns)}. If they belong to the prompt or an answer, put them there by a "
-            "function that `source: {adapt: file.py:function}` names"
+            f"nothing reads the columns {', '.join(columns)}.{guess} If they belong to the prompt or an answer, put them there by "
+            "a function that `source: {adapt: file.py:function}` names"
         )
 
 

@@ -97,7 +97,7 @@ def size_of(name: str) -> Size | None:
     if not _has_config(name):
         return _size_by_name(name)
     if (adapter := adapter_config(name)) is not None:
-        return size_of(base_of(adapter))
+        return size_of(base_of(name, adapter))
     config = AutoConfig.from_pretrained(name, local_files_only=True)
     kinds = {"ForCausalLM": AutoModelForCausalLM, "ForSequenceClassification": AutoModelForSequenceClassification}
     architecture = next(iter(config.architectures or ()), "")

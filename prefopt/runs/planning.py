@@ -16,7 +16,7 @@ from prefopt.feedback import check_feedback
 from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
-from prefopt.policy import check_policy, check_sampler, find_model
+from prefopt.policy import check_policy, check_sampler, check_stops, find_model
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder, judge_warnings
 from prefopt.runs.limits import data_warnings, distinct, messages_as_text, settings_warnings, unread_columns
@@ -132,7 +132,10 @@ def plan(settings: recipe.Recipe) -> Plan:
     if not rows_awaited():
         refuse_few(planned)
         _check_prompts(settings, data)
-    check_policy(settings.policy, scorer=needs.rewards)  # last, because it reads the tokenizer
+    check_policy(settings.policy, scorer=needs.rewards)  # last, because it reads the tokenizer; so does what follows
+    check_stops(settings.evaluate.samples, settings.policy, "evaluate")
+    if settings.source.rollouts is not None:
+        check_stops(settings.source.rollouts, settings.policy)
     if rows_awaited():
         return planned
     return replace(planned, warnings=tuple(_warnings(planned)))

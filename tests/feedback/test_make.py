@@ -266,6 +266,15 @@ def test_a_timeout_names_the_section(tmp_path, accelerator):
         made(*GIVEN)
 
 
+def test_the_policy_as_its_own_judge_does_not_measure():
+    judge = section(name="Judge", model="self", rubric="pairwise", mode="pairwise")
+    check_feedback(judge)
+    with pytest.raises(
+        PrefoptError, match=r"^evaluate\.judge: Judge of `model: self` is the policy .*name a model of its own$"
+    ):
+        check_feedback(judge, "evaluate.judge", fixed=True)
+
+
 def test_every_name_is_that_of_its_class():
     assert all(name == cls.__name__ and cls.__doc__ for name, cls in (FEEDBACKS | TRANSFORMS).items())
 

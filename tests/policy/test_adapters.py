@@ -195,6 +195,14 @@ def test_a_configuration_that_is_not_the_weights(field, value, says, base, tmp_p
         read(tmp_path)
 
 
+def test_an_adapter_whose_base_is_not_there_names_both(base, tmp_path):
+    adapter(base, tmp_path, KINDS["LoRA"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/no/where"}))
+    with pytest.raises(PrefoptError, match=rf"^{tmp_path} is an adapter of /no/where: no model at /no/where"):
+        read(tmp_path)
+
+
 def test_an_adapter_without_weights_is_refused(base, tmp_path):
     adapter(base, tmp_path, KINDS["LoRA"])
     (tmp_path / "adapter_model.safetensors").unlink()

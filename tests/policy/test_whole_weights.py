@@ -15,6 +15,8 @@ from transformers import (
     LlamaForSequenceClassification,
     RobertaConfig,
     RobertaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from prefopt import PrefoptError, load_recipe
@@ -95,6 +97,9 @@ def no_writer(kind, folder, model):
         made = LlamaForSequenceClassification.from_pretrained(model, num_labels=1)
     elif kind == "encoder":
         made = BertForMaskedLM(BertConfig(**sizes, intermediate_size=16))
+    elif kind == "encoder and decoder":
+        small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        made = T5ForConditionalGeneration(T5Config(vocab_size=sizes["vocab_size"], **small))
     elif kind == "encoder said to be causal":
         made = BertLMHeadModel(BertConfig(**sizes, intermediate_size=16))
     else:
@@ -104,10 +109,10 @@ def no_writer(kind, folder, model):
     return Spec(model=str(folder))
 
 
-@pytest.mark.parametrize("kind", ["reward model", "encoder"])
+@pytest.mark.parametrize("kind", ["reward model", "encoder", "encoder and decoder"])
 def test_what_does_not_write_is_refused_by_its_configuration(kind, model, tmp_path):
     spec = no_writer(kind, tmp_path, model)
-    with pytest.raises(PrefoptError, match=r"does not write text: name a causal language model"):
+    with pytest.raises(PrefoptError, match=r"does not write text by itself: name a causal language model"):
         check_policy(spec, scorer=False)
     check_policy(spec, scorer=True)  # a reward model can start from it
 

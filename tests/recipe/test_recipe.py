@@ -102,6 +102,15 @@ def test_bases_that_cannot_be(tmp_path):
     assert "`base` must name one other recipe" in refusal(write(tmp_path, "base: [a.yaml]"))
 
 
+def test_a_folder_in_the_place_of_a_recipe_is_named(tmp_path):
+    (tmp_path / "child.yaml").write_text("base: folder\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        PrefoptError, match=r"folder \(the base of .*child\.yaml\) is a folder: name the recipe, a YAML file"
+    ):
+        load_recipe(tmp_path / "child.yaml")
+
+
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
@@ -160,8 +169,15 @@ def test_override_that_is_none(tmp_path, override):
         ("train.epochs=1", "give exactly one of train.steps and train.epochs"),
         ("train.steps=null", "give exactly one of train.steps and train.epochs"),
         ("train.minibatch_size=5", "minibatch_size 5 does not divide batch_size 64"),
-        ("source.split=[1, 1, 1]", "three shares that add up to 1"),
-        ("policy.adapter.targets=5", "`policy.adapter.targets` must be a valid string, got 5"),
+        ("source.split=[1, 1, 1]", "three shares of 0 or more that add up to 1"),
+        ("source.split=[1.5, -0.25, -0.25]", "three shares of 0 or more that add up to 1"),
+        ("policy.adapter.targets=5", "`policy.adapter.targets` must be text or list, got 5"),
+        ("reference.cache=3", "`reference.cache` must be true | false, got 3"),
+        ("source.data={a: b}", "`source.data` must be text or list, got {'a': 'b'}"),
+        ("source.data=[]", "`source.data`: is an empty list: name at least one"),
+        ("policy.model=[]", "`policy.model`: is an empty list: name at least one"),
+        ("seeds.order=-1", "`seeds.order` must be greater than or equal to 0, got -1"),
+        ("train={null: 1}", "`train` has the key None; keys are text"),
         ("objective=[]", "`objective`"),
         ("objective=5", "`objective` must hold keys and values, got 5"),
         ("objective.1=SFT", "has 1 items"),

@@ -55,7 +55,7 @@ def test_the_policy_as_its_own_judge_needs_a_run_that_trains_it(tmp_path):
     with pytest.raises(PrefoptError, match="there is none here"):
         Judge(**{name: value for name, value in SELF.items() if name != "name"}).load()
     check_feedback(recipe.Feedback(**SELF))
-    with pytest.raises(PrefoptError, match="could not be compared"):
+    with pytest.raises(PrefoptError, match="name a model of its own"):
         check_feedback(recipe.Feedback(**SELF), fixed=True)
     with pytest.raises(PrefoptError, match="no cache"):
         check_feedback(recipe.Feedback(**SELF, cache=str(tmp_path)))

@@ -66,6 +66,17 @@ def online(tmp_path: Path, **rollouts: Any) -> list[str]:
     return [f"source.rollouts={json.dumps(rollouts)}", f"feedback={tmp_path}/rule.py:r"]
 
 
+@pytest.mark.parametrize(
+    ("where", "overrides"),
+    [("evaluate", ()), ("source.rollouts", ("objective=RLOO", "source.rollouts={completions: 2}"))],
+)
+def test_a_stop_of_several_tokens_is_refused_before_a_model_is_loaded(make, tmp_path, where, overrides):
+    more = [*overrides, *([f"feedback={tmp_path}/rule.py:r"] if overrides else [])]
+    plan(make(*more, f"{where}.sampling.stop=[w3]"))
+    with pytest.raises(PrefoptError, match=rf"^{where}\.sampling\.stop: 'w3 w4' is 2 tokens .*a single token each"):
+        plan(make(*more, f"{where}.sampling.stop=[w3 w4]"))
+
+
 GROUPS = ["GRPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "RLOO", "{name: ReinforcePlusPlus, baseline: group}"]
 
 
@@ -349,6 +360,11 @@ def test_columns_that_nothing_reads_are_named_once(make: Any, columns: dict[str,
     said = [warning for warning in plan(make(rows=rows)).warnings if "nothing reads" in warning]
     assert [warning.partition(". ")[0] for warning in said] == [f"nothing reads the columns {names}"] * bool(names)
     assert all("source: {adapt" in warning for warning in said)
+
+
+def test_a_column_that_nothing_reads_and_one_that_it_may_be(make: Any) -> None:
+    rows = [{"promtp" if name == "prompt" else name: value for name, value in row.items()} for row in pairs()]
+    assert any("the columns promtp. Did you mean 'prompt'? If" in warning for warning in plan(make(rows=rows)).warnings)
 
 
 def test_feedback_may_read_any_column(make: Any, tmp_path: Path) -> None:

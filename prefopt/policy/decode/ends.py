@@ -52,7 +52,10 @@ def end_tokens(model: Policy, stop: Sequence[str] = ()) -> list[int]:
     Raises:
         PrefoptError: a text of `stop` is not one token.
     """
-    further = [_one_token(model, text) for text in stop]
+    further = []
+    for text in stop:
+        assert model.tokenizer is not None
+        further.append(one_token(model.tokenizer, text))
     return list(dict.fromkeys([*end_ids(model.causal, model.tokenizer), *further]))
 
 
@@ -72,9 +75,20 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase | None, eos: Collection[int]) -
     return tuple(takewhile(lambda token: token not in eos, dropwhile(lambda token: token not in special, after)))
 
 
-def _one_token(model: Policy, text: str) -> int:
-    assert model.tokenizer is not None
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+def one_token(tokenizer: PreTrainedTokenizerBase, text: str, where: str = "sampling") -> int:
+    """The id of a text that ends a completion.
+
+    Args:
+        tokenizer: of the policy.
+        text: of `stop`.
+        where: the key of the section that names it, for messages.
+
+    Raises:
+        PrefoptError: it is not one token.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise PrefoptError(f"sampling.stop: {text!r} is {len(ids)} tokens to this tokenizer; name single tokens")
-    return ids[0]
+        raise PrefoptError(
+            f"{where}.stop: {text!r} is {len(ids)} tokens to this tokenizer; name texts that are a single token each"
+        )
+    return int(ids[0])

@@ -6,9 +6,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from prefopt import recipe
+from prefopt.policy.decode.ends import one_token
 from prefopt.policy.decode.sampler import TransformersSampler
 from prefopt.policy.decode.vllm import START, VLLMSampler, check_address
+from prefopt.policy.finding import find_model
+from prefopt.policy.loading import load_tokenizer
 from prefopt.policy.policy import Policy
+from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import LATER, check_call, find, make
 from prefopt.types import Refusing, Sampler
@@ -42,6 +46,24 @@ def check_sampler(spec: recipe.Samples, where: str = "source.rollouts", settings
         if spec.server is None:
             raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {START}")
         check_address(spec.server, f"{where}.server")
+
+
+def check_stops(spec: recipe.Samples, policy: recipe.Policy, where: str = "source.rollouts") -> None:
+    """Refuse a text that is to end completions and is not a single token. Reads the tokenizer where there is such a text.
+
+    Args:
+        spec: the section that names them.
+        policy: which will write.
+        where: the section's key, for messages.
+
+    Raises:
+        PrefoptError: names the text.
+    """
+    if not spec.sampling.stop or is_awaited(find_model(policy.model)):
+        return
+    tokenizer = load_tokenizer(policy)
+    for text in spec.sampling.stop:
+        one_token(tokenizer, text, f"{where}.sampling")
 
 
 def make_sampler(

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prefopt.data import DiskRows, Example, load_examples
 from prefopt.feedback import ask, check_feedback, judges, make_feedback, reward_models, spent_by
-from prefopt.policy import check_sampler, find_model
+from prefopt.policy import check_sampler, check_stops, find_model
 from prefopt.recipe import Samples
 from prefopt.runs.folder import read_json
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
@@ -91,6 +91,7 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     if settings.policy is not None:
         find_model(settings.policy.model)
         check_sampler(settings.samples or Samples(), "samples", settings)
+        check_stops(settings.samples or Samples(), settings.policy, "samples")
     source = settings.source
     rows = load_examples(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
     chosen = to_label(rows[: source.limit], settings)
