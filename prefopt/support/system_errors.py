@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ REMEDIES = {
     errno.ETIMEDOUT: ("there was no answer in time", "check the network or the network file system"),
 }
 """For an error's number: what it means, and what to do."""
+
+LITTLE_ROOM = 2**16
+"""Bytes of a disk on which a write that failed must have failed for want of room."""
 
 LIBRARIES = ("safetensors", "safetensors_rust", "sqlite3", "pyarrow", "datasets", "torch")
 """Their errors, and plain RuntimeErrors, may stand for one of the operating system."""
@@ -94,7 +98,15 @@ def naming(place: str | Path) -> Iterator[None]:
         number = _number(error)
         if number is None:
             raise
+        if number == errno.EIO and _has_no_room(Path(place)):
+            number = errno.ENOSPC
         raise OSError(number, os.strerror(number), str(place)) from error
+
+
+def _has_no_room(place: Path) -> bool:
+    """Whether the disk is full on which this is or would be; torch and SQLite do not say why they cannot write."""
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free < LITTLE_ROOM
 
 
 @contextmanager

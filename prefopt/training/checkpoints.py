@@ -26,6 +26,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
+from prefopt.support.system_errors import naming
 from prefopt.types import Batch
 
 log = logging.getLogger(__name__)
@@ -84,13 +85,14 @@ def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep: int) -> Pat
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    torch.save(_random_states(), staging / RANDOM[0].format(accelerator.process_index))
-    if accelerator.is_main_process:
-        save_file(_trainable(accelerator.unwrap_model(trainer.model)), staging / WEIGHTS)
-        torch.save(trainer.optimizer.state_dict(), staging / OPTIMISER[0])
-        state = trainer.state_dict()
-        check_state(state)
-        torch.save(state, staging / TRAINER[0])
+    with naming(target):
+        torch.save(_random_states(), staging / RANDOM[0].format(accelerator.process_index))
+        if accelerator.is_main_process:
+            save_file(_trainable(accelerator.unwrap_model(trainer.model)), staging / WEIGHTS)
+            torch.save(trainer.optimizer.state_dict(), staging / OPTIMISER[0])
+            state = trainer.state_dict()
+            check_state(state)
+            torch.save(state, staging / TRAINER[0])
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if target.exists():  # it was damaged, or the run would not have gone on from before it

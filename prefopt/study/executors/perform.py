@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from prefopt.study.jobs import Job, is_finished
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.dates import fixed_date
 from prefopt.support.files import unused
-from prefopt.support.system_errors import system_sentence
+from prefopt.support.system_errors import naming, system_sentence
 from prefopt.support.terminal import Terminal
 
 
@@ -67,8 +68,16 @@ def _log(job: Job) -> Iterator[Console]:
     """What a run of its own would show in the terminal goes to logs/."""
     file = _study_folder(job) / "logs" / f"{job.name}-seed-{job.seed}.txt"
     file.parent.mkdir(exist_ok=True)
-    with file.open("a", encoding="utf-8") as text:
+    with _LogFile(file.open("ab"), encoding="utf-8") as text:
         yield Terminal(file=text, width=120)
+
+
+class _LogFile(io.TextIOWrapper):
+    """A file whose errors say which one it is."""
+
+    def flush(self) -> None:
+        with naming(self.name):
+            super().flush()
 
 
 def _study_folder(job: Job) -> Path:
