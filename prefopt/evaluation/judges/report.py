@@ -73,17 +73,20 @@ class JudgeReport:
         numbers: those without an interval: counts of what was no verdict, calibration error, cost.
         identity: of the judge: everything that its verdicts depend on.
         confidence: of the intervals.
+        models: of a judge on a server, what that said of every model that answered, as `Models.all`.
     """
 
     estimates: Mapping[str, Estimate]
     numbers: Mapping[str, float]
     identity: Mapping[str, Any] = field(default_factory=dict)
     confidence: float = 0.95
+    models: Sequence[str] = ()
 
     def to_json(self) -> str:
         """What `Judge.report` reads."""
         content = {
             "identity": dict(self.identity),
+            "models": list(self.models),
             "confidence": self.confidence,
             "estimates": {name: json_values(asdict(e)) for name, e in self.estimates.items()},
             "numbers": json_values(self.numbers),
@@ -120,7 +123,8 @@ def _report(settings: JudgeRecipe, rows: Sequence[RatedRow], accelerator: Accele
     seconds = (time.perf_counter() - started) / (len(rows) * settings.repeats)
     estimates, numbers = measure(rows, rounds, settings.middle, settings.confidence, seed_for(settings.seed, "report"))
     numbers |= {"seconds_per_row": seconds} | _redrawn(judge)
-    return JudgeReport(estimates, numbers, identity(judge, settings.judge), settings.confidence)
+    models = judge.feedback.models if isinstance(judge.feedback, Judge) else ()
+    return JudgeReport(estimates, numbers, identity(judge, settings.judge), settings.confidence, models)
 
 
 def _redrawn(judge: Transformed) -> dict[str, float]:

@@ -22,7 +22,7 @@ from prefopt.feedback.judges.rubric import Rubric
 from prefopt.feedback.judges.rubric_file import load_rubric
 from prefopt.feedback.judges.server import Server
 from prefopt.feedback.judges.texts import transcripts
-from prefopt.feedback.judges.trust import Bounds, check_report
+from prefopt.feedback.judges.trust import Bounds, Strangers, check_report
 from prefopt.policy import Policy
 from prefopt.support.plugins import make
 from prefopt.types import Completion, Prompt, Verdict
@@ -140,9 +140,12 @@ class Judge:
             thread.join()
         self._threads.clear()
         self._failed.clear()
-        return self.how.judge(
+        verdict = self.how.judge(
             Request(self.text, self._answer_format, self._answers, prompts, transcripts(completions), rows)
         )
+        if self.report is not None:
+            self._strangers.note(self.models)
+        return verdict
 
     @property
     def moves(self) -> bool:
@@ -239,8 +242,14 @@ class Judge:
         """What its answers have cost so far, where that is counted: by a `Memory`."""
         if not isinstance(self.asked, Memory):
             return {}
-        several = len(self.asked.models.all) if self.asked.models is not None else 0
+        several = len(self.models)
         return dataclasses.asdict(self.asked.spent) | ({"models": several} if several > 1 else {})
+
+    @property
+    def models(self) -> Sequence[str]:
+        """What a server has said of every model that answered so far; empty where no server answers."""
+        heard = self.asked.models if isinstance(self.asked, Memory) else None
+        return () if heard is None else tuple(heard.all)
 
     @property
     def answerer(self) -> dict[str, Any]:
@@ -306,6 +315,12 @@ class Judge:
             "accelerator",
         )
         return Local(**{name: getattr(self, name) for name in names})
+
+    @cached_property
+    def _strangers(self) -> Strangers:
+        """Of its report."""
+        assert self.report is not None
+        return Strangers(self.report)
 
     @cached_property
     def _threads(self) -> list[threading.Thread]:

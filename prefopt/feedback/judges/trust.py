@@ -1,12 +1,16 @@
 """Whether a judge has shown that it can be trusted: its report, and what a recipe requires of it."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.feedback.judges.models import describe
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.types import Estimate
+
+log = logging.getLogger(__name__)
 
 Bounds = tuple[float | None, float | None]
 """Lowest and highest value, None for any."""
@@ -56,6 +60,37 @@ def check_report(file: str, identity: Mapping[str, Any], require: Mapping[str, B
         raise PrefoptError(f"{file} is the report of another judge: it differs in {', '.join(other)}; make a new one")
     if doubt := untrusted(estimates, require):
         raise PrefoptError(f"the judge is not trusted: {doubt} ({file})")
+
+
+class Strangers:
+    """Models behind a judge's server that its report is not of: the address and the name are the same, and the weights may not be.
+
+    Args:
+        file: the report.
+    """
+
+    def __init__(self, file: str):
+        self.file = file
+        content = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        self._reported: Sequence[str] = content.get("models") or ()  # older reports, and local judges, have none
+        self._noted: set[str] = set()
+
+    def note(self, models: Sequence[str]) -> None:
+        """Say, once of each, which of these models the report is not of.
+
+        Args:
+            models: what the server has said of those that answered, as `Models.all`.
+        """
+        for model in models:
+            if self._reported and model not in self._reported and model not in self._noted:
+                self._noted.add(model)
+                log.warning(
+                    "%s is the report of another model: now %s answers behind the judge's server, and it was measured with %s. "
+                    "Make a new one",
+                    self.file,
+                    describe(model),
+                    "; ".join(map(describe, self._reported)),
+                )
 
 
 def _estimate(saved: Mapping[str, Any]) -> Estimate:

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from _server import Loopback
 from rich.console import Console
 
 from prefopt import PrefoptError
@@ -166,6 +167,31 @@ def test_a_recipe_refuses_a_judge_without_a_good_report(recipe_of, tmp_path):
     with pytest.raises(PrefoptError, match="name the file in report"):
         check(report=None, require={"auc": [0.5, None]})
     assert make_feedback(Feedback(**judge), None)
+
+
+def test_a_report_is_held_against_the_model_that_answers_behind_the_server_now(recipe_of, tmp_path, caplog):
+    """The address and the name are those of the report, so only what the server says of its model can tell."""
+    rubric = {"question": "{{ completion }}", "labels": ["A", "B"]}
+    with Loopback().running() as server:
+        server.says = {"model": "m-2026-01"}
+        judge = {"name": "Judge", "rubric": rubric, "mode": "pointwise", "cache": str(tmp_path / "answers")}
+        judge |= {"server": {"model": "m", "base_url": server.url, "retries": 0}}
+        made = report(load(JudgeRecipe, recipe_of(singles(12), judge, repeats=1)), QUIET)
+        assert [json.loads(json.loads(model)[1]) for model in made.models] == [{"model": "m-2026-01"}]
+        file = tmp_path / "report.json"
+        file.write_text(made.to_json())
+        ask = (["q"], [["an answer"]], [{}])
+        make_feedback(Feedback(**judge, report=str(file)), None)(*ask)
+        assert "another model" not in caplog.text
+        server.says = {"model": "m-2026-02"}
+        trusted = make_feedback(Feedback(**judge | {"cache": str(tmp_path / "fresh")}, report=str(file)), None)
+        trusted(*ask)
+        trusted(["q"], [["one more"]], [{}])
+    said = [record.message for record in caplog.records if "report" in record.message]
+    assert said == [
+        f"{file} is the report of another model: now model m-2026-02 answers behind the judge's server, and it was measured with "
+        "model m-2026-01. Make a new one"
+    ]
 
 
 def test_votes_of_raters_say_what_their_ratings_say(recipe_of):
