@@ -61,12 +61,12 @@ def study(options: argparse.Namespace) -> None:
 
     settings = load_study(options.study, options.overrides)
 
-    from prefopt.study.plan import StudyPlan  # with torch
+    from prefopt.study.question import plan_study  # with torch
     from prefopt.study.run import check, run_study, study_folder, what_failed
     from prefopt.support.sharing import sharing
 
     quiet_libraries()
-    planned = StudyPlan(settings, study_folder(settings, options.out))
+    planned = plan_study(settings, study_folder(settings, options.out))
     if not options.dry_run:
         run_study(settings, options.out, options.jobs, console=consoles.out)
         if failed := what_failed(planned):
@@ -83,7 +83,7 @@ def study(options: argparse.Namespace) -> None:
 def _dry_run(settings: "Recipe") -> None:
     from prefopt.runs.dry_run import describe_dry_run, dry_run
 
-    checked = dry_run(settings)
+    checked = dry_run(settings, consoles.err)
     consoles.out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
     for line in describe_dry_run(checked):
         consoles.out.print(f"# {line}", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
-from prefopt.evaluation.held_out import best, distinct_prompts, pairs
+from prefopt.evaluation.held_out import best, distinct_prompts, gaps, pairs
 from prefopt.evaluation.intervals import Observations, change, common, estimate
 from prefopt.evaluation.metrics import metric_key
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
@@ -185,7 +185,7 @@ class Evaluator:
         margin, label = rewards[:, 0] - rewards[:, 1], _labels(pairs)
         numbers = {"ece": calibration_error(margin, label)}
         measured = {"pair_nll": pair_nll(margin, label), "brier": brier(margin, label)}
-        if (gap := _gaps(pairs)) is not None:
+        if (gap := gaps(pairs)) is not None:
             split, limits = by_gap(_ahead(rewards), gap)
             measured |= {f"accuracy_{name}_gap": values for name, values in split.items()}
             numbers |= dict(zip(("gap_small_to", "gap_medium_to"), limits, strict=False))
@@ -351,13 +351,6 @@ def _pair_observations(reward: Tensor, pairs: Sequence[Tokenised], name: str) ->
 def _labels(pairs: Sequence[Tokenised]) -> Tensor:
     """[N] P(the first beats the second) where the data have it, else 1: it was chosen."""
     return torch.tensor([1.0 if row.preference is None else row.preference[0][1] for row in pairs], dtype=torch.float64)
-
-
-def _gaps(pairs: Sequence[Tokenised]) -> Tensor | None:
-    """[N] differences of the data's scores; None where a pair has none."""
-    scores = [row.scores for row in pairs]
-    known = [(s[0], s[1]) for s in scores if s is not None and s[0] is not None and s[1] is not None]
-    return torch.tensor([abs(a - b) for a, b in known], dtype=torch.float64) if len(known) == len(pairs) else None
 
 
 def _ahead(reward: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prefopt.data import Tokenised
 from prefopt.data.selecting import Selectable, select_checked
@@ -37,6 +39,13 @@ def best(rows: Sequence[Row]) -> list[Row]:
     check_held_out(rows)
     known = any(row.size == 1 or _several_ordered(row) for row in rows)
     return list(select_checked(rows, BEST, "drop", Counter())) if known else []
+
+
+def gaps(pairs: Sequence[Selectable]) -> Tensor | None:
+    """[N] differences of the data's scores; None where a pair has none."""
+    scores = [row.scores for row in pairs]
+    known = [(s[0], s[1]) for s in scores if s is not None and s[0] is not None and s[1] is not None]
+    return torch.tensor([abs(a - b) for a, b in known], dtype=torch.float64) if len(known) == len(pairs) else None
 
 
 def check_held_out(rows: Sequence[Selectable]) -> None:

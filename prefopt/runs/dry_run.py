@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rich.console import Console
+
 from prefopt import recipe
 from prefopt.policy import load_tokenizer
 from prefopt.runs.memory import Part, estimate_memory
@@ -66,8 +68,12 @@ class DryRun:
     downloads: Downloads
 
 
-def dry_run(settings: recipe.Recipe) -> DryRun:
+def dry_run(settings: recipe.Recipe, console: Console | None = None) -> DryRun:
     """Check a recipe, asking nobody.
+
+    Args:
+        settings: the recipe.
+        console: where the data are shown as a run shows them; None shows nothing.
 
     Raises:
         PrefoptError: as `plan`, except for hub ids that are not on disk.
@@ -75,7 +81,7 @@ def dry_run(settings: recipe.Recipe) -> DryRun:
     with noting_downloads() as downloads:
         planned = plan(settings)
         if not downloads.data and not is_awaited(planned.model):
-            planned = with_tokens(planned, load_tokenizer(settings.policy), Terminal(quiet=True)).plan
+            planned = with_tokens(planned, load_tokenizer(settings.policy), console or Terminal(quiet=True)).plan
         batching = batching_of(planned)
         return DryRun(planned, batching, estimate_memory(planned, batching.completions, batching.tokens), downloads)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Tokenised, preview
+from prefopt.data import DiskRows, Tokenised
 from prefopt.data.ordering import ORDERS
 from prefopt.environments import SingleTurn, environment_factory
 from prefopt.evaluation.evaluator import Evaluator
@@ -38,7 +38,7 @@ from prefopt.policy.encoder import embedded, load_encoder
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.matching import batch_columns
 from prefopt.runs.planning import Plan, plan
-from prefopt.runs.progress import show_example, show_heading
+from prefopt.runs.progress import show_heading
 from prefopt.runs.tokens import with_tokens
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
@@ -158,8 +158,6 @@ def prepare(
     terms = _terms(planned, own, accelerator, console)
     rows = _with_embeddings(train, settings.source, settings.policy, accelerator, console)
     columns = batch_columns(planned.wanted, settings.source)
-    if rows:
-        show_example(console, preview(rows[0], tokenizer))
     needs = replace(planned.needs, reference=planned.compares)
     models = load_models(settings, needs, tokenizer, accelerator)
     measuring = judges(settings.evaluate, accelerator, models.trained)

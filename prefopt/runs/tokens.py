@@ -9,13 +9,13 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Example, Tokenised, tokenise_to_disk
+from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise_to_disk
 from prefopt.data.selecting import IDENTICAL
 from prefopt.runs.lengths import longest_of, models_of, position_warnings
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.matching import batch_rows, training_rows
 from prefopt.runs.planning import Plan, refuse_few
-from prefopt.runs.progress import show_counts, show_data, show_left, show_warnings
+from prefopt.runs.progress import show_counts, show_data, show_example, show_left, show_warnings
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.sharing import shared, stamp
@@ -46,7 +46,7 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
     Args:
         planned: the run.
         tokenizer: of the policy.
-        console: where the rows and further warnings are shown.
+        console: where counts, further warnings and the first row are shown.
 
     Raises:
         PrefoptError: fewer rows than a batch are left, or a model has no positions for what it is to read.
@@ -72,6 +72,8 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
     show_warnings(console, found)
     planned = replace(planned, rows=len(train), warnings=(*planned.warnings, *found))
     refuse_few(planned)
+    if train:
+        show_example(console, preview(train[0], tokenizer))
     return Tokens(planned, parts, train, own)
 
 

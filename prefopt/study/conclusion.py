@@ -33,14 +33,14 @@ def declared_comparison(
     notes = [seeds_note(results)]
     if metric not in (None, study.metric):
         notes.append(
-            f"{metric} was chosen after the runs; the study declared {study.metric}. This comparison is exploratory"
+            f"{metric} was chosen after the runs; the study declared {study.primary_metric}. This comparison is exploratory"
         )
     notes += _unmeasured(study.measure, results)
     return compare(
         list(results),
         question=study.question,
         baseline=base,
-        metric=metric or study.metric,
+        metric=metric or study.primary_metric,
         better=study.better,
         measure=study.measure,
         paired=study.paired,

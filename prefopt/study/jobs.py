@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ class Job(abc.ABC):
         return is_finished(self.folder)
 
     @abc.abstractmethod
-    def check(self) -> None:
+    def check(self) -> Sequence[str]:
         """Refuse what can be known to be wrong before a model is loaded.
+
+        Returns:
+            The held-out metrics that it will measure.
 
         Raises:
             PrefoptError: a recipe, feedback, data or model that cannot be used.
@@ -68,10 +72,13 @@ class RunJob(Job):
 
     recipe: Recipe
 
-    def check(self) -> None:  # noqa: D102
+    def check(self) -> Sequence[str]:  # noqa: D102
+        from prefopt.runs.held_out_metrics import held_out_metrics
         from prefopt.runs.planning import plan
 
-        plan(self.recipe)
+        planned = plan(self.recipe)
+        held_out = planned.data._asdict()[self.recipe.evaluate.part]
+        return held_out_metrics(self.recipe, planned.needs.rewards, held_out)
 
     def changed_fields(self) -> list[str]:  # noqa: D102
         files = RunFolder(self.folder)
@@ -96,10 +103,11 @@ class LabelJob(Job):
 
     recipe: LabelRecipe
 
-    def check(self) -> None:  # noqa: D102
+    def check(self) -> Sequence[str]:  # noqa: D102
         from prefopt.runs.label.labelling import rows_of
 
         rows_of(self.recipe)
+        return ()
 
     def changed_fields(self) -> list[str]:  # noqa: D102
         file = self.folder / "recipe.yaml"

@@ -40,7 +40,7 @@ def show_plan(planned: StudyPlan, jobs: int, console: Console, timed: bool) -> N
     stages, arms = [job for stage in planned.stages() for job in stage], planned.arms()
     tuning = all_trials(planned)
     console.print(Text(study.question or study.name, style="bold"))
-    console.print(f"{study.metric}, {study.better} is better; baseline {study.reference_arm}", highlight=False)
+    console.print(f"{study.primary_metric}, {study.better} is better; baseline {study.reference_arm}", highlight=False)
     for name, runs in (("stages", stages), ("trials of tuning", tuning), ("runs of arms", arms)):
         finished = sum(job.finished for job in runs)
         if runs:

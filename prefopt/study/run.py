@@ -24,6 +24,7 @@ from prefopt.study.executors import (
 )
 from prefopt.study.jobs import Job, is_finished
 from prefopt.study.plan import StudyPlan, changed_declarations
+from prefopt.study.question import check_question, plan_study
 from prefopt.study.spec import Study
 from prefopt.study.tuning import all_trials, chosen, tune, tuned_arms
 from prefopt.study.wandb_log import log_comparison
@@ -68,7 +69,7 @@ def run_study(
         )
     executor = executor or (ThisProcess() if jobs == 1 else LocalProcesses(jobs))
     console = console or Terminal(stderr=True)
-    planned = StudyPlan(study, study_folder(study, folder))
+    planned = plan_study(study, study_folder(study, folder))
     with sharing():
         check(planned)
         with locked(planned.folder), noting(lambda: _kept(planned)):
@@ -77,7 +78,7 @@ def run_study(
             started = time.time()
             with executor:
                 results = _run_all(planned, executor, console)
-        comparison = conclude(study, planned.folder, results, console)
+        comparison = conclude(planned.study, planned.folder, results, console)
         if not (planned.folder / "wandb").exists() or any(_ended_since(result, started) for result in results):
             log_comparison(planned, results, comparison)
     return results
@@ -116,10 +117,12 @@ def check(planned: StudyPlan) -> None:
                 "folder of its own (--out), or the changed arm a new name"
             )
     first_seeds = (planned.study.seeds[0], *(planned.study.tune.seeds[:1] if planned.study.tune else ()))
+    measured = {}
     for job in (*stages, *tuning, *arms):
         if not job.finished and job.seed in first_seeds and not waits_for_stage(job):
             with _errors_naming(job):
-                job.check()
+                measured[job.name] = job.check()
+    check_question(planned.study, {job.name: measured[job.name] for job in arms if job.name in measured})
 
 
 def waits_for_stage(job: Job) -> bool:
@@ -187,7 +190,7 @@ class Progress:
     """
 
     def __init__(self, planned: StudyPlan, console: Console):
-        self.console, self.metric = console, planned.study.metric.removesuffix(AT_KL)
+        self.console, self.metric = console, planned.study.primary_metric.removesuffix(AT_KL)
         jobs = _all_jobs(planned)
         self.total, self.ended = len(jobs), sum(job.finished for job in jobs)
         self.started, self.ended_before = time.monotonic(), self.ended

@@ -186,7 +186,11 @@ class Study(Section):
         description=f"sources of randomness that the seed changes, of {', '.join(RANDOMNESS)}; others are fixed",
     )
     baseline: str | None = Field(None, description="the arm that the others are compared with; null is the first")
-    metric: str = Field("gold", description="the primary metric: a held-out metric of docs/metrics.md")
+    metric: str | None = Field(
+        None,
+        description="the primary metric, a held-out one of docs/metrics.md; null is the first of gold, win_rate, the recipes' own "
+        "metrics and accuracy that all arms measure",
+    )
     better: Literal["higher", "lower"] = Field(
         "higher", description="whether higher or lower values of the metric are better"
     )
@@ -271,6 +275,12 @@ class Study(Section):
                     raise ValueError(f"two arms are called {full}")
                 arms[full] = Arm(recipe=arm.recipe, tune=arm.tune, **(arm.fields | values))
         return arms
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that decides, of a study that is planned."""
+        assert self.metric is not None, "study.question.plan_study decides it"
+        return self.metric
 
     @property
     def reference_arm(self) -> str:

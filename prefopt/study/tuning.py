@@ -125,7 +125,7 @@ def _selection(study: Study) -> tuple[str, int]:
     """The metric that selects the best trial, and the sign with which larger is better."""
     assert study.tune is not None
     select = study.tune.select or ("max" if study.better == "higher" else "min")
-    return study.tune.metric or study.metric.removesuffix(AT_KL), 1 if select == "max" else -1
+    return study.tune.metric or study.primary_metric.removesuffix(AT_KL), 1 if select == "max" else -1
 
 
 def _measured(job: RunJob, metric: str) -> float:

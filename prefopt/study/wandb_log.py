@@ -26,7 +26,7 @@ def log_comparison(planned: StudyPlan, results: Sequence[RunOfArm], comparison: 
     runs = read_runs(results)
     tables = {
         "comparison": [_row(one) for one in runs],
-        "frontier": list(_frontier(runs, planned.study.metric.removesuffix(AT_KL))),
+        "frontier": list(_frontier(runs, planned.study.primary_metric.removesuffix(AT_KL))),
     }
     figures = {} if comparison is None else {figure.name: figure.svg for figure in draw(comparison)}
     run.attach(tables, figures, [file for name in FILES if (file := planned.folder / name).exists()])

@@ -1,8 +1,11 @@
 """What a dry run says, against sums done by hand."""
 
-import pytest
+import io
 
-from prefopt import load_recipe
+import pytest
+from rich.console import Console
+
+from prefopt import load_recipe, run
 from prefopt.policy import find_model, load_policy, load_tokenizer
 from prefopt.runs.dry_run import describe_dry_run, dry_run
 from prefopt.runs.memory import size_of
@@ -115,6 +118,18 @@ def test_batches_are_cut_as_the_trainer_cuts_them(make_recipe, monkeypatch):
         "each of 3 processes: 2 prompts of an optimiser step, in 1 × 2 (at most 64 tokens a forward pass)"
     )
     assert lines[-1] == "nothing to download"
+
+
+def test_the_data_are_shown_as_the_run_shows_them(make_recipe, tmp_path):
+    shown = []
+    settings = make_recipe("source.max_completion_tokens=2", "train.epochs=null", "train.steps=1", "evaluate.prompts=0")
+    for look in (dry_run, lambda settings, console: run(settings, tmp_path / "run", console=console)):
+        console = Console(file=io.StringIO(), width=100)
+        look(settings, console)
+        text = console.file.getvalue()
+        shown.append(text[text.index("  train") :].partition("\n\n")[0].strip())
+    assert shown[0] == shown[1]
+    assert "completions cut" in shown[0] and "first training row" in shown[0]
 
 
 def test_a_hub_id_would_be_downloaded_and_anything_else_is_refused(make_recipe, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Literal
 
 from prefopt.runs.accounting import CALLED
+from prefopt.runs.held_out_metrics import usual_metric
 from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs
 from prefopt.study.comparison import verdict, wins
 from prefopt.study.comparison.comparison import AT_KL, Claim, Comparison, Row, Table
@@ -81,7 +82,7 @@ def compare(
 def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[str]) -> list[str]:
     """The primary metric, its other reading (as trained, or at matched KL) where runs have paths, and the further ones."""
     known = list(dict.fromkeys(name for run in runs for name in run.after))
-    metric = metric or ("gold" if "gold" in known else "accuracy")
+    metric = metric or usual_metric([list(run.after) for run in runs if run.after], _own_metrics(runs))
     plain = metric.removesuffix(AT_KL)
     if plain not in known:
         raise PrefoptError(
@@ -90,6 +91,12 @@ def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[st
     other_reading = plain if metric.endswith(AT_KL) else f"{metric}{AT_KL}"
     further = [name for name in measure or known if name != metric]
     return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs) else []), *further]))
+
+
+def _own_metrics(runs: Sequence[RunRecord]) -> list[str]:
+    """The metrics that recipes brought themselves."""
+    evaluate = [run.recipe.get("evaluate") for run in runs]
+    return [name for one in evaluate if isinstance(one, Mapping) for name in one.get("metrics") or ()]
 
 
 def _arms(runs: Sequence[RunRecord], baseline: str | None) -> list[str]:
