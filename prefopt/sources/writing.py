@@ -1,7 +1,9 @@
 """Writing completions: the one way of rollouts, evaluation, labelling and `prefopt sample`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any, Self
 
@@ -16,6 +18,8 @@ from prefopt.policy.parallel import draw
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Sampled, Sampler, Synchronised, Written
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,12 @@ class Completer:
     @classmethod
     def of(cls, sampler: Sampler, policy: Policy, sampling: Sampling, accelerator: Accelerator) -> Self:
         """With the tokenizer of a policy, and the tokens that end its completions."""
-        return cls(sampler, policy.tokenizer, EndTokens.of(policy, sampling.stop), accelerator)
+        ends = EndTokens.of(policy, sampling.stop)
+        tokenizer: Any = policy.tokenizer
+        if ends.turn and ends.turn[0] not in ends.stop:
+            turn, *eos = tokenizer.convert_ids_to_tokens([ends.turn[0], *sorted(ends.eos)])
+            _warn_of_turn(turn, ", ".join(eos))
+        return cls(sampler, tokenizer, ends, accelerator)
 
     def sync(self, policy: Any, version: int | None = None) -> None:
         """Let a sampler that holds a copy of the weights take over the policy's; call it once per update, before `write`.
@@ -86,6 +95,18 @@ class Completer:
             ids, turn = ids[:-1], self.ends.turn
             ids = ids[: len(ids) - len(turn)] if ids[len(ids) - len(turn) :] == turn else ids
         return decode_everything(self.tokenizer, ids)
+
+
+@cache
+def _warn_of_turn(turn: str, eos: str) -> None:
+    """Once for each pair: a model may end its answers as the template does, without the EOS that training adds."""
+    log.warning(
+        "the chat template ends an answer with %s, and completions end with %s: a model that writes only the first goes on to the "
+        "next turn. If yours does, name it where it is sampled: `sampling: {stop: ['%s']}`",
+        turn,
+        eos,
+        turn,
+    )
 
 
 def written(sampled: Sampled, ends: EndTokens, version: int | None = None) -> list[list[Written]]:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.recipe import Sampling
-from prefopt.sources.writing import Completer, batch_of_written, recorded, turns_of, written
+from prefopt.sources.writing import Completer, _warn_of_turn, batch_of_written, recorded, turns_of, written
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Sampled, lengths_of
 
@@ -158,3 +158,14 @@ def test_what_the_template_writes_between_an_answer_and_eos_is_no_part_of_the_an
 def test_a_text_of_stop_is_seen_unless_it_is_a_special_token(read):
     assert read("4.", stop=(".",)) == "4."
     assert read("4<|im_end|>", stop=("<|im_end|>",)) == "4"
+
+
+def test_a_template_that_ends_answers_otherwise_than_completions_end_is_said_once(read, caplog):
+    _warn_of_turn.cache_clear()
+    for template, stop in ((None, ()), (CHATML, ("<|im_end|>",)), (CHATML.replace("<|im_end|>", "<eos>"), ())):
+        read("4<eos>", template, stop)
+    assert not caplog.messages
+    read("4<eos>", CHATML)
+    read("5<eos>", CHATML)
+    (said,) = caplog.messages
+    assert "ends an answer with <|im_end|>, and completions end with <eos>" in said and "stop: ['<|im_end|>']" in said
