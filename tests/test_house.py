@@ -136,6 +136,26 @@ def test_pages_name_files_that_exist(page: str) -> None:
     assert missing == []
 
 
+def test_no_name_of_a_room_hides_a_module_of_it() -> None:
+    """`import prefopt.feedback.judges.server as server` fails where `prefopt.feedback` calls something else `judges`."""
+    hidden = [
+        f"{package}.{name}"
+        for package, file in MODULES.items()
+        if file.name == "__init__.py"
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        for name in _names_made(node)
+        if f"{package}.{name}" in MODULES
+    ]
+    assert hidden == []
+
+
+def _names_made(node: ast.stmt) -> list[str]:
+    """What a statement of a module's top level calls something other than a module."""
+    if isinstance(node, ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names if f"{node.module}.{alias.name}" not in MODULES]
+    return [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+
+
 def test_the_tree_in_the_readme_is_the_package() -> None:
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What is where")[1].split("```")[1]
     listed = re.findall(r"^  ([a-z]+)(?:/|\.py)", tree, re.MULTILINE)

@@ -150,7 +150,7 @@ def reward_models(feedback: Any) -> dict[str, Scorer]:
     return {str(part.model): part.scorer for part in parts_of(feedback) if isinstance(part, RewardModel)}
 
 
-def judges(feedback: Any) -> list[dict[str, Any]]:
+def judge_records(feedback: Any) -> list[dict[str, Any]]:
     """The judges in a feedback: who answers, what a server says of its model now, and by which rubric, for a manifest."""
     found = [part for part in parts_of(feedback) if isinstance(part, Judge)]
     return [part.answerer | {"rubric": part.text.fingerprint} for part in found]

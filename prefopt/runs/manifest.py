@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
-from prefopt.feedback import judges
+from prefopt.feedback import judge_records
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
@@ -56,7 +56,9 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
         },
         "others": {name: fingerprint_weights(other) for name, other in (prepared.measuring | prepared.others).items()},
         "judges": [
-            one for feedback in (*prepared.feedbacks.values(), *prepared.judging.values()) for one in judges(feedback)
+            one
+            for feedback in (*prepared.feedbacks.values(), *prepared.judging.values())
+            for one in judge_records(feedback)
         ],
         "data": {name: described(rows) for name, rows in prepared.data.items()},
         "warnings": list(plan.warnings),

@@ -150,7 +150,10 @@ def refuse_few(planned: Plan) -> None:
     size = planned.recipe.train.batch_size
     if planned.rows < size:
         online = planned.recipe.source.rollouts is not None
-        what, more = ("distinct prompts", ", or draw more completions of each") if online else ("rows to train on", "")
+        several = "s" * (planned.rows != 1)
+        what, more = f"row{several} to train on", ""
+        if online:
+            what, more = f"distinct prompt{several}", ", or draw more completions of each"
         raise PrefoptError(
             f"train.batch_size is {size}, and the data have {planned.rows} {what}: make it smaller{more}, or give more"
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig
 
 from prefopt import Needs, PrefoptError
 from prefopt.policy import find_model, load_policy, load_scorer, load_tokenizer, loading
@@ -253,3 +253,12 @@ def test_what_is_no_loaded_model(lm_folder, tokenizer):
         load_tokenizer(Spec(model=loaded))  # type: ignore[arg-type]
     with pytest.raises(PrefoptError, match="is of class LlamaForCausalLM, and AutoModelForSequenceClassification"):
         load_scorer(Spec(model=loaded), tokenizer, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_loss_that_balances_experts_is_said_not_to_be_added(balanced, tiny, tokenizer, tmp_path, caplog):
+    config = MixtralConfig(**tiny, num_local_experts=2, output_router_logits=balanced)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    load_policy(Spec(model=str(tmp_path)), tokenizer, 0)
+    assert any("output_router_logits" in said for said in caplog.messages) == balanced

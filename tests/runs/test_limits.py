@@ -341,7 +341,7 @@ def test_pairs_that_agree_as_far_as_they_are_read_are_said(make: Any) -> None:
 
 def test_a_batch_of_rollouts_counts_distinct_prompts(make: Any, tmp_path: Path) -> None:
     rows = [{"prompt": "w1 w2"} for _ in range(40)]
-    with pytest.raises(PrefoptError, match="the data have 1 distinct prompts: make it smaller, or draw more"):
+    with pytest.raises(PrefoptError, match="the data have 1 distinct prompt: make it smaller, or draw more"):
         plan(make("objective=RLOO", "source.split=[1, 0, 0]", *online(tmp_path), rows=rows))
 
 

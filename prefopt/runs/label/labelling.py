@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt.data import DiskRows, Example, load_examples
-from prefopt.feedback import ask, check_feedback, judges, make_feedback, reward_models, spent_by
+from prefopt.feedback import ask, check_feedback, judge_records, make_feedback, reward_models, spent_by
 from prefopt.policy import check_sampler, check_stops, find_model
 from prefopt.recipe import Samples
 from prefopt.runs.folder import read_json
@@ -179,7 +179,7 @@ class Labelling:
             "seed": self.settings.seed,
             "completions": dict(completions.source),
             "feedback": {name: fingerprint_weights(model) for name, model in reward_models(feedback).items()},
-            "judges": judges(feedback),
+            "judges": judge_records(feedback),
             "data": {"rows": len(self.rows), "fingerprint": fingerprint_examples(self.rows)},
         }
         begun = _manifest(self.folder)

@@ -5,7 +5,7 @@ May import study/jobs.py and the rooms above study.
 
 from prefopt.study.executors.executor import Executor, Outcome, checked_outcomes, record_failure
 from prefopt.study.executors.local_processes import LocalProcesses
-from prefopt.study.executors.perform import perform, set_up_process
+from prefopt.study.executors.performing import perform, set_up_process
 from prefopt.study.executors.this_process import ThisProcess
 
 __all__ = [

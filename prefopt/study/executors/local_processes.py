@@ -12,7 +12,7 @@ from multiprocessing import connection
 from typing import Any
 
 from prefopt.study.executors.executor import Executor, Outcome, record_failure
-from prefopt.study.executors.perform import perform, set_up_process
+from prefopt.study.executors.performing import perform, set_up_process
 from prefopt.study.jobs import Job
 from prefopt.support.sharing import sharing
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from prefopt.study.executors.executor import Executor, Outcome
-from prefopt.study.executors.perform import perform
+from prefopt.study.executors.performing import perform
 from prefopt.study.jobs import Job
 from prefopt.support.sharing import sharing
 

@@ -162,12 +162,12 @@ def test_texts_that_are_the_same_at_a_temperature_are_counted_and_said(loopback,
 
 
 def test_a_manifest_says_which_model_a_server_lists(loopback):
-    from prefopt.feedback import judges
+    from prefopt.feedback import judge_records
     from prefopt.feedback.judges import Judge
 
     loopback.listing = listing(root="v1")
     judge = Judge({"question": "{{ completion }}"}, "generative", server={"model": "m", "base_url": loopback.url})
-    (said,) = judges(judge)
+    (said,) = judge_records(judge)
     assert said["model"] == "m" and json.loads(said["listed"])["root"] == "v1"
 
 
