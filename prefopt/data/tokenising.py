@@ -14,6 +14,7 @@ from prefopt.data.disk_rows import DiskRows
 from prefopt.data.encoding import Rendered, TextEncoder, common
 from prefopt.data.example import Example
 from prefopt.data.losses import Losses
+from prefopt.data.repeats import Repeats
 from prefopt.data.tokenised import Ids, Report, Tokenised
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis
@@ -104,6 +105,7 @@ class _Tokenising:
         self.kept = 0
         self.counts: Counter[str] = Counter()
         self.losses = Losses()
+        self.repeats = Repeats()
         self.prompt_lengths: Counter[int] = Counter()
         self.completion_lengths: Counter[int] = Counter()
 
@@ -123,13 +125,14 @@ class _Tokenising:
                     counts[LEFT_EMPTY] += 1
                     continue
                 self.kept += 1
+                self.repeats.add(row)
                 self.prompt_lengths[len(row.prompt_ids)] += 1
                 self.completion_lengths.update(map(len, row.completion_ids))
                 yield row
 
     def report(self) -> Report:
         lengths = _typical(self.prompt_lengths), _typical(self.completion_lengths)
-        counts = +(self.counts + self.losses.counts)
+        counts = +(self.counts + self.losses.counts + self.repeats.counts)
         return Report(len(self.examples), self.kept, dict(counts), *lengths, self.losses.refusal())
 
 

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import DiskRows, parse, preview, tokenise, tokenise_to_disk
+from prefopt.data.repeats import CONTRADICTED, REPEATED
 from prefopt.support.errors import PrefoptError
 
 
@@ -247,3 +248,24 @@ def test_characters_without_a_token_are_counted(prompt, chosen, expected):
     assert {name: n for name, n in report.counts.items() if what in name} == {
         f"{side} {what}": n for side, n in expected.items()
     }
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "repeated", "contradicted"),
+    [
+        ([PAIR, PAIR | {"prompt": "q"}, PAIR | {"chosen": "c"}], None, 0, 0),
+        ([PAIR, PAIR, PAIR], None, 2, 0),
+        ([PAIR, PAIR | {"chosen": "b", "rejected": "a"}], None, 0, 1),
+        ([PAIR, {"prompt": "p", "completions": ["b", "a"], "scores": [1, 2]}], None, 1, 0),
+        ([PAIR | {"chosen": "ax"}, PAIR | {"chosen": "ay"}], 1, 1, 0),  # the same once they are cut
+        ([PAIR | {"rejected": "a"}, PAIR | {"rejected": "a"}], None, 1, 0),  # nothing is ordered
+        ([{"prompt": "p"}, {"prompt": "p"}, {"prompt": "q"}], None, 1, 0),
+        ([{"prompt": "p", "completion": "a", "label": label} for label in (True, False, True)], None, 1, 0),
+    ],
+)
+def test_rows_that_repeat_or_contradict_others_are_counted(plain, rows, limit, repeated, contradicted):
+    _, report = tokenise([parse(row) for row in rows], plain, None, limit)
+    assert report.counts.get(REPEATED, 0) == repeated and report.counts.get(CONTRADICTED, 0) == contradicted
