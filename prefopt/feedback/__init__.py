@@ -15,6 +15,7 @@ from prefopt.feedback.make import (
     make_feedback,
     prefetching,
     reward_models,
+    reward_models_of,
     spent_by,
     together,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "make_feedback",
     "prefetching",
     "reward_models",
+    "reward_models_of",
     "run_feedback",
     "spent_by",
     "together",

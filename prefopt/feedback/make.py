@@ -158,8 +158,16 @@ def judge_records(feedback: Any) -> list[dict[str, Any]]:
 
 def judges_of(spec: recipe.Feedback, where: str = "feedback") -> list[Judge]:
     """The judges that a section describes, members among them; loads none."""
-    feedback = _from_section(spec, where, dict.fromkeys(("accelerator", "policy"), LATER))
-    return [part for part in parts_of(feedback) if isinstance(part, Judge)]
+    return [part for part in _described(spec, where) if isinstance(part, Judge)]
+
+
+def reward_models_of(spec: recipe.Feedback, where: str = "feedback") -> list[RewardModel]:
+    """The reward models that a section describes, members among them; loads none."""
+    return [part for part in _described(spec, where) if isinstance(part, RewardModel)]
+
+
+def _described(spec: recipe.Feedback, where: str) -> list[Any]:
+    return list(parts_of(_from_section(spec, where, dict.fromkeys(("accelerator", "policy"), LATER))))
 
 
 def spent_by(feedback: Any) -> dict[str, float]:

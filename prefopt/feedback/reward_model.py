@@ -120,7 +120,7 @@ class RewardModel:
             own = (trained.max_prompt_tokens, trained.max_completion_tokens)
             most = [given or known for given, known in zip(longest, own, strict=True)]
             return tokenise(examples, self._tokenizer, *most)[0]
-        positions = positions_of(find_model(self._checkpoints[0]))
+        positions = positions_of(self.found)
         rendering = Rendering(self._tokenizer, positions.number if positions is not None and positions.table else None)
         read = [rendering.row(example, number, self.prompt, longest) for number, example in enumerate(examples)]
         return [row for row in read if row is not None]
@@ -138,6 +138,11 @@ class RewardModel:
         """Load model and tokenizer."""
         self.check()
         _ = self.scorer
+
+    @property
+    def found(self) -> str:
+        """Folder or hub id of the model, the first of several."""
+        return find_model(self._checkpoints[0])
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -190,7 +195,7 @@ class RewardModel:
     @cached_property
     def _reading(self) -> Reading | None:
         """How prefopt trained it to read; None for a model from elsewhere."""
-        return reading_of(find_model(self._checkpoints[0]))
+        return reading_of(self.found)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.data.texts import texts
-from prefopt.feedback import judges_of
+from prefopt.feedback import judges_of, reward_models_of
 from prefopt.feedback.judges import Judge
 from prefopt.policy import find_model
 from prefopt.policy.positions import positions_of
@@ -112,6 +112,35 @@ def position_warnings(models: Mapping[str, recipe.Names], longest: Sequence[Long
             if positions.table:
                 raise PrefoptError(f"{sentence}: it cannot read more than it has positions for; lower {one.shorten}")
             yield f"{sentence}: beyond its positions it computes, and was never trained; lower {one.shorten}"
+
+
+def reward_model_warnings(settings: recipe.Recipe, train: Sequence[Tokenised]) -> Iterator[str]:
+    """Hold what rollouts may write against the positions of reward models; counted in tokens of the policy.
+
+    Args:
+        settings: of the run.
+        train: the prompts.
+
+    Yields:
+        A sentence for each reward model that may be given more.
+    """
+    rollouts = settings.source.rollouts
+    if rollouts is None or not train:
+        return
+    key = "source.rollouts.sampling.max_tokens"
+    (longest,) = sampled(train, rollouts.sampling.max_tokens, "rollouts", key, "source.max_prompt_tokens")
+    sections = {"feedback": settings.feedback, "cost": settings.cost}
+    described = {name: reward_models_of(spec, name) for name, spec in sections.items() if spec is not None}
+    for section, name in ((section, model.found) for section, models in described.items() for model in models):
+        positions = positions_of(name)
+        if positions is None or longest.tokens <= positions.number:
+            continue
+        reads_part = "of longer texts it reads a part, which `rollouts/feedback_cut` counts"
+        beyond = reads_part if positions.table else "beyond its positions it computes, and was never trained"
+        yield (
+            f"{section}: the reward model {name} has {positions.number} positions, and {longest.what} are {longest.tokens} tokens "
+            f"of the policy: {beyond}; lower {longest.shorten}"
+        )
 
 
 def judge_warnings(

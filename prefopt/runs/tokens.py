@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise_to_disk
 from prefopt.data.selecting import IDENTICAL
-from prefopt.runs.lengths import longest_of, models_of, position_warnings
+from prefopt.runs.lengths import longest_of, models_of, position_warnings, reward_model_warnings
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.matching import batch_rows, training_rows
 from prefopt.runs.planning import Plan, refuse_few
@@ -66,6 +66,7 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
     found = [
         *unread_keys(settings, _template(tokenizer), planned.data.train),
         *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
+        *reward_model_warnings(settings, parts["train"]),
         *_cut_warnings(parts, settings.source),
         *_same_warning(counts[IDENTICAL], len(train)),
     ]

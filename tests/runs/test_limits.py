@@ -433,3 +433,27 @@ def test_a_local_judge_in_a_panel_that_scores_rollouts_is_held_against_its_posit
     rollouts = ("objective=RLOO", "source.rollouts={completions: 2}", f"feedback={panel}")
     with pytest.raises(PrefoptError, match=r"feedback: the judge .* its shortest question takes 65 tokens"):
         plan(make(*rollouts))
+
+
+@pytest.mark.parametrize(("table", "said"), [(True, "it reads a part"), (False, "beyond its positions it computes")])
+def test_a_reward_model_of_rollouts_is_held_against_its_positions(
+    make: Any, tmp_path: Path, table: bool, said: str
+) -> None:
+    reward = shutil.copytree(tmp_path / "lm", tmp_path / "reward")
+    _with_positions(reward, table)
+    config = json.loads((reward / "config.json").read_text())
+    kind = "GPT2" if table else "Llama"
+    config |= {"architectures": [f"{kind}ForSequenceClassification"], "id2label": {"0": "r"}, "label2id": {"r": 0}}
+    (reward / "config.json").write_text(json.dumps(config))
+    member = {"name": "RewardModel", "model": str(reward)}
+    feedback = json.dumps({"name": "Panel", "members": [{"name": f"{tmp_path}/rule.py:r"}, member]})
+
+    def warnings(most: int) -> list[str]:
+        rollouts = json.dumps({"completions": 2, "sampling": {"max_tokens": most}})
+        settings = make("objective=RLOO", f"source.rollouts={rollouts}", f"feedback={feedback}")
+        return [one for one in dry_run(settings).plan.warnings if "reward model" in one]
+
+    assert not warnings(14)
+    (warning,) = warnings(15)
+    assert "has 16 positions, and rollouts: a prompt of 2 and up to 15 sampled are 17 tokens" in warning
+    assert said in warning and "lower source.rollouts.sampling.max_tokens" in warning
