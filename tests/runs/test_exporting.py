@@ -24,10 +24,12 @@ import prefopt
 from prefopt import PrefoptError
 from prefopt.cli import main
 from prefopt.policy import Policy, load_policy, reading_of
+from prefopt.policy.adapters import merged
 from prefopt.policy.critic import ValueHead
 from prefopt.policy.scorer import FILE as MARK
 from prefopt.recipe import Adapter
 from prefopt.recipe import Policy as Spec
+from prefopt.runs import exporting
 
 OTHERS = [
     ("GPT-2", "LoRA", "policy"),
@@ -257,6 +259,39 @@ def test_a_dtype_that_is_too_narrow_is_refused_and_leaves_nothing(name, value, s
         prefopt.export(folder, tmp_path / "out", "float16")
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     prefopt.export(folder, tmp_path / "out", "bfloat16")
+
+
+def nudged(model):
+    """One row of the head a little away from where it was."""
+    with torch.no_grad():
+        model.lm_head.weight[3] += 0.1
+    return model
+
+
+def test_a_library_that_merges_wrongly_is_caught(base, tmp_path, monkeypatch):
+    adapter(base, tmp_path / "a")
+    monkeypatch.setattr(exporting, "merged", lambda model: nudged(merged(model)))
+    with pytest.raises(PrefoptError, match=r"the adapter .*/a, merged, would be another model: .* differ by 0\.\d+"):
+        prefopt.export(tmp_path / "a", tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("dtype", exporting.DTYPES)
+def test_a_library_that_saves_wrongly_is_caught(dtype, base, tmp_path, monkeypatch):
+    save = Policy.save
+    monkeypatch.setattr(Policy, "save", lambda self, folder: save(Policy(nudged(self.model), self.tokenizer), folder))
+    with pytest.raises(PrefoptError, match=r"the exported .*/a would be another model"):
+        prefopt.export(adapter(base, tmp_path / "a"), tmp_path / "out", dtype)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["to an empty folder", "to nothing yet"])
+def test_a_link_is_followed(made, base, tmp_path):
+    if made:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    assert prefopt.export(base, tmp_path / "out").folder == tmp_path / "out"
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "model.safetensors").is_file()
 
 
 def test_nothing_is_overwritten(base, tmp_path, capsys):
