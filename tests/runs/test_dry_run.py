@@ -5,10 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from prefopt import load_recipe, run
+from prefopt import load_recipe
 from prefopt.policy import find_model, load_policy, load_tokenizer
 from prefopt.runs.dry_run import describe_dry_run, dry_run
 from prefopt.runs.memory import size_of
+from prefopt.runs.run import run
 from prefopt.support.errors import PrefoptError
 
 PAIRS = '{"prompt": "the film", "chosen": "was good", "rejected": "was bad"}\n'
