@@ -31,9 +31,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 ROUNDING = 1e-3
 """How far two forms of one model may differ in what they say, for each unit of it. float32 that is added up in another order makes
-1e-6 in small models, and 5e-5 in random ones of 32 layers, which amplify it most; wrong weights make 1e-2 and more."""
+1e-6 in small models, and 5e-5 in random ones of 32 layers, which amplify it most."""
 
 WIDER = "export it in bfloat16, which reaches as far as float32, or in float32"
+"""What to do about a dtype that ends too early."""
 
 PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 8, 16
 """The rows on which models are compared."""
