@@ -40,9 +40,12 @@ def show_data(console: Console, name: str, report: "Report") -> None:
     show_counts(console, dict(sorted(report.counts.items())))
 
 
-def show_left(console: Console, rows: int) -> None:
-    """How many rows an epoch has, where some were dropped."""
-    console.print(f"  {'an epoch':<11}{rows:>6} rows, which are left to train on", highlight=False)
+def show_left(console: Console, rows: int, steps: int) -> None:
+    """How many rows an epoch has, and steps the run, where some were dropped."""
+    several = "s" * (steps != 1)
+    console.print(
+        f"  {'an epoch':<11}{rows:>6} rows, which are left to train on: {steps} step{several}", highlight=False
+    )
 
 
 def show_counts(console: Console, counts: Mapping[str, int]) -> None:

@@ -59,8 +59,9 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
     counts: Counter[str] = Counter()
     train = batch_rows(parts["train"], planned.wanted, settings.source, counts)
     show_counts(console, counts)
-    if len(train) != planned.rows and settings.train.epochs is not None:
-        show_left(console, len(train))
+    counted, planned = planned.rows, replace(planned, rows=len(train))
+    if len(train) != counted and settings.train.epochs is not None:
+        show_left(console, len(train), planned.steps)
     own = {i: _own_rows(planned, i, tokenizer, console) for i in planned.own}
     named = parts | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
     found = [
@@ -71,7 +72,7 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         *_same_warning(counts[IDENTICAL], len(train)),
     ]
     show_warnings(console, found)
-    planned = replace(planned, rows=len(train), warnings=(*planned.warnings, *found))
+    planned = replace(planned, warnings=(*planned.warnings, *found))
     refuse_few(planned)
     if train:
         show_example(console, preview(train[0], tokenizer))

@@ -1,5 +1,6 @@
 """What is known before a model is loaded is compared: refused, or said with its numbers."""
 
+import io
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from _tiny import tiny_model
+from rich.console import Console
 from transformers import GPT2Config, LlamaConfig, RobertaConfig
 
 from prefopt import load_recipe
@@ -16,10 +18,12 @@ from prefopt.data import parse
 from prefopt.data.selecting import AGAINST, ALONE, IDENTICAL, select_checked
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.objectives import CATALOGUE, load_objective
+from prefopt.policy import load_tokenizer
 from prefopt.policy.positions import Positions, positions_of
 from prefopt.runs.dry_run import describe_dry_run, dry_run
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.planning import plan
+from prefopt.runs.tokens import with_tokens
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Needs
 
@@ -233,6 +237,9 @@ def test_epochs_are_of_the_rows_that_are_left(make: Any) -> None:
     rows = [row | ({"rejected": ""} if i % 4 else {}) for i, row in enumerate(pairs(80))]
     settings = make("source.split=[1, 0, 0]", "train.steps=null", "train.epochs=1", rows=rows)
     assert dry_run(settings).plan.steps == 5
+    screen = io.StringIO()
+    with_tokens(plan(settings), load_tokenizer(settings.policy), Console(file=screen, width=200))
+    assert "20 rows, which are left to train on: 5 steps" in screen.getvalue()
     with pytest.raises(PrefoptError, match="batch_size is 32, and the data have 20 rows"):
         dry_run(make("source.split=[1, 0, 0]", "train.batch_size=32", rows=rows))
 
