@@ -124,7 +124,7 @@ def test_batches_are_cut_as_the_trainer_cuts_them(make_recipe, monkeypatch):
 def test_the_data_are_shown_as_the_run_shows_them(make_recipe, tmp_path):
     shown = []
     settings = make_recipe("source.max_completion_tokens=2", "train.epochs=null", "train.steps=1", "evaluate.prompts=0")
-    for look in (dry_run, lambda settings, console: run(settings, tmp_path / "run", console=console)):
+    for look in (dry_run, lambda settings, console: run(settings, folder=tmp_path / "run", console=console)):
         console = Console(file=io.StringIO(), width=100)
         look(settings, console)
         text = console.file.getvalue()
