@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
 from prefopt.data.example import Matrix
-from prefopt.data.formats import FORMATS
+from prefopt.data.formats import ADAPT_COLUMNS, FORMATS
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis, Needs
 
@@ -249,6 +249,7 @@ def _refuse(rows: Sequence[Selectable], needs: Needs, reason: str) -> NoReturn:
     raise PrefoptError(
         f"the data cannot serve this objective: {reason}. It needs {', '.join(wants)}; the data have {_contents(rows)}. "
         f"Formats that have it (docs/data.md): {_suitable(needs)}"
+        + (f". {ADAPT_COLUMNS}" if any(row.columns for row in rows[:100]) else "")
     )
 
 

@@ -14,13 +14,17 @@ from rich.console import Console
 from transformers import GPT2Config, LlamaConfig, RobertaConfig
 
 from prefopt import load_recipe
-from prefopt.data import parse
+from prefopt.data import load_examples, parse
 from prefopt.data.selecting import AGAINST, ALONE, IDENTICAL, select_checked
 from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.judges.report import load_rows
 from prefopt.objectives import CATALOGUE, load_objective
 from prefopt.policy import load_tokenizer
 from prefopt.policy.positions import Positions, positions_of
+from prefopt.recipe import Data
 from prefopt.runs.dry_run import describe_dry_run, dry_run
+from prefopt.runs.label.completions import to_label
+from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.planning import plan
 from prefopt.runs.tokens import with_tokens
@@ -464,3 +468,37 @@ def test_a_reward_model_of_rollouts_is_held_against_its_positions(
     (warning,) = warnings(15)
     assert "has 16 positions, and rollouts: a prompt of 2 and up to 15 sampled are 17 tokens" in warning
     assert said in warning and "lower source.rollouts.sampling.max_tokens" in warning
+
+
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "HelpSteer2": {"response": "a", "helpfulness": 3, "correctness": 4},
+    "HelpSteer2, preferences": {"response_1": "a", "response_2": "b", "preference_strength": -1},
+    "Nectar": {"answers": [{"answer": "a", "model": "m", "rank": 1.0}], "turns": 1},
+    "PKU-SafeRLHF": {"response_0": "a", "response_1": "b", "better_response_id": 0},
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_rows_with_their_completions_in_other_columns_are_refused_with_the_columns_and_adapt(
+    make: Any, name: str
+) -> None:
+    rows = [{"prompt": f"w{i}", **ELSEWHERE[name]} for i in range(30)]
+    named = rf"(?s){re.escape(str(sorted(ELSEWHERE[name])))}.*source: \{{adapt: mine\.py:pair\}}"
+    for objective in ("DPO", "SFT", "BradleyTerry"):
+        with pytest.raises(PrefoptError, match=named):
+            plan(make(f"objective={objective}", rows=rows))
+    file = Path(make(rows=rows).source.data[0])
+    with pytest.raises(PrefoptError, match=named):
+        to_label(load_examples(file), LabelRecipe(source={"data": str(file)}, feedback="rule.py:r"))
+    with pytest.raises(PrefoptError, match=named):
+        load_rows(Data(data=str(file)))
+
+
+def test_a_judge_is_held_against_rows_as_adapt_makes_them(make: Any, tmp_path: Path) -> None:
+    file = make(rows=[{"prompt": f"w{i}", **ELSEWHERE["PKU-SafeRLHF"]} for i in range(3)]).source.data[0]
+    change = tmp_path / "change.py"
+    change.write_text(
+        "def pair(row):\n    return {'prompt': row['prompt'], 'chosen': row['response_0'], 'rejected': row['response_1']}"
+    )
+    rows = load_rows(Data(data=file, adapt=f"{change}:pair"))
+    assert [row.completions for row in rows] == [("a", "b")] * 3

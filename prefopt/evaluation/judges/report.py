@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Example, load_examples
+from prefopt.data.formats import ADAPT_COLUMNS
 from prefopt.evaluation.judges.ratings import Judgements, RatedRow, measure
 from prefopt.feedback import Transformed, ask, check_feedback, make_feedback
 from prefopt.feedback.judges.judge import Judge
@@ -155,10 +156,15 @@ def load_rows(source: Data) -> list[Example]:
     Raises:
         PrefoptError: there are none.
     """
-    rows = load_examples(list(source.data), source.arguments, split=source.hub_split)[: source.limit]
+    rows = load_examples(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
+    rows = rows[: source.limit]
     with_completions = [row for row in rows if row.size]
     if not with_completions:
-        raise PrefoptError(f"{', '.join(source.data)} has no completions to judge")
+        columns = sorted({name for row in rows[:100] for name in row.columns})
+        raise PrefoptError(
+            f"{', '.join(source.data)} has no completions to judge"
+            + (f"; the columns beside `prompt` are {columns}. {ADAPT_COLUMNS}" if columns else "")
+        )
     return with_completions
 
 

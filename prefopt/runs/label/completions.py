@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from prefopt.data import DiskRows, Example, prompts, tokenise_to_disk
+from prefopt.data.formats import ADAPT_COLUMNS
 from prefopt.data.texts import texts
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.recipe import Samples
@@ -49,6 +50,7 @@ def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Exa
         if not row.size:
             raise PrefoptError(
                 f"{row.where}: a prompt without completions; say who writes them: `policy: {{model: …}}`"
+                + (f". Its other columns are {sorted(row.columns)}. {ADAPT_COLUMNS}" if row.columns else "")
             )
         texts(row)
     return rows
