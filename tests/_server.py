@@ -15,7 +15,7 @@ class Loopback:
 
     Attributes:
         table: probabilities of next tokens, by the end of what it was given; the longest end that is known counts.
-        faults: popped for each request: a status, "hang", "drop", a (status, body) or None.
+        faults: popped for each request: a status, "hang", "drop", a (status, body), bytes in place of HTTP, or None.
         lists: whether it has log-probs; "nothing" is none of a first token; "lossy" gives long lists as llama.cpp does.
         asked: (path, body, authorisation) of each request that it answered.
         received: requests, answered or not.
@@ -104,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "hang":
             self.loopback.stopped.wait(5)
+            return
+        if isinstance(fault, bytes):
+            self.wfile.write(fault)
+            self.close_connection = True
             return
         time.sleep(self.loopback.seconds)
         status, said = fault if isinstance(fault, tuple) else (200 if fault == "drip" else fault or 200, None)

@@ -23,9 +23,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt.recipe import sections_of
 
-    target = Path(options.out) if options.out else None
-    if target is not None and target.exists():
-        raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
+    target = _new_file(options.out)
     if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
         return _evaluate_judge(options, target)
     settings = _target(options)
@@ -53,6 +51,18 @@ def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
     _keep(target, judged.to_json())
     if doubt := untrusted(judged.estimates, settings.require):
         raise PrefoptError(f"the judge does not keep what {options.target} requires: {doubt}")
+
+
+def _new_file(name: str | None) -> Path | None:
+    """The file that was asked for; refused before anything is measured where it could not be written."""
+    if name is None:
+        return None
+    target = Path(name)
+    if target.exists():
+        raise PrefoptError(f"{target} is there already, and nothing is overwritten: name another")
+    if file := next((folder for folder in target.parents if folder.exists() and not folder.is_dir()), None):
+        raise PrefoptError(f"{target}: {file} is a file and holds no others; name a folder")
+    return target
 
 
 def _keep(target: Path | None, text: str) -> None:

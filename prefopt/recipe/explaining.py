@@ -13,8 +13,8 @@ from prefopt.recipe.names import Callback
 from prefopt.recipe.schema import Environment, Feedback, Recipe, Source, Term, Transform
 from prefopt.support.errors import nearest
 
-PYTHONS = ("tuple_type", "bool_type", "bool_parsing", "string_type")
-"""Errors in which pydantic names a type of Python's; a recipe's are in the docs."""
+PYTHONS = {"tuple_type": "list", "bool_type": "true | false", "bool_parsing": "true | false", "string_type": "text"}
+"""Errors in which pydantic names a type of Python's, and what it is in a recipe."""
 
 
 def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe) -> str:
@@ -43,8 +43,8 @@ def _line(item: Any, known: Mapping[str, "Described"]) -> str:
     )
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
         message = "must hold keys and values"
-    elif item["type"] in PYTHONS and plain in known:
-        message = f"must be {known[plain].kind}"
+    elif item["type"] in PYTHONS:
+        message = f"must be {known[plain].kind if plain in known else PYTHONS[item['type']]}"
     elif item["type"] == "invalid_key":
         return f"`{key.rpartition('.')[0]}` has the key {item['input']!r}; keys are text"
     given = repr(item["input"])

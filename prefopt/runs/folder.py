@@ -13,23 +13,28 @@ wandb-id.txt         of a run that is logged to W&B: its id there, so that a res
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from prefopt.recipe import Recipe, recipe_from, with_new_names
 from prefopt.recipe.parsing import parsed
+from prefopt.runs.written import (
+    check_manifest,
+    check_summary,
+    check_training,
+    is_line,
+    keys_and_values,
+    read,
+    read_json,
+)
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 
 if TYPE_CHECKING:
     from prefopt.evaluation.evaluator import Evaluation
     from prefopt.evaluation.win_rates import Sample
-
-T = TypeVar("T")
 
 MEASURED_AGAIN = "restore it, or remove it: a run that is not finished measures again"
 
@@ -139,9 +144,7 @@ class RunFolder:
         """
         if not self.begun:
             return {}
-        damaged = f"{self.recipe_file} is damaged"
-        parse = _keys_and_values(lambda text: parsed(text, damaged))
-        tree = _read(self.recipe_file, parse, "restore it; nothing goes without it")
+        tree = read(self.recipe_file, keys_and_values(_yaml), "restore it; nothing goes without it")
         return with_new_names(tree, where=None)
 
     def manifest(self) -> dict[str, Any]:
@@ -151,7 +154,9 @@ class RunFolder:
             PrefoptError: the file is damaged.
         """
         return read_json(
-            self.manifest_file, "restore it, or remove it: what a resume compares and a report lists is lost"
+            self.manifest_file,
+            "restore it, or remove it: what a resume compares and a report lists is lost",
+            check_manifest,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -160,7 +165,8 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        return read_json(self.summary_file, f"restore it, or remove it: `prefopt run {self} --resume` writes it again")
+        remedy = f"restore it, or remove it: `prefopt run {self} --resume` writes it again"
+        return read_json(self.summary_file, remedy, check_summary)
 
     def training(self) -> dict[str, Any]:
         """How training ended; empty where it is not over.
@@ -171,6 +177,7 @@ class RunFolder:
         return read_json(
             self.trained_file,
             f"restore it, or remove it: `prefopt run {self} --resume` then trains on from the last checkpoint",
+            check_training,
         )
 
     def error(self) -> str:
@@ -194,9 +201,9 @@ class RunFolder:
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 line = None
-            if isinstance(line, dict) and isinstance(line.get("step"), int | float):
+            if is_line(line):
                 yield line
             elif number < len(lines) or content.endswith(b"\n"):  # a line that was cut has no end
                 raise PrefoptError(
@@ -212,7 +219,7 @@ class RunFolder:
         from prefopt.evaluation.evaluator import Evaluation  # with torch, which few readers of a folder need
 
         file = self.evaluation_file(part, step)
-        return _read(file, Evaluation.from_json, MEASURED_AGAIN) if file.exists() else None
+        return read(file, Evaluation.from_json, MEASURED_AGAIN) if file.exists() else None
 
     def last_evaluation(self, part: str = "test") -> "Evaluation | None":
         """The latest that was kept of a part; None where there is none.
@@ -223,7 +230,7 @@ class RunFolder:
         from prefopt.evaluation.evaluator import Evaluation
 
         files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
-        return _read(files[-1], Evaluation.from_json, MEASURED_AGAIN) if files else None
+        return read(files[-1], Evaluation.from_json, MEASURED_AGAIN) if files else None
 
     def samples(self) -> "dict[str, list[Sample]]":
         """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
@@ -276,34 +283,8 @@ class RunFolder:
         write_whole(self.error_file, details)
 
 
-def read_json(file: Path, remedy: str) -> dict[str, Any]:
-    """Keys and values of a file that prefopt wrote; none where it is not there.
-
-    Args:
-        file: JSON.
-        remedy: what can be done where it is damaged, as the end of a sentence.
-
-    Raises:
-        PrefoptError: it is damaged.
-    """
-    return _read(file, _keys_and_values(json.loads), remedy) if file.is_file() else {}
-
-
-def _keys_and_values(parse: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
-    """The same, of a text that must hold a mapping."""
-
-    def mapping(text: str) -> dict[str, Any]:
-        content = parse(text)
-        if not isinstance(content, dict):
-            raise ValueError("it must hold keys and values")
-        return content
-
-    return mapping
-
-
-def _read(file: Path, parse: Callable[[str], T], remedy: str) -> T:
+def _yaml(text: str) -> Any:
     try:
-        return parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PrefoptError(f"{file} is damaged ({first}): {remedy}") from error
+        return parsed(text, "recipe.yaml")
+    except PrefoptError as error:
+        raise ValueError(str(error).removeprefix("recipe.yaml, ")) from error

@@ -269,6 +269,8 @@ class Study(Section):
                 raise ValueError(f"grid.{empty[0]} has no values, so there would be no arm: give some, or leave it out")
             for point, values in _points(grid):
                 full = "-".join(part for part in (name, point) if part)
+                if not full and self.arms:
+                    raise ValueError("an arm has no name, and its folder needs one: write letters, digits, - and _")
                 if not full:
                     raise ValueError("there is nothing to compare: name some `arms`, or a `grid`")
                 if full in arms:

@@ -45,8 +45,15 @@ class CacheUsage:
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder of a kind below $PREFOPT_CACHE, or below ~/.cache/prefopt."""
-    return Path(os.environ.get("PREFOPT_CACHE") or "~/.cache/prefopt").expanduser() / kind
+    """The folder of a kind below $PREFOPT_CACHE, or below ~/.cache/prefopt.
+
+    Raises:
+        PrefoptError: $PREFOPT_CACHE is a file.
+    """
+    root = Path(os.environ.get("PREFOPT_CACHE") or "~/.cache/prefopt").expanduser()
+    if root.is_file():
+        raise PrefoptError(f"{root}, where caches go, is a file: name a folder in PREFOPT_CACHE, or move the file away")
+    return root / kind
 
 
 def usage(kind: str | None = None) -> Iterator[CacheUsage]:

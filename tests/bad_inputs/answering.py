@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 60
-PRELOADED = """pytest accelerate datasets jinja2 openai peft pyarrow.parquet scipy.optimize
-transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.llama.tokenization_llama
+PRELOADED = """pytest accelerate datasets jinja2 matplotlib.figure matplotlib.font_manager openai peft pyarrow.parquet
+scipy.optimize transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama
 prefopt.cli.parser prefopt.runs.run prefopt.runs.dry_run prefopt.runs.inspecting prefopt.runs.label.labelling
 prefopt.evaluation.judges.report prefopt.feedback.judges.server prefopt.objectives.listing prefopt.study.conclusion
 prefopt.study.jobs prefopt.study.preview prefopt.study.report.page prefopt.study.run prefopt.support.caches"""
+"""What a fork need not import; a name that there is not is passed over, and only costs time."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED.split())
@@ -44,7 +45,7 @@ class Answer:
     @property
     def sentence(self) -> str:
         """The error, without what was printed before it; everything where there is no error."""
-        found = list(re.finditer(r"^(error |prefopt \w*:? ?error: )", self.err, re.MULTILINE))
+        found = list(re.finditer(r"^(error |prefopt( \w+)*: error: )", self.err, re.MULTILINE))
         return self.err[found[-1].start() :].strip() if found else f"{self.err}\n{self.out}".strip()
 
 

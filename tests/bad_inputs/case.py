@@ -63,7 +63,9 @@ def cases(surface: str) -> Iterator[Case]:
 
 
 def read(surface: str) -> dict[str, Any]:
-    """A table: `run`, the command; `checked`, more words for it after a remedy; `good`, commands that are accepted; `cases`."""
+    """A table: `run`, the command; `files`, of every case; `checked`, more words for a remedy; `good`, commands that are accepted;
+    `cases`.
+    """
     content: dict[str, Any] = yaml.safe_load((TABLES / f"{surface}.yaml").read_text(encoding="utf-8"))
     return content
 
@@ -72,6 +74,7 @@ def _case(surface: str, table: Mapping[str, Any], given: Mapping[str, Any]) -> C
     fields = {name: value for name, value in given.items() if name not in ("run", "with")}
     for name in ("names", "advises"):
         fields[name] = tuple([fields[name]] if isinstance(fields.get(name), str) else fields.get(name, ()))
+    fields["files"] = {**table.get("files", {}), **fields.get("files", {})}
     return Case(surface, command=_command(table, given), **fields)
 
 

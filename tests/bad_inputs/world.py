@@ -96,7 +96,9 @@ def environment(folder: Path, port: int) -> dict[str, str]:
 
 
 def reply(given: Any) -> Any:
-    """A fault of `_server.Loopback`: hang, drop, a status, text or bytes in place of HTTP, or {status, body}."""
+    """A fault of `_server.Loopback`: hang, drop, a status, other text or bytes in place of HTTP, or {status, body}."""
+    if isinstance(given, str) and given not in ("hang", "drop"):
+        return given.encode()
     return (given.get("status", 200), given["body"]) if isinstance(given, dict) else given
 
 

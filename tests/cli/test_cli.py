@@ -191,6 +191,10 @@ def test_files_and_folders_that_are_in_the_way(recipe, tmp_path, home, capsys, n
     assert "is no run folder" in refusal(capsys, "evaluate", home)
     assert "no recipe" in refusal(capsys, "sample", tmp_path / "gone.yaml")
     assert "nothing is overwritten" in refusal(capsys, "evaluate", recipe, "--out", tmp_path / "used/notes.txt")
+    below = tmp_path / "used/notes.txt/numbers.json"
+    assert f"{tmp_path}/used/notes.txt is a file and holds no others" in refusal(
+        capsys, "evaluate", recipe, "--out", below
+    )
     assert (tmp_path / "used/notes.txt").read_text() == "mine"
 
 

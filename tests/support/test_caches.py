@@ -124,3 +124,12 @@ def test_files_of_an_earlier_version_are_listed_and_cleared(embeddings, capsys):
     assert [(one.entries, one.files, one.damaged) for one in verified("embeddings")] == [(1, 1, 0), (7, 1, 0)]
     printed(capsys, "clear", "embeddings", "--yes")
     assert not old.exists()
+
+
+def test_a_file_in_the_place_of_all_caches_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SystemExit) as ended:
+        main(["cache", "list"])
+    assert ended.value.code == 2
+    assert f"{tmp_path}/file, where caches go, is a file: name a folder in PREFOPT_CACHE" in capsys.readouterr().err

@@ -140,7 +140,11 @@ def _read(file: Path) -> Rubric:
 
 
 def _lines_of(file: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PrefoptError(f"{file} is not UTF-8: {error}") from error
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             raise PrefoptError(f"{file}:{number}: an empty line; every line is an example")
         try:

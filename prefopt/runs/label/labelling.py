@@ -15,9 +15,8 @@ from rich.console import Console
 
 from prefopt.data import DiskRows, Example, load_examples
 from prefopt.feedback import ask, check_feedback, judge_records, make_feedback, reward_models, spent_by
-from prefopt.policy import check_sampler, check_stops, find_model
+from prefopt.policy import check_policy, check_sampler, check_stops, find_model
 from prefopt.recipe import Samples
-from prefopt.runs.folder import read_json
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
 from prefopt.runs.label.ledger import Ledger
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
@@ -25,6 +24,7 @@ from prefopt.runs.label.rows import written_out
 from prefopt.runs.lengths import judge_warnings
 from prefopt.runs.manifest import circumstances, date_of, fingerprint_examples
 from prefopt.runs.progress import followed, show_labelling, show_warnings
+from prefopt.runs.written import read_json
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked, write_whole
@@ -91,12 +91,14 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     if settings.policy is not None:
         find_model(settings.policy.model)
         check_sampler(settings.samples or Samples(), "samples", settings)
-        check_stops(settings.samples or Samples(), settings.policy, "samples")
     source = settings.source
     rows = load_examples(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
     chosen = to_label(rows[: source.limit], settings)
     most = None if settings.policy is None else (settings.samples or Samples()).sampling.max_tokens
     shorten = "the completions of the data" if most is None else "samples.sampling.max_tokens"
+    if settings.policy is not None:
+        check_policy(settings.policy, scorer=False)  # late, because it reads the tokenizer; so does what follows
+        check_stops(settings.samples or Samples(), settings.policy, "samples")
     show_warnings(Terminal(stderr=True), judge_warnings(settings.feedback, "feedback", chosen, most, shorten))
     return chosen
 

@@ -50,15 +50,30 @@ class RunFiles:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """Resolved; an objective of one term is a section, not a list."""
-        tree = RunFolder(self.folder).recipe_tree()
-        terms = tree["objective"]
+        """Resolved; an objective of one term is a section, not a list.
+
+        Raises:
+            PrefoptError: it is damaged, or no run's.
+        """
+        run = RunFolder(self.folder)
+        tree = run.recipe_tree()
+        terms, sections = tree.get("objective"), (tree.get(name) for name in ("source", "train", "evaluate"))
+        if not isinstance(terms, list) or not all(isinstance(section, dict) for section in sections):
+            raise PrefoptError(
+                f"{run.recipe_file} is damaged: a run's has `objective`, `source`, `train` and `evaluate`; restore it or remove "
+                "the run"
+            )
         return tree | {"objective": terms[0] if len(terms) == 1 else {str(i): term for i, term in enumerate(terms)}}
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """manifest.json."""
         return RunFolder(self.folder).manifest()
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """A part of the manifest that has keys; none where there is no such part."""
+        found: Mapping[str, Any] = self.manifest.get(name, {})
+        return found
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -109,7 +124,10 @@ def confounds(
     sentences = _against(runs, base, varies)
     if not next(f for f in runs if f.arm == base).trained and (trained := [f for f in runs if f.trained]):
         sentences += [one for one in _against(trained, trained[0].arm, varies) if one not in sentences]
-    return sentences + list(_among(runs))
+    bare = [f"{f.arm}, seed {f.seed}" for f in runs if not f.manifest]
+    if bare:
+        sentences.append(f"{_listed(bare)}: no manifest.json, so weights, data, code and device cannot be compared")
+    return sentences + list(_among([f for f in runs if f.manifest]))
 
 
 def _against(runs: Sequence[RunFiles], base: str, varies: Sequence[str]) -> list[str]:
@@ -132,7 +150,8 @@ def _between(one: RunFiles, base: RunFiles, varies: Sequence[str]) -> Iterator[s
     for key, (here, there) in differences(one.recipe, base.recipe).items():
         if not within(key, ignored):
             yield f"{key} is {short_value(here)}, and {short_value(there)} in {base.arm}"
-    if one.manifest["model"]["fingerprint"] != base.manifest["model"]["fingerprint"]:
+    recorded = one.manifest and base.manifest
+    if recorded and one.part("model").get("fingerprint") != base.part("model").get("fingerprint"):
         yield f"it starts from other weights than {base.arm}"
     if one.evaluation_prompts != base.evaluation_prompts:
         yield f"it is measured on other prompts than {base.arm}"
@@ -141,9 +160,8 @@ def _between(one: RunFiles, base: RunFiles, varies: Sequence[str]) -> Iterator[s
 
 
 def _in_training(one: RunFiles, base: RunFiles) -> Iterator[str]:
-    for part in ("train", "validation", "test"):
-        mine, theirs = (f.manifest["data"].get(part, {}) for f in (one, base))
-        if mine.get("fingerprint") != theirs.get("fingerprint"):
+    for part in ("train", "validation", "test") if one.manifest and base.manifest else ():
+        if _fingerprint(one.part("data").get(part)) != _fingerprint(base.part("data").get(part)):
             yield f"its {part} rows are not those of {base.arm}"
     shared = [step for step in one.batches if step in base.batches]
     odd = [step for step in shared if one.batches[step] != base.batches[step]]
@@ -170,20 +188,22 @@ def _budgets(runs: Sequence[RunFiles], of_base: Mapping[int, RunFiles]) -> Itera
 
 def _among(runs: Sequence[RunFiles]) -> Iterator[str]:
     """Differences in what should be the same for all runs: code, versions, device, plug-ins."""
-    code = {json.dumps(f.manifest["git"].get("prefopt"), sort_keys=True) for f in runs}
+    if not runs:
+        return
+    code = {json.dumps(f.part("git").get("prefopt"), sort_keys=True) for f in runs}
     if len(code) > 1:
         yield f"the runs were made by {len(code)} states of prefopt's code"
-    elif any((f.manifest["git"].get("prefopt") or {}).get("changed") for f in runs):
+    elif any((f.part("git").get("prefopt") or {}).get("changed") for f in runs):
         yield "prefopt's code had changes that are not committed, so the commit does not tell what ran"
-    for name in runs[0].manifest["versions"]:
-        if len(versions := {str(f.manifest["versions"].get(name)) for f in runs}) > 1:
+    for name in runs[0].part("versions"):
+        if len(versions := {str(f.part("versions").get(name)) for f in runs}) > 1:
             yield f"the runs were made with {name} {' and '.join(sorted(versions))}"
     for name in ("type", "name", "threads", "precision", "processes"):
-        if len(values := {str(f.manifest["device"][name]) for f in runs}) > 1:
+        if len(values := {str(f.part("device").get(name)) for f in runs}) > 1:
             yield f"the runs differ in device {name}: {' and '.join(sorted(values))}"
     edited: dict[str, set[str]] = {}
     for f in runs:
-        for name, digest in f.manifest["plugins"].items():
+        for name, digest in f.part("plugins").items():
             edited.setdefault(name, set()).add(digest)
     for name, digests in edited.items():
         if len(digests) > 1:
@@ -203,8 +223,9 @@ def varied_randomness(results: Sequence[RunOfArm]) -> dict[str, bool]:
     """For each source of randomness, whether it did differ between the seeds of some arm, judged by what the runs recorded."""
     arms: dict[str, list[RunFiles]] = {}
     for r in results:
-        if RunFolder(r.folder).finished:
-            arms.setdefault(r.arm, []).append(RunFiles(r.arm, r.seed, r.folder))
+        files = RunFiles(r.arm, r.seed, r.folder)
+        if RunFolder(r.folder).finished and files.manifest:
+            arms.setdefault(r.arm, []).append(files)
     varied = dict.fromkeys(Seeds.model_fields, False)
     for runs in arms.values():
         fingerprints = [_randomness(run) for run in runs]
@@ -215,15 +236,19 @@ def varied_randomness(results: Sequence[RunOfArm]) -> dict[str, bool]:
 
 def _randomness(run: RunFiles) -> dict[str, Any]:
     """Source of randomness → a fingerprint of what came of it in a run; None where the source played no part."""
-    seeds, recipe = run.manifest["seeds"], run.recipe
-    model = run.manifest["model"]
+    seeds, recipe, model = run.part("seeds"), run.recipe, run.part("model")
     return {
-        "data": json.dumps({name: part["fingerprint"] for name, part in run.manifest["data"].items()}),
-        "init": (model["fingerprint"], model.get("critic")),
+        "data": json.dumps({name: _fingerprint(part) for name, part in run.part("data").items()}),
+        "init": (model.get("fingerprint"), model.get("critic")),
         "order": next(iter(run.batches.values()), None),
-        "sampling": seeds["sampling"] if recipe["source"]["rollouts"] is not None and run.trained else None,
-        "evaluation": seeds["evaluation"] if recipe["evaluate"]["prompts"] else None,
+        "sampling": seeds.get("sampling") if recipe["source"]["rollouts"] is not None and run.trained else None,
+        "evaluation": seeds.get("evaluation") if recipe["evaluate"]["prompts"] else None,
     }
+
+
+def _fingerprint(part: Any) -> Any:
+    """Of a part of the data, as a manifest has it."""
+    return part.get("fingerprint") if isinstance(part, Mapping) else part
 
 
 def seeds_note(results: Sequence[RunOfArm]) -> str:

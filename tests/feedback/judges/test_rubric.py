@@ -283,6 +283,13 @@ def test_what_is_wrong_with_an_example_is_said_with_its_line(tmp_path, line, mes
         load_rubric(str(tmp_path / "r.yaml"))
 
 
+def test_examples_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(SIMPLE))
+    (tmp_path / "r.jsonl").write_bytes(b"\x81\x82\n")
+    with pytest.raises(PrefoptError, match=r"r\.jsonl is not UTF-8"):
+        load_rubric(str(tmp_path / "r.yaml"))
+
+
 def test_a_file_refines_its_base_and_finds_its_examples(tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(SIMPLE))
     (tmp_path / "other.jsonl").write_text(json.dumps(EXAMPLE))

@@ -190,11 +190,15 @@ def test_a_budget_that_ends_and_a_bigger_one_that_goes_on(recipe_file, tmp_path)
         (["policy.model={here}/gone"], "gone: give a folder"),
         (["samples.sampler=vlm"], "samples.sampler: unknown sampler 'vlm'"),
         (["source.data=gone.jsonl"], "gone.jsonl: no such file"),
+        (["samples.sampling.stop=[w3 w4]"], r"samples\.sampling\.stop: 'w3 w4' is 2 tokens"),
+        (["policy.model={here}/encoder"], "is a BertForMaskedLM, which does not write text"),
     ],
 )
 def test_refused_before_anything_is_loaded(recipe_file, tmp_path, overrides, words, monkeypatch):
     monkeypatch.setattr("prefopt.runs.label.completions.load_policy", None)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n')
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder/config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
     places = {"{here}": str(tmp_path), "{pocket}": str(tmp_path / "prompts.jsonl")}
     for place, value in places.items():
         overrides = [text.replace(place, value) for text in overrides]
