@@ -31,7 +31,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     quiet_libraries()
     evaluation = inspecting.evaluate(settings, consoles.err)
-    title = f"{options.target}: test rows, with {evaluation.confidence:.0%} intervals"
+    title = f"{options.target}: {settings.evaluate.part} rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, evaluation.estimates(), evaluation.numbers)
     _keep(target, evaluation.to_json())
 

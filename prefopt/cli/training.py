@@ -50,7 +50,7 @@ def _train(settings: "Recipe", folder: Path | None, options: argparse.Namespace)
         result = train(settings, folder, options.resume, consoles.err)
     end_processes()
     consoles.err.print()
-    show_result(consoles.out, result, result.rows, settings.evaluate.confidence)
+    show_result(consoles.out, result, settings.evaluate.confidence)
     if clock is not None:
         show_profile(consoles.out, clock)
 

@@ -33,16 +33,17 @@ OF_LABELLINGS = (
 """The same of a labelling's."""
 
 
-def material(settings: Section, immaterial: tuple[str, ...]) -> dict[str, Any]:
-    """A recipe as a tree without its immaterial keys."""
+def material(tree: Mapping[str, Any], immaterial: tuple[str, ...]) -> dict[str, Any]:
+    """A recipe, as `model_dump` gives it, without its immaterial keys."""
     pattern = re.compile("|".join(f"(?:{keys})" for keys in immaterial))
-    tree: dict[str, Any] = _without(settings.model_dump(mode="json"), pattern, "")
-    return tree
+    kept: dict[str, Any] = _without(tree, pattern, "")
+    return kept
 
 
 def material_differences(begun: Section, now: Section, immaterial: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys for which something that has begun cannot go on by another recipe, with both values."""
-    return differences(material(begun, immaterial), material(now, immaterial))
+    one, other = (material(settings.model_dump(mode="json"), immaterial) for settings in (begun, now))
+    return differences(one, other)
 
 
 def _without(tree: Any, pattern: re.Pattern[str], path: str) -> Any:

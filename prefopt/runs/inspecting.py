@@ -62,13 +62,13 @@ def _date_of(policy: recipe.Policy) -> date:
 
 
 def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
-    """Measure the recipe's policy, as it is before training, on the test rows.
+    """Measure the recipe's policy, as it is before training, on the rows of `evaluate.part`.
 
     Raises:
         PrefoptError: whatever a user can put right.
     """
     with computing(settings.train) as accelerator, fixed_date(_date_of(settings.policy)):
-        return measure(settings, "test", accelerator, console)
+        return measure(settings, settings.evaluate.part, accelerator, console)
 
 
 def measure(

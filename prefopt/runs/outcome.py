@@ -25,6 +25,7 @@ class RunResult:
         change: after − before, paired by prompt.
         numbers: before and after, of the metrics of all samples together, which have no interval.
         rows: held-out rows that were measured.
+        part: of the data that they are.
         writes: the model is a policy that can be sampled from, not a scorer.
     """
 
@@ -34,6 +35,7 @@ class RunResult:
     change: Mapping[str, Estimate]
     numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rows: int = 0
+    part: str = "test"
     writes: bool = True
 
     @property

@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prefopt.recipe.flat import flat, short_value, within
+from prefopt.recipe.immaterial import OF_RUNS, material
 from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import one_line
@@ -111,6 +113,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[RunOfArm]:
         if not here:
             raise PrefoptError(f"there is no run in {folder}: none with a recipe.yaml or an error.txt")
         runs += here
+    runs = _told_apart(runs)
     seen: dict[tuple[str, int], Path] = {}
     for result in runs:
         if other := seen.get((result.arm, result.seed)):
@@ -120,6 +123,27 @@ def find_runs(folders: Sequence[str | Path]) -> list[RunOfArm]:
         seen[result.arm, result.seed] = result.folder
     arms = list(dict.fromkeys(result.arm for result in runs))  # in the order given: the first is the baseline
     return sorted(runs, key=lambda r: (arms.index(r.arm), r.seed))
+
+
+def _told_apart(runs: Sequence[RunOfArm]) -> list[RunOfArm]:
+    """Runs of one name and seed as arms of their own, called by what differs in their recipes: `dpo beta=0.3`."""
+    twice = {run.arm for run in runs if [(r.arm, r.seed) for r in runs].count((run.arm, run.seed)) > 1}
+    by_arm = {arm: [run for run in runs if run.arm == arm] for arm in twice}
+    values = {run.folder: _flat_recipe(run) for of_arm in by_arm.values() for run in of_arm}
+
+    def name(run: RunOfArm) -> str:
+        keys = dict.fromkeys(key for other in by_arm[run.arm] for key in values[other.folder])
+        differing = [key for key in keys if len({values[other.folder].get(key) for other in by_arm[run.arm]}) > 1]
+        differences = (f"{key.rpartition('.')[2]}={values[run.folder].get(key, 'default')}" for key in differing)
+        return " ".join([run.arm, ", ".join(differences)]) if differing else run.arm
+
+    return [replace(run, arm=name(run)) if run.arm in twice else run for run in runs]
+
+
+def _flat_recipe(run: RunOfArm) -> dict[str, str]:
+    """Dotted keys and short values of a run's recipe that say what was trained, seeds aside."""
+    fields = flat(material(RunFolder(run.folder).recipe_tree(), OF_RUNS))
+    return {key: short_value(value) for key, value in fields.items() if not within(key, ("seed", "seeds"))}
 
 
 def _is_run(folder: Path) -> bool:

@@ -22,10 +22,10 @@ WIDE = 110
 """Columns from which results have the room to show every interval."""
 
 
-def show_result(console: Console, result: "RunResult", rows: int, confidence: float) -> None:
+def show_result(console: Console, result: "RunResult", confidence: float) -> None:
     """What changed on held-out rows, and where the rest is."""
     if result.after:
-        console.print(_table(result, rows, confidence, console.width >= WIDE))
+        console.print(_table(result, confidence, console.width >= WIDE))
         hint = f"Change: after − before, paired by prompt; bold where its {confidence:.0%} interval excludes 0."
         half = " ± is half of an interval." * (console.width < WIDE)
         console.print(Text(f"{hint}{half} Each metric: docs/metrics.md.", style="dim"))
@@ -37,9 +37,13 @@ def show_result(console: Console, result: "RunResult", rows: int, confidence: fl
         console.print(f"try it    prefopt sample {result.folder}", highlight=False, soft_wrap=True)
 
 
-def _table(result: "RunResult", rows: int, confidence: float, wide: bool) -> Table:
+def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
     table = Table(
-        title=f"{rows} held-out rows (test)", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=f"{result.rows} held-out rows ({result.part})",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     for heading in ("metric", "before", "after"):
         table.add_column(heading, justify="left", no_wrap=True)

@@ -169,6 +169,7 @@ def _conclude(folder: RunFolder, accelerator: Accelerator, before: Evaluation, a
         after.change_since(before),
         numbers,
         training["evaluated_on"]["rows"],
+        training["evaluated_on"]["split"],
         training["writes"],
     )
     if accelerator.is_main_process:

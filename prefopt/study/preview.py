@@ -12,9 +12,9 @@ from rich.text import Text
 
 from prefopt.objectives import load_objective
 from prefopt.recipe import Recipe
+from prefopt.recipe.flat import flat, short_value, within
 from prefopt.runs.folder import RunFolder
 from prefopt.study.comparison.confounds import IMMATERIAL
-from prefopt.study.comparison.recipe_fields import flat, short_value, within
 from prefopt.study.jobs import Job, RunJob
 from prefopt.study.plan import StudyPlan
 from prefopt.study.run import rough_duration, waits_for_stage

@@ -8,8 +8,8 @@ from _tiny import tiny_recipe
 from prefopt import PrefoptError, load_recipe
 from prefopt.objectives import LNDPO
 from prefopt.recipe import Wandb
+from prefopt.recipe.flat import flat, short_value
 from prefopt.study import Study, load_study
-from prefopt.study.comparison.recipe_fields import flat, short_value
 from prefopt.study.plan import StudyPlan, changed_declarations
 from prefopt.study.preview import with_defaults
 

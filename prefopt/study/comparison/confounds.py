@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.recipe import Seeds, differences
+from prefopt.recipe.flat import short_value, within
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm
-from prefopt.study.comparison.recipe_fields import short_value, within
 from prefopt.support.errors import PrefoptError
 
 IMMATERIAL = (

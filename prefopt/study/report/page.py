@@ -9,10 +9,10 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from prefopt.recipe.flat import flat
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import Comparison
-from prefopt.study.comparison.recipe_fields import flat
 from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report import text_tables
 from prefopt.study.report.figures import draw

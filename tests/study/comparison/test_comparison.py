@@ -115,6 +115,25 @@ def test_descriptions_from_eight_seeds_on(tmp_path):
     assert row.bootstrap[0] < row.mean.value < row.bootstrap[1]
 
 
+def test_runs_of_one_name_and_seed_are_told_apart_by_what_differs(tmp_path):
+    def dpo(number, seed, **fields):
+        recipe = {"objective": [{"name": "DPO", **fields}], "train": {"lr": 1e-3, "threads": number}}
+        return finished_run(tmp_path / f"dpo-seed{seed}-{number}", seed, 0.5 * number, recipe=recipe)
+
+    one, other, of_another_seed = dpo(1, 3, beta=0.1), dpo(2, 3, beta=0.3), dpo(3, 4, beta=0.3)
+    assert [run.arm for run in find_runs([one, of_another_seed])] == ["dpo", "dpo"]
+    runs = find_runs([one, other, of_another_seed])
+    assert [(run.arm, run.seed) for run in runs] == [("dpo beta=0.1", 3), ("dpo beta=0.3", 3), ("dpo beta=0.3", 4)]
+    comparison = compare(runs)
+    assert comparison.baseline == "dpo beta=0.1"
+    assert [row.mean.value for row in comparison.primary.rows] == [0.5, 1.25]
+    assert [run.arm for run in find_runs([one, other, dpo(4, 3)])] == [
+        "dpo beta=0.1",
+        "dpo beta=0.3",
+        "dpo beta=default",
+    ]
+
+
 def test_runs_are_found_however_they_lie(tmp_path):
     loose = finished_run(tmp_path / "loose" / "hinge-seed3", 3, 0.5)
     assert find_runs([loose]) == [RunOfArm("hinge", 3, loose)]
