@@ -23,24 +23,46 @@ SAID = ("versions", "git", "device", "environment", "plugins")
 """Parts of the manifest that may change when a run goes on, which is said and recorded."""
 
 
-def write_beginning(prepared: "Prepared", folder: RunFolder, console: Console) -> None:
-    """Write what the run is and what it is made of; where it goes on, compare that with its beginning. On every process.
+def write_beginning(prepared: "Prepared", folder: RunFolder, console: Console) -> dict[str, Any] | None:
+    """Write what a new run is and what it is made of; compare one that goes on with its beginning. On every process.
+
+    Returns:
+        The manifest of a run that goes on, for `write_resumption`; None of a new one.
 
     Raises:
         PrefoptError: the data, or a model beside or below the trained one, are not those of the beginning.
     """
-    for line in on_main_process(prepared.accelerator, lambda: _written(prepared, folder)):
+    lines, resumed = on_main_process(prepared.accelerator, lambda: _begun(prepared, folder))
+    for line in lines:
         console.print(line, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+    return resumed
 
 
-def _written(prepared: "Prepared", folder: RunFolder) -> list[str]:
-    """What should be said of the differences to the beginning."""
+def write_resumption(prepared: "Prepared", folder: RunFolder, resumed: dict[str, Any]) -> None:
+    """Record that a run goes on, once it does: one that is refused leaves its folder as it was. On every process.
+
+    Args:
+        prepared: the run.
+        folder: of it.
+        resumed: its manifest, with the record, from `write_beginning`.
+    """
+
+    def write() -> None:
+        if "recipe" in resumed["resumed"][-1]:
+            folder.write_recipe(prepared.recipe)
+        folder.write_manifest(resumed)
+
+    on_main_process(prepared.accelerator, write)
+
+
+def _begun(prepared: "Prepared", folder: RunFolder) -> tuple[list[str], dict[str, Any] | None]:
+    """What should be said of the differences to the beginning, and the manifest that will record them."""
     settings = prepared.recipe
     content = json.loads(json.dumps(manifest(prepared), default=repr))
     if not folder.begun or not folder.has_numbers:
         folder.write_recipe(settings)  # from here on it can be resumed
         folder.write_manifest(content)
-        return []
+        return [], None
     begun = folder.manifest()
     if different := changed_parts(begun, content):
         raise PrefoptError(
@@ -54,9 +76,7 @@ def _written(prepared: "Prepared", folder: RunFolder) -> list[str]:
         ]
     if keys := recipe.differences(folder.recipe().model_dump(mode="json"), settings.model_dump(mode="json")):
         record["recipe"] = {key: list(values) for key, values in keys.items()}
-        folder.write_recipe(settings)
-    folder.write_manifest((begun or content) | {"resumed": [*begun.get("resumed", ()), record]})
-    return lines
+    return lines, (begun or content) | {"resumed": [*begun.get("resumed", ()), record]}
 
 
 def _changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

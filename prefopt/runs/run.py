@@ -21,7 +21,7 @@ from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluatio
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_limit, shown
-from prefopt.runs.resuming import has_checkpoint, kept, restore, write_beginning
+from prefopt.runs.resuming import has_checkpoint, kept, restore, write_beginning, write_resumption
 from prefopt.runs.step_metrics import check_limits
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.dates import fixed_date
@@ -71,9 +71,13 @@ def run(
             return _tracked(tracker, lambda: _conclude_trained(settings, opened, tracker, accelerator, console))
         with timed("loading"):
             prepared = prepare(settings, accelerator, console, opened.path)
+            console.print(f"\nrun folder {opened}/", highlight=False, soft_wrap=True)
+            resumed = write_beginning(prepared, opened, console)
             trainer = _begin(prepared, opened, console)
         before = evaluated(prepared, opened, _bare(trainer), 0, console)  # while the model is that of the beginning
         done = restore(trainer, opened, console) if resume else 0
+        if resumed is not None:
+            write_resumption(prepared, opened, resumed)
         tracker = _tracker(settings, opened, accelerator)
         measurements = Measurements(prepared, opened, tracker, console)
         return _tracked(tracker, lambda: _train(prepared, trainer, measurements, before, done))
@@ -216,10 +220,8 @@ def _tracked(tracker: Tracker, work: Callable[[], RunResult]) -> RunResult:
 
 
 def _begin(prepared: Prepared, folder: RunFolder, console: Console) -> Trainer:
-    """Write what the run is, and put its trainer together."""
+    """Put the trainer together."""
     accelerator, fresh = prepared.accelerator, not has_checkpoint(folder)
-    console.print(f"\nrun folder {folder}/", highlight=False, soft_wrap=True)
-    write_beginning(prepared, folder, console)
     if prepared.rollouts is not None and fresh:  # a checkpoint has what was fitted
         with console.status("scoring samples of the reference"):
             # The policy at step 0 is the reference.

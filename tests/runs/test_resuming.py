@@ -117,6 +117,19 @@ def test_a_resume_with_another_recipe_is_refused_and_changes_nothing(home):
     assert (home / "run" / "recipe.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("damaged", ["checkpoints/*/model.safetensors", "evaluations/test-step-000000.json"])
+def test_a_resume_that_cannot_be_leaves_its_folder_as_it_was(home, damaged):
+    """Only a run that goes on is recorded in its manifest."""
+    for file in (home / "run").glob(damaged):
+        file.write_text("{")
+    before = {file: file.read_bytes() for file in (home / "run").rglob("*") if file.is_file()}
+    with pytest.raises(PrefoptError, match="is damaged"):
+        resume(home, "train.micro_batch_size=1")
+    assert {
+        file: file.read_bytes() for file in (home / "run").rglob("*") if file.name != ".lock" and file.is_file()
+    } == {file: content for file, content in before.items() if file.name != ".lock"}
+
+
 def edited_prompts(home: Path) -> None:
     file = home / "prompts.jsonl"
     file.write_text(re.sub(r"w3 w3", "w3 w2", file.read_text()))
