@@ -69,14 +69,20 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote."""
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: it is something else; KeyError, TypeError and AttributeError say the same.
+        """
         content = json.loads(text)
-        observed = {
-            name: Observations(np.array(o["values"]), np.array(o["weights"]), o["groups"])
-            for name, o in content.pop("observations").items()
-        }
-        numbers = {name: math.nan if value is None else value for name, value in content.pop("numbers").items()}
-        return cls(observed, numbers, **content)
+        observed = {name: _read_observations(name, o) for name, o in content.pop("observations").items()}
+        numbers = {n: math.nan if value is None else float(value) for n, value in content.pop("numbers").items()}
+        evaluation = cls(observed, numbers, **content)
+        if not (0 < evaluation.confidence < 1 and isinstance(evaluation.seed, int) and evaluation.seed >= 0):
+            raise ValueError(f"confidence {evaluation.confidence}, seed {evaluation.seed}")
+        if not all({"prompt", "completion"} <= sample.keys() for sample in evaluation.samples):
+            raise ValueError("samples without prompt and completion")
+        return evaluation
 
     def change_since(self, before: "Evaluation") -> dict[str, Estimate]:
         """Paired differences of the metrics that both have, over the prompts on which both have them: a verdict may be missing."""
@@ -86,6 +92,18 @@ class Evaluation:
             if name in before.observations
         }
         return {name: change(*both, self.confidence, self.seed) for name, both in paired.items() if both[0].groups}
+
+
+def _read_observations(name: str, content: Mapping[str, Any]) -> Observations:
+    values, weights = (np.array(content[key], dtype=float) for key in ("values", "weights"))
+    groups = content["groups"]
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise ValueError(f"observations of {name}: groups are no list of names")
+    if not values.shape == weights.shape == (len(groups),):
+        raise ValueError(
+            f"observations of {name}: {values.shape} values, {weights.shape} weights, {len(groups)} groups"
+        )
+    return Observations(values, weights, groups)
 
 
 class Evaluator:

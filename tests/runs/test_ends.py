@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from _tiny import tiny_model, tiny_pairs
+from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
 import prefopt.training.loop
@@ -133,3 +134,45 @@ def test_a_damaged_file_is_named(recipe_file, tmp_path, name):
     (folder.path / name).write_text("{")
     with pytest.raises(PrefoptError, match=name):
         folder.manifest(), folder.summary(), folder.last_evaluation(), folder.recipe_tree()
+
+
+FOREIGN = [
+    ("manifest.json", "device", [1, 2]),
+    ("summary.json", "after", {"nll": {"value": "low"}}),
+    ("summary.json", "costs", [1]),
+    ("trained.json", "steps", 1e400),
+    ("trained.json", "evaluated_on", None),
+    (
+        "evaluations/test-step-000001.json",
+        "observations",
+        {"nll": {"values": [1, 2], "weights": [1], "groups": ["a", "b"]}},
+    ),
+    ("evaluations/test-step-000001.json", "observations", {"nll": {"values": [1], "weights": [1], "groups": [{}]}}),
+    ("evaluations/test-step-000001.json", "confidence", [1, 2]),
+    ("evaluations/test-step-000001.json", "seed", {}),
+    ("evaluations/test-step-000001.json", "samples", [{"text": "x"}]),
+    ("evaluations/test-step-000001.json", "numbers", {"kl": "low"}),
+]
+
+
+@pytest.fixture(scope="module")
+def over(tmp_path_factory) -> RunFolder:
+    """A run that is over."""
+    home = tmp_path_factory.mktemp("over")
+    file = tiny_recipe(
+        home, tiny_model(home / "lm"), tiny_pairs(home / "pairs.jsonl"), train="{steps: 1, batch_size: 8}"
+    )
+    return RunFolder(run(load_recipe(file), folder=home / "run").folder)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), FOREIGN)
+def test_a_file_whose_content_is_of_another_kind_is_named_with_the_key_where_it_is_read(
+    over, tmp_path, name, key, value
+):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(over.path, folder.path)
+    folder.manifest(), folder.summary(), folder.training(), folder.last_evaluation()
+    content = json.loads((folder.path / name).read_text())
+    (folder.path / name).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(PrefoptError, match=rf"{name} is damaged \(.*\): restore it, or remove it"):
+        folder.manifest(), folder.summary(), folder.training(), folder.last_evaluation()
