@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from prefopt import recipe
 from prefopt.policy.compat import ignore_renamed_checkpointing
 from prefopt.policy.finding import find_model, loaded
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, some_of
 from prefopt.support.given import Given
 from prefopt.support.seeds import seed_for
 
@@ -82,9 +82,7 @@ def with_adapter(beneath: PreTrainedModel, name: str, config: PeftConfig, fresh:
             f"the adapter {name} is of the kind {kind}, which adds tokens or gates and cannot be merged into weights: name an "
             "adapter that changes weights (LoRA, DoRA, IA3, OFT, …), or the model below it"
         )
-    if getattr(
-        config, "layer_replication", None
-    ):  # peft 0.21 means to refuse this, and merges into the shared weights instead
+    if getattr(config, "layer_replication", None):  # peft 0.21 means to refuse it, and merges into the shared weights
         raise PrefoptError(
             f"the adapter {name} repeats layers of its base (layer_replication), which share their weights, so it cannot be merged "
             "into them: name a base that has these layers, and an adapter of that"
@@ -101,11 +99,13 @@ def with_adapter(beneath: PreTrainedModel, name: str, config: PeftConfig, fresh:
             warnings.filterwarnings("ignore", known)
         model = _attached(beneath, name, config)
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    missing = [key for key in sorted(expected - set(weights)) if key.removeprefix(INSIDE) not in fresh]
-    unknown = sorted(key for key in set(weights) - expected if WHOLE.sub("", key.removeprefix(INSIDE)) not in own)
+    missing = [bare for key in sorted(expected - set(weights)) if (bare := key.removeprefix(INSIDE)) not in fresh]
+    unknown = [
+        bare for key in sorted(set(weights) - expected) if WHOLE.sub("", bare := key.removeprefix(INSIDE)) not in own
+    ]
     if missing or unknown:
-        what = f"has no weights {_some(missing)}" if missing else "fits in part only"
-        further = f", and holds {_some(unknown)}, which this model has no place for" if unknown else ""
+        what = f"has no weights {some_of(missing, 2)}" if missing else "fits in part only"
+        further = f", and holds {some_of(unknown, 2)}, which this model has no place for" if unknown else ""
         raise PrefoptError(
             f"the adapter {name} {what}{further}: it belongs to another model, or its weights were renamed; name the base that "
             "it was trained on in its adapter_config.json, and weights as peft's save_pretrained writes them"
@@ -124,12 +124,6 @@ def _attached(beneath: PreTrainedModel, name: str, config: PeftConfig) -> PeftMo
             f"the weights of the adapter {name} do not fit its adapter_config.json or its base: {size}; copy both files from one "
             "place, and name the base that it was trained on"
         ) from error
-
-
-def _some(names: Collection[str]) -> str:
-    """The first of them, and how many there are."""
-    first = [name.removeprefix(INSIDE) for name in list(names)[:2]]
-    return ", ".join(first) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _grow(model: PreTrainedModel, weights: Mapping[str, Tensor], name: str) -> None:

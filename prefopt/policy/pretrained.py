@@ -22,7 +22,7 @@ from prefopt.policy import stacking
 from prefopt.policy.adapters import adapter_weights, merged, with_adapter
 from prefopt.policy.compat import ignore_renamed_checkpointing, switch_off_dropout
 from prefopt.policy.finding import adapter_config, base_of, find_model, loaded
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, some_of
 from prefopt.support.given import Given
 from prefopt.support.sharing import shared, stamp
 
@@ -190,20 +190,15 @@ def _refuse_missing(name: str, model: PreTrainedModel, missing: Collection[str],
     )
     if not lost:
         return
-    others = f" The files hold {_some(sorted(unknown))}, for which it has no place." if unknown else ""
+    others = f" The files hold {some_of(sorted(unknown))}, for which it has no place." if unknown else ""
     prefix = _prefix(lost, unknown)
     remedy = (
         f"take {prefix!r} off the names of the weights" if prefix else "copy the files anew from where they were saved"
     )
     raise PrefoptError(
-        f"the weights of {name} are not whole: {type(model).__name__} finds none for {_some(lost)}, which would start at "
+        f"the weights of {name} are not whole: {type(model).__name__} finds none for {some_of(lost)}, which would start at "
         f"random.{others} Save the model again with save_pretrained, or {remedy}"
     )
-
-
-def _some(names: Collection[str]) -> str:
-    first = ", ".join(list(names)[:3])
-    return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _prefix(lost: Collection[str], unknown: Collection[str]) -> str:

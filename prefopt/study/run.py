@@ -29,7 +29,7 @@ from prefopt.study.spec import Study
 from prefopt.study.tuning import all_trials, chosen, tune, tuned_arms
 from prefopt.study.wandb_log import log_comparison
 from prefopt.support.dates import current_date
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, some_of
 from prefopt.support.files import locked, unused, write_whole
 from prefopt.support.sharing import sharing
 from prefopt.support.system_errors import noting
@@ -177,8 +177,7 @@ def what_failed(planned: StudyPlan) -> str:
     failed = [str(job) for job in _all_jobs(planned) if not job.finished]
     if not failed:
         return ""
-    names = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
-    return f"failed: {names}; each folder has an error.txt, and the same command tries them again"
+    return f"failed: {some_of(failed, 5)}; each folder has an error.txt, and the same command tries them again"
 
 
 class Progress:
