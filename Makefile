@@ -10,7 +10,7 @@ quickstart: .venv/installed  ## five methods × three seeds on the pocket world,
 test: .venv/installed check  ## formatting, lint, types, and the quick tests
 	$(BIN)/pytest -q -n 2
 
-test-slow: .venv/installed  ## process pairs, kill and resume
+test-slow: .venv/installed  ## process pairs, kill and resume, bad inputs
 	$(BIN)/pytest -q -m slow
 
 check: .venv/installed
