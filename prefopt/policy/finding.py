@@ -102,7 +102,20 @@ def model_config(name: str, remote_code: bool = False) -> PretrainedConfig:
     if isinstance(name, Given):
         config: PretrainedConfig = name.object.config
         return config
-    return loaded(name, "model", lambda: AutoConfig.from_pretrained(name, trust_remote_code=remote_code))
+    return loaded(name, "model", lambda: _config(name, remote_code))
+
+
+def _config(name: str, remote_code: bool) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
+    if not all(isinstance(architecture, str) for architecture in config.architectures or ()):
+        raise ValueError(f"config.json: architectures is {config.architectures}, and must be a list of names")
+    for size in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+        number = getattr(config.get_text_config(), size, None)
+        if (
+            isinstance(number, int) and number < 1
+        ):  # transformers makes a model without layers, which fails when it writes
+            raise ValueError(f"config.json: {size} is {number}")
+    return config
 
 
 def quantisation(config: PretrainedConfig) -> str | None:

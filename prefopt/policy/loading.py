@@ -54,14 +54,19 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
         return _given_tokenizer(name)
     if spec.tokenizer is None:
         name = _with_tokenizer(name)
-    tokenizer: PreTrainedTokenizerBase = loaded(
-        name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=spec.remote_code)
-    )
+    tokenizer: PreTrainedTokenizerBase = loaded(name, "tokenizer", lambda: _tried(name, spec.remote_code))
     # transformers 5.23 makes an empty tokenizer where a folder has a config.json and no files of a tokenizer.
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise PrefoptError(
             f"{name} has no tokenizer: save one there (tokenizer.save_pretrained), or name one in policy.tokenizer"
         )
+    return tokenizer
+
+
+def _tried(name: str, remote_code: bool) -> PreTrainedTokenizerBase:
+    """A tokenizer that has tokenised something: what is wrong in its settings only shows then."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=remote_code)
+    tokenizer.decode(tokenizer("a")["input_ids"])
     return tokenizer
 
 

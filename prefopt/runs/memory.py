@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from prefopt import recipe
 from prefopt.policy import find_model
-from prefopt.policy.finding import CONFIGS, adapter_config, base_of
+from prefopt.policy.finding import CONFIGS, adapter_config, base_of, loaded
 from prefopt.runs.planning import Plan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -98,16 +99,11 @@ def size_of(name: str) -> Size | None:
         return _size_by_name(name)
     if (adapter := adapter_config(name)) is not None:
         return size_of(base_of(name, adapter))
-    config = AutoConfig.from_pretrained(name, local_files_only=True)
-    kinds = {"ForCausalLM": AutoModelForCausalLM, "ForSequenceClassification": AutoModelForSequenceClassification}
-    architecture = next(iter(config.architectures or ()), "")
-    kind = next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), AutoModel)
-    with torch.device("meta"):
-        model = kind.from_config(config)
-    text = config.get_text_config()
+    model = loaded(name, "model", lambda: _without_weights(name))
+    text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    head = model.get_output_embeddings() if kind is AutoModelForCausalLM else None
+    head = model.get_output_embeddings()
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     return Size(
         sum(p.numel() for p in model.parameters()),
@@ -117,6 +113,16 @@ def size_of(name: str) -> Size | None:
         sum(m.in_features + m.out_features for m in linears),
         "by its configuration",
     )
+
+
+def _without_weights(name: str) -> Any:
+    """The model, its weights on no device."""
+    config = AutoConfig.from_pretrained(name, local_files_only=True)
+    kinds = {"ForCausalLM": AutoModelForCausalLM, "ForSequenceClassification": AutoModelForSequenceClassification}
+    architecture = next(iter(config.architectures or ()), "")
+    kind = next((auto for ending, auto in kinds.items() if architecture.endswith(ending)), AutoModel)
+    with torch.device("meta"):
+        return kind.from_config(config)
 
 
 def _has_config(name: str) -> bool:
