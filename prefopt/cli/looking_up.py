@@ -1,7 +1,8 @@
-"""Verbs that look something up or check it: check, objectives, cache."""
+"""Verbs that look something up or check it: check, objectives, runs, cache."""
 
 import argparse
 import sys
+from pathlib import Path
 
 import yaml
 from rich.padding import Padding
@@ -48,6 +49,14 @@ def objectives(options: argparse.Namespace) -> None:
     consoles.out.print(
         Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim")
     )
+
+
+def runs(options: argparse.Namespace) -> None:
+    """`prefopt runs`."""
+    from prefopt.runs.listing import listed_runs
+    from prefopt.runs.results import show_runs
+
+    show_runs(consoles.out, Path(options.folder), list(listed_runs(Path(options.folder))))
 
 
 def cache(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from prefopt.cli.fields_help import label_fields, run_fields, with_fields
-from prefopt.cli.looking_up import cache, check, objectives
+from prefopt.cli.looking_up import cache, check, objectives, runs
 from prefopt.cli.measuring import evaluate, export, label, report, sample
 from prefopt.cli.training import run, study
 
@@ -122,6 +122,8 @@ def _add_looking_up(verb: Verb) -> None:
     parser.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
     parser = verb(objectives, "list the catalogue: name, paper, needs, defaults")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
+    parser = verb(runs, "list the runs below a folder: how far each has come, and what it measured at the end")
+    parser.add_argument("folder", nargs="?", metavar="DIR", default="runs", help="default: runs")
     parser = verb(
         cache, "list, verify or clear what is kept on disk between runs ($PREFOPT_CACHE, or ~/.cache/prefopt)"
     )

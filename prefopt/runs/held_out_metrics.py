@@ -1,6 +1,6 @@
 """Which held-out metrics the evaluations of a run will have, known before a model is loaded, and what each is measured by."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from prefopt import recipe
 from prefopt.data import Example
@@ -46,17 +46,6 @@ def held_out_metrics(settings: recipe.Recipe, scorer: bool, rows: Sequence[Examp
     if evaluate.prompts and (rows is None or rows):
         names += _of_samples(evaluate)
     return names
-
-
-def usual_metric(measured: Sequence[Collection[str]], own: Sequence[str]) -> str:
-    """The primary metric where none is named: the first of gold, win_rate, the recipes' own and accuracy that all runs measure.
-
-    Args:
-        measured: the held-out metrics of each run.
-        own: names of the recipes' own.
-    """
-    order = ["gold", "win_rate", *own, "accuracy", *(name for names in measured for name in names)]
-    return next((name for name in order if all(name in names for names in measured)), order[0])
 
 
 def _of_pairs(scorer: bool, pairs: Sequence[Example] | None) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,17 @@ class RunRecord:
         """(KL, value) at every evaluation, in the order of the steps."""
         kl, value = (dict(zip(*self.measured(what), strict=True)) for what in ("kl", name))
         return [(kl[step], value[step]) for step in kl if step in value]
+
+
+def usual_metric(measured: Sequence[Collection[str]], own: Sequence[str]) -> str:
+    """The primary metric where none is named: the first of gold, win_rate, the recipes' own and accuracy that all runs measure.
+
+    Args:
+        measured: the held-out metrics of each run.
+        own: names of the recipes' own.
+    """
+    order = ["gold", "win_rate", *own, "accuracy", *(name for names in measured for name in names)]
+    return next((name for name in order if all(name in names for names in measured)), order[0])
 
 
 def read_runs(results: Sequence[RunOfArm]) -> list[RunRecord]:

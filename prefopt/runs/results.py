@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from prefopt.runs.progress import in_decimals, show_labelling
 
 if TYPE_CHECKING:
     from prefopt.runs.label import LabelResult
+    from prefopt.runs.listing import ListedRun
     from prefopt.runs.run import RunResult
     from prefopt.support.caches import CacheUsage
     from prefopt.support.profile import Clock, Section
@@ -101,6 +103,28 @@ def show_labelled(console: Console, result: "LabelResult") -> None:
         return
     console.print(f"\ndata      {result.data}", highlight=False, soft_wrap=True)
     console.print(f"train     prefopt run RECIPE source.data={result.data}", highlight=False, soft_wrap=True)
+
+
+def show_runs(console: Console, folder: Path, runs: "Sequence[ListedRun]") -> None:
+    """A line for each run below a folder, and how the first that is not over goes on."""
+    if not runs:
+        console.print(f"no run in {folder}/ or below it", highlight=False, soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("run", overflow="fold")
+    for heading, justify in (("state", "left"), ("step", "right"), ("result", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    if wide := console.width >= WIDE:
+        table.add_column("objective", overflow="fold")
+        table.add_column("begun (UTC)", no_wrap=True)
+    for run in runs:
+        steps = f"{run.step}/{run.steps}" if run.steps is not None and run.step < run.steps else str(run.step)
+        state = Text(run.state, style="" if run.state == "finished" else "yellow")
+        more = (Text(run.objective), run.begun) if wide else ()
+        table.add_row(Text(str(run.folder.relative_to(folder))), state, steps, run.result, *more)
+    console.print(table)
+    if waiting := next((run for run in runs if run.state in ("unfinished", "trained")), None):
+        console.print(f"\nto go on  prefopt run {waiting.folder} --resume", highlight=False, soft_wrap=True)
 
 
 def show_kept(console: Console, found: "Sequence[CacheUsage]") -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from prefopt.objectives import objective_class
 from prefopt.recipe import Recipe
-from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics, usual_metric
+from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics
+from prefopt.runs.records import usual_metric
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.plan import StudyPlan
 from prefopt.study.spec import Study

@@ -24,6 +24,7 @@ VERBS = {
     "export": ("prefopt.runs.exporting.export", ["run", "out"]),
     "check": ("prefopt.objectives.load_objective", ["DPO"]),
     "objectives": ("prefopt.objectives.listing.entries", []),
+    "runs": ("prefopt.runs.listing.listed_runs", ["folder"]),
     "cache": ("prefopt.support.caches.usage", []),
 }
 """Each verb: the first thing it calls, and arguments."""

@@ -51,6 +51,8 @@ def folder(tmp_path):
         ("report taken", 2, "taken"),
         ("run --help", 0, "source.data"),
         ("label --help", 0, "feedback"),
+        ("runs", 2, "there is no folder runs"),
+        ("runs taken", 0, "no run in taken"),
         ("cache", 0, ""),
     ],
 )

@@ -6,8 +6,9 @@ import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt import load_recipe, run
-from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics, usual_metric
+from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics
 from prefopt.runs.planning import plan
+from prefopt.runs.records import usual_metric
 
 CODE = """
 def brevity(prompts, completions, rows):

@@ -7,8 +7,7 @@ from statistics import fmean
 from typing import Literal
 
 from prefopt.runs.accounting import CALLED
-from prefopt.runs.held_out_metrics import usual_metric
-from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs
+from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs, usual_metric
 from prefopt.study.comparison import verdict, wins
 from prefopt.study.comparison.comparison import AT_KL, Claim, Comparison, Row, Table
 from prefopt.study.comparison.statistics import (
