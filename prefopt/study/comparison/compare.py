@@ -10,6 +10,7 @@ from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs, usual_metric
 from prefopt.study.comparison import verdict, wins
 from prefopt.study.comparison.comparison import AT_KL, Claim, Comparison, Row, Table
+from prefopt.study.comparison.prompts import over_prompts
 from prefopt.study.comparison.statistics import (
     Difference,
     at_kl,
@@ -142,7 +143,9 @@ def _table(
             (interquartile_mean(numbers_of), bootstrap_t(numbers_of, confidence)),
         )
         claim = "baseline" if difference is None else claimed(difference, of_arm, base, better)
-        rows.append(Row(arm, of_arm, mean, difference, claim, kl, *descriptions))
+        alone = claim == "one seed" and kl is None
+        prompts = over_prompts(by_arm[arm], by_arm[arms[0]], name, confidence) if alone else None
+        rows.append(Row(arm, of_arm, mean, difference, claim, kl, *descriptions, prompts))
     return Table(metric, tuple(rows))
 
 

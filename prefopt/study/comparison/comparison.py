@@ -6,6 +6,7 @@ from typing import Literal
 
 from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.statistics import Difference, Mean
+from prefopt.types import Estimate
 
 AT_KL = "_at_kl"
 """Ending of the name of a metric that is read where two arms have the same KL."""
@@ -26,6 +27,7 @@ class Row:
         kl: for a metric at matched KL, the KL at which the two were compared; NaN where they have none in common.
         interquartile: interquartile mean; descriptive, NaN below 8 seeds.
         bootstrap: bootstrap-t interval; descriptive, NaN below 8 seeds.
+        over_prompts: of one seed, the difference between its two policies, paired by prompt; it says nothing of another seed.
     """
 
     arm: str
@@ -36,6 +38,7 @@ class Row:
     kl: float | None
     interquartile: float
     bootstrap: tuple[float, float]
+    over_prompts: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ def sentence(table: "Table", runs: Sequence[RunRecord], better: str, confidence:
     claims = "; ".join(part for part in parts if part)
     several = f"intervals that hold together for all {len(arms)} arms" if len(arms) > 1 else "its interval"
     level = f"{confidence:.0%}, Student's t over seeds" + (", Bonferroni" if len(arms) > 1 else "")
-    return f"Against {baseline}, on {metric_title(table.metric)}: {claims}. (From {several}: {level}.)"
+    source = "" if all(row.claim == "one seed" for row in arms) else f" (From {several}: {level}.)"
+    return f"Against {baseline}, on {metric_title(table.metric)}: {claims}.{source}"
 
 
 def notes(table: "Table", runs: Sequence[RunRecord]) -> Iterator[str]:
@@ -74,6 +75,7 @@ def _rest(rows: "Sequence[Row]") -> str:
         )
     if single := by_claim["one seed"]:
         parts.append(f"seeds too few to say for {_and([row.arm for row in single])}: fewer than two in common")
+        parts += [_of_policies(row) for row in single if row.over_prompts is not None]
     if same := by_claim["same"]:
         parts.append(f"exactly the same numbers with {_and([row.arm for row in same])}")
     if rigid := by_claim["no spread"]:
@@ -86,6 +88,17 @@ def _rest(rows: "Sequence[Row]") -> str:
         )
         parts.append(f"no claim for {shown}: it favours the side that lost seeds")
     return "; ".join(parts)
+
+
+def _of_policies(row: "Row") -> str:
+    """What one seed does tell."""
+    assert row.over_prompts is not None and row.difference is not None
+    e, seed = row.over_prompts, row.difference.seeds[0]
+    interval = f"{e.value:+.3g} [{e.low:.3g}, {e.high:.3g}]".replace("-", "−")
+    return (
+        f"this one policy of {row.arm} (seed {seed}) differs from the baseline's by {interval} over {e.prompts} prompts, which "
+        "tells what these two policies do, and not what the methods do with another seed"
+    )
 
 
 def _needed(row: "Row") -> str:

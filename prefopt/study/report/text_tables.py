@@ -61,6 +61,8 @@ def cells(row: Row, words: Mapping[str, str] | None = None) -> list[str]:
     if d is None:
         return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", ""]
     verdict = (words or {}).get(row.claim, row.claim) + where
+    if row.over_prompts is not None:
+        verdict = f"one seed; its policies over prompts: {interval(row.over_prompts.low, row.over_prompts.high)}"
     if row.claim == "undecided":
         verdict = f"too few seeds{where}" + (f": {d.needed} needed" if d.needed else "")
     numbers = [spread(d.mean, signed=True), interval(d.low, d.high), number(d.holm), number(d.correlation)]

@@ -11,6 +11,7 @@ import prefopt
 from prefopt import PrefoptError
 from prefopt.runs.records import find_runs
 from prefopt.study.comparison.compare import RunOfArm, compare
+from prefopt.study.report.text_tables import markdown
 
 BASE = [0.0, 0.1, 0.2, 0.1]
 
@@ -132,6 +133,22 @@ def test_runs_of_one_name_and_seed_are_told_apart_by_what_differs(tmp_path):
         "dpo beta=0.3",
         "dpo beta=default",
     ]
+
+
+def test_one_seed_tells_what_its_policies_do_and_not_what_the_methods_do(tmp_path):
+    found = compare([study(tmp_path, {"a": [0.0], "b": [0.05], "c": [None]})])
+    a, b, c = found.primary.rows
+    assert a.over_prompts is None and c.over_prompts is None
+    # By prompt the scores of b are a's + 0.05, so that no resampling of prompts changes the difference.
+    estimate = b.over_prompts
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.05, 0.05, 0.05)) and estimate.prompts == 3
+    assert b.claim == "one seed" and math.isnan(b.difference.low)
+    assert (
+        "this one policy of b (seed 0) differs from the baseline's by +0.05 [0.05, 0.05] over 3 prompts"
+        in found.verdict
+    )
+    assert "not what the methods do with another seed" in found.verdict
+    assert "one seed; its policies over prompts: [0.0500, 0.0500]" in markdown(found)
 
 
 def test_runs_are_found_however_they_lie(tmp_path):
