@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.feedback import judge_records
+from prefopt.policy.configuration import configuration
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
@@ -44,6 +45,8 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
     settings, model, plan = prepared.recipe, prepared.models.trained, prepared.plan
     critic = dict(model.named_children()).get("critic")
     logged = () if settings.track.wandb is None else WANDB_OBEYED
+    others = prepared.measuring | prepared.others
+    configured = {"policy.model": model, **({} if critic is None else {"the critic": critic}), **others}
     return {
         **circumstances(settings, prepared.accelerator),
         "environment": given(ARITHMETIC + logged),
@@ -54,7 +57,8 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike
             **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
-        "others": {name: fingerprint_weights(other) for name, other in (prepared.measuring | prepared.others).items()},
+        "others": {name: fingerprint_weights(other) for name, other in others.items()},
+        "configurations": {name: configuration(one) for name, one in configured.items()},
         "judges": [
             one
             for feedback in (*prepared.feedbacks.values(), *prepared.judging.values())
@@ -137,9 +141,20 @@ def changed_parts(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     changed += ["the weights of policy.model"] * ("fingerprint" in _differing(*models))
     changed += ["the weights of the critic"] * ("critic" in _differing(*models))
     changed += [f"the model {name!r}" for name in _differing(*others)]
+    changed += _reconfigured(_part(begun, "configurations"), _part(now, "configurations"))
     judges = (one.get("judges") or () for one in (begun, now))
     answerers = [(before, after) for before, after in zip(*judges, strict=False) if _differing(before, after)]
     return [*changed, *(f"the judge or what it answers by ({_named(before, after)})" for before, after in answerers)]
+
+
+def _reconfigured(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The models whose configurations differ, with the settings; one that a version of transformers added is not compared."""
+    changed = []
+    for name in begun.keys() & now.keys():
+        before, after = _part(begun, name), _part(now, name)
+        if keys := [key for key in sorted(before.keys() & after.keys()) if before[key] != after[key]]:
+            changed.append(f"the configuration of {name} ({', '.join(keys)})")
+    return sorted(changed)
 
 
 def _named(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

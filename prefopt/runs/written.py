@@ -11,7 +11,7 @@ from prefopt.support.errors import PrefoptError
 
 T = TypeVar("T")
 
-PARTS = ("model", "data", "versions", "git", "device", "plugins", "seeds")
+PARTS = ("model", "configurations", "data", "versions", "git", "device", "plugins", "seeds")
 """Parts of a manifest that have keys."""
 
 ENDING = ("steps", "stopped", "evaluated_on", "costs", "writes")

@@ -9,7 +9,7 @@ from torch import nn
 
 from prefopt.data import Example, Split, Tokenised
 from prefopt.recipe import load_recipe
-from prefopt.runs.manifest import described, fingerprint_plugins, git_state, manifest
+from prefopt.runs.manifest import changed_parts, described, fingerprint_plugins, git_state, manifest
 from prefopt.runs.planning import Plan
 from prefopt.runs.preparing import Models, Prepared
 from prefopt.sources.recorded import Recorded
@@ -48,6 +48,13 @@ def test_weights(model):
     after = fingerprint_weights(model)
     assert after != before
     assert fingerprint_weights(model.to(torch.bfloat16)) not in (before, after)
+
+
+def test_settings_of_a_model_are_compared_where_both_manifests_know_them():
+    begun = {"configurations": {"reference": {"rms_norm_eps": 1e-6, "head_dim": None}, "critic": {"a": 1}}}
+    edited = {"configurations": {"reference": {"rms_norm_eps": 0.5, "head_dim": 8, "new": 1}}}
+    assert changed_parts(begun, edited) == ["the configuration of reference (head_dim, rms_norm_eps)"]
+    assert changed_parts(begun, begun) == changed_parts({}, edited) == changed_parts(begun, {}) == []
 
 
 def test_rows():

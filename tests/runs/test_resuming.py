@@ -146,9 +146,26 @@ def other_weights(home: Path) -> None:
     model.save_pretrained(home / "lm")
 
 
+def other_settings(file: str, **changes):
+    def edit(home: Path) -> None:
+        settings = home / "lm" / file
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "what"),
-    [(edited_prompts, "rows"), (edited_answers, "rows"), (other_weights, "the weights of policy.model")],
+    [
+        (edited_prompts, "rows"),
+        (edited_answers, "rows"),
+        (other_weights, "the weights of policy.model"),
+        (other_settings("config.json", rms_norm_eps=0.5), r"the configuration of policy.model \(rms_norm_eps\)"),
+        (
+            other_settings("generation_config.json", eos_token_id=[3, 58]),
+            r"the configuration of policy.model \(generation.eos_token_id\)",
+        ),
+    ],
 )
 def test_other_data_or_weights_than_at_the_beginning_are_refused(home, edit, what):
     before = {file: file.read_bytes() for file in (home / "run").rglob("*") if file.is_file()}
