@@ -60,6 +60,14 @@ def recognise(row: Mapping[str, Any], where: str = "row") -> str:
     _unrecognised(row, where, "these columns fit no known format")
 
 
+def optional_columns(row: Mapping[str, Any]) -> frozenset[str]:
+    """Which columns a pair has of those whose absence gives it another meaning; `score_chosen` stands for both scores.
+
+    Without a prompt it is cut where its texts differ, and without scores it has ±½, which is another scale than the data's.
+    """
+    return frozenset(name for name in ("prompt", "score_chosen") if row.get(name) is not None)
+
+
 def parse(row: Mapping[str, Any], where: str = "row") -> Example:
     """One row as an `Example`.
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.example import Example
-from prefopt.data.formats import parse, recognise
+from prefopt.data.formats import optional_columns, parse, recognise
 from prefopt.data.values import read_json
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
@@ -65,15 +65,22 @@ def load_examples(
 
 
 def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
-    """The rows of one file as examples. All must have one format, so that a missing value is an error and not another format."""
+    """The rows of one file as examples. All must have one form, so that a missing value is an error and not another form."""
     first = None
     for where, row in rows:
         kind = recognise(row, where)
-        first = first or (kind, where)
+        options = optional_columns(row) if kind == "paired" else frozenset()
+        first = first or (kind, options, where)
         if kind != first[0]:
             raise PrefoptError(
-                f"{where}: this row has the columns of format {kind!r} ({sorted(row)}), but {first[1]} those of "
+                f"{where}: this row has the columns of format {kind!r} ({sorted(row)}), but {first[2]} those of "
                 f"{first[0]!r}. Is a value missing? Rows of two formats go into two files"
+            )
+        for name in sorted(options ^ first[1]):
+            has, before = ("a", "none") if name in options else ("no", "one")
+            raise PrefoptError(
+                f"{where}: this row has {has} {name!r}, and before it, from {first[2]} on, every row has {before}. Is a value "
+                "missing? Rows with and without go into two files"
             )
         try:
             yield parse(row, where)

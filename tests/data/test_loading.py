@@ -264,3 +264,45 @@ def test_a_function_that_fails_is_named(tmp_path, body, message):
     (tmp_path / "mine.py").write_text(f"def rows():\n    {body}\n")
     with pytest.raises(PrefoptError, match=message):
         load_examples(f"{tmp_path}/mine.py:rows", {})
+
+
+WHOLE = {"prompt": "p", "chosen": "pc", "rejected": "pr", "score_chosen": 5.0, "score_rejected": 1.0}
+
+
+@pytest.mark.parametrize("of", ["jsonl", "null", "csv", "parquet", "frame", "hub"])
+@pytest.mark.parametrize("missing", [("prompt",), ("score_chosen", "score_rejected")])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_row_that_lacks_what_the_others_have_is_named_with_what_it_lacks(tmp_path, of, missing, turned):
+    """A pair without its prompt would be cut where its texts differ, and one without its scores have ±½ beside (5, 1)."""
+    lacking = {name: value for name, value in WHOLE.items() if name not in missing}
+    rows = [lacking, lacking, WHOLE] if turned else [WHOLE, WHOLE, lacking]
+    emptied = [{name: row.get(name) for name in WHOLE} for row in rows]
+    file = tmp_path / f"d.{'jsonl' if of == 'null' else of}"
+    if of in ("jsonl", "null"):
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in (emptied if of == "null" else rows)))
+    elif of == "csv":
+        pandas.DataFrame(emptied).to_csv(file, index=False)
+    elif of == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(emptied), file)
+    data = {"frame": pandas.DataFrame, "hub": Dataset.from_list}.get(of)
+    if of == "csv" and missing == ("prompt",):  # an empty cell is the empty text there
+        assert [e.prompt for e in load_examples(file)] == ["" if "prompt" not in row else "p" for row in rows]
+        return
+    has, before = ("a", "none") if turned else ("no", "one")
+    with pytest.raises(
+        PrefoptError,
+        match=rf"[: ]{4 if of == 'csv' else 3}: this row has {has} '{missing[0]}', and .* every row has {before}\.",
+    ):
+        load_examples(file if data is None else Given(data(emptied)))
+
+
+@pytest.mark.parametrize(
+    "missing", [("prompt",), ("score_chosen", "score_rejected"), tuple(sorted(WHOLE.keys() - {"chosen", "rejected"}))]
+)
+def test_rows_that_all_lack_the_same_are_of_one_form(tmp_path, missing):
+    file = tmp_path / "d.jsonl"
+    row = {name: value for name, value in WHOLE.items() if name not in missing}
+    file.write_text(2 * f"{json.dumps(row)}\n")
+    examples = load_examples(file)
+    assert [e.scores for e in examples] == 2 * [(0.5, -0.5) if "score_chosen" in missing else (5.0, 1.0)]
+    assert [e.prompt for e in examples] == 2 * ["p"]
