@@ -3,15 +3,18 @@
 Each warning is a sentence with its numbers and what to write instead. `docs/recipes.md` lists all that is compared.
 """
 
+import glob
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from prefopt import recipe
 from prefopt.data import Example
 from prefopt.data.example import content_key
 from prefopt.data.rendering import REASONING
+from prefopt.runs.label.ledger import unfinished
 from prefopt.support.errors import nearest
 from prefopt.types import AXES, Needs
 
@@ -188,6 +191,20 @@ def messages_as_text(rows: Sequence[Example]) -> Iterator[str]:
             yield (
                 f"{row.where}: a text looks like a list of messages written down, and is read as it stands, brackets included. "
                 "Make it a list (json.loads) by a function that `source: {adapt: file.py:function}` names"
+            )
+
+
+def unfinished_labellings(settings: recipe.Recipe) -> Iterator[str]:
+    """Data of labellings that were interrupted, or are still at work: a part of the prompts, which says nothing of the rest."""
+    sources = [settings.source, *(term.source for term in settings.objective if term.source is not None)]
+    data = [part for source in sources for part in (source, source.validation, source.test) if part is not None]
+    files = dict.fromkeys(Path(file) for part in data for name in part.data for file in sorted(glob.glob(name)))
+    for file in files:
+        if (counts := unfinished(file)) is not None:
+            done, total = counts
+            yield (
+                f"{file} is of a labelling that has not come to its end: it has done {done} of {total} prompts. "
+                f"`prefopt label {file.parent}/recipe.yaml --out {file.parent}` goes on with the rest"
             )
 
 

@@ -19,7 +19,14 @@ from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_policy, check_sampler, check_stops, find_model
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder, judge_warnings
-from prefopt.runs.limits import data_warnings, distinct, messages_as_text, settings_warnings, unread_columns
+from prefopt.runs.limits import (
+    data_warnings,
+    distinct,
+    messages_as_text,
+    settings_warnings,
+    unfinished_labellings,
+    unread_columns,
+)
 from prefopt.runs.matching import match, training_rows
 from prefopt.runs.step_metrics import check_limits, step_metrics
 from prefopt.support.downloads import rows_awaited
@@ -170,6 +177,7 @@ def _warnings(planned: Plan) -> Iterator[str]:
     yield from unread_columns(settings, planned.needs, planned.data.train)
     yield from _of_judges(settings, held_out, planned.data.train)
     yield from messages_as_text(planned.data.train)
+    yield from unfinished_labellings(settings)
     if settings.evaluate.every is not None and trains and not planned.data.validation:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
 

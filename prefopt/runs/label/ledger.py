@@ -90,6 +90,21 @@ class Ledger:
         return counts
 
 
+def unfinished(file: Path) -> tuple[int, int] | None:
+    """Of how many prompts that a labelling has to do how many are done, if this is its data and it has not come to its end.
+
+    None for any other file: manifests of this name are written by others, too.
+    """
+    ledger = Ledger(file.parent)
+    try:
+        manifest = json.loads((ledger.folder / "manifest.json").read_text(encoding="utf-8"))
+        if not file.samefile(ledger.data) or "feedback" not in manifest or "finished" in manifest:
+            return None
+        return len(ledger.done()), int(manifest["data"]["rows"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, PrefoptError):
+        return None
+
+
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return

@@ -17,6 +17,7 @@ from prefopt import PrefoptError, load_label_recipe, load_recipe, run
 from prefopt.cli import main
 from prefopt.data import load_examples
 from prefopt.feedback import RewardModel
+from prefopt.runs.planning import plan
 from prefopt.testbeds.pocket import gold
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "pocket" / "rlaif"
@@ -179,6 +180,31 @@ def test_a_budget_that_ends_and_a_bigger_one_that_goes_on(recipe_file, tmp_path)
     assert all(row["notes"] == {"why": "even words"} for row in lines(result.data))
     prompts = asked(tmp_path)
     assert len(prompts) == 20 == len(set(prompts)), "nothing was labelled twice"
+
+
+def test_a_run_on_data_of_an_interrupted_labelling_says_how_far_it_came_and_what_goes_on(recipe_file, home, tmp_path):
+    """The budget ends the labelling as a kill does: a manifest without an end, and the rows of the first batches."""
+    folder = tmp_path / "out"
+    paid = f"feedback={{name: '{tmp_path}/rules.py:Paid', budget: 10}}"
+    with pytest.raises(PrefoptError, match="budget of 10 calls is spent"):
+        labelled(recipe_file, folder, "prompts=20", paid)
+
+    def said():
+        recipe = tmp_path / "run.yaml"
+        content = {
+            "policy": {"model": str(home / "lm")},
+            "source": {"data": str(folder / "data.jsonl")},
+            "objective": "DPO",
+        }
+        recipe.write_text(json.dumps({**content, "train": {"steps": 1, "batch_size": 1}}))
+        return [warning for warning in plan(load_recipe(recipe)).warnings if "labelling" in warning]
+
+    (warning,) = said()
+    assert f"{folder}/data.jsonl is of a labelling" in warning and "it has done 8 of 20 prompts" in warning
+    command = warning.split("`")[1].split()
+    assert command == ["prefopt", "label", f"{folder}/recipe.yaml", "--out", f"{folder}"]
+    main([*command[1:], "feedback.budget=100"])
+    assert said() == []
 
 
 @pytest.mark.parametrize(
