@@ -1,5 +1,6 @@
 """A tokenizer with what is derived from it once: examples as texts and ids, and which tokens of them the assistant wrote."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +13,9 @@ from prefopt.support.errors import PrefoptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+PIECE = re.compile(r"<[^<>\s]*>|\s|[^\s<]+|<")
+"""A tag, a control token, a blank or a word of a turn's header."""
 
 NOWHERE = Places({}, {}, {})
 
@@ -137,17 +141,17 @@ class TextEncoder:
         asked = self.renderer(example, whole.turns[:i], ask=True) if i else ""
         answered = self._answered(example, asked, whole.turns[: i + 1])
         if not (whole.text.startswith(answered.text) and whole.text.startswith(asked)):
-            return self._around_words(example, whole, i, asked)
+            return self._around_words(example, whole, i, asked, answered)
         end = len(answered.text)
-        ends = (
-            (self.eos_text, *self.control) if answered.ended else (self.eos_text,)
-        )  # gpt-oss has one token for the last turn
-        return len(asked), end + next((len(token) for token in ends if whole.text.startswith(token, end)), 0)
+        return len(asked), end + self._ending(whole.text, end, answered.ended)
 
-    def _around_words(self, example: Example, whole: Rendered, i: int, asked: str) -> tuple[int, int]:
+    def _around_words(
+        self, example: Example, whole: Rendered, i: int, asked: str, answered: Rendered
+    ) -> tuple[int, int]:
         """The same where a template writes an earlier turn otherwise than the last one, by the words of the turns.
 
-        It begins behind as much of its header as stands before its words, and ends with the first token after them that ends turns.
+        It begins behind as much of its header as stands before its words, and ends as it does where it is the last turn (tags and
+        numbers may follow its last word), or else with the first token after its words that ends turns.
         """
         found = whole.places.found
         if i not in found:
@@ -157,20 +161,33 @@ class TextEncoder:
         after = min(
             (place[0] for turn, place in found.items() if turn > i and place[0] >= last), default=len(whole.text)
         )
+        tail = answered.text[answered.places.found[i][1] :] if i in answered.places.found else ""
+        end = self._end(whole.text, last, after, tail, answered.ended)
         if whole.text.startswith(asked) and before <= len(asked) <= first:
-            return len(asked), self._end(whole.text, last, after)
+            return len(asked), end
         header = asked[common(asked, self.renderer(example, whole.turns[:i], ask=False)) :] if i else ""
         gap = whole.text[before:first]
-        length = next((n for n in range(len(header), 0, -1) if header[:n] in gap), 0)
-        start = before + gap.rindex(header[:length]) + length if length else first
-        return start, self._end(whole.text, last, after)
+        lengths = [piece.end() for piece in PIECE.finditer(header)]
+        length = next((n for n in reversed(lengths) if header[:n] in gap), 0)
+        return before + gap.rindex(header[:length]) + length if length else first, end
 
-    def _end(self, text: str, last: int, after: int) -> int:
-        """The end of the first EOS between two places, or of the first other control token; else the first place."""
+    def _end(self, text: str, last: int, after: int, tail: str, ended: bool) -> int:
+        """The end of a turn between its last word and the next turn's first; `tail` and `ended` are of it where it is the last."""
+        end = last + len(tail)
+        as_last = text.startswith(tail, last)
+        if as_last and (ending := self._ending(text, end, ended)):
+            return end + ending
         if (at := text.find(self.eos_text, last, after)) >= 0:
             return at + len(self.eos_text)
+        if as_last and tail:
+            return end
         found = [(at, -len(token)) for token in self.control if (at := text.find(token, last, after)) >= 0]
         return min(found)[0] - min(found)[1] if found else last
+
+    def _ending(self, text: str, end: int, ended: bool) -> int:
+        """Length of the token at `end` that ends a turn: EOS, or any control token if the turn has an EOS where it is the last."""
+        ends = (self.eos_text, *self.control) if ended else (self.eos_text,)  # gpt-oss has one token for the last turn
+        return next((len(token) for token in ends if text.startswith(token, end)), 0)
 
 
 def unknown_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:

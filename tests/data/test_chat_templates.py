@@ -8,7 +8,7 @@ import pytest
 if importlib.util.find_spec("trl") is None:
     pytest.skip("TRL is not installed", allow_module_level=True)
 
-from templates import CONVERSATIONS, outcome, templates
+from templates import ASKED, CONVERSATIONS, TOOL, outcome, templates
 
 from make import data_page
 
@@ -81,6 +81,45 @@ def test_every_word_is_learnt_counted_or_refused_under_the_other_templates(name)
 )
 def test_exactly_the_assistants_turns_and_their_ends_are_learnt(name, kind, learnt):
     assert outcome(TEMPLATES[name], CONVERSATIONS[kind]).learnt == learnt
+
+
+TAGGED = {"role": "assistant", "content": "<answer>42</answer>"}
+COUNTS = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "lookup", "arguments": {"n": 5}}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "learnt"),
+    [
+        ("nemotron_3_nano", [TAGGED], "</think><answer>42</answer><|im_end|>"),
+        (
+            "nemotron_3_nano",
+            [COUNTS],
+            "</think>\n<tool_call>\n<function=lookup>\n<parameter=n>\n5\n</parameter>\n</function>\n</tool_call>\n<|im_end|>",
+        ),
+        (
+            "deepseekv3_training",
+            [COUNTS],
+            '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>lookup\n```json\n{"n": 5}\n```<｜tool▁call▁end｜>'
+            "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
+        ),
+        (
+            "deepseek_r1_distill",
+            [CONVERSATIONS["one answer"]["messages"][1], ASKED[1], TAGGED],
+            "Reply one.<｜end▁of▁sentence｜><answer>42</answer><｜end▁of▁sentence｜>",
+        ),
+        (
+            "qwen3",
+            [TAGGED, ASKED[1], TAGGED],
+            "<answer>42</answer><|im_end|><think>\n\n</think>\n\n<answer>42</answer><|im_end|>",
+        ),
+    ],
+)
+def test_tags_and_numbers_at_the_ends_of_a_turn_are_learnt(name, turns, learnt):
+    assert outcome(TEMPLATES[name], {"messages": [ASKED[0], *turns], "tools": [TOOL]}).learnt == learnt
 
 
 @pytest.mark.parametrize(
