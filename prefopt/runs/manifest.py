@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -182,9 +183,9 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint_plugins(tree: Any) -> dict[str, str]:
-    """A hash of the file of every `file.py:Name` and `module:name` and of every object in a recipe.
+    """A hash of the file of every `file.py:Name` and `module:name` and of every object in a recipe, and of what these files import.
 
-    The same recipe with an edited file is another run. What prefopt itself brings goes by its version.
+    The same recipe with an edited file is another run. What prefopt itself brings, and what is installed, goes by its version.
     """
     if isinstance(tree, dict | list):
         items = tree.values() if isinstance(tree, dict) else tree
@@ -192,7 +193,24 @@ def fingerprint_plugins(tree: Any) -> dict[str, str]:
     if isinstance(tree, Given):
         return {tree: tree.digest}
     file = _file_of(tree) if isinstance(tree, str) and ":" in tree else None
-    return {} if file is None else {tree: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()}
+    if file is None:
+        return {}
+    files = {tree: file} | {str(other): other for other in _imported_beside(file)}
+    return {name: hashlib.blake2b(one.read_bytes(), digest_size=16).hexdigest() for name, one in files.items()}
+
+
+def _imported_beside(file: Path) -> list[Path]:
+    """The Python files in a plug-in's folder and below that have been imported, plug-ins themselves and packages aside."""
+    folder, standard = file.resolve().parent, Path(sysconfig.get_paths()["stdlib"]).resolve()
+    found = set()
+    for name, module in list(sys.modules.items()):
+        origin = Path(getattr(module, "__dict__", {}).get("__file__") or "")
+        if name == "__main__" or name.startswith("prefopt") or origin.suffix != ".py" or not origin.is_file():
+            continue
+        other, installed = origin.resolve(), {"site-packages", "dist-packages"} & set(origin.parts)
+        if other.is_relative_to(folder) and not installed and not other.is_relative_to(standard):
+            found.add(other)
+    return sorted(found - {file.resolve()})
 
 
 def _file_of(name: str) -> Path | None:

@@ -83,7 +83,10 @@ def _changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
     """A record of going on: when, and what of the circumstances changed."""
     record: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
     for name in SAID:
-        if name in begun and (values := recipe.differences(begun[name], now[name], name)):
+        before, after = begun.get(name), now[name]
+        if name == "plugins" and before is not None:  # a file that one of them does not list was not edited
+            before, after = ({file: part[file] for file in before.keys() & after.keys()} for part in (before, after))
+        if name in begun and (values := recipe.differences(before, after, name)):
             record |= {key: list(pair) for key, pair in values.items()}
     return record
 

@@ -1,7 +1,9 @@
 """What a run says it was made of."""
 
+import importlib
 import json
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,6 +80,28 @@ def test_an_edited_plugin_is_another_one(tmp_path):
     assert list(before) == [f"{file}:Hinge"]
     file.write_text("b")
     assert fingerprint_plugins(tree) != before
+
+
+def test_an_edit_of_what_a_plugin_imports_is_one_of_the_plugin(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "parts").mkdir()
+    names = ["kept_constants.py", "parts/lengths.py", "unused.py", "site-packages/installed.py"]
+    (tmp_path / "site-packages").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("K = 1\n")
+    file = tmp_path / "rules.py"
+    file.write_text("from kept_constants import K\nimport parts.lengths\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    for module in ("rules", "installed"):
+        importlib.import_module(module)
+    before = fingerprint_plugins([f"{file}:score"])
+    helpers = [str(tmp_path / name) for name in names[:2]]
+    assert list(before) == [f"{file}:score", *helpers]
+    (tmp_path / names[1]).write_text("K = 2\n")
+    after = fingerprint_plugins([f"{file}:score"])
+    assert [name for name in before if before[name] != after[name]] == [helpers[1]]
+    for module in ("rules", "kept_constants", "parts", "parts.lengths", "installed"):
+        del sys.modules[module]
 
 
 def test_git(tmp_path):

@@ -1,8 +1,10 @@
 """What a run may go on with: other memory, other trackers and mended code, said and recorded; never other data or models."""
 
+import importlib.util
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,22 @@ def test_a_users_file_may_be_mended_which_is_said_and_recorded(home, capsys):
     assert "rule.py:score was edited" in capsys.readouterr().err.replace("\n", "")
     (record,) = manifest(home)["resumed"]
     assert any(key.startswith("plugins.") for key in record)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_edit_of_what_a_users_file_imports_is_said_where_the_beginning_lists_it(home, capsys, monkeypatch, listed):
+    helper = home / "lengths.py"
+    helper.write_text("K = 1\n")
+    spec = importlib.util.spec_from_file_location("lengths", helper)
+    monkeypatch.setitem(sys.modules, "lengths", importlib.util.module_from_spec(spec))
+    if listed:
+        content = manifest(home)
+        content["plugins"][str(helper)] = "what it was"
+        (home / "run" / "manifest.json").write_text(json.dumps(content))
+    resume(home)
+    assert (f"{helper} was edited" in capsys.readouterr().err.replace("\n", "")) == listed
+    (record,) = manifest(home)["resumed"]
+    assert (f"plugins.{helper}" in record) == listed
 
 
 def test_a_run_that_has_no_numbers_yet_begins_anew_with_what_is_there(home):
