@@ -11,7 +11,7 @@ test: .venv/installed check  ## formatting, lint, types, and the quick tests
 	$(BIN)/pytest -q -n 2
 
 test-slow: .venv/installed  ## process pairs, kill and resume, bad inputs
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -n 2 -m slow
 
 check: .venv/installed
 	$(BIN)/ruff format --check -q

@@ -46,7 +46,8 @@ def recognise(row: Mapping[str, Any], where: str = "row") -> str:
     if {"chosen", "rejected"} <= names:
         return "paired"
     if "chosen" in names or "rejected" in names:
-        _unrecognised(row, where, f"there is {'chosen' if 'chosen' in names else 'rejected'!r} but not the other one")
+        one, other = ("chosen", "rejected") if "chosen" in names else ("rejected", "chosen")
+        _unrecognised(row, where, f"there is {one!r} and no {other!r}")
     if "completions" in names and "prompt" in names:
         judgements = {"scores": "rated", "ranks": "ranked", "votes": "compared", "preference": "compared"}
         return next((name for column, name in judgements.items() if column in names), "unjudged")

@@ -109,7 +109,10 @@ def _sources(
     elif path.is_file():
         raise PrefoptError(f"{data}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(_READERS)}")
     elif path.is_dir() and not (path / "state.json").exists():
-        raise PrefoptError(f"{data}: is a directory; name its files, e.g. {data.rstrip('/')}/*.jsonl")
+        files = (
+            "data.jsonl" if (path / "data.jsonl").is_file() else "*.jsonl"
+        )  # a labelling has other files beside its data
+        raise PrefoptError(f"{data}: is a directory; name its files, e.g. {data.rstrip('/')}/{files}")
     else:
         yield _hub(data, arguments, split)
 

@@ -198,7 +198,9 @@ def _cut(
 ) -> Tokenised:
     prompt = row.prompt_ids
     if max_prompt is not None and len(prompt) > max_prompt:
-        start = prompt[:1] if prompt[0] in encoder.starts and max_prompt > 1 else ()
+        # What begins a text stays; a token that begins every turn, as BOS does in some templates, would open one without words.
+        begins = prompt[0] in encoder.starts and prompt[0] not in prompt[1:]
+        start = prompt[:1] if begins and max_prompt > 1 else ()
         prompt = (*start, *prompt[len(prompt) - max_prompt + len(start) :])
     cut = tuple(max_completion is not None and len(ids) > max_completion for ids in row.completion_ids)
     counts[PROMPT_CUT] += prompt is not row.prompt_ids

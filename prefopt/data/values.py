@@ -27,6 +27,8 @@ def read_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         fail(where, "nested too deeply to be read")
+    except json.JSONDecodeError as error:
+        fail(where, f"not JSON: {error.msg} at character {error.pos + 1}")
     except ValueError as error:
         fail(where, f"not JSON: {error}")
 

@@ -109,8 +109,9 @@ class Rendering:
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _ending(self, ids: Sequence[int], most: int) -> Sequence[int]:
-        """The last tokens, after the one that the tokenizer puts before a text."""
-        start = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) and most > 1 else []
+        """The last tokens, after the one that the tokenizer puts before a text, where it begins no turns as well."""
+        begins = ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) and ids[0] not in ids[1:]
+        start = ids[:1] if begins and most > 1 else []
         return [*start, *ids[len(ids) - most + len(start) :]]
 
     @cached_property

@@ -42,7 +42,10 @@ def refuse_taken(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
         folder.summary()  # one that is damaged says so
         raise PrefoptError(f"{folder} is finished: its results are in summary.json")
     if different := recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS):
-        raise PrefoptError(f"{folder} was run with another recipe; it differs in {', '.join(different)}")
+        raise PrefoptError(
+            f"{folder} was run with another recipe; it differs in {', '.join(different)}. To go on as it began: prefopt run "
+            f"{folder} --resume"
+        )
 
 
 def unfinished(settings: recipe.Recipe) -> Path:

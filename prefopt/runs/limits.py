@@ -111,6 +111,14 @@ def data_warnings(
         )
     if needs.signs:
         yield from _one_class(train)
+    elif (
+        needs.scores and settings.source.rollouts is None and train and all(row.scores == (0.5, -0.5) for row in train)
+    ):
+        yield (
+            "the rows to train on say which completion is better and not by how much: their scores are ½ and −½, and the objective "
+            "reads how far apart scores are. Give score_chosen and score_rejected, or take an objective of bare preferences (DPO, "
+            "BradleyTerry)"
+        )
     ordered = needs.ordered or needs.signs
     if held_out and ordered and settings.source.rollouts is None and all(row.size < 2 for row in held_out):
         yield (

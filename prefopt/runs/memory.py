@@ -15,6 +15,7 @@ from prefopt import recipe
 from prefopt.policy import find_model
 from prefopt.policy.finding import CONFIGS, adapter_config, base_of, loaded
 from prefopt.runs.planning import Plan
+from prefopt.training.devices import computes_in_bf16
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}
@@ -218,7 +219,7 @@ def _copy(what: str, name: str, dtype: str) -> Part:
 
 def _mixed(settings: recipe.Recipe) -> bool:
     """Whether arithmetic is in bf16 on weights in fp32: where it is asked for, and where a device has it."""
-    return settings.train.precision != "fp32" and BYTES[settings.policy.dtype] > 2
+    return computes_in_bf16(settings.train.precision) and BYTES[settings.policy.dtype] > 2
 
 
 def _count(number: float) -> str:

@@ -170,8 +170,9 @@ def _warnings(planned: Plan) -> Iterator[str]:
     settings, source = planned.recipe, planned.recipe.source
     trains = settings.train.steps != 0
     yield from settings_warnings(settings, planned.steps, trains)
-    signed = planned.wanted.signs and trains
-    rows = list(training_rows(planned.data.train, planned.wanted, source)) if signed else []
+    rows: Sequence[Example] = planned.data.train if trains else ()
+    if planned.wanted.signs:  # which are of the rows that are left
+        rows = list(training_rows(rows, planned.wanted, source)) if rows else ()
     held_out = planned.data._asdict()[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
     yield from unread_columns(settings, planned.needs, planned.data.train)

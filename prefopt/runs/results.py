@@ -47,9 +47,8 @@ def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
-    for heading in ("metric", "before", "after"):
-        table.add_column(heading, justify="left", no_wrap=True)
-    table.add_column(f"change [{confidence:.0%} interval]", no_wrap=True)
+    for heading in ("metric", "before", "after", f"change [{confidence:.0%} interval]"):
+        table.add_column(heading, overflow="fold")  # in a narrow terminal a number goes on below, and is never cut
     for name in sorted(result.after, key=lambda name: name != "gold"):  # the reward that counts comes first
         before, change = result.before.get(name), result.change.get(name)
         sure = change is not None and not change.low <= 0 <= change.high and change.low == change.low

@@ -85,13 +85,18 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
         yield make_accelerator(settings.precision)
 
 
+def computes_in_bf16(precision: str) -> bool:
+    """Whether a recipe's precision is bf16 here; auto is, on GPUs that have it."""
+    return precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
 def make_accelerator(precision: str) -> Accelerator:
     """Devices and processes from the environment, and everything that changes an update from the recipe.
 
     Args:
         precision: fp32, bf16, or auto, which is bf16 on GPUs that have it.
     """
-    bf16 = precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    bf16 = computes_in_bf16(precision)
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
     # MPS has no float64, in which sampling noise and metrics are made.
     cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()

@@ -159,7 +159,7 @@ def test_prompts():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p", "chosen": "c"}, "'chosen' but not the other"),
+        ({"prompt": "p", "chosen": "c"}, "there is 'chosen' and no 'rejected'"),
         ({"prmpt": "p", "response": "c"}, "Did you mean 'prompt'"),
         ({"completion": "c"}, "no 'prompt'"),
         ({**PAIR, "score_chosen": 1}, "'score_chosen' but not the other"),

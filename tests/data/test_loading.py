@@ -132,6 +132,15 @@ def test_hub_out_of_reach(monkeypatch):
         load_examples("lab/pairs")
 
 
+def test_the_folder_of_a_labelling_is_told_which_of_its_files_to_name(tmp_path):
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(PrefoptError, match=r"labels/\*\.jsonl$"):
+        load_examples(str(tmp_path / "labels"))
+    (tmp_path / "labels" / "data.jsonl").touch()
+    with pytest.raises(PrefoptError, match=r"labels/data\.jsonl$"):
+        load_examples(str(tmp_path / "labels"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -62,6 +62,14 @@ def test_bos_comes_once(with_bos):
         assert texts(row, with_bos) == ("<s>one", ["two</s>", "six</s>"])
 
 
+def test_a_prompt_that_is_cut_keeps_a_beginning_of_texts_and_none_of_turns(with_bos):
+    row, _ = one(pair("one two", "two", "six"), with_bos, 4, None)
+    assert texts(row, with_bos)[0] == "<s>two"
+    # A template whose turns begin with BOS: a lone one would open a turn without words.
+    row, _ = one(pair("one<s>two", "two", "six"), with_bos, 3, None)
+    assert texts(row, with_bos)[0] == "two"
+
+
 def test_an_empty_prompt(plain, with_bos, bert):
     assert one(parse({"text": "once"}), plain)[0].prompt_ids == (plain.eos_token_id,)
     assert one(parse({"text": "once"}), with_bos)[0].prompt_ids == (with_bos.bos_token_id,)

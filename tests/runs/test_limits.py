@@ -65,6 +65,16 @@ def pairs(number: int = 40, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"), [("RatingRegression", True), ("LiPO", True), ("DPO", False), ("BCO", False)]
+)
+def test_an_objective_of_score_gaps_on_bare_preferences_is_said(make: Any, objective: str, said: bool) -> None:
+    warning = "which completion is better and not by how much"
+    bare, rated = pairs(), pairs(score_chosen=5, score_rejected=2)
+    assert any(warning in line for line in plan(make(f"objective={objective}", rows=bare)).warnings) == said
+    assert not any(warning in line for line in plan(make(f"objective={objective}", rows=rated)).warnings)
+
+
 def labelled(good: int, bad: int) -> list[dict[str, Any]]:
     rows = pairs(good + bad)
     return [{"prompt": r["prompt"], "completion": r["chosen"], "label": i < good} for i, r in enumerate(rows)]

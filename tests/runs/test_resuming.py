@@ -114,7 +114,10 @@ def test_what_is_material_may_not_change(finished, change):
 
 def test_a_resume_with_another_recipe_is_refused_and_changes_nothing(home):
     before = (home / "run" / "recipe.yaml").read_text()
-    with pytest.raises(PrefoptError, match=r"another recipe; it differs in train\.lr$"):
+    with pytest.raises(
+        PrefoptError,
+        match=r"another recipe; it differs in train\.lr\. To go on as it began: prefopt run .*/run --resume$",
+    ):
         resume(home, "train.lr=0.1")
     assert (home / "run" / "recipe.yaml").read_text() == before
 

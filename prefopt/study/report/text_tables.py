@@ -147,7 +147,7 @@ def show(console: Console, comparison: Comparison) -> None:
         box=None, pad_edge=False, padding=(0, 2, 0, 0), title=metric_title(comparison.metric), title_justify="left"
     )
     for heading in HEADINGS:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for row in comparison.primary.rows:
         style = {"better": "green", "worse": "red"}.get(row.claim, "")
         table.add_row(*(Text(cell) for cell in cells(row)), style=style)
