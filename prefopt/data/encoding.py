@@ -138,7 +138,7 @@ class TextEncoder:
 
     def _span(self, example: Example, whole: Rendered, i: int) -> tuple[int, int]:
         """Where the assistant's turn `i` begins and ends in the text of the whole conversation, the token that ends it included."""
-        asked = self.renderer(example, whole.turns[:i], ask=True) if i else ""
+        asked = self.renderer(example, whole.turns[:i], ask=True, begun=False) if i else ""
         answered = self._answered(example, asked, whole.turns[: i + 1])
         if not (whole.text.startswith(answered.text) and whole.text.startswith(asked)):
             return self._around_words(example, whole, i, asked, answered)

@@ -88,10 +88,11 @@ class Renderer:
                 return cls(tokenizer, parts)
         return cls(tokenizer)
 
-    def __call__(self, example: Example, turns: Sequence[Message], ask: bool) -> str:
+    def __call__(self, example: Example, turns: Sequence[Message], ask: bool, begun: bool = True) -> str:
         """The chat template's text for these turns; with `ask`, up to where the assistant writes.
 
-        A turn of the assistant's that is the last one is gone on with: it is the beginning of the answer.
+        A turn of the assistant's that is the last one is gone on with: it is the beginning of the answer. Unless `begun` is False:
+        then it is whole, and the assistant writes another.
         """
         if not self.tokenizer.chat_template:
             raise PrefoptError(
@@ -100,12 +101,12 @@ class Renderer:
             )
         settings = {"tools": example.columns.get("tools"), **(example.columns.get("chat_template_kwargs") or {})}
         try:
-            return self._written(turns, ask, **settings)
+            return self._written(turns, ask, begun, **settings)
         except Exception as error:  # templates raise exceptions of many kinds
             raise PrefoptError(f"{example.where}: the chat template refuses this conversation: {error}") from error
 
-    def _written(self, turns: Sequence[Message], ask: bool, **settings: Any) -> str:
-        goes_on = ask and begins_answer(turns)
+    def _written(self, turns: Sequence[Message], ask: bool, begun: bool = True, **settings: Any) -> str:
+        goes_on = ask and begun and begins_answer(turns)
         if self.parts:
             turns = [{**turn, "content": [{"type": "text", "text": turn.get("content") or ""}]} for turn in turns]
         text = self.tokenizer.apply_chat_template(
@@ -139,11 +140,10 @@ def begins_answer(turns: Sequence[Message]) -> bool:
 def joined(prompt: Sequence[Message], completion: Completion) -> Turns:
     """Prompt and completion as one conversation; an answer that the prompt begins is one turn with its rest."""
     assert not isinstance(completion, str)
-    if not completion or not begins_answer(prompt) or not isinstance(completion[0].get("content"), str):
+    if not completion or not begins_answer(prompt) or completion[0]["role"] != "assistant":
         return (*prompt, *completion)
-    if completion[0]["role"] != "assistant":
-        return (*prompt, *completion)
-    whole = {**prompt[-1], **completion[0], "content": prompt[-1]["content"] + completion[0]["content"]}
+    rest = completion[0].get("content") or ""  # there is none where the rest is tool calls
+    whole = {**prompt[-1], **completion[0], "content": prompt[-1]["content"] + rest}
     return (*prompt[:-1], whole, *completion[1:])
 
 

@@ -8,7 +8,7 @@ import pytest
 if importlib.util.find_spec("trl") is None:
     pytest.skip("TRL is not installed", allow_module_level=True)
 
-from templates import ASKED, CONVERSATIONS, TOOL, outcome, templates
+from templates import ANSWERED, ASKED, CALL, CONVERSATIONS, TOOL, outcome, templates
 
 from make import data_page
 
@@ -120,6 +120,30 @@ COUNTS = {
 )
 def test_tags_and_numbers_at_the_ends_of_a_turn_are_learnt(name, turns, learnt):
     assert outcome(TEMPLATES[name], {"messages": [ASKED[0], *turns], "tools": [TOOL]}).learnt == learnt
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt"),
+    [
+        ("llama3", "Reply one.<|eot_id|>Reply two.<|eot_id|>"),
+        ("phi3", "Reply one.<|end|>Reply two.<|end|>"),
+        ("qwen2_5", "Reply one.<|im_end|>Reply two.<|im_end|>"),
+        ("qwen3", "Reply one.<|im_end|><think>\n\n</think>\n\nReply two.<|im_end|>"),
+        ("gptoss", "<|channel|>final<|message|>Reply one.<|end|><|channel|>final<|message|>Reply two.<|return|>"),
+        ("deepseek_r1_distill", "Reply one.<｜end▁of▁sentence｜>Reply two.<｜end▁of▁sentence｜>"),
+        ("nemotron_3_nano", "</think>Reply one.<|im_end|></think>Reply two.<|im_end|>"),
+        ("smolvlm", " Reply one.<end_of_utterance> Reply two.<end_of_utterance>"),
+        ("gemma4", "Reply one.<turn|>Reply two.<turn|>"),
+    ],
+)
+def test_headers_between_two_turns_of_the_assistant_are_not_learnt(name, learnt):
+    assert outcome(TEMPLATES[name], {"messages": [ASKED[0], *ANSWERED]}).learnt == learnt
+
+
+def test_a_tool_call_goes_on_with_the_answer_that_the_prompt_begins():
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    made = outcome(TEMPLATES["qwen2_5"], {"prompt": [ASKED[0], ANSWERED[0]], "completion": [call], "tools": [TOOL]})
+    assert made.learnt == '\n<tool_call>\n{"name": "lookup", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'
 
 
 @pytest.mark.parametrize(
