@@ -7,8 +7,10 @@ import glob
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from prefopt import recipe
 from prefopt.data import Example
@@ -18,11 +20,14 @@ from prefopt.runs.label.ledger import unfinished
 from prefopt.support.errors import nearest
 from prefopt.types import AXES, Needs
 
-BITS = {"bfloat16": 8, "float16": 11}
+BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Bits of a number's significand: a weight w moves by steps of about |w| · 2^−bits, and smaller ones are rounded away."""
 
 STAMPS = ("given", "notes", "provenance")
 """Columns that a labelling adds for people."""
+
+NARROW = 0.01
+"""A temperature or `top_p` below this leaves the likeliest token alone almost everywhere."""
 
 TYPICAL = 0.02
 """Standard deviation of weights that most language models start with."""
@@ -65,16 +70,28 @@ def settings_warnings(settings: recipe.Recipe, steps: int, trains: bool) -> Iter
     processes, share = int(os.environ.get("WORLD_SIZE", 1)), train.minibatch_size or train.batch_size
     if share < processes:
         yield f"an optimiser step has {share} prompts for {processes} processes: {processes - share} of them have nothing to do"
-    rollouts = settings.source.rollouts
-    if rollouts is not None and rollouts.sampling.temperature == 0:
+    if settings.source.rollouts is not None:
+        yield from _nearly_greedy(settings.source.rollouts)
+
+
+def _nearly_greedy(rollouts: recipe.Rollouts) -> Iterator[str]:
+    """Sampling that hardly samples."""
+    sampling = rollouts.sampling
+    if sampling.temperature == 0:
         yield (
             "source.rollouts.sampling.temperature is 0: every prompt has one completion, always the same, and a policy "
             "gradient is of what a policy samples; write temperature: 1"
         )
+    for name in ("temperature", "top_p"):
+        if 0 < (value := getattr(sampling, name)) < NARROW:
+            yield (
+                f"source.rollouts.sampling.{name} is {value:g}: all completions of a prompt will be about the same, and there is "
+                f"next to nothing to learn from their differences; write {name}: 1"
+            )
 
 
 def _rounded_away(settings: recipe.Recipe) -> Iterator[str]:
-    """Weights of 16 bits do not move by a small learning rate: the optimiser's step is about as large as that."""
+    """Weights do not move by a learning rate that is small for their bits: the optimiser's step is about as large as that."""
     policy, train = settings.policy, settings.train
     if policy.dtype not in BITS or policy.adapter is not None or train.optimizer == "sgd":
         return
@@ -82,11 +99,14 @@ def _rounded_away(settings: recipe.Recipe) -> Iterator[str]:
     largest = train.lr / spacing
     share = math.erf(largest / TYPICAL / math.sqrt(2))
     if share < 0.95:
+        finer = (
+            "Write policy.dtype: float32, with train.precision: bf16 for speed, or train an adapter (policy.adapter)"
+        )
         yield (
             f"policy.dtype is {policy.dtype}, whose numbers are about 2^-{BITS[policy.dtype]} of themselves apart: a step of "
             f"train.lr {train.lr:g} is rounded away from weights above {largest:.2g}, so that about {share:.0%} of weights "
-            f"move (of a model whose weights have standard deviation {TYPICAL:g}). Write policy.dtype: float32, with "
-            "train.precision: bf16 for speed, or train an adapter (policy.adapter)"
+            f"move (of a model whose weights have standard deviation {TYPICAL:g}). "
+            f"{'Make train.lr larger' if policy.dtype == 'float32' else finer}"
         )
 
 
@@ -189,6 +209,41 @@ def _one_class(train: Sequence[Example]) -> Iterator[str]:
             f"{good} completions to train on are desirable and {bad} undesirable: the objective learns from both. Give more "
             "of the other, or weigh them (KTO: lam_d, lam_u)"
         )
+
+
+def rounded_scores(rows: Iterable[Example]) -> Iterator[str]:
+    """Where batches, which hold scores as float32, would lose what sets them apart, for instance of 1.7e9 and 1.7e9 + 1.
+
+    Counted are rows in which rounding moves a score by more than 1% of their range; ranges that float64 itself hardly holds are
+    none. Below one row in a hundred these are near ties.
+
+    Args:
+        rows: as they are trained on.
+    """
+    first, count, total = None, 0, 0
+    for row in rows:
+        total += 1
+        if _rounded(scores := [score for score in row.scores or () if score is not None]):
+            count += 1
+            first = first or f"{row.where}: {', '.join(f'{score:.12g}' for score in scores[:2])}"
+    if first is not None and count * 100 >= total:
+        yield (
+            f"{count} of {total} rows to train on have scores whose differences are lost or changed in batches, which hold about 7 "
+            f"decimals (float32); the first is {first}. Take the same number off all of them and scale them to about 1, in "
+            "the data or by a function that `source: {adapt: file.py:function}` names"
+        )
+
+
+def _rounded(scores: Sequence[float]) -> bool:
+    """Whether float32 moves one of these scores by more than 1% of their range."""
+    if len(scores) < 2:
+        return False
+    exact = np.array(scores, dtype=np.float64)
+    apart = exact.max() - exact.min()
+    if apart <= 1e-12 * np.abs(exact).max():
+        return False
+    with np.errstate(over="ignore"):
+        return bool((np.abs(exact.astype(np.float32) - exact) > 0.01 * apart).any())
 
 
 def messages_as_text(rows: Sequence[Example]) -> Iterator[str]:

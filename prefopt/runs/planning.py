@@ -23,6 +23,7 @@ from prefopt.runs.limits import (
     data_warnings,
     distinct,
     messages_as_text,
+    rounded_scores,
     settings_warnings,
     unfinished_labellings,
     unread_columns,
@@ -175,12 +176,25 @@ def _warnings(planned: Plan) -> Iterator[str]:
         rows = list(training_rows(rows, planned.wanted, source)) if rows else ()
     held_out = planned.data._asdict()[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
+    if trains:
+        yield from _of_scores(planned)
     yield from unread_columns(settings, planned.needs, planned.data.train)
     yield from _of_judges(settings, held_out, planned.data.train)
     yield from messages_as_text(planned.data.train)
     yield from unfinished_labellings(settings)
     if settings.evaluate.every is not None and trains and not planned.data.validation:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
+
+
+def _of_scores(planned: Plan) -> Iterator[str]:
+    """What becomes of recorded scores, in each source whose objectives read them."""
+    settings = planned.recipe
+    if planned.wanted.scores:
+        yield from rounded_scores(training_rows(planned.data.train, planned.wanted, settings.source))
+    for number, own in planned.own.items():
+        source = settings.objective[number].source
+        if own.needs.scores and source is not None:
+            yield from rounded_scores(training_rows(own.data.train, own.needs, source))
 
 
 def _of_judges(settings: recipe.Recipe, held_out: Sequence[Example], train: Sequence[Example]) -> Iterator[str]:

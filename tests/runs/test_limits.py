@@ -115,6 +115,19 @@ def test_rollouts_that_teach_a_group_method_nothing_are_refused(
     plan(make(f"objective={objective}", *online(tmp_path, completions=2)))
 
 
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"temperature": 1e-8}, "temperature is 1e-08: all completions of a prompt will be about the same"),
+        ({"top_p": 1e-9}, "top_p is 1e-09: all completions of a prompt will be about the same"),
+        ({"temperature": 0.1, "top_p": 0.1}, ""),
+    ],
+)
+def test_sampling_that_hardly_samples_is_said(make: Any, tmp_path: Path, sampling: Any, said: str) -> None:
+    warnings = plan(make("objective=GRPO", *online(tmp_path, completions=4, sampling=sampling))).warnings
+    assert [said in warning for warning in warnings] == [True] * bool(said)
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_methods_that_standardise_a_group_say_so(name: str) -> None:
     groups = {"GRPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "RLOO"}
@@ -141,6 +154,8 @@ def test_truncated_supports_and_importance_weights_exclude_each_other(
     [
         (["policy.dtype=bfloat16", "train.lr=1e-6"], "weights above 0.00026, so that about 1% of weights move"),
         (["policy.dtype=float16", "train.lr=1e-6"], "weights above 0.002, so that about 8% of weights move"),
+        (["train.lr=1e-9"], "weights above 0.017, so that about 60% of weights move"),
+        (["train.lr=1e-30"], "weights above 1.7e-23, so that about 0% of weights move"),
         (["train.lr=0"], "train.lr is 0: no weight will move"),
         (["objective.weight=0"], "the weight of every objective is 0"),
         (["train.warmup=40"], "warmup is 40 optimiser steps and the run has 10: the learning rate only gets to 25%"),
@@ -163,6 +178,7 @@ def test_settings_that_cannot_mean_what_they_say_are_said(make: Any, overrides: 
         ["policy.dtype=bfloat16", "train.lr=1e-6", "policy.adapter={}"],
         ["policy.dtype=bfloat16", "train.lr=1e-6", "train.steps=0"],
         ["train.lr=1e-6"],
+        ["train.lr=1e-8"],
         ["train.warmup=10"],
         ["evaluate.every=10"],
     ],
@@ -185,6 +201,39 @@ def test_one_class_of_labels_is_said_with_its_numbers(
     settings = make(f"objective={objective}", "source.split=[1, 0, 0]", *more, rows=labelled(good, bad))
     text = " ".join(plan(settings).warnings)
     assert (f"{good} completions to train on are desirable and {bad} undesirable" in text) == warned
+
+
+@pytest.mark.parametrize("objective", ["EXOList", "AOTUnpaired", "BCO", "PRO", "LiPO"])
+@pytest.mark.parametrize(
+    ("scores", "count"),
+    [
+        ([1700000003.0, 1700000002.0, 1700000001.0], 40),
+        ([1e9 - 10, 1e9 - 100, 1e9 - 150], 40),  # told apart, but 150 becomes 128
+        ([3.0, 2.0, 1.0], 0),
+        ([1e5 + 3, 1e5 + 2, 1e5 + 1], 0),
+        ([0.3 + 1e-16, 0.3, 0.2], 0),
+        ([1e-30, 2e-30, 3e-30], 0),
+        ([1e-45, 2e-46, 3e-46], 40),  # 0, 0 and the smallest number
+    ],
+)
+def test_scores_that_batches_cannot_tell_apart_are_counted(
+    make: Any, objective: str, scores: list[float], count: int
+) -> None:
+    rows = [{"prompt": f"w{i}", "completions": [" w1", " w2", f" w3 w{i}"], "scores": scores} for i in range(40)]
+    warnings = plan(make(f"objective={objective}", "source.split=[1, 0, 0]", rows=rows)).warnings
+    assert [w for w in warnings if "float32" in w] == [
+        w for w in warnings if w.startswith(f"{count} of 40 rows to train on have scores whose differences are lost")
+    ]
+    assert any("float32" in warning for warning in warnings) == (count > 0)
+
+
+def test_scores_that_no_objective_reads_and_near_ties_are_not_warned_of(make: Any) -> None:
+    rows = [{"prompt": f"w{i}", "completions": [" w1", f" w3 w{i}"], "scores": [1.7e9 + 1, 1.7e9]} for i in range(200)]
+    assert not [w for w in plan(make(rows=rows)).warnings if "float32" in w]
+    for row in rows[1:]:
+        row["scores"] = [2, 1]
+    warnings = plan(make("objective=PRO", "source.split=[1, 0, 0]", rows=rows)).warnings
+    assert not [w for w in warnings if "float32" in w]
 
 
 def test_held_out_rows_of_one_completion_measure_no_order(make: Any) -> None:
