@@ -17,6 +17,8 @@ from prefopt.study.comparison.verdict import metric_title
 from prefopt.support.terminal import one_line
 
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
+NARROW, WIDE = ("arm", "mean", "difference", "verdict"), 76
+"""The columns of terminals narrower than this; the sentence below the table has the simultaneous intervals."""
 
 
 def number(value: float, signed: bool = False) -> str:
@@ -146,11 +148,12 @@ def show(console: Console, comparison: Comparison) -> None:
     table = RichTable(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), title=metric_title(comparison.metric), title_justify="left"
     )
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+    shown = [HEADINGS.index(heading) for heading in (HEADINGS if console.width >= WIDE else NARROW)]
+    for column in shown:
+        table.add_column(HEADINGS[column], overflow="fold")
     for row in comparison.primary.rows:
-        style = {"better": "green", "worse": "red"}.get(row.claim, "")
-        table.add_row(*(Text(cell) for cell in cells(row)), style=style)
+        style, texts = {"better": "green", "worse": "red"}.get(row.claim, ""), cells(row)
+        table.add_row(*(Text(texts[column]) for column in shown), style=style)
     console.print(table)
     console.print(Text(f"\n{comparison.verdict}", style="bold"))
     for note in (*comparison.notes, *comparison.confounds):

@@ -18,7 +18,7 @@ from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.report import show, write_report
 from prefopt.study.report.page import differing
 from prefopt.study.report.style import looks
-from prefopt.study.report.text_tables import ends, number
+from prefopt.study.report.text_tables import ends, number, spread
 
 ARMS = {"dpo": [0.0, 0.1, 0.2, 0.1], "rpo": [1.0, 1.12, 1.21, 1.09], "odd & <i>": [0.3, -0.2, 0.4, None]}
 
@@ -208,6 +208,17 @@ def test_a_terminals_table(found):
     text = console.file.getvalue()
     assert "odd & <i>" in text
     assert "note: online: train.batch_size is 8" in text
+
+
+@pytest.mark.parametrize("width", [50, 60, 75, 76, 160])
+def test_no_terminal_is_too_narrow_for_numbers(found, width):
+    console = Console(file=io.StringIO(), width=width)
+    show(console, found)
+    table = console.file.getvalue().partition(found.verdict[:12])[0]
+    assert "…" not in table
+    for row in found.primary.rows[1:]:
+        for part in (spread(row.mean).split()[0], spread(row.difference.mean, signed=True).split()[0]):
+            assert part in table, (part, table)
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
