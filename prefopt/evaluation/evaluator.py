@@ -25,6 +25,7 @@ from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
 from prefopt.sources.writing import Completer, batch_of_written
+from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
@@ -200,6 +201,11 @@ class Evaluator:
         _, outputs = self._outputs(model, pairs, Needs(rewards=True))
         assert outputs.rewards is not None
         rewards = outputs.rewards.double().cpu()
+        if wrong := int((~rewards.isfinite()).any(-1).sum()):
+            raise PrefoptError(
+                f"the reward model's rewards are not finite in {wrong} of {len(pairs)} pairs, so nothing can be measured by them: "
+                "its weights are damaged, or its training diverged (train.lr too high)"
+            )
         margin, label = rewards[:, 0] - rewards[:, 1], _labels(pairs)
         numbers = {"ece": calibration_error(margin, label)}
         measured = {"pair_nll": pair_nll(margin, label), "brier": brier(margin, label)}

@@ -203,5 +203,5 @@ def _check_sampled(sampled: Any, name: str, prompts: int, completions: int) -> N
     if len(wrong := logps[~(logps.isfinite() & (logps <= ROUNDING))]):
         raise PrefoptError(
             f"the sampler {name} returned a log-prob of {wrong[0]:g}, and every one is finite and at most 0; where it has none, "
-            "`logps` is None"
+            "`logps` is None. Weights of a training that diverged (train.lr too high) give nan"
         )

@@ -97,6 +97,7 @@ def _train(
         if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator):
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
+    trainer.check_finite()
     _save(prepared, trainer, folder, stopped)
     after = before
     if trainer.done:
@@ -130,9 +131,13 @@ def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measu
     if step.number % settings.track.every == 0:
         of_step = {"tokens": step.tokens, "seconds": round(step.seconds, 4), "batch": step.batch}
         measurements.tracker.log(step.number, {**step.metrics, **of_step})
-    if settings.evaluate.every and step.number % settings.evaluate.every == 0 and step.number < prepared.plan.steps:
+    measures = settings.evaluate.every and step.number % settings.evaluate.every == 0
+    saves = train.checkpoint_every and step.number % train.checkpoint_every == 0
+    if measures or saves:
+        trainer.check_finite()
+    if measures and step.number < prepared.plan.steps:
         measurements.validate(_bare(trainer), step.number)
-    if train.checkpoint_every and step.number % train.checkpoint_every == 0:
+    if saves:
         with timed("checkpoint"):
             save_checkpoint(trainer, measurements.folder.checkpoints, step.number, train.keep_checkpoints)
 

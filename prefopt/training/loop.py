@@ -102,6 +102,7 @@ class Trainer:
         self.folder = folder
         self.monitor = monitor
         self.done = 0
+        self._last: Batch | None = None  # the batch of the last step
         self.asked_before = False  # whether a batch went through the policy once more, before its updates
         self.tokens = 0  # trained on so far, and the seconds that it took
         self.seconds = 0.0
@@ -122,13 +123,39 @@ class Trainer:
                 batch = next(batches).to(self.accelerator.device)
             with advising(f"step {self.done + 1}", TRAINING, OTHERWISE):
                 metrics = self._learn(batch)
-            self.done += 1
+            self.done, self._last = self.done + 1, batch
             if isinstance(self.reference, Moving):
                 self.reference.follow(self.accelerator.unwrap_model(self.model), self.done)
             tokens, seconds = _tokens(batch) * self.settings.passes, time.perf_counter() - start
             self.tokens += tokens
             self.seconds += seconds
             yield Step(self.done, metrics, tokens, seconds, _rows(batch))
+
+    def check_finite(self) -> None:
+        """Refuse what an update left of the model where it computes no numbers; the next step's loss, if any, comes too late.
+
+        Each process looks at its own weights, which are the same: whether their squares are finite, since a normalising layer
+        turns states that are too large into zeros; and what the model computes for one row of the last batch.
+
+        Raises:
+            PrefoptError: says that training diverged.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        finite = all(_has_finite_squares(weight) for weight in model.parameters() if weight.requires_grad)
+        if finite and self._last is not None and len(self._last):
+            row = self._last.rows(torch.zeros(1, dtype=torch.long, device=self.accelerator.device))
+            training = model.training
+            model.eval()  # dropout would draw, and so change what follows
+            with torch.no_grad(), self.accelerator.autocast():
+                fields = model(row, Needs(rewards=merged_needs(self.terms).rewards)).fields()
+            model.train(training)
+            finite = all(bool(values.isfinite().all()) for values in fields.values())
+        if not finite:
+            raise PrefoptError(
+                f"training diverged: after the update of step {self.done} the model computes no finite numbers, and is neither "
+                f"saved nor measured. Usual causes: train.lr too high (it is {self.settings.lr:g}), no train.clip_norm or "
+                "train.warmup; with a smaller one, begin anew in another folder"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside weights and optimiser: places in the sources, running numbers, the schedule."""
@@ -374,6 +401,12 @@ class Trainer:
 def _monitored(needs: Needs, monitor: Monitor | None) -> Needs:
     """The same, and the statistics that the monitor reads."""
     return needs if monitor is None else replace(needs, watched=monitor.needs.statistics)
+
+
+def _has_finite_squares(weight: Tensor) -> bool:
+    """Whether every number is one whose square is finite in 32 bits, or in 64 where it has as many."""
+    largest = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).max ** 0.5
+    return bool((weight.detach().abs() <= largest).all())  # of NaN it is False
 
 
 def _surrogate(outputs: Outputs, gradient: Outputs) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from prefopt import recipe
+from prefopt import PrefoptError, recipe
 from prefopt.data import formats, tokenise
 from prefopt.evaluation.evaluator import Evaluation, Evaluator, _ahead, distinct
 from prefopt.evaluation.intervals import Observations
@@ -197,6 +197,14 @@ def test_calibration_of_a_scorer_by_hand(columns, scorer, tokenizer):
 def test_rounding_puts_nobody_ahead():
     ahead = _ahead(torch.tensor([[5.0, 5.00001], [5.00001, 5.0], [5.0, 5.001], [5.001, 5.0]]))
     assert ahead.tolist() == [0.5, 0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rewards_that_are_not_finite_are_said_and_not_measured(scorer, tokenizer, value):
+    with torch.no_grad():
+        scorer.model.score.weight.fill_(value)
+    with pytest.raises(PrefoptError, match=r"rewards are not finite in \d+ of \d+ pairs.*its training diverged"):
+        scored(scorer, tokenizer)
 
 
 def test_accuracy_by_gap_of_a_scorer(scorer, tokenizer):

@@ -94,6 +94,23 @@ def test_a_last_evaluation_that_fails_loses_nothing(recipe_file, tmp_path, faili
         run(settings, folder=folder, resume=True)
 
 
+@pytest.mark.parametrize("objective", ["DPO", "BradleyTerry"])
+@pytest.mark.parametrize(
+    "more", [[], ["train.steps=2", "evaluate.every=1"], ["train.steps=2", "train.checkpoint_every=1"]]
+)
+def test_a_last_update_that_diverged_is_said_and_no_such_model_is_saved(recipe_file, tmp_path, objective, more):
+    settings = load_recipe(
+        recipe_file,
+        [f"objective={objective}", "train.steps=1", "train.lr=1e25", "train.warmup=0", *more],
+    )
+    with pytest.raises(
+        PrefoptError, match=r"diverged: after the update of step 1 .* train.lr too high \(it is 1e\+25\)"
+    ):
+        run(settings, folder=tmp_path / "run", console=Console(quiet=True))
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.trained and not folder.policy.exists() and not list(folder.path.glob("checkpoints/*"))
+
+
 def test_a_run_that_its_limits_stopped_stays_stopped_when_only_its_evaluation_is_left(recipe_file, tmp_path, failing):
     settings = load_recipe(recipe_file, ["train.limits={loss: [null, 0]}", "train.beyond=stop"])
     failing(KeyboardInterrupt())

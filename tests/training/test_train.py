@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,17 @@ def test_non_finite_loss_stops_before_the_update_and_keeps_the_batch(tmp_path: P
     saved = torch.load(tmp_path / "nonfinite-step-1.pt")
     assert torch.equal(saved["completion_ids"], seven_rows()[0].completion_ids)
     assert tuple(map(tuple, saved["prompt_ids"])) == seven_rows()[0].prompt_ids
+
+
+@pytest.mark.parametrize(("value", "diverged"), [(math.nan, True), (math.inf, True), (1e20, True), (1e15, False)])
+def test_what_an_update_left_without_finite_numbers_is_said_to_have_diverged(value: float, diverged: bool) -> None:
+    trainer, _ = train("dpo", torch.float32, 7, seven_rows(), steps=1)
+    trainer.check_finite()
+    state = torch.get_rng_state()
+    next(trainer.model.parameters()).data[-1, -1] = value  # of a word that no row has
+    with pytest.raises(PrefoptError, match="step 1 the model computes no finite") if diverged else nullcontext():
+        trainer.check_finite()
+    assert torch.equal(state, torch.get_rng_state()) and trainer.model.training
 
 
 def test_draws_in_targets_do_not_depend_on_the_global_state() -> None:
