@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 PIECE = re.compile(r"<[^<>\s]*>|\s|[^\s<]+|<")
-"""A tag, a control token, a blank or a word of a turn's header."""
+"""A tag, a control token, a blank or a word."""
 
-NOWHERE = Places({}, {}, {})
+NOWHERE = Places({}, {}, {}, {})
 
 
 @dataclass(frozen=True)
@@ -126,24 +126,69 @@ class TextEncoder:
         """
         written = [False] * len(joint)
         turns = whole.turns
-        first = len(turns) - len(example.completions[k])
-        for i in range(first, len(turns)):
+        for i in range(len(turns) - len(example.completions[k]), len(turns)):
             if turns[i]["role"] != "assistant":
                 continue
-            start, end = self._span(example, whole, i)
-            tokens = [common(ids, joint) for ids in self.encode([whole.text[:start], whole.text[:end]])]
-            tokens[0] = max(tokens[0], shared)
-            written[tokens[0] : tokens[1]] = [True] * (tokens[1] - tokens[0])
+            for part in self._parts(example, whole, i):
+                first, last = (common(ids, joint) for ids in self.encode([whole.text[:place] for place in part]))
+                written[max(first, shared) : last] = [True] * (last - max(first, shared))
         return written[shared:]
 
-    def _span(self, example: Example, whole: Rendered, i: int) -> tuple[int, int]:
-        """Where the assistant's turn `i` begins and ends in the text of the whole conversation, the token that ends it included."""
+    def _parts(self, example: Example, whole: Rendered, i: int) -> list[tuple[int, int]]:
+        """Where the text of the whole conversation holds the assistant's turn `i`, the token that ends it included."""
         asked = self.renderer(example, whole.turns[:i], ask=True, begun=False) if i else ""
         answered = self._answered(example, asked, whole.turns[: i + 1])
-        if not (whole.text.startswith(answered.text) and whole.text.startswith(asked)):
-            return self._around_words(example, whole, i, asked, answered)
-        end = len(answered.text)
-        return len(asked), end + self._ending(whole.text, end, answered.ended)
+        start, end = len(asked), len(answered.text)
+        if whole.text.startswith(answered.text) and whole.text.startswith(asked):
+            end += self._ending(whole.text, end, answered.ended)
+        else:
+            start, end = self._around_words(example, whole, i, asked, answered)
+        return self._without_others(whole, answered, start, end)
+
+    def _without_others(self, whole: Rendered, answered: Rendered, start: int, end: int) -> list[tuple[int, int]]:
+        """A turn of the assistant's without what others say inside it: Gemma 4 writes a tool's result before the caller's text.
+
+        Args:
+            answered: the conversation up to this turn, so without the results.
+            start: where it begins in the text of the whole conversation.
+            end: where it ends there.
+        """
+        found = whole.places.found
+        others = {turn for turn, message in enumerate(whole.turns) if message["role"] != "assistant"}
+        if not any(turn in others and first < end and last > start for turn, (first, last) in found.items()):
+            return [(start, end)]
+        parts: list[tuple[int, int]] = []
+        number, own, inside = -1, start, (end, end)
+        for n, word in sorted(whole.places.words.items(), key=lambda item: item[1].start):
+            if not start <= word.start < end:
+                continue
+            if word.turn in others:
+                inside = (min(inside[0], word.start), word.end) if word.start >= own else inside
+                continue
+            if inside[1] <= word.start:
+                parts.append((start, self._before_others(whole, answered, number, own, inside[0])))
+                start = self._behind(whole.text, inside[1], word.start)
+            number, own, inside = n, max(own, word.end), (end, end)
+        return [*parts, (start, end)]
+
+    def _before_others(self, whole: Rendered, answered: Rendered, number: int, own: int, others: int) -> int:
+        """How far the assistant wrote before others' words: what stands behind its word without them, and the token that ends it.
+
+        Args:
+            number: of its last word before them.
+            own: the end of that word.
+            others: where their words begin.
+        """
+        if number not in answered.places.words:
+            return own
+        end = own + _alike(whole.text[own:others], answered.text[answered.places.words[number].end :])
+        ends = (t for t in self.control if whole.text.startswith(t, end) and answered.text.endswith(t))
+        return end + len(next(ends, ""))
+
+    def _behind(self, text: str, others: int, own: int) -> int:
+        """Where the assistant goes on between others' words and its own: behind the last control token, or at its word."""
+        found = [at + len(token) for token in self.control if (at := text.rfind(token, others, own)) >= 0]
+        return max(found, default=own)
 
     def _around_words(
         self, example: Example, whole: Rendered, i: int, asked: str, answered: Rendered
@@ -151,7 +196,7 @@ class TextEncoder:
         """The same where a template writes an earlier turn otherwise than the last one, by the words of the turns.
 
         It begins behind as much of its header as stands before its words, and ends as it does where it is the last turn (tags and
-        numbers may follow its last word), or else with the first token after its words that ends turns.
+        numbers may follow its last word), or else with the first EOS after its words.
         """
         found = whole.places.found
         if i not in found:
@@ -173,16 +218,11 @@ class TextEncoder:
 
     def _end(self, text: str, last: int, after: int, tail: str, ended: bool) -> int:
         """The end of a turn between its last word and the next turn's first; `tail` and `ended` are of it where it is the last."""
-        end = last + len(tail)
-        as_last = text.startswith(tail, last)
-        if as_last and (ending := self._ending(text, end, ended)):
+        end = last + _alike(text[last:after], tail)
+        if end == last + len(tail) and (ending := self._ending(text, end, ended)):
             return end + ending
-        if (at := text.find(self.eos_text, last, after)) >= 0:
-            return at + len(self.eos_text)
-        if as_last and tail:
-            return end
-        found = [(at, -len(token)) for token in self.control if (at := text.find(token, last, after)) >= 0]
-        return min(found)[0] - min(found)[1] if found else last
+        at = text.find(self.eos_text, last, after)
+        return end if at < 0 else at + len(self.eos_text)
 
     def _ending(self, text: str, end: int, ended: bool) -> int:
         """Length of the token at `end` that ends a turn: EOS, or any control token if the turn has an EOS where it is the last."""
@@ -203,6 +243,12 @@ def _prefix_of(tokenizer: "PreTrainedTokenizerBase", eos: int) -> Ids:
     if plain:
         return tuple(full[: next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)])
     return tuple(full[:-1] if full and full[-1] == eos else full)  # it has no token for "a"
+
+
+def _alike(one: str, other: str) -> int:
+    """Length of the common prefix of two texts in whole pieces, so that no control token is cut."""
+    pieces = PIECE.findall(one)
+    return sum(map(len, pieces[: common(pieces, PIECE.findall(other))]))
 
 
 def common(one: Sequence[Any], other: Sequence[Any]) -> int:

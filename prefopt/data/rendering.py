@@ -47,6 +47,20 @@ class Word(NamedTuple):
     text: str
 
 
+class Place(NamedTuple):
+    """Where a word is.
+
+    Attributes:
+        turn: number of the message that it is from.
+        start: of it in the text.
+        end: behind it.
+    """
+
+    turn: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the words of a conversation are in the text of a chat template.
@@ -55,11 +69,13 @@ class Places:
         found: for each turn, the first and the last place of its words; turns of which there is none are missing.
         lost: for each turn, the kinds of its words that are not all there, with the first such word.
         given: for each turn, the kinds that it has.
+        words: the place of each word that is there, by its number in the conversation.
     """
 
     found: Mapping[int, tuple[int, int]]
     lost: Mapping[int, Mapping[str, str]]
     given: Mapping[int, set[str]]
+    words: Mapping[int, Place]
 
 
 @dataclass(frozen=True)
@@ -247,11 +263,13 @@ def _places(words: Sequence[Word], places: Sequence[int | None]) -> Places:
     found: dict[int, tuple[int, int]] = {}
     lost: dict[int, dict[str, str]] = {}
     given: dict[int, set[str]] = {}
-    for word, place in zip(words, places, strict=True):
+    there: dict[int, Place] = {}
+    for number, (word, place) in enumerate(zip(words, places, strict=True)):
         given.setdefault(word.turn, set()).add(word.kind)
         if place is None:
             lost.setdefault(word.turn, {}).setdefault(word.kind, word.text)
             continue
         first, last = found.get(word.turn, (place, place))
+        there[number] = Place(word.turn, place, place + len(word.text))
         found[word.turn] = min(first, place), max(last, place + len(word.text))
-    return Places(found, lost, given)
+    return Places(found, lost, given, there)

@@ -140,6 +140,47 @@ def test_headers_between_two_turns_of_the_assistant_are_not_learnt(name, learnt)
     assert outcome(TEMPLATES[name], {"messages": [ASKED[0], *ANSWERED]}).learnt == learnt
 
 
+CALLED = '<|tool_call>call:lookup{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>'
+COUNTED = "<|tool_call>call:lookup{n:5}<tool_call|><|tool_response>"
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt"),
+    [
+        ("gemma4", f"{CALLED}Let me look.<turn|>Reply one.<turn|>"),
+        ("gemma4_v3", f"{CALLED}Let me look.<turn|>Reply one.<turn|>"),
+        ("gemma4_v5", f"{CALLED}Let me look.Reply one.<turn|>"),
+        ("diffusion_gemma", f"{CALLED}Let me look.Reply one.<turn|>"),
+        (
+            "qwen2_5",
+            'Let me look.\n<tool_call>\n{"name": "lookup", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'
+            "Reply one.<|im_end|>",
+        ),
+    ],
+)
+def test_a_result_that_is_written_inside_the_turn_that_calls_is_not_learnt(name, learnt):
+    calling = {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]}
+    turns = [ASKED[0], calling, {"role": "tool", "name": "lookup", "content": "rain"}, ANSWERED[0]]
+    made = outcome(TEMPLATES[name], {"messages": turns, "tools": [TOOL]})
+    assert made.learnt == learnt and not made.lost
+
+
+def test_results_are_left_out_of_several_turns_whatever_they_say():
+    """The call ends in a number, the answer begins with a tag, and a result says what the answer does."""
+    turns = [
+        ASKED[0],
+        COUNTS | {"content": "<b>Look.</b>"},
+        {"role": "tool", "name": "lookup", "content": "Look."},
+        {"role": "assistant", "content": "Again.", "tool_calls": [CALL, CALL]},
+        {"role": "tool", "name": "lookup", "content": "rain"},
+        {"role": "tool", "name": "lookup", "content": "Again."},
+        ANSWERED[0],
+    ]
+    learnt = outcome(TEMPLATES["gemma4"], {"messages": turns, "tools": [TOOL]}).learnt
+    twice = CALLED.removesuffix("<|tool_response>") + CALLED
+    assert learnt == f"{COUNTED}<b>Look.</b><turn|>{twice}Again.<turn|>Reply one.<turn|>"
+
+
 def test_a_tool_call_goes_on_with_the_answer_that_the_prompt_begins():
     call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     made = outcome(TEMPLATES["qwen2_5"], {"prompt": [ASKED[0], ANSWERED[0]], "completion": [call], "tools": [TOOL]})
