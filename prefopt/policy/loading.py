@@ -26,6 +26,7 @@ from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config, quantisation
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.pretrained import Loader, load_weights
+from prefopt.policy.saving import end_ids
 from prefopt.policy.scorer_loading import is_scorers_adapter
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
@@ -155,12 +156,13 @@ def load_policy(
 
     Raises:
         PrefoptError: it cannot be loaded, is no causal LM, knows fewer tokens than the tokenizer, an adapter's targets are not in
-            it, or the adapter could not be saved as it is measured.
+            it, its end tokens are none, or the adapter could not be saved as it is measured.
     """
     whole: Any = weights(AutoModelForCausalLM, spec)
     model: Any = whole.get_base_model() if isinstance(whole, PeftModel) else whole
     name = find_model(spec.model)
     _refuse_more_tokens(name, model.get_input_embeddings().weight.shape[0], tokenizer, spec)
+    end_ids(model, tokenizer)  # what no token can be is refused before it is asked for
     if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not _reads_forwards(model.base_model):
         raise PrefoptError(
             f"{name} is a {type(model).__name__} that reads in both directions, and does not write text: name a causal "

@@ -12,19 +12,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.policy.adapters import MAGNITUDE, WEIGHTS, merged
 from prefopt.policy.stacking import save_stacked
+from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 
 log = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
+LARGEST = 2**31 - 1
+"""Number that a token can have."""
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """The ids that end what a model writes: the tokenizer's EOS first, then those of the model's generation settings."""
+    """The ids that end what a model writes: the tokenizer's EOS first, then those of the model's generation settings.
+
+    Raises:
+        PrefoptError: one of them can be no token.
+    """
     own: Any = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
     listed = own if isinstance(own, list) else [own]
     first = None if tokenizer is None else tokenizer.eos_token_id
-    return list(dict.fromkeys(int(token) for token in [first, *listed] if token is not None))
+    ends = [token for token in [first, *listed] if token is not None]
+    if wrong := [end for end in ends if not isinstance(end, int) or abs(end) > LARGEST]:
+        raise PrefoptError(
+            f"{model.name_or_path}: eos_token_id in {GENERATION} must be the number of a token, or a list of such; it has "
+            f"{str(wrong[0])[:40]}"
+        )
+    return list(dict.fromkeys(ends))
 
 
 def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:

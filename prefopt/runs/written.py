@@ -1,6 +1,7 @@
 """What prefopt itself wrote, read again: a file that is damaged, or somebody else's, is named with what can be done."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,16 @@ def read(file: Path, parse: Callable[[str], T], remedy: str) -> T:
     """
     try:
         return parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PrefoptError(f"{file} is damaged ({first}): {remedy}") from error
 
@@ -85,8 +95,8 @@ def check_training(content: Mapping[str, Any]) -> None:
     if missing := [name for name in ENDING if name not in content]:
         raise ValueError(f"`{missing[0]}` is missing")
     _refuse_plain(content, ("evaluated_on", "costs"))
-    if not isinstance(content["steps"], int):
-        raise ValueError("`steps` must be an integer")
+    if not isinstance(content["steps"], int) or not 0 <= content["steps"] <= sys.maxsize:
+        raise ValueError("`steps` must be a number of steps")
 
 
 def is_line(content: Any) -> bool:
@@ -95,8 +105,8 @@ def is_line(content: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a number, or null, which is one that is not finite."""
-    return value is None or isinstance(value, int | float)
+    """Whether this is a number that a float can hold, or null, which is one that is not finite."""
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _refuse_plain(content: Mapping[str, Any], names: tuple[str, ...]) -> None:

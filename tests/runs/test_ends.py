@@ -165,6 +165,11 @@ FOREIGN = [
         {"nll": {"values": [1, 2], "weights": [1], "groups": ["a", "b"]}},
     ),
     ("evaluations/test-step-000001.json", "observations", {"nll": {"values": [1], "weights": [1], "groups": [{}]}}),
+    *(
+        ("evaluations/test-step-000001.json", "observations", {"nll": {"values": [v], "weights": [1], "groups": ["a"]}})
+        for v in ("x", 10**400)
+    ),
+    ("evaluations/test-step-000001.json", "numbers", {"kl": 10**400}),
     ("evaluations/test-step-000001.json", "confidence", [1, 2]),
     ("evaluations/test-step-000001.json", "seed", {}),
     ("evaluations/test-step-000001.json", "samples", [{"text": "x"}]),

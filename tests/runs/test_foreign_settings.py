@@ -30,3 +30,15 @@ def test_what_no_model_can_have_is_refused_with_the_folder(tmp_path, start, how)
     with pytest.raises(PrefoptError, match=rf"cannot load the (model|tokenizer) {folder}"):
         start(settings)
     assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize("end", ["x", [3, "x"], 10**400, {}])
+def test_end_tokens_that_are_none_are_refused_before_anything_is_trained(tmp_path, end):
+    folder = tiny_model(tmp_path / "lm")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    settings = load_recipe(tiny_recipe(tmp_path, folder, tiny_pairs(tmp_path / "pairs.jsonl")))
+    with pytest.raises(
+        PrefoptError, match=rf"{folder}: eos_token_id in generation_config.json must be the number of a token"
+    ):
+        run(settings)
+    assert not list(tmp_path.glob("runs/*/*"))

@@ -29,6 +29,8 @@ def run(tmp_path: Path) -> RunFolder:
         ('{"before": {"gold": {"value": "low"}}}', "`before.gold` must be a number"),
         ('{"before": {"gold": {"low": 1}}}', "'value'"),
         ('{"costs": {"flops": "many"}}', "`costs.flops` must be a number"),
+        (f'{{"after": {{"gold": {10**400}}}}}', "`after.gold` must be a number"),
+        (f'{{"before": {{"gold": {{"value": {-(10**400)}}}}}}}', "`before.gold` must be a number"),
     ],
 )
 def test_a_summary(run: RunFolder, content: str, wrong: str) -> None:
@@ -54,7 +56,10 @@ def test_a_manifest(run: RunFolder, part: str) -> None:
         run.manifest()
 
 
-@pytest.mark.parametrize(("name", "value"), [*((name, ...) for name in TRAINED), ("steps", "four"), ("costs", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, ...) for name in TRAINED), ("steps", "four"), ("steps", -1), ("steps", 10**400), ("costs", 3)],
+)
 def test_a_record_of_training(run: RunFolder, name: str, value: object) -> None:
     run.trained_file.write_text(json.dumps(TRAINED))
     assert run.training() == TRAINED
@@ -67,7 +72,11 @@ def test_a_record_of_training(run: RunFolder, name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['{"step": 1, "loss": "small"}', '{"step": "one"}', '{"step": 1, "loss": [1]}', '{"step": null}']
+    "line",
+    [
+        *('{"step": 1, "loss": "small"}', '{"step": "one"}', '{"step": 1, "loss": [1]}', '{"step": null}'),
+        *(f'{{"step": 1, "loss": {10**400}}}', f'{{"step": {10**400}}}'),
+    ],
 )
 def test_a_line_of_metrics(run: RunFolder, line: str) -> None:
     run.metrics_file.write_text(f'{{"step": 0, "loss": null}}\n{line}\n{{"step": 2}}\n')
