@@ -195,8 +195,9 @@ class TextEncoder:
     ) -> tuple[int, int]:
         """The same where a template writes an earlier turn otherwise than the last one, by the words of the turns.
 
-        It begins behind as much of its header as stands before its words, and ends as it does where it is the last turn (tags and
-        numbers may follow its last word), or else with the first EOS after its words.
+        It begins behind as much of its header as stands before its words; or, where a template lets it go on with an earlier turn
+        of the assistant's without one (Gemma 4), where the conversation before it ends. It ends as it does where it is the last
+        turn (tags and numbers may follow its last word), or else with the first EOS after its words.
         """
         found = whole.places.found
         if i not in found:
@@ -210,11 +211,23 @@ class TextEncoder:
         end = self._end(whole.text, last, after, tail, answered.ended)
         if whole.text.startswith(asked) and before <= len(asked) <= first:
             return len(asked), end
-        header = asked[common(asked, self.renderer(example, whole.turns[:i], ask=False)) :] if i else ""
+        goes_on = i > 0 and whole.turns[i - 1]["role"] != "user"
+        answered_first = next(n for n, turn in enumerate(whole.turns) if turn["role"] == "assistant")
+        headers = [self._header(example, whole.turns[:n]) for n in ([i, answered_first] if goes_on else [i])]
         gap = whole.text[before:first]
-        lengths = [piece.end() for piece in PIECE.finditer(header)]
-        length = next((n for n in reversed(lengths) if header[:n] in gap), 0)
-        return before + gap.rindex(header[:length]) + length if length else first, end
+        for header in headers:
+            lengths = [piece.end() for piece in PIECE.finditer(header)]
+            if length := next((n for n in reversed(lengths) if header[:n] in gap), 0):
+                return before + gap.rindex(header[:length]) + length, end
+        closed = _alike(self.renderer(example, whole.turns[:i], ask=False), whole.text) if goes_on else 0
+        return (closed if before <= closed <= first else first), end
+
+    def _header(self, example: Example, turns: Turns) -> str:
+        """What the template writes between these turns and an answer to them."""
+        if not turns:
+            return ""
+        asked, closed = (self.renderer(example, turns, ask, begun=False) for ask in (True, False))
+        return asked[common(asked, closed) :]
 
     def _end(self, text: str, last: int, after: int, tail: str, ended: bool) -> int:
         """The end of a turn between its last word and the next turn's first; `tail` and `ended` are of it where it is the last."""

@@ -165,7 +165,8 @@ def test_a_result_that_is_written_inside_the_turn_that_calls_is_not_learnt(name,
     assert made.learnt == learnt and not made.lost
 
 
-def test_results_are_left_out_of_several_turns_whatever_they_say():
+@pytest.mark.parametrize(("name", "end"), [("gemma4", "<turn|>"), ("gemma4_v5", ""), ("diffusion_gemma", "")])
+def test_results_are_left_out_of_several_turns_whatever_they_say(name, end):
     """The call ends in a number, the answer begins with a tag, and a result says what the answer does."""
     turns = [
         ASKED[0],
@@ -176,9 +177,9 @@ def test_results_are_left_out_of_several_turns_whatever_they_say():
         {"role": "tool", "name": "lookup", "content": "Again."},
         ANSWERED[0],
     ]
-    learnt = outcome(TEMPLATES["gemma4"], {"messages": turns, "tools": [TOOL]}).learnt
+    learnt = outcome(TEMPLATES[name], {"messages": turns, "tools": [TOOL]}).learnt
     twice = CALLED.removesuffix("<|tool_response>") + CALLED
-    assert learnt == f"{COUNTED}<b>Look.</b><turn|>{twice}Again.<turn|>Reply one.<turn|>"
+    assert learnt == f"{COUNTED}<b>Look.</b>{end}{twice}Again.{end}Reply one.<turn|>"
 
 
 def test_a_tool_call_goes_on_with_the_answer_that_the_prompt_begins():
