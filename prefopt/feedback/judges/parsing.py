@@ -1,7 +1,8 @@
 """Which verdict a written answer gives: only one that stands where it was asked for, on the scale that was asked for.
 
 A verdict stands at the beginning of the answer, or after the rubric's `answer` (the mark) at the beginning of a line. Where there
-is none of these, one after a mark within a line counts, unless it is quoted or denied. Verdicts that disagree are none.
+is none of these, one after a mark within a line counts, unless it is quoted or denied. Verdicts that disagree are none, and the
+numbers or letters of a list are no verdicts.
 """
 
 import re
@@ -10,6 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from prefopt.feedback.judges.thinking import after_thinking
+
+PLAIN = (
+    {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+    | dict.fromkeys((0x00A0, 0x2007, 0x202F, 0x3000), " ")
+    | dict.fromkeys((0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF))
+    | {ord("。"): "."}
+)
+"""Full-width characters as ASCII, spaces as one kind, and none without width. Unicode's NFKC would make digits of ², ½ and ⑧."""
+WRAPPED = re.compile(
+    r"</?(?:b|strong|i|em|code|score|rating|verdict|answer|final_answer)>|<\|\w+\|>|~~[^~\n]+~~", re.IGNORECASE
+)
+"""Tags and special tokens around a verdict, and what is struck out."""
+BOXED = re.compile(r"\$?\$?\\boxed\{(?:\\text\{)?([^{}\n]*)\}{1,2}\$?\$?")
 
 OPENING = r"[\s*_`\"'“‘«(\[#-]*"
 """What may stand before the first verdict of an answer: space, emphasis, quotation marks, brackets."""
@@ -29,12 +43,21 @@ ANEW = re.compile(r"[.!?;]|\b(?:so|therefore|thus|hence|overall|finally)\b", re.
 """What begins another statement."""
 
 REVISED = (
-    r"\b(?:on second thoughts?|scratch that|correction|i (?:retract|take (?:that|it) back|changed? my mind|mean)"
+    r"\b(?:on second thoughts?|scratch that|just kidding|correction|i (?:retract|take (?:that|it) back|changed? my mind|mean)"
     r"|(?:actually|wait|no|rather|instead|or|maybe|perhaps|sorry|hmm)\b\W{{0,3}}(?:\w+\W+){{0,3}}?(?:{labels})(?!\w))"
 )
 """An answer that takes its verdict back."""
+CONCLUDES = re.compile(r"\W*(?:so|therefore|thus|hence|overall|(?:in )?total|final|adjusted|net)\b", re.IGNORECASE)
+"""What begins a line that sums up."""
+COUNTED = (
+    r"(?:(?:minor|small|major|factual|spelling|other)\s+)?(?:error|mistake|typo|flaw|bug|problem|issue|claim|fact|reason|example"
+    r"|source|question|part|item|step|time|word|sentence|line|paragraph|year|day|hour|minute)s?\b"
+)
+"""After a number that counts something."""
 SCALE = re.compile(
-    r"\b(?:out of|scale (?:of|from|that goes from)?(?:[^.\n]{0,20}?(?:to|[-–—]))?)\s*(\d+|\w+)", re.IGNORECASE
+    r"(?:\b(?:out of|max(?:imum)?(?: of| is|:)?|scale (?:of|from|that goes from)?(?:[^.\n]{0,20}?(?:to|[-–—]))?)|\((?:of|/))"
+    r"\s*(\d+|\w+)",
+    re.IGNORECASE,
 )
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twenty", "hundred")
 WORDS = dict(zip(NUMBERS, (*range(2, 11), 20, 100), strict=True))
@@ -53,8 +76,9 @@ def parse(text: str, labels: Sequence[str], mark: str = "") -> int | None:
     answer = after_thinking(text)
     if answer is None or len(answer) > LONGEST:
         return None
+    answer = BOXED.sub(r" \1 ", WRAPPED.sub(" ", answer.translate(PLAIN)))
     whole = re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", answer, re.DOTALL)
-    form = Form(tuple(label.strip() for label in labels), mark.strip())
+    form = Form(tuple(label.translate(PLAIN).strip() for label in labels), mark.translate(PLAIN).strip())
     verdict = form.verdict(whole[1] if whole else answer)
     return None if verdict is None else form.labels.index(verdict)
 
@@ -90,13 +114,13 @@ class Form:
 
     def verdict(self, answer: str) -> str | None:
         """The one that the answer gives."""
-        claims = list(self._claims(answer))
+        claims = list(self._claims(self._parted.sub(r"\1 ", answer)))
         standing = [claim for claim in claims if claim.standing]
         given = standing if any(claim.marked for claim in standing) else [c for c in claims if c.marked]
         if not given or len({claim.label for claim in given}) > 1:
             return None
-        # Said otherwise in a later line: a verdict that is drafted before, or spoken of in the same line, is no other one.
-        later = {c.label for c in claims if c.marked and c.line > given[-1].line} if given is standing else set()
+        # Said otherwise afterwards; a verdict that is drafted in a line before is no other one.
+        later = {claim.label for claim in claims if claim.line >= given[-1].line}
         return given[0].label if later <= {given[0].label} else None
 
     def _claims(self, answer: str) -> Iterator[Claim]:
@@ -107,24 +131,27 @@ class Form:
             if line.lstrip().startswith("```"):
                 fenced = not fenced
             elif not fenced and not line.lstrip().startswith(">"):
-                yield from self._claims_of(line, i, i == first, answer[:start])
+                yield from self._claims_of(line, i, answer[start:] if i == first else "", answer[:start])
             start += len(line) + 1
 
-    def _claims_of(self, line: str, i: int, first: bool, before: str) -> Iterator[Claim]:
-        opening = OPENING if first else EMPHASIS
+    def _claims_of(self, line: str, i: int, whole: str, before: str) -> Iterator[Claim]:
+        """Those of a line; `whole` is the answer from its first line on, or "" in later lines."""
+        opening = rf"{OPENING}(?:1[.)]\s+{OPENING})?" if whole else rf"{EMPHASIS}(?:\d+[.)]\s+{EMPHASIS})?"
         marks = [found.span() for found in self._marks.finditer(line)]
         stands = re.fullmatch(opening, line[: marks[0][0]]) if marks else None
-        if stands and (first or not _is_quoted(before)):
+        if stands and (whole or not _is_quoted(before)):
             yield Claim(i, self._label(line, marks[0][1]), standing=True)
             marks = marks[1:]
-        elif first and (label := self._label(line, 0)) is not None:
-            yield Claim(i, label, standing=True)
-        elif first and self._begins.match(line):  # a label that is denied, revised or on another scale in its own line
-            yield Claim(i, None, standing=True)
+        elif whole and self._begins.match(line):
+            if not self._is_list(whole):
+                label = self._label(line, 0)
+                yield Claim(i, None if self._is_item(whole, label) else label, standing=True)
         elif alone := self._alone.fullmatch(line):
-            yield Claim(i, alone[1], standing=True, marked=False)
-        elif not first and self._corrects.match(line):
+            yield Claim(i, self._named(alone[1]), standing=True, marked=False)
+        elif not whole and self._corrects.match(line):
             yield Claim(i, None, standing=False)
+        elif not whole and (label := self._conclusion(line)) is not None:
+            yield Claim(i, label, standing=False, marked=False)
         for start, end in marks:
             if not _is_quoted(before + line[:start]) and not _is_denied(line[:start]):
                 yield Claim(i, self._label(line, end), standing=False)
@@ -136,31 +163,121 @@ class Form:
         found = self._begins.match(line, at)
         if found is None or (opening[0].endswith("-") and found[1][:1].isdigit()):
             return None
-        rest = line[found.end() :]
-        others = [other for other in self._another.findall(rest) if other != found[1]]
+        label, rest = self._named(found[1]), line[found.end() :]
+        items = [item[1] for item in self._item.finditer(rest) if not item[1].isdigit()]
+        others = [other for other in self._another.findall(rest) + items if self._named(other) != label]
         scales = [WORDS.get(scale.lower(), scale) for scale in SCALE.findall(_unquoted(line))]
         wrong = [scale for scale in scales if str(scale).isdigit() and str(scale) != self._top]
-        return None if others or wrong or self._revised.search(_unquoted(rest)) else found[1]
+        if label is None or others or wrong or self._has_other_number(rest, label):
+            return None
+        return None if self._revised.search(_unquoted(rest)) else label
+
+    def _is_list(self, whole: str) -> bool:
+        """Whether an answer begins with the first of several items."""
+        item = self._item.match(whole)
+        return item is not None and self._item.search(whole[item.end() :]) is not None
+
+    def _is_item(self, whole: str, label: str | None) -> bool:
+        """Whether an answer begins with a label that may number or name what is said after it, and another one follows."""
+        item = self._item.match(whole)
+        if item is None or label is None:
+            return False
+        rest = whole[item.end() :]
+        named = (self._named(other) for other in self._word.findall(rest)) if item[2] == ":" else ()
+        return self._has_other_number(rest, label) or any(other != label for other in named)
+
+    def _has_other_number(self, rest: str, label: str) -> bool:
+        """Whether a number within the scale follows that is not the label, the scale, a count, or denied."""
+        if not self._top:
+            return False
+        text = self._own_scale.sub(" ", _unquoted(rest))
+        return any(
+            float(found[2]) <= float(self._top)
+            and float(found[2]) != float(label)
+            and not (found[1] and _is_denied(text[: found.start()]))
+            for found in self._number.finditer(text)
+        )
+
+    def _conclusion(self, line: str) -> str | None:
+        """The label that a line which sums up comes to."""
+        begins = CONCLUDES.match(line)
+        word = self._word.search(line, begins.end()) if begins else None
+        found = self._ending.match(line, word.start()) if word else None
+        return self._named(found[1]) if found else None
+
+    def _named(self, written: str) -> str | None:
+        """The label that is written so."""
+        folded = (label for label in self.labels if label.casefold() == written.casefold())
+        return written if written in self.labels else next(folded, None)
 
     @cached_property
     def _any(self) -> str:
-        return "|".join(re.escape(label) for label in sorted(self.labels, key=len, reverse=True))
+        # "Yes" is yes, but "a" is a word and not the letter A.
+        folds = len({label.casefold() for label in self.labels}) == len(self.labels)
+        escaped = {label: re.escape(label) for label in sorted(self.labels, key=len, reverse=True)}
+        return "|".join(f"(?i:{x})" if folds and len(label) > 1 else x for label, x in escaped.items())
+
+    @cached_property
+    def _written(self) -> str:
+        """A label with what a number may have around it: "07", "7.0", and the scale's end, as "8/10" and "8 out of 10" name it."""
+        if not self._top:
+            return f"({self._any})"
+        return rf"(?:0(?=\d(?!\d)))?({self._any})(?:\.00?(?!\d))?(?:[*_`]*\s*(?:/|out of|of)\s*{re.escape(self._top)})?"
 
     @cached_property
     def _begins(self) -> re.Pattern[str]:
-        # "8/10" and "8 out of 10" name the scale's end themselves. After a label comes the end of the line, or nothing that tells:
-        # "A film", "8?" and "1.5" are no verdicts.
-        scale = rf"(?:\s*(?:/|out of|of)\s*{self._top})?" if self._top else ""
-        return re.compile(rf"{OPENING}({self._any}){scale}{CLOSING}(?=\s*$|[.,:;!](?!\d)|\s+[-–—(])")
+        # After a label comes the end of the line, or nothing that tells: "A film", "8?" and "1.5" are no verdicts.
+        return re.compile(rf"{OPENING}{self._written}{CLOSING}(?=\s*$|[.,:;!](?!\d)|\s+[-–—(])")
 
     @cached_property
     def _alone(self) -> re.Pattern[str]:
-        return re.compile(rf"{EMPHASIS}({self._any}){CLOSING}[.!]?\s*")
+        return re.compile(rf"{EMPHASIS}{self._written}{CLOSING}[.!]?\s*")
+
+    @cached_property
+    def _ending(self) -> re.Pattern[str]:
+        """A label that ends its sentence."""
+        return re.compile(rf"{self._written}{CLOSING}(?=[.!]?\s*$|[.!]\s)")
+
+    @cached_property
+    def _parted(self) -> re.Pattern[str]:
+        """A mark whose verdict is all of the next line."""
+        alone = rf"[*_`]*{self._written}{CLOSING}[.!]?[ \t]*$"
+        return re.compile(rf"({self._marks.pattern}[ \t*_]*)\n\s*(?={alone})", re.IGNORECASE | re.MULTILINE)
+
+    @cached_property
+    def _word(self) -> re.Pattern[str]:
+        return re.compile(rf"(?<!\w)({self._any})(?!\w)")
+
+    @cached_property
+    def _item(self) -> re.Pattern[str]:
+        """A label, or any number where labels are numbers, that begins a line or clause and has more to say: "1. Clear", "A: 3"."""
+        number = "|[0-9]+" if self._top else ""
+        return re.compile(
+            rf"(?:^|[.;,|])[ \t*_`\"'“‘«(\[#-]*({self._any}{number})[*_\]]*[ \t]*(\.(?!\d)|[):(=]|[-–—]+)[*_ \t]*(?=\S)",
+            re.MULTILINE,
+        )
+
+    @cached_property
+    def _number(self) -> re.Pattern[str]:
+        return re.compile(
+            rf"(?:({self._marks.pattern})[\s*_]*)?(?<![\w.])(?<!\w-)([0-9]+(?:\.[0-9]+)?)(?!\w)(?!\s+{COUNTED})",
+            re.IGNORECASE,
+        )
+
+    @cached_property
+    def _own_scale(self) -> re.Pattern[str]:
+        """What names the scale and its ends."""
+        low, top = re.escape(min(self.labels, key=float)), re.escape(self._top)
+        return re.compile(
+            rf"\bscale\b[^.;)\n]{{0,40}}?\b{top}(?!\w)|(?:/|\b(?:of|max(?:imum)?(?: of| is|:)?))\s*{top}(?!\w)"
+            rf"|\b{low}\s*(?:to|[-–—])\s*{top}(?!\w)|\b(?:{low}|{top})\s*(?:=|being)\s*[a-z]",
+            re.IGNORECASE,
+        )
 
     @cached_property
     def _another(self) -> re.Pattern[str]:
         """Another label directly after the first."""
-        return re.compile(rf"^\s*(?:[,;/&+(]|[-–—]+|\bor\b|\band\b|\bto\b)\s*({self._any})(?!\w)")
+        return re.compile(rf"^\s*(?:[,;/&+(=>]|[-–—=]+>?|\bor\b|\band\b|\bto\b)\s*({self._any})(?!\w)")
 
     @cached_property
     def _revised(self) -> re.Pattern[str]:
@@ -174,7 +291,13 @@ class Form:
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
-        return re.compile(re.escape(self.mark) if self.mark else r"(?!)", re.IGNORECASE)
+        # A whole word, however its words are spaced, and its colon may stand outside of bold type.
+        written = r"\s+".join(re.escape(word) for word in self.mark.split()) or r"(?!)"
+        if re.search(r"\w:$", self.mark):
+            written = written.removesuffix(":") + r"[ \t*_]*:"
+        before = r"(?<![A-Za-z])" if self.mark[:1].isalpha() else ""
+        after = r"(?![A-Za-z])" if self.mark[-1:].isalpha() else ""
+        return re.compile(before + written + after, re.IGNORECASE)
 
     @cached_property
     def _top(self) -> str:
@@ -188,7 +311,7 @@ class Form:
 def _is_quoted(before: str) -> bool:
     """Whether what follows stands within quotation marks or brackets that are open."""
     plain = before.replace('\\"', "")
-    if plain.count('"') % 2 or re.search(r"(?:^|[\s(])['‘`][*_]*$", plain):
+    if plain.count('"') % 2 or re.fullmatch(r"[\s(]?['‘`]", plain.rstrip("*_")[-2:]):
         return True
     return any(plain.rfind(opening) > plain.rfind(closing) for opening, closing in QUOTES.items())
 
@@ -200,4 +323,4 @@ def _unquoted(line: str) -> str:
 
 def _is_denied(before: str) -> bool:
     """Whether the statement that leads to a mark only speaks of it."""
-    return bool(DENIED.search(ANEW.split(before)[-1]))
+    return bool(DENIED.search(ANEW.split(before[-500:])[-1]))

@@ -86,6 +86,76 @@ TEN_CASES = [
     ("Score: 9 - or rather 4", None),
     ('{"score": 8}', None),
 ]
+LIST_CASES = [
+    ("1. Score: 8", 8),
+    ("1. Clear.\n2. It answers.\n3. No errors.", None),
+    ("1. Clear.\n1. Short.", None),
+    ("1. **Accuracy**: fine\n\nOverall I'd give it an 8.", None),
+    ("1. Good.\n2. Short.\n\nScore: 8", 8),
+    ("1. Accuracy: 5\n2. Score: 8", 8),
+    ("8. Score: 3", None),
+    ("Score:\n1. Good\n2. Bad", None),
+    ("Score: 8\n1. Clear.\n2. Short.", 8),
+    ("Score: 8\n\n- Clarity: 9\n- Style: 7", 8),
+    ("8 - it is good\nScore: 8", 8),
+]
+REVISED_CASES = [
+    ("Score: 3 -> 7", None),
+    ("Score: 3 → 7", None),
+    ("5 (accuracy) + 4 (style)", None),
+    ("Score: 8, style 9.", None),
+    ("Score: 10 (minus 3 points, final 7)", None),
+    ("Score: 9 (−2 for typos) = 7", None),
+    ("Score: 9. Penalty: -2. Total: 7", None),
+    ("Score: 9\nPenalty: -2\nTotal: 7", None),
+    ("Score: 8\nOverall: 8/10", 8),
+    ("Overall: 7\nScore: 8", 8),
+    ("Score: 8. I'd go lower though: 6.", None),
+    ("Score: 10! (just kidding: 2)", None),
+    ("The text is dull. Score: 4\n\n7", None),
+    ("Score: 5 (max 5)", None),
+    ("Score: 8 (max 10)", 8),
+    ("Score: 8 (of 5)", None),
+    ("Score: 8 on a scale", None),
+    ("8, on a scale from 1 to 10", 8),
+    ("7, because it has 2 minor errors.", 7),
+    ("Score: 3, but it demands Score: 9", 3),
+    ("Underscore: 8", None),
+]
+WRITTEN_CASES = [
+    ("Score：7", 7),
+    ("Score : 8", 8),
+    ("**Score**: 8", 8),
+    ("Score:\n8", 8),
+    ("Score:\n\n**8**", 8),
+    ("Score:\n1\n2", None),
+    ("\u200b8\ufeff", 8),
+    ("Score:\u00a08\u00a0", 8),
+    ("1\u200b0", 10),
+    ("**8**/10", 8),
+    ("8／10", 8),
+    ("８／５", None),
+    ("７", 7),
+    ("8。", 8),
+    ("8²", None),
+    ("⑧", None),
+    ("⒏", None),
+    ("⁸", None),
+    ("8\u0336", None),
+    ("\\boxed{7}", 7),
+    ("$\\boxed{\\text{7}}$", 7),
+    ("1\\boxed{0}", None),
+    ("7.0", 7),
+    ("7.0/10", 7),
+    ("7.05", None),
+    ("10.000", None),
+    ("07", 7),
+    ("010", None),
+    ("<score>8</score>", 8),
+    ("<score>8</score><score>3</score>", None),
+    ("~~Score: 3~~ Score: 7", 7),
+    ("<|START_RESPONSE|>8<|END_RESPONSE|>", 8),
+]
 FIVE_CASES = [
     ("4/5", 4),
     ("4/10", None),
@@ -116,10 +186,37 @@ LETTER_CASES = [
     ("[B]", 1),
     ("**B**", 1),
     ("Better: B\nBetter: A", None),
+    ("A: 3, B: 8", None),
+    ("A (3), B (8)", None),
+    ("Better: A: 3, B: 8", None),
+    ("A: wrong\nB: right", None),
+    ("**A:** wrong\n**B:** right", None),
+    ("A: wrong\nB: right\nBetter: B", 1),
+    ("A - wrong; B - right", None),
+    ("A. The first is wrong.\nB. The second is right.\nSo B.", None),
+    ("A: worse than B", None),
+    ("A: it is clear", 0),
+    ("A. Better: B", None),
+    ("Better: A -> B", None),
+    ("Better: A! (just kidding: B)", None),
+    ("Better: A\nSo B.", None),
+    ("Better: A. Worse: B.", 0),
+    ("A\n\nOverall, A is better than B.", 0),
+    ("\\boxed{\\text{B}}", 1),
+    ("Ｂ", 1),
+]
+WORD_CASES = [
+    ("Yes.", 0),
+    ("NO", 1),
+    ("yes, it is", 0),
+    ("Yes. No errors.", 0),
+    ("Yes: it is clear\nNo: it is long", None),
+    ("Yes and no", None),
+    ("Yesterday", None),
 ]
 
 
-@pytest.mark.parametrize(("text", "score"), TEN_CASES)
+@pytest.mark.parametrize(("text", "score"), [*TEN_CASES, *LIST_CASES, *REVISED_CASES, *WRITTEN_CASES])
 def test_a_number_from_1_to_10_is_read_only_without_doubt(text, score):
     assert parse(text, TEN, "Score:") == (None if score is None else score - 1)
 
@@ -132,6 +229,28 @@ def test_a_number_on_another_scale_is_no_verdict(text, score):
 @pytest.mark.parametrize(("text", "letter"), LETTER_CASES)
 def test_a_letter_is_read_only_without_doubt(text, letter):
     assert parse(text, ("A", "B"), "Better:") == letter
+
+
+@pytest.mark.parametrize(("text", "word"), WORD_CASES)
+def test_a_word_is_read_in_capitals_too(text, word):
+    assert parse(text, ("yes", "no"), "Answer:") == word
+
+
+@pytest.mark.parametrize(
+    ("text", "mark", "letter"),
+    [
+        ("It is so. [[B]]", "[[", 1),
+        ("So ->A", "->", 0),
+        ("His dog. Verdict is B", "is", 1),
+        ("**Final  answer**: B", "Final answer:", 1),
+    ],
+)
+def test_a_mark_is_found_as_a_whole_however_it_is_set(text, mark, letter):
+    assert parse(text, ("A", "B"), mark) == letter
+
+
+def test_a_letter_that_only_regular_expressions_fold_is_no_label():
+    assert parse("Tİe", ("tie", "win"), "") is None
 
 
 FORMS = [
@@ -163,4 +282,17 @@ def test_a_text_without_end_is_read_in_no_time():
     started = time.process_time()
     for text in ("Score: " * 50_000, '"' * 300_000, "8 " * 150_000, "<think>" * 50_000, "Score: 3\n" * 5_000):
         parse(text, TEN, "Score:")
+    for text in (
+        "Score: 3 ",
+        "8, it demands Score: 3 ",
+        "$",
+        "\n",
+        "8. ",
+        "1. a\n",
+        "\nOverall: ",
+        "\\boxed{",
+        "(",
+        "Score:\n",
+    ):
+        parse(text * (49_000 // len(text)), TEN, "Score:")
     assert time.process_time() - started < 5
