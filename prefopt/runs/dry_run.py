@@ -1,7 +1,6 @@
 """What a recipe would do, said before anything is downloaded or loaded."""
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from prefopt.runs.planning import Plan, plan
 from prefopt.runs.tokens import with_tokens
 from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
 from prefopt.support.terminal import Terminal
+from prefopt.training.devices import launched_processes
 
 GB = 1e9
 
@@ -100,7 +100,7 @@ def batching_of(planned: Plan) -> Batching:
         completions + len(source.writers),
         minibatch,
         train.passes * train.batch_size // minibatch,
-        int(os.environ.get("WORLD_SIZE", 1)),
+        launched_processes(),
         train.micro_batch_size,
         source.max_prompt_tokens + longest,
     )

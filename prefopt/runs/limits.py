@@ -5,7 +5,6 @@ Each warning is a sentence with its numbers and what to write instead. `docs/rec
 
 import glob
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from prefopt.data.example import content_key
 from prefopt.data.rendering import REASONING
 from prefopt.runs.label.ledger import unfinished
 from prefopt.support.errors import nearest
+from prefopt.training.devices import launched_processes
 from prefopt.types import AXES, Needs
 
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
@@ -67,7 +67,7 @@ def settings_warnings(settings: recipe.Recipe, steps: int, trains: bool) -> Iter
     for key, (number, what) in every.items():
         if number is not None and number > steps:
             yield f"{key} is {number} and the run has {steps} step{'s' * (steps != 1)}: {what}"
-    processes, share = int(os.environ.get("WORLD_SIZE", 1)), train.minibatch_size or train.batch_size
+    processes, share = launched_processes(), train.minibatch_size or train.batch_size
     if share < processes:
         yield f"an optimiser step has {share} prompts for {processes} processes: {processes - share} of them have nothing to do"
     if settings.source.rollouts is not None:

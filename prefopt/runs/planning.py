@@ -35,7 +35,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
 from prefopt.support.sharing import shared, stamp
 from prefopt.training.callbacks import check_callbacks
-from prefopt.training.devices import refuse_sharding
+from prefopt.training.devices import refuse_environment
 from prefopt.types import Needs, Objective
 
 
@@ -102,7 +102,7 @@ def plan(settings: recipe.Recipe) -> Plan:
             model, reference or feedback that is not there, a whole-batch objective with minibatches, a user's objective that
             does not run or returns another shape, an environment that asks for sharded weights.
     """
-    refuse_sharding()
+    refuse_environment()
     objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
     for objective, term in zip(objectives, settings.objective, strict=True):
         if ":" in term.name:

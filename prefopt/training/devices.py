@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
@@ -30,8 +31,55 @@ SHARDING = {
 above 1, where ACCELERATE_USE_PARALLELISM_CONFIG is true, and not otherwise."""
 
 
-def refuse_sharding() -> None:
-    """Refuse, before anything is loaded, an environment that would cut the model into parts.
+NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": -1, "LOCAL_RANK": -1, "MASTER_PORT": 0}
+"""Variables in which launchers count processes, and the least that they may be; accelerate and torch take them by `int`."""
+
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers put the number of processes."""
+
+FLAGS = (
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_CPU_AFFINITY",
+    "FORK_LAUNCHED",
+)
+"""Variables that accelerate 1.15 takes for yes or no, and fails on where they are neither."""
+
+YES, NO = ("1", "true", "yes", "y", "t", "on"), ("0", "false", "no", "n", "f", "off")
+
+
+def refuse_environment() -> None:
+    """Refuse, before anything is loaded, an environment that accelerate cannot read or that would cut the model into parts.
+
+    Raises:
+        PrefoptError: names the variable, and says what to do.
+    """
+    for name, least in NUMBERS.items():
+        value = os.environ.get(name)
+        if value is not None and (re.fullmatch(r"\s*[+-]?\d{1,9}\s*", value) is None or int(value) < least):
+            raise PrefoptError(
+                f"{name}={value} in the environment must be a whole number, at least {least}: `accelerate launch` and torchrun set "
+                "it; without them, unset it"
+            )
+    for name in FLAGS:
+        if (value := os.environ.get(name)) is not None and value.lower() not in YES + NO:
+            raise PrefoptError(f"{name}={value} in the environment must be true or false; set it so, or unset it")
+    if int(os.environ.get("LOCAL_RANK", -1)) >= 0 and not any(name in os.environ for name in SIZES):
+        raise PrefoptError(
+            f"LOCAL_RANK={os.environ['LOCAL_RANK']} in the environment says that this is one of several processes, and WORLD_SIZE "
+            "is not set: start with `accelerate launch` or torchrun, or unset LOCAL_RANK"
+        )
+    _refuse_sharding()
+
+
+def launched_processes() -> int:
+    """How many processes `accelerate launch` or torchrun started, as WORLD_SIZE says; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _refuse_sharding() -> None:
+    """Refuse what would cut the model into parts.
 
     Accelerate takes it from the environment, in which `accelerate launch` puts what its configuration file says. On CPUs it
     makes plain data-parallel models of FSDP without a word, so that what it made of the environment says nothing.
@@ -45,7 +93,7 @@ def refuse_sharding() -> None:
             parallel = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true"
             asked = parallel and value.isdigit() and int(value) > 1
         else:
-            asked = value in ("1", "true", "yes", "y", "t", "on")
+            asked = value in YES
         if asked:
             raise PrefoptError(
                 f"{what} is asked for ({name}={os.environ[name]} in the environment, where `accelerate launch` puts what its "
@@ -76,9 +124,9 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
         settings: of the recipe; `threads: null` leaves torch's choice.
 
     Raises:
-        PrefoptError: the environment asks for sharded weights.
+        PrefoptError: the environment asks for sharded weights, or cannot be read.
     """
-    refuse_sharding()
+    refuse_environment()
     with _restored():
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)

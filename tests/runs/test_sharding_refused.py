@@ -13,7 +13,7 @@ from prefopt.runs.dry_run import dry_run
 from prefopt.runs.label import LabelRecipe, label
 from prefopt.study import Study, run_study
 from prefopt.support.errors import PrefoptError
-from prefopt.training.devices import refuse_sharding
+from prefopt.training.devices import refuse_environment
 
 RECIPE = "policy: {{model: {model}}}\nsource: {{data: {data}}}\nobjective: DPO\ntrain: {{steps: 1, batch_size: 4}}\n"
 ASKED = [
@@ -43,14 +43,14 @@ def test_every_way_to_ask_for_sharding_is_refused_by_its_variable(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PrefoptError, match=list(variables)[-1]):
-        refuse_sharding()
+        refuse_environment()
 
 
 @pytest.mark.parametrize("variables", NOT_ASKED, ids=str)
 def test_plain_data_parallelism_is_let_pass(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    refuse_sharding()
+    refuse_environment()
 
 
 def _label(file: Path) -> None:
@@ -80,7 +80,12 @@ def test_every_verb_refuses_before_it_loads_or_writes(
     file = tmp_path / "r.yaml"
     file.write_text(RECIPE.format(model=model, data=data))
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(PrefoptError, match=r"FSDP is asked for \(ACCELERATE_USE_FSDP=true"):
-        VERBS[verb](file)
+    for name, value, message in (
+        ("ACCELERATE_USE_FSDP", "true", r"FSDP is asked for \(ACCELERATE_USE_FSDP=true"),
+        ("WORLD_SIZE", "abc", "WORLD_SIZE=abc in the environment must be a whole number"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            with pytest.raises(PrefoptError, match=message):
+                VERBS[verb](file)
     assert sorted(tmp_path.rglob("*")) == before

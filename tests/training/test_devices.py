@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from rich.console import Console
 
-from prefopt import load_recipe, run
+from prefopt import PrefoptError, load_recipe, run
 from prefopt.recipe import Train
-from prefopt.training.devices import computing
+from prefopt.training.devices import computing, launched_processes, refuse_environment
 
 
 def state():
@@ -85,3 +85,40 @@ def test_two_runs_of_different_precision_and_threads_leave_each_other_alone(reci
     assert half[1:] == ("bf16", 2) and half[0] != alone[0]
     assert losses("after", "train.precision=fp32", "train.threads=1") == alone
     assert state() == before
+
+
+UNREADABLE = [
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment must be a whole number, at least 1"),
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE= in the environment must be a whole number, at least 1"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment must be a whole number, at least 1"),
+    ({"WORLD_SIZE": "2", "LOCAL_RANK": "1.5"}, "LOCAL_RANK=1.5 in the environment must be a whole number"),
+    ({"RANK": "first"}, "RANK=first in the environment must be a whole number"),
+    ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 in the environment says .* and WORLD_SIZE is not set: start with"),
+    ({"ACCELERATE_USE_CPU": "banana"}, "ACCELERATE_USE_CPU=banana in the environment must be true or false"),
+    ({"ACCELERATE_DEBUG_MODE": ""}, "ACCELERATE_DEBUG_MODE= in the environment must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("variables", "message"), UNREADABLE, ids=str)
+def test_an_environment_that_accelerate_cannot_read_is_refused_by_its_variable(variables, message, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PrefoptError, match=message), computing(Train(steps=1)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "8"},
+        {"WORLD_SIZE": "8", "RANK": "3", "LOCAL_RANK": "3", "MASTER_PORT": "29500"},
+        {"LOCAL_RANK": "-1", "ACCELERATE_USE_CPU": "Yes"},
+        {"LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+    ids=str,
+)
+def test_what_launchers_set_is_let_pass(variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refuse_environment()
+    assert launched_processes() == int(variables.get("WORLD_SIZE", 1))

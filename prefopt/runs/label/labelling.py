@@ -33,7 +33,7 @@ from prefopt.support.logs import silence_telemetry
 from prefopt.support.out_of_memory import LABELLING, advising
 from prefopt.support.system_errors import noting
 from prefopt.support.terminal import Terminal
-from prefopt.training.devices import computing, entered_on_main_process, on_main_process, refuse_sharding
+from prefopt.training.devices import computing, entered_on_main_process, on_main_process, refuse_environment
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""
@@ -86,7 +86,7 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     Raises:
         PrefoptError: a feedback, a model or data that will not do.
     """
-    refuse_sharding()
+    refuse_environment()
     check_feedback(settings.feedback, fixed=True)
     if settings.policy is not None:
         find_model(settings.policy.model)
