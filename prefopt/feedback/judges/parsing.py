@@ -47,8 +47,12 @@ REVISED = (
     r"|(?:actually|wait|no|rather|instead|or|maybe|perhaps|sorry|hmm)\b\W{{0,3}}(?:\w+\W+){{0,3}}?(?:{labels})(?!\w))"
 )
 """An answer that takes its verdict back."""
-CONCLUDES = re.compile(r"\W*(?:so|therefore|thus|hence|overall|(?:in )?total|final|adjusted|net)\b", re.IGNORECASE)
+CONCLUDES = (
+    r"(?:so|therefore|thus|hence|overall|(?:in )?total|final|adjusted|net"
+    r"|i(?:['’]d| would)? (?:choose|pick|prefer|make|give|say|rate|go))\b"
+)
 """What begins a line that sums up."""
+PREFERRED = r"\s+(?:is\s+(?:the\s+)?(?:better|best|winner)|wins)\b"
 COUNTED = (
     r"(?:(?:minor|small|major|factual|spelling|other)\s+)?(?:error|mistake|typo|flaw|bug|problem|issue|claim|fact|reason|example"
     r"|source|question|part|item|step|time|word|sentence|line|paragraph|year|day|hour|minute)s?\b"
@@ -200,7 +204,7 @@ class Form:
 
     def _conclusion(self, line: str) -> str | None:
         """The label that a line which sums up comes to."""
-        begins = CONCLUDES.match(line)
+        begins = self._concludes.match(line)
         word = self._word.search(line, begins.end()) if begins else None
         found = self._ending.match(line, word.start()) if word else None
         return self._named(found[1]) if found else None
@@ -235,8 +239,12 @@ class Form:
 
     @cached_property
     def _ending(self) -> re.Pattern[str]:
-        """A label that ends its sentence."""
-        return re.compile(rf"{self._written}{CLOSING}(?=[.!]?\s*$|[.!]\s)")
+        """A label that ends its sentence, or is preferred in it."""
+        return re.compile(rf"{self._written}{CLOSING}(?=[.!]?\s*$|[.!]\s|{PREFERRED})")
+
+    @cached_property
+    def _concludes(self) -> re.Pattern[str]:
+        return re.compile(rf"\W*(?:{CONCLUDES}|(?=(?:{self._any}){CLOSING}{PREFERRED}))", re.IGNORECASE)
 
     @cached_property
     def _parted(self) -> re.Pattern[str]:
