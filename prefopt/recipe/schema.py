@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from prefopt.recipe.names import Callback, FileName, Named, Names, SomeNames, WithFields, named_section, named_sections
 from prefopt.recipe.section import Section
-from prefopt.support.domains import Decay
+from prefopt.support.domains import Decay, Factor
 
 
 class Adapter(Section):
@@ -267,8 +267,8 @@ class Train(Section):
         description="most tokens in one forward pass, with padding, each prompt once; affects memory and speed only; "
         "null: no limit",
     )
-    lr: float = Field(1e-6, ge=0, description="peak learning rate")
-    critic_lr: float | None = Field(None, gt=0, description="peak learning rate of the critic's weights; null: lr")
+    lr: Factor = Field(1e-6, ge=0, description="peak learning rate")
+    critic_lr: Factor | None = Field(None, gt=0, description="peak learning rate of the critic's weights; null: lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="how the learning rate falls to 0 after the warm-up"
     )
@@ -279,8 +279,8 @@ class Train(Section):
     betas: tuple[Decay, Decay] = Field(
         (0.9, 0.999), description="decay rates of adamw's two averages, each from 0 to below 1"
     )
-    eps: float = Field(1e-8, gt=0, description="added to the denominator of adamw and rmsprop")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
+    eps: Factor = Field(1e-8, gt=0, description="added to the denominator of adamw and rmsprop")
+    weight_decay: Factor = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic; auto: bf16 on devices that support it, otherwise fp32"

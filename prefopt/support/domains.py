@@ -6,7 +6,7 @@ or infinity.
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 """Any number."""
@@ -31,3 +31,18 @@ Noise = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
 
 Count = Annotated[int, Field(gt=0)]
 """1 or above."""
+
+LARGEST_FACTOR = 3.4e38
+"""What a number of 32 bits can be: torch multiplies weights by it, and raises a RuntimeError for a larger one."""
+
+
+def _factor(value: float) -> float:
+    if value > LARGEST_FACTOR:
+        raise ValueError(
+            f"weights are multiplied by it in 32 bits, where a number is at most {LARGEST_FACTOR:g}; got {value:g}"
+        )
+    return value
+
+
+Factor = Annotated[float, AfterValidator(_factor)]
+"""At most `LARGEST_FACTOR`."""

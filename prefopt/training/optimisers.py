@@ -33,10 +33,15 @@ def make_optimizer(parameters: Sequence[dict[str, Any]], settings: recipe.Train)
     """The optimiser that a recipe names.
 
     Raises:
-        PrefoptError: there is nothing to train.
+        PrefoptError: there is nothing to train, or a number of the recipe is larger than any of the weights can be.
     """
     if not parameters:
         raise PrefoptError("no weight of this model is trainable")
+    dtypes = {weight.dtype for group in parameters for weight in group["params"]}
+    for key in ("lr", "critic_lr", "weight_decay"):
+        value = getattr(settings, key) or 0.0
+        if small := [dtype for dtype in dtypes if value > torch.finfo(dtype).max]:
+            raise PrefoptError(f"train.{key} is {value:g}, and a weight of {small[0]} holds no such number: lower it")
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "adamw": lambda: torch.optim.AdamW(

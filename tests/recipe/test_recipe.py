@@ -165,6 +165,11 @@ def test_override_that_is_none(tmp_path, override):
         ("train.batch_size=0", "`train.batch_size` must be greater than 0, got 0"),
         ("train=5", "`train` must hold keys and values, got 5"),
         ("train.steps.x=5", "`train.steps` is 1, which has no keys"),
+        (
+            "train.lr=1e39",
+            "`train.lr`: weights are multiplied by it in 32 bits, where a number is at most 3.4e+38; got 1e+39",
+        ),
+        *((f"train.{key}=1e39", f"`train.{key}`: weights are") for key in ("critic_lr", "weight_decay", "eps")),
         ("train.schedule=cosin", "must be 'constant', 'linear' or 'cosine', got 'cosin'"),
         ("train.epochs=1", "give exactly one of train.steps and train.epochs"),
         ("train.steps=null", "give exactly one of train.steps and train.epochs"),

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from updates import seven_rows, train
 
+from prefopt import PrefoptError, recipe
 from prefopt.training import optimisers
-from prefopt.training.optimisers import LowPrecisionWeights
+from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer
 
 
 def test_the_share_of_weights_that_moved_is_that_of_weights_that_differ() -> None:
@@ -43,3 +44,17 @@ def test_a_step_of_low_precision_weights_logs_how_many_it_moved(lr: float, low: 
 
 def test_a_step_of_full_precision_weights_logs_none() -> None:
     assert "weights_moved" not in train("dpo", torch.float32, 7, seven_rows(), steps=1)[1][0].metrics
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 6e4), ("bfloat16", 3.38e38), ("float32", 3.4e38)])
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_a_number_that_no_weight_can_be_is_refused_and_the_largest_one_is_a_step(dtype, largest, key) -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=getattr(torch, dtype)))
+    weight.grad = torch.zeros_like(weight)
+    groups = [{"params": [weight]}]
+    make_optimizer(groups, recipe.Train(steps=1, optimizer="sgd", **{key: largest})).step()
+    if dtype != "float32":  # a recipe holds no larger one
+        with pytest.raises(
+            PrefoptError, match=rf"train\.{key} is 3\.4e\+38, and a weight of torch\.{dtype} holds no such"
+        ):
+            make_optimizer(groups, recipe.Train(steps=1, optimizer="sgd", **{key: 3.4e38}))
