@@ -3,7 +3,7 @@
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import yaml
@@ -17,18 +17,32 @@ PYTHONS = {"tuple_type": "list", "bool_type": "true | false", "bool_parsing": "t
 """Errors in which pydantic names a type of Python's, and what it is in a recipe."""
 
 
-def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe) -> str:
+def explain(error: ValidationError, where: str, kind: type[BaseModel] = Recipe, overrides: Sequence[str] = ()) -> str:
     """A pydantic error, a line for each key that is wrong: where, what, and what to write instead."""
     known = {field.key: field for field in describe(kind)}
-    lines = list(dict.fromkeys(_line(item, known) for item in error.errors()))
+    items = error.errors()
+    lines = list(dict.fromkeys(_line(item, known) for item in items))
+    from_overrides = [_override_of(".".join(_path(item)), overrides) for item in items]
+    if all(from_overrides):
+        where = ", ".join(dict.fromkeys(map(str, from_overrides)))
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
 
-def _line(item: Any, known: Mapping[str, "Described"]) -> str:
-    # pydantic also names the branch of a union and the item of a list; 0 is left out because one objective needs no list.
-    path = [
+def _override_of(key: str, overrides: Sequence[str]) -> str | None:
+    """The last override that a key was set by; None where it was none."""
+    names = {override: override.partition("=")[0].strip().replace(".0.", ".") for override in overrides}
+    return next((one for one in reversed(overrides) if f"{key}.".startswith(f"{names[one]}.")), None)
+
+
+def _path(item: Any) -> list[str]:
+    """Of a pydantic error, without the branch of a union, and without item 0, because one objective needs no list."""
+    return [
         str(part) for part in item["loc"] if part != 0 and not re.search(r"[\[(]|^(str|int|float|bool)$", str(part))
     ]
+
+
+def _line(item: Any, known: Mapping[str, "Described"]) -> str:
+    path = _path(item)
     key = ".".join(path)
     plain = ".".join(part for part in path if not part.isdigit())
     if item["type"] == "extra_forbidden":

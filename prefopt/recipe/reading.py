@@ -70,7 +70,7 @@ def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> K
     Raises:
         PrefoptError: no such file, no YAML, an unknown key (with the nearest known one), a value that cannot be.
     """
-    return checked(kind, interpolated(read(path, overrides)), str(path))
+    return checked(kind, interpolated(read(path, overrides)), str(path), overrides)
 
 
 def recipe_from(
@@ -163,8 +163,14 @@ def refined(tree: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> d
     return merged
 
 
-def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
+def checked(kind: type[Kind], tree: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Kind:
     """The tree as a recipe of that kind.
+
+    Args:
+        kind: what it is a recipe of.
+        tree: keys and values.
+        where: they are from, for messages.
+        overrides: that are among them; a message on what one of them says names it.
 
     Raises:
         PrefoptError: an unknown key (with the nearest known one), a value that cannot be, NaN, a secret.
@@ -174,7 +180,7 @@ def checked(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise PrefoptError(explain(error, where, kind)) from None
+        raise PrefoptError(explain(error, where, kind, overrides)) from None
 
 
 def differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -272,3 +272,21 @@ def test_every_field_is_described_and_its_default_can_be_given(tmp_path):
             load_recipe(write(tmp_path, LEAST), [f"{key}={field.default}", *alone])
     assert yaml.safe_load(fields["source.split"].default) == [0.8, 0.1, 0.1]
     assert fields["train.schedule"].kind == "constant | linear | cosine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.step=3"], r"^train\.step=3: unknown key `train\.step`\. Did you mean 'steps'\?$"),
+        (["seed=1", "train.lr=-1"], r"^train\.lr=-1: `train\.lr` must be"),
+        (["train.lr=0.5", "train.lr=-1"], r"^train\.lr=-1: `train\.lr` must be"),
+        (["policy.adapter.r=0"], r"^policy\.adapter\.r=0: `policy\.adapter\.r` must be"),
+        (["train.batch_size=8"], r"overridden\.yaml: `train\.lr` must be"),
+    ],
+)
+def test_what_an_override_says_wrong_is_put_down_to_it_and_not_to_the_file(tmp_path, overrides, message):
+    file = tmp_path / "overridden.yaml"
+    wrong = "lr: -1" if overrides == ["train.batch_size=8"] else "lr: 1"
+    file.write_text(f"source: {{data: d.jsonl}}\nobjective: DPO\npolicy: {{model: m}}\ntrain: {{steps: 1, {wrong}}}\n")
+    with pytest.raises(PrefoptError, match=message):
+        load_recipe(file, overrides)
