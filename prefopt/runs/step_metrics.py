@@ -9,10 +9,10 @@ from prefopt import recipe
 from prefopt.objectives.contract import make_case
 from prefopt.objectives.terms import MetricKey, names, plain_names
 from prefopt.objectives.terms import Term as LossTerm
-from prefopt.runs.limits import BITS
 from prefopt.sources.diagnostics import RolloutDiagnostics
 from prefopt.sources.rollouts import COUNTS
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.training.optimisers import LOW
 from prefopt.types import Batch, Objective, Outputs
 
 
@@ -43,7 +43,7 @@ def step_metrics(settings: recipe.Recipe, objectives: Sequence[Objective]) -> li
         objectives: one for each of its terms.
     """
     labels = names([LossTerm(objective) for objective in objectives])
-    low = settings.policy.dtype in BITS and settings.policy.adapter is None
+    low = getattr(torch, settings.policy.dtype) in LOW and settings.policy.adapter is None
     own = ("loss", "grad_norm", "lr", "padding", *["weights_moved"] * low)
     metrics: dict[MetricKey, float] = {(None, name): 0.0 for name in own}
     for label, objective, term in zip(labels, objectives, settings.objective, strict=True):
