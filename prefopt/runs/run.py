@@ -20,7 +20,7 @@ from prefopt.runs.manifest import date_of
 from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluation
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
-from prefopt.runs.progress import show_limit, shown
+from prefopt.runs.progress import show_limit, show_warnings, shown
 from prefopt.runs.resuming import has_checkpoint, kept, restore, write_beginning, write_resumption
 from prefopt.runs.step_metrics import check_limits
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
@@ -98,6 +98,10 @@ def _train(
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
     trainer.check_finite()
+    if prepared.rollouts is not None and trainer.done and not prepared.rollouts.version:
+        show_warnings(
+            console, [f"no batch of rollouts had anything to learn from; of the last: {prepared.rollouts.unused}"]
+        )
     _save(prepared, trainer, folder, stopped)
     after = before
     if trainer.done:

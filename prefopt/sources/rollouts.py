@@ -127,6 +127,11 @@ class Rollouts:
         return sum(count for what, count in self.counts.items() if what not in (*KEPT, VERDICTS))
 
     @property
+    def unused(self) -> str:
+        """The same in words, with the reasons."""
+        return "; ".join(f"{count} {what}" for what, count in (+self.counts).items() if what != VERDICTS)
+
+    @property
     def metrics(self) -> dict[str, int]:
         """Of the last batch: whether it was empty, what was dropped, and what feedback did not read as it was written."""
         counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
@@ -167,7 +172,7 @@ class Rollouts:
         Raises:
             PrefoptError: for as many batches in a row as `ROUNDS`, feedback gave no verdict at all.
         """
-        why = "; ".join(f"{count} {what}" for what, count in (+self.counts).items() if what != VERDICTS)
+        why = self.unused
         self.silent = self.silent + 1 if self.counts[NO_VERDICT] and not self.counts[VERDICTS] else 0
         if self.silent == ROUNDS:
             raise PrefoptError(f"feedback gave no verdict on {ROUNDS} batches of rollouts in a row; of the last: {why}")

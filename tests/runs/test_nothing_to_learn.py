@@ -1,16 +1,19 @@
 """Ordinary states of learning end no run: a task that is solved or out of reach, a batch without verdicts."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from _tiny import tiny_model
+from rich.console import Console
 
 import prefopt
 from prefopt import PrefoptError, load_recipe
 from prefopt.policy import load_policy
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.run import run
 from prefopt.support.fingerprints import fingerprint_weights
 
 RULES = """
@@ -139,6 +142,15 @@ def test_a_feedback_that_never_answers_ends_the_run_after_ten_batches(home, tmp_
         prefopt.run(settings, folder=tmp_path / "run")
     assert len(lines(tmp_path / "run")) == 9
     assert (tmp_path / "run" / "checkpoints" / "step-000009").exists()
+
+
+@pytest.mark.parametrize(("rule", "said"), [("silent", True), ("solved_after_two", False)])
+def test_a_run_whose_completions_never_had_a_verdict_says_so_at_its_end(home, tmp_path, rule, said):
+    fresh(home)
+    screen = io.StringIO()
+    run(recipe(home, rule, "RLOO", "train.steps=3"), tmp_path / "run", console=Console(file=screen, width=200))
+    line = "warning: no batch of rollouts had anything to learn from; of the last: 16 completions dropped: no verdict"
+    assert (line in screen.getvalue()) == said
 
 
 def test_a_batch_without_verdicts_still_trains_the_terms_that_have_data_of_their_own(home, tmp_path):
