@@ -81,7 +81,8 @@ def sample(options: argparse.Namespace) -> None:
     for prompt, completions in inspecting.sample(settings, options.prompt, options.number, options.completions):
         consoles.out.print(Text(prompt, style="bold"))
         for completion in completions:
-            consoles.out.print(Padding(Text(f"→ {completion.strip()}"), (0, 0, 0, 2)))
+            cut = "" if completion.ended else f" … (cut at {completion.tokens} tokens)"
+            consoles.out.print(Padding(Text.assemble(f"→ {completion.text.strip()}", (cut, "dim")), (0, 0, 0, 2)))
 
 
 def label(options: argparse.Namespace) -> None:

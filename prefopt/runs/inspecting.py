@@ -5,7 +5,7 @@ from datetime import date
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -111,9 +111,23 @@ def measure(
         return evaluator(models.trained)
 
 
+class SampledText(NamedTuple):
+    """A completion for a person to read.
+
+    Attributes:
+        text: without its end.
+        tokens: its end included.
+        ended: whether it came to an end by itself; otherwise it was cut at the most tokens that are sampled.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+
+
 def sample(
     settings: recipe.Recipe, own: Sequence[str] | None, number: int, completions: int
-) -> list[tuple[str, Sequence[str]]]:
+) -> list[tuple[str, Sequence[SampledText]]]:
     """Prompts with completions of the recipe's policy, as it is before training.
 
     Args:
@@ -146,7 +160,10 @@ def sample(
         with advising("sampling", SAMPLING):
             written = completer.write(model, [row.prompt_ids for row in rows], completions, sampling, seeds)
         return [
-            (str(tokenizer.decode(list(row.prompt_ids))), [completer.text(one) for one in of_prompt])
+            (
+                str(tokenizer.decode(list(row.prompt_ids))),
+                [SampledText(completer.text(one), len(one.ids), one.ended) for one in of_prompt],
+            )
             for row, of_prompt in zip(rows, written, strict=True)
         ]
 

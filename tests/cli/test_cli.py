@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
+from transformers import GenerationConfig
 
 from prefopt.cli import consoles, main
 
@@ -342,6 +344,17 @@ def test_sample_run(finished, recipe, capsys):
     main(["sample", str(finished), "--number", "2", "evaluate.sampling.temperature=0"])
     assert capsys.readouterr().out == greedy
     assert "trains a scorer, which writes nothing" in refusal(capsys, "sample", recipe, "objective=BradleyTerry")
+
+
+def test_a_sample_that_was_cut_says_so_and_one_that_ended_does_not(home, recipe, capsys):
+    ends = f"policy.model={shutil.copytree(home / 'model', home / 'ends')}"
+    most = "evaluate.sampling.max_tokens=3"
+    main(["sample", str(recipe), ends, "--prompt", "w3", "--completions", "4", most])
+    assert capsys.readouterr().out.count("… (cut at 3 tokens)") > 0
+    words = json.loads((home / "ends" / "config.json").read_text())["vocab_size"]
+    GenerationConfig(eos_token_id=list(range(words)), pad_token_id=0).save_pretrained(home / "ends")
+    main(["sample", str(recipe), ends, "--prompt", "w3", "--completions", "4", most])
+    assert "cut at" not in capsys.readouterr().out
 
 
 def test_objectives(capsys, monkeypatch):
