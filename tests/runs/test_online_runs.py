@@ -314,7 +314,7 @@ def test_a_sampler_of_ones_own_writes_what_is_evaluated_and_sampled(recipe_file,
     assert [one["stop"] for one in evaluation.samples] == ["eos"] * 4
     assert versions == [None]
     ((prompt, completions),) = sample(settings, ["the film w1"], 1, 2)
-    assert prompt.split()[-1] == "w1" and [text.strip() for text in completions] == ["w1"] * 2
+    assert prompt.split()[-1] == "w1" and [one.text.strip() for one in completions] == ["w1"] * 2
 
 
 def test_an_unknown_sampler_of_evaluation_is_refused_before_anything_is_loaded(recipe_file, tmp_path):
