@@ -159,9 +159,8 @@ def unread_columns(settings: recipe.Recipe, needs: Needs, train: Sequence[Exampl
         return
     rows = train[:100]
     templated = ("tools", "chat_template_kwargs") if any(not isinstance(row.prompt, str) for row in rows) else ()
-    labelled = (
-        ("label",) if all(row.size < 2 for row in rows) else ()
-    )  # which of a pair is the better one is said otherwise
+    # Which of a pair is the better one is said otherwise.
+    labelled = ("label",) if all(row.size < 2 for row in rows) else ()
     known = {*needs.columns, *AXES, *STAMPS, *templated, *labelled, "split"}
     if columns := sorted({name for row in rows for name in row.columns} - known):
         read = {*needs.columns, "prompt", "chosen", "rejected", "completion", "completions", "scores", "label", "group"}

@@ -171,13 +171,12 @@ def _warnings(planned: Plan) -> Iterator[str]:
     settings, source = planned.recipe, planned.recipe.source
     trains = settings.train.steps != 0
     yield from settings_warnings(settings, planned.steps, trains)
-    rows: Sequence[Example] = planned.data.train if trains else ()
-    if planned.wanted.signs:  # which are of the rows that are left
-        rows = list(training_rows(rows, planned.wanted, source)) if rows else ()
+    scored = trains and (planned.wanted.signs or planned.wanted.scores)
+    rows = list(training_rows(planned.data.train, planned.wanted, source)) if scored else []
     held_out = planned.data._asdict()[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
     if trains:
-        yield from _of_scores(planned)
+        yield from _of_scores(planned, rows)
     yield from unread_columns(settings, planned.needs, planned.data.train)
     yield from _of_judges(settings, held_out, planned.data.train)
     yield from messages_as_text(planned.data.train)
@@ -186,13 +185,12 @@ def _warnings(planned: Plan) -> Iterator[str]:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
 
 
-def _of_scores(planned: Plan) -> Iterator[str]:
-    """What becomes of recorded scores, in each source whose objectives read them."""
-    settings = planned.recipe
+def _of_scores(planned: Plan, rows: Sequence[Example]) -> Iterator[str]:
+    """What becomes of recorded scores, in each source whose objectives read them; `rows` are those of the run's own."""
     if planned.wanted.scores:
-        yield from rounded_scores(training_rows(planned.data.train, planned.wanted, settings.source))
+        yield from rounded_scores(rows)
     for number, own in planned.own.items():
-        source = settings.objective[number].source
+        source = planned.recipe.objective[number].source
         if own.needs.scores and source is not None:
             yield from rounded_scores(training_rows(own.data.train, own.needs, source))
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -138,7 +139,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[RunOfArm]:
 
 def _told_apart(runs: Sequence[RunOfArm]) -> list[RunOfArm]:
     """Runs of one name and seed as arms of their own, called by what differs in their recipes: `dpo beta=0.3`."""
-    twice = {run.arm for run in runs if [(r.arm, r.seed) for r in runs].count((run.arm, run.seed)) > 1}
+    times = Counter((run.arm, run.seed) for run in runs)
+    twice = {arm for (arm, _), count in times.items() if count > 1}
     by_arm = {arm: [run for run in runs if run.arm == arm] for arm in twice}
     values = {run.folder: _flat_recipe(run) for of_arm in by_arm.values() for run in of_arm}
 

@@ -159,10 +159,9 @@ def _callbacks(prepared: Prepared, folder: RunFolder) -> dict[str, Callback]:
 
 def _limited(step: Step, train: recipe.Train, warned: set[str], console: Console) -> str:
     """Why to stop, if the recipe says so; warns, once for each metric, of what has left its bounds."""
-    if step.tokens:  # a step without rows has hardly a metric
-        check_limits(
-            train.limits, step.metrics
-        )  # some depend on what is not known before: whether a sampler has log-probs
+    # Checked while planning; but whether a sampler has log-probs shows only now. A step without rows has hardly a metric.
+    if step.tokens:
+        check_limits(train.limits, step.metrics)
     out = beyond(step.metrics, train.limits)
     for name, what in out.items():
         if name not in warned:

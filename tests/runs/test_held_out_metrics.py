@@ -6,6 +6,7 @@ import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt import load_recipe, run
+from prefopt.evaluation.metrics import BUILT_IN
 from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics
 from prefopt.runs.planning import plan
 from prefopt.runs.records import usual_metric
@@ -62,6 +63,10 @@ def test_a_run_measures_what_was_said_before_it_began(folder, tmp_path, monkeypa
     own = {"brief", "brief_missing"}
     assert set(names) - own <= MEASURED_BY.keys()
     assert set(names) <= set(held_out_metrics(settings, planned.needs.rewards))
+
+
+def test_no_metric_of_ones_own_can_take_the_name_of_one_that_is_measured():
+    assert {name for name in MEASURED_BY if not name.endswith("_missing")} <= BUILT_IN
 
 
 def test_the_usual_metric_is_the_first_that_all_measure():

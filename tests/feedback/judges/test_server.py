@@ -561,7 +561,9 @@ def test_a_providers_key_goes_to_its_provider_alone(monkeypatch, name):
 )
 def test_a_key_goes_where_it_belongs_or_is_said_to_go(monkeypatch, name, url):
     monkeypatch.setenv(name, KEY)
-    Server("m", url, key_env=name).check()
+    server = Server("m", url, key_env=name)
+    server.check()
+    assert server._key_env == name
 
 
 @pytest.mark.parametrize("url", ["https://openai.com.example.org/v1", "https://notopenai.com/v1"])
