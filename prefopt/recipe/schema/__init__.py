@@ -1,0 +1,36 @@
+"""The schema of recipes: every section and field of the YAML file that describes a run."""
+
+from prefopt.recipe.schema.evaluate import Evaluate
+from prefopt.recipe.schema.feedback import Feedback, FeedbackOrName, Transform
+from prefopt.recipe.schema.models import Adapter, Critic, Policy, Reference
+from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
+from prefopt.recipe.schema.sampling import Samples, Sampling
+from prefopt.recipe.schema.source import WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
+from prefopt.recipe.schema.track import Track, Wandb
+from prefopt.recipe.schema.train import Train
+
+__all__ = [
+    "WRITERS",
+    "Acting",
+    "Adapter",
+    "Critic",
+    "Data",
+    "Embeddings",
+    "Environment",
+    "Evaluate",
+    "Feedback",
+    "FeedbackOrName",
+    "Policy",
+    "Recipe",
+    "Reference",
+    "Rollouts",
+    "Samples",
+    "Sampling",
+    "Seeds",
+    "Source",
+    "Term",
+    "Track",
+    "Train",
+    "Transform",
+    "Wandb",
+]

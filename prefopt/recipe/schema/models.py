@@ -1,0 +1,74 @@
+"""Sections of a recipe about models: the policy, its adapter and critic, and the reference."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prefopt.recipe.names import Named, SomeNames
+from prefopt.recipe.section import Section
+
+
+class Adapter(Section):
+    """LoRA (arXiv 2106.09685), through peft. The reference is then the model with the adapter switched off."""
+
+    r: int = Field(16, gt=0, description="rank of the update")
+    alpha: float = Field(32, gt=0, description="the update is scaled by alpha / r")
+    targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
+    dora: bool = Field(
+        False, description="train magnitudes and directions of the weights apart (DoRA, arXiv 2402.09353)"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules to train whole and save with the adapter, such as lm_head and embed_tokens"
+    )
+
+
+class Critic(Section):
+    """The critic, for objectives that need values (PPO)."""
+
+    model: SomeNames | None = Field(
+        None,
+        description="folder, run folder (often a reward model's) or hub id; null: a linear head on the policy's states",
+    )
+
+
+class Policy(Section):
+    """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
+
+    model: SomeNames = Field(description="folder, run folder or hub id; of a list, the first that is on disk")
+    tokenizer: Named | None = Field(None, description="folder or hub id; null: the model's own")
+    adapter: Adapter | None = Field(None, description="train a LoRA adapter; null: train all weights")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
+        "float32", description="dtype of the weights; train.precision sets the dtype of the arithmetic"
+    )
+    attention: str | None = Field(
+        None, description="attention implementation of transformers: sdpa, eager, …; null: its default"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations instead of keeping them: less memory, slower"
+    )
+    remote_code: bool = Field(False, description="allow the model's repository to run its own code")
+    critic: Critic = Field(Critic(), description="the critic, where the objective needs values")
+
+
+class Reference(Section):
+    """The reference: the model that the policy is compared with and kept close to."""
+
+    model: SomeNames | None = Field(None, description="folder, run folder or hub id; null: the policy at step 0")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
+        None, description="dtype of the reference's own weights; null: the policy's"
+    )
+    every: int | None = Field(
+        None, gt=0, description="update the reference towards the policy every so many steps (TR-DPO); null: never"
+    )
+    mix: float = Field(
+        0.6, gt=0, le=1, description="weight of the policy in an update of the reference; 1 copies the policy"
+    )
+    cache: bool = Field(
+        True, description="keep log-probs of a fixed reference on disk, for this and later runs (docs/cache.md)"
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "Reference":
+        if self.model is not None and self.every is not None:
+            raise ValueError("a reference that moves (reference.every) starts as the policy: leave out reference.model")
+        return self

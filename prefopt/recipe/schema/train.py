@@ -1,0 +1,82 @@
+"""The section of a recipe about the training loop."""
+
+import typing
+from typing import Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from prefopt.recipe.names import Callback, named_sections
+from prefopt.recipe.section import Section
+from prefopt.support.domains import Decay, Factor
+
+
+class Train(Section):
+    """The training loop."""
+
+    steps: int | None = Field(None, ge=0, description="number of logical batches to train on; give this or epochs")
+    epochs: float | None = Field(None, gt=0, description="number of passes over the training rows; give this or steps")
+    batch_size: int = Field(64, gt=0, description="prompts in a logical batch, over all processes")
+    minibatch_size: int | None = Field(
+        None, gt=0, description="prompts in one optimiser step; must divide batch_size; null: batch_size"
+    )
+    passes: int = Field(1, gt=0, description="number of times that each logical batch is trained on")
+    micro_batch_size: int = Field(
+        16, gt=0, description="most prompts in one forward pass of a process; affects memory and speed only"
+    )
+    micro_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="most tokens in one forward pass, with padding, each prompt once; affects memory and speed only; "
+        "null: no limit",
+    )
+    lr: Factor = Field(1e-6, ge=0, description="peak learning rate")
+    critic_lr: Factor | None = Field(None, gt=0, description="peak learning rate of the critic's weights; null: lr")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="how the learning rate falls to 0 after the warm-up"
+    )
+    warmup: float = Field(
+        0.1, ge=0, description="optimiser steps of linear warm-up; below 1: a fraction of all optimiser steps"
+    )
+    optimizer: Literal["adamw", "rmsprop", "sgd"] = Field("adamw", description="the optimiser")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="decay rates of adamw's two averages, each from 0 to below 1"
+    )
+    eps: Factor = Field(1e-8, gt=0, description="added to the denominator of adamw and rmsprop")
+    weight_decay: Factor = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic; auto: bf16 on devices that support it, otherwise fp32"
+    )
+    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's default")
+    limits: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="bounds of metrics: `{rollouts/kl: [null, 20], rollouts/entropy: [0.1, null]}`",
+    )
+    beyond: Literal["warn", "stop"] = Field(
+        "warn", description="when a metric leaves its bounds: log a warning, or stop the run"
+    )
+    callbacks: typing.Annotated[tuple[Callback, ...], BeforeValidator(named_sections)] = Field(
+        (), description="functions called with every step, `file.py:function`; one that returns a reason stops the run"
+    )
+    checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null: no checkpoints")
+    keep_checkpoints: int = Field(
+        1, gt=0, description="checkpoints to keep; older ones are deleted once a newer one is complete"
+    )
+
+    @field_validator("limits")
+    @classmethod
+    def _ordered(
+        cls, limits: dict[str, tuple[float | None, float | None]]
+    ) -> dict[str, tuple[float | None, float | None]]:
+        for name, (low, high) in limits.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"the bounds of {name} are [low, high], got [{low:g}, {high:g}]")
+        return limits
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Train":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs; set the other one to null")
+        if self.minibatch_size is not None and self.batch_size % self.minibatch_size:
+            raise ValueError(f"minibatch_size {self.minibatch_size} does not divide batch_size {self.batch_size}")
+        return self
