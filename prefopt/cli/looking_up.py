@@ -1,4 +1,4 @@
-"""Verbs that look something up or check it: check, objectives, runs, cache."""
+"""Verbs that look something up or check it: check, objectives, recipes, runs, cache."""
 
 import argparse
 import sys
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import yaml
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from prefopt.cli import consoles
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, nearest
 
 
 def check(options: argparse.Namespace) -> None:
@@ -48,6 +49,39 @@ def objectives(options: argparse.Namespace) -> None:
         consoles.out.print(Padding(Text(f"{one.summary}.\n").append(facts, style="cyan"), (0, 0, 0, 4)))
     consoles.out.print(
         Text("\nFormulas and sources: docs/objectives.md. Your own: `objective: losses.py:Class`.", style="dim")
+    )
+
+
+def recipes(options: argparse.Namespace) -> None:
+    """`prefopt recipes`."""
+    from prefopt.recipe.shipped import SHIPPED, copied, found, shipped, summary
+
+    if options.copy:
+        return consoles.out.print(str(copied(Path(options.copy))), soft_wrap=True)
+    if options.name:
+        file = found(options.name)
+        if not file.is_file():
+            raise PrefoptError(
+                f"no recipe {options.name}.{nearest(options.name, (name for name, _ in shipped()))} `prefopt recipes` lists them"
+            )
+        consoles.err.print(f"# {file}", style="dim", soft_wrap=True)
+        return consoles.out.print(
+            file.read_text(encoding="utf-8"), end="", markup=False, highlight=False, soft_wrap=True
+        )
+    everything = list(shipped())
+    for verb, studies in (("run", False), ("study", True)):
+        consoles.out.print(Text(f"prefopt {verb} NAME", style="dim"))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
+        for name, file in everything:
+            if (file.name == "study.yaml") == studies:
+                table.add_row(Text(name, style="bold", overflow="fold"), Text(summary(file)))
+        consoles.out.print(table)
+    consoles.out.print(
+        Text(
+            f"Judges' and labellings' are for `prefopt evaluate` and `prefopt label`. All are in {SHIPPED}; copies to edit: "
+            "prefopt recipes --copy FOLDER",
+            style="dim",
+        )
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from prefopt.cli.fields_help import label_fields, run_fields, with_fields
-from prefopt.cli.looking_up import cache, check, objectives, runs
+from prefopt.cli.looking_up import cache, check, objectives, recipes, runs
 from prefopt.cli.measuring import evaluate, export, label, report, sample
 from prefopt.cli.training import run, study
 
@@ -35,7 +35,11 @@ def parser_of_verbs() -> argparse.ArgumentParser:
 
 def _add_training(verb: Verb) -> None:
     parser = verb(run, "train one recipe")
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file; with --resume, also a run folder")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, or a name that `prefopt recipes` lists; with --resume, also a run folder",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-6 objective.beta=0.3"
     )
@@ -49,7 +53,9 @@ def _add_training(verb: Verb) -> None:
     parser.add_argument("--profile", action="store_true", help="at the end, say where the time went")
     parser.format_help = with_fields(parser.format_help, run_fields)  # type: ignore[method-assign]
     parser = verb(study, "arms × seeds, resumable, then the report: the same command again does what is missing")
-    parser.add_argument("study", metavar="STUDY", help="a YAML file (docs/studies.md)")
+    parser.add_argument(
+        "study", metavar="STUDY", help="a YAML file (docs/studies.md), or a name that `prefopt recipes` lists"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seeds=5 common.train.steps=40")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--out", metavar="DIR", help="the study's folder (default: runs/NAME)")
@@ -122,6 +128,9 @@ def _add_looking_up(verb: Verb) -> None:
     parser.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
     parser = verb(objectives, "list the catalogue: name, paper, needs, defaults")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
+    parser = verb(recipes, "list the recipes and studies that come with prefopt, show one, or copy them all")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one, such as pocket/dpo")
+    parser.add_argument("--copy", metavar="FOLDER", help="copy all of them into a new folder")
     parser = verb(runs, "list the runs below a folder: how far each has come, and what it measured at the end")
     parser.add_argument("folder", nargs="?", metavar="DIR", default="runs", help="default: runs")
     parser = verb(

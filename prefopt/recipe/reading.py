@@ -19,6 +19,7 @@ from prefopt.recipe.renamed import with_new_name, with_new_names
 from prefopt.recipe.schema import Recipe
 from prefopt.recipe.secrets import refuse_secrets, refuse_variable
 from prefopt.recipe.section import Section
+from prefopt.recipe.shipped import found, shipped
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given
 
@@ -46,7 +47,7 @@ def sections_of(path: str | Path) -> set[str]:
     Raises:
         PrefoptError: no such file, or no recipe.
     """
-    return set(_read(Path(path).expanduser(), seen=()))
+    return set(_read(found(path), seen=()))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -63,8 +64,8 @@ def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> K
 
     Args:
         kind: what it is a recipe of: `Recipe` is a run; it has a field `name`.
-        path: a YAML file. Its `base:` names another, relative to it, whose keys it refines; `objective` and feedbacks
-            are replaced whole.
+        path: a YAML file, or the name of a recipe that ships (`pocket/dpo`). Its `base:` names another, relative to it, whose
+            keys it refines; `objective` and feedbacks are replaced whole.
         overrides: `dotted.key=value`, the value in YAML; items of a list go by their number, as in `objective.0.beta=0.3`.
 
     Raises:
@@ -133,7 +134,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         PrefoptError: no such file, no YAML, an override that is none.
     """
-    file = Path(path).expanduser()
+    file = found(path)
     tree = _read(file, seen=())
     parent = file.resolve().parent.name
     tree.setdefault("name", f"{parent}-{file.stem}" if parent else file.stem)
@@ -203,8 +204,11 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if file.is_dir():
         raise PrefoptError(f"{file}{base_of} is a folder: name the recipe, a YAML file")
     if not file.is_file():
-        known = [f.name for f in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-        raise PrefoptError(f"no recipe {file}{base_of}.{nearest(file.name, known)}")
+        beside = [f.name for f in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        suggestion = nearest(file.name, beside) or nearest(str(file.with_suffix("")), (name for name, _ in shipped()))
+        raise PrefoptError(
+            f"no recipe {file}{base_of}.{suggestion or ' `prefopt recipes` lists those that come with prefopt'}"
+        )
     if file.resolve() in seen:
         raise PrefoptError(f"{file} inherits from itself: {' → '.join(str(f) for f in (*seen, file.resolve()))}")
     try:
