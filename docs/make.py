@@ -1,7 +1,7 @@
 """The reference pages that are made from code: the catalogue of objectives, and the fields of recipes, what chat templates do.
 
-`python docs/make.py` writes docs/objectives.md, and docs/data.md, docs/recipes.md, docs/label.md and docs/studies.md below their
-markers.
+`python docs/make.py` writes docs/objectives.md, and docs/data.md, docs/recipes.md, docs/label.md, docs/studies.md and docs/trl.md
+below their markers.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from templates import templates_table
 from curves import draw
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
-from prefopt.recipe import Recipe, Section, describe
+from prefopt.recipe import Recipe, Section, describe, foreign
 from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.study import Study
 
@@ -80,6 +80,25 @@ def recipe_fields(kind: type[Section] = Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
+def foreign_names() -> str:
+    """What settings of other libraries are called in a recipe: a table for each subject."""
+    lines: list[str] = []
+    for title, table in {**foreign.TABLES, **foreign.OTHERS}.items():
+        lines += [f"### {title}", "", "| there | here | |", "|---|---|---|"]
+        lines += [f"| {_codes(e.names)} | {_codes(e.keys)} | {_cell(e.note)} |" for e in table]
+        lines.append("")
+    lines += ["### The values of `loss_type`", "", "| of | there | `objective` here |", "|---|---|---|"]
+    for config, losses in foreign.LOSSES.items():
+        lines += [f"| `{config}` | `{name}` | {f'`{ours}`' if ours else 'none'} |" for name, ours in losses.items()]
+    lines += ["", "### No counterpart, and why", "", "| there | |", "|---|---|"]
+    lines += [f"| {_codes(e.names)} | {_cell(e.note)} |" for e in foreign.NONE]
+    return "\n".join(lines) + "\n"
+
+
+def _codes(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split())
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
@@ -97,6 +116,7 @@ def pages(folder: Path) -> dict[Path, str]:
             page: page.read_text().partition(MARKER)[0] + MARKER + "\n" + recipe_fields(kind)
             for page, kind in fields.items()
         },
+        folder / "trl.md": (folder / "trl.md").read_text().partition(MARKER)[0] + MARKER + "\n" + foreign_names(),
     }
 
 

@@ -62,9 +62,10 @@ from prefopt.objectives.reward.k_wise import KWise
 from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
 from prefopt.objectives.reward.regression import RatingRegression
 from prefopt.objectives.supervised import SFT
+from prefopt.recipe import Recipe, describe, other_name
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
-from prefopt.support.plugins import find, make
+from prefopt.support.plugins import UnknownFieldError, find, make
 from prefopt.types import Needs, Objective
 
 CATALOGUE: dict[str, type[Objective]] = {
@@ -158,7 +159,11 @@ def load_objective(name: Any, folder: Path | None = None, **fields: Any) -> Obje
     """
     name = name if isinstance(name, str) else Given(name)
     objective_class(name, folder)
-    objective: Objective = make(name, fields, "objective", known=CATALOGUE, folder=folder)
+    try:
+        objective: Objective = make(name, fields, "objective", known=CATALOGUE, folder=folder)
+    except UnknownFieldError as error:
+        hint = other_name(error.field, fields[error.field], [field.key for field in describe(Recipe)])
+        raise PrefoptError(f"{error}{hint}") from None
     return objective
 
 

@@ -4,6 +4,7 @@ May be imported by every room; imports support alone.
 """
 
 from prefopt.recipe.explaining import Described, describe, explain
+from prefopt.recipe.foreign import other_name
 from prefopt.recipe.immaterial import OF_LABELLINGS, OF_RUNS, material_differences
 from prefopt.recipe.names import Callback, FileName, FolderName, Named, Names, file_name, folder_name
 from prefopt.recipe.reading import (
@@ -88,6 +89,7 @@ __all__ = [
     "load",
     "load_recipe",
     "material_differences",
+    "other_name",
     "read",
     "recipe_from",
     "refined",

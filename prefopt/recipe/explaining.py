@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from prefopt.recipe.foreign import other_name
 from prefopt.recipe.names import Callback
 from prefopt.recipe.schema import Environment, Feedback, Recipe, Source, Term, Transform
 from prefopt.support.errors import nearest
@@ -46,7 +47,7 @@ def _line(item: Any, known: Mapping[str, "Described"]) -> str:
     key = ".".join(path)
     plain = ".".join(part for part in path if not part.isdigit())
     if item["type"] == "extra_forbidden":
-        return f"unknown key `{key}`.{_suggestion(plain, known)}"
+        return f"unknown key `{key}`.{other_name(plain, item['input'], known) or _suggestion(plain, known)}"
     if item["type"] == "missing":
         return f"`{key}` is missing: {known[plain].description if plain in known else 'it is required'}"
     if item["type"] == "value_error":

@@ -29,6 +29,18 @@ LATER: Any = object()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+class UnknownFieldError(PrefoptError):
+    """A field that a class does not have.
+
+    Attributes:
+        field: its name.
+    """
+
+    def __init__(self, message: str, field: str):
+        super().__init__(message)
+        self.field = field
+
+
 @dataclasses.dataclass(frozen=True)
 class NotYet:
     """An object whose constructor asks for something that the run does not have yet; its fields were checked.
@@ -203,9 +215,8 @@ def _offered(running: Mapping[str, Any]) -> str:
 def _check_names(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
     for field in given:
         if field not in known:
-            raise PrefoptError(
-                f"{name} has no field {field!r}.{nearest(field, known)} It has: {', '.join(known) or 'none'}."
-            )
+            listed = ", ".join(known) or "none"
+            raise UnknownFieldError(f"{name} has no field {field!r}.{nearest(field, known)} It has: {listed}.", field)
 
 
 def _checked(construct: Callable[[], Any], name: str) -> Any:
