@@ -1,6 +1,6 @@
 """Evaluations in the course of a run: made, kept on disk, logged and shown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +34,11 @@ class Measurements:
     tracker: Tracker
     console: Console
 
-    def keep(self, evaluation: Evaluation, step: int) -> None:
-        """Write down an evaluation at the start or end of the run, unless it is there already."""
-        prepared = self.prepared
-        part, main = prepared.recipe.evaluate.part, prepared.accelerator.is_main_process
-        keep_evaluation(self.folder, self.tracker, evaluation, part, step, main)
+    def keep(self, evaluations: Mapping[str, Evaluation], step: int) -> None:
+        """Write down the evaluations of all parts at the start or end of the run, unless they are there already."""
+        for part, evaluation in evaluations.items():
+            main = self.prepared.accelerator.is_main_process
+            keep_evaluation(self.folder, self.tracker, evaluation, part, step, main)
 
     def validate(self, model: Policy | Scorer, step: int) -> None:
         """Measure the model in the middle of training, on validation rows; its numbers are logged and shown."""
@@ -48,9 +48,26 @@ class Measurements:
         show_validation(self.console, step, evaluation.estimates())
 
 
-def evaluated(prepared: Prepared, folder: RunFolder, model: Policy | Scorer, step: int, console: Console) -> Evaluation:
-    """What the model comes to at the start or end of a run: measured, or read where it was measured before."""
-    part = prepared.recipe.evaluate.part
+def parts_at_ends(prepared: Prepared) -> Sequence[str]:
+    """The parts of the data that are measured at start and end; that of tables, `evaluate.part`, comes first.
+
+    Where there are evaluations on validation rows in between, so are these: a curve needs its ends on the rows of its middle.
+    """
+    evaluate = prepared.recipe.evaluate
+    between = evaluate.every is not None and len(prepared.data["validation"]) > 0
+    return tuple(dict.fromkeys([evaluate.part, *["validation"] * between]))
+
+
+def evaluated(
+    prepared: Prepared, folder: RunFolder, model: Policy | Scorer, step: int, console: Console
+) -> dict[str, Evaluation]:
+    """What the model comes to at the start or end of a run, by the part of the data: measured, or read where it was before."""
+    return {part: _evaluated(prepared, part, folder, model, step, console) for part in parts_at_ends(prepared)}
+
+
+def _evaluated(
+    prepared: Prepared, part: str, folder: RunFolder, model: Policy | Scorer, step: int, console: Console
+) -> Evaluation:
     evaluation = folder.evaluation(part, step)
     if evaluation is None:
         with console.status(f"evaluating on {part} rows"), timed("evaluation"):

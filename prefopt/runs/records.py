@@ -68,28 +68,42 @@ class RunRecord:
 
     @cached_property
     def evaluation(self) -> "Evaluation | None":
-        """The last one on test rows, prompt by prompt; None where there is none."""
-        return RunFolder(self.folder).last_evaluation() if self.after else None
+        """The last one on rows of `part`, prompt by prompt; None where there is none."""
+        return RunFolder(self.folder).last_evaluation(self.part) if self.after else None
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric of training."""
         known = [(int(line["step"]), line[name]) for line in self.history if line.get(name) is not None]
         return [step for step, _ in known], [value for _, value in known]
 
+    @property
+    def part(self) -> str:
+        """The part of the data that `before` and `after` are measured on, and so what tables show."""
+        evaluate = self.recipe.get("evaluate")
+        return str(evaluate.get("part", "test")) if isinstance(evaluate, Mapping) else "test"
+
+    @cached_property
+    def part_of_curves(self) -> str:
+        """The one part that `measured` is of: validation rows where the run was measured on them, else `part`."""
+        between = any(key.startswith("validation/") for line in self.history for key in line)
+        return "validation" if between else self.part
+
     def measured(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a held-out metric: of test rows at both ends, of validation rows in between."""
-        known = [
-            (int(line["step"]), line[key])
-            for line in self.history
-            for key in (f"test/{name}", f"validation/{name}")
-            if line.get(key) is not None
-        ]
-        return [step for step, _ in known], [value for _, value in known]
+        """Steps and values of a held-out metric, all on one part of the data: `part_of_curves`."""
+        key = f"{self.part_of_curves}/{name}"
+        known = {int(line["step"]): line[key] for line in self.history if line.get(key) is not None}
+        return sorted(known), [known[step] for step in sorted(known)]
 
     def path(self, name: str) -> list[tuple[float, float]]:
         """(KL, value) at every evaluation, in the order of the steps."""
         kl, value = (dict(zip(*self.measured(what), strict=True)) for what in ("kl", name))
         return [(kl[step], value[step]) for step in kl if step in value]
+
+
+def rows_of(runs: Sequence[RunRecord], curves: bool = False) -> str:
+    """The held-out rows that tables of these runs are of, or their curves, in words: `test rows`; all of them where runs differ."""
+    parts = sorted({run.part_of_curves if curves else run.part for run in runs if run.after or run.history})
+    return f"{' and '.join(parts) or 'held-out'} rows"
 
 
 def usual_metric(measured: Sequence[Collection[str]], own: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from prefopt.runs.claiming import claimed
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import measure, trained
 from prefopt.runs.manifest import date_of
-from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluation
+from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluation, parts_at_ends
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_limit, show_warnings, shown
@@ -84,7 +84,7 @@ def run(
 
 
 def _train(
-    prepared: Prepared, trainer: Trainer, measurements: Measurements, before: Evaluation, done: int
+    prepared: Prepared, trainer: Trainer, measurements: Measurements, before: Mapping[str, Evaluation], done: int
 ) -> RunResult:
     """Up to the evaluation at the end; what was trained is saved before that, which may fail."""
     console, folder = measurements.console, measurements.folder
@@ -121,6 +121,7 @@ def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str)
             "stopped": stopped,
             "costs": asdict(spent(prepared, trainer)),
             "evaluated_on": {"split": part, "rows": len(prepared.evaluators[part].rows)},
+            "parts": list(parts_at_ends(prepared)),
             "writes": isinstance(prepared.models.trained, Policy),
         }
         folder.write_training(ending)
@@ -170,9 +171,12 @@ def _limited(step: Step, train: recipe.Train, warned: set[str], console: Console
     return f"step {step.number}: {'; '.join(out.values())}" if out and train.beyond == "stop" else ""
 
 
-def _conclude(folder: RunFolder, accelerator: Accelerator, before: Evaluation, after: Evaluation) -> RunResult:
+def _conclude(
+    folder: RunFolder, accelerator: Accelerator, begin: Mapping[str, Evaluation], end: Mapping[str, Evaluation]
+) -> RunResult:
     """Write the summary, after which the run is finished."""
     training = folder.training()
+    before, after = (of_parts[training["evaluated_on"]["split"]] for of_parts in (begin, end))
     numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}
     result = RunResult(
         folder.path,
@@ -203,16 +207,19 @@ def _conclude_trained(
     settings: recipe.Recipe, folder: RunFolder, tracker: Tracker, accelerator: Accelerator, console: Console
 ) -> RunResult:
     """What is left of a run whose model is trained and saved: the evaluation at the end, and the summary."""
-    step, part = folder.training()["steps"], settings.evaluate.part
+    training, begun = folder.training(), folder.manifest()
+    step, parts = training["steps"], training.get("parts", [settings.evaluate.part])
     console.print(f"trained already, {step} steps; what is left is the evaluation at the end", highlight=False)
-    before, after = folder.evaluation(part, 0), folder.evaluation(part, step)
-    begun = folder.manifest()
-    if before is None:
-        before = measure(settings, part, accelerator, console, begun)
-    if after is None:
-        after = measure(trained(folder.path), part, accelerator, console, begun)
-    for evaluation, of in ((before, 0), (after, step)):
-        keep_evaluation(folder, tracker, evaluation, part, of, accelerator.is_main_process)
+
+    def of(model: Callable[[], recipe.Recipe], at: int) -> dict[str, Evaluation]:
+        evaluations: dict[str, Evaluation] = {}
+        for part in parts:
+            evaluation = folder.evaluation(part, at) or measure(model(), part, accelerator, console, begun)
+            keep_evaluation(folder, tracker, evaluation, part, at, accelerator.is_main_process)
+            evaluations[part] = evaluation
+        return evaluations
+
+    before, after = of(lambda: settings, 0), of(lambda: trained(folder.path), step)
     return _conclude(folder, accelerator, before, after)
 
 

@@ -17,7 +17,9 @@ class Evaluate(Section):
         "test", description="part of the data for start and end; use validation for choosing settings"
     )
     every: int | None = Field(
-        None, gt=0, description="steps between evaluations on validation rows; null: only at start and end"
+        None,
+        gt=0,
+        description="steps between evaluations on validation rows, which are then measured at start and end, too; null: none",
     )
     rows: int = Field(512, gt=0, description="most held-out rows")
     prompts: int = Field(128, ge=0, description="most held-out prompts to sample for; 0: no sampling")

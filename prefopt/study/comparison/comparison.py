@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from prefopt.runs.records import RunRecord
+from prefopt.runs.records import RunRecord, rows_of
 from prefopt.study.comparison.statistics import Difference, Mean
 from prefopt.types import Estimate
 
@@ -89,6 +89,10 @@ class Comparison:
     def arms(self) -> tuple[str, ...]:
         """Their names, the baseline first."""
         return tuple(row.arm for row in self.primary.rows)
+
+    def rows_of(self, metric: str) -> str:
+        """The held-out rows that a metric's table is of, in words; what is at matched KL is read off curves."""
+        return rows_of(self.runs, curves=metric.endswith(AT_KL))
 
     def of(self, arm: str) -> tuple[RunRecord, ...]:
         """The runs of an arm."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prefopt.runs.records import RunRecord
+from prefopt.runs.records import RunRecord, rows_of
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report.style import INK, Look, label, looks, rc, svg
@@ -29,29 +29,31 @@ def draw(comparison: Comparison) -> list[Figure]:
 
     matplotlib.use("agg")
     metric = comparison.metric.removesuffix("_at_kl")
+    ends, along = comparison.rows_of(comparison.metric), rows_of(comparison.runs, curves=True)
     panels: list[tuple[str, str, Callable[[Any, str], bool]]] = [
         (
             "differences",
-            f"Differences to {comparison.baseline} in {metric_title(comparison.metric)}: every seed, the mean, its own "
+            f"Differences to {comparison.baseline} in {metric_title(comparison.metric)} on {ends}: every seed, the mean, its own "
             f"{comparison.confidence:.0%} interval (thick) and the simultaneous one (thin)"
             if comparison.paired
-            else f"Differences to {comparison.baseline} in {metric_title(comparison.metric)}: the mean, its own interval "
+            else f"Differences to {comparison.baseline} in {metric_title(comparison.metric)} on {ends}: the mean, its own interval "
             "(thick) and the simultaneous one (thin)",
             lambda axis, _: _differences(comparison, axis),
         ),
         (
             "frontier",
-            f"{metric} against KL(π ‖ π_ref): the path of every seed, a marker where it ends. The axis is even in √KL",
+            f"{metric} against KL(π ‖ π_ref) on {along}: the path of every seed, a marker where it ends. The axis is even in √KL",
             lambda axis, _: _frontier(comparison, axis, metric),
         ),
         (
             "learning",
-            f"Held-out {metric} while training: mean, and the range of the seeds. Ends: test rows; between: validation rows",
+            f"Held-out {metric} on {along} while training: mean, and the range of the seeds",
             lambda axis, _: _curves(comparison, axis, lambda run: run.measured(metric), f"held-out {metric}"),
         ),
         (
             "length",
-            "Length against gold reward: a marker for each seed's mean, a line through fifths of all samples by length",
+            f"Length against gold reward on {rows_of(comparison.runs)}: a marker for each seed's mean, a line through fifths of "
+            "all samples by length",
             lambda axis, _: _length(comparison, axis),
         ),
         (

@@ -89,8 +89,8 @@ def caption(comparison: Comparison) -> str:
     how = "paired by seed" if comparison.paired else "Welch's"
     metric = metric_title(comparison.metric)
     return (
-        f"{metric}, {comparison.better} is better; mean over seeds and difference to {comparison.baseline} "
-        f"({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over "
+        f"{metric} on {comparison.rows_of(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to "
+        f"{comparison.baseline} ({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over "
         f"{len(comparison.arms) - 1} comparisons; r: correlation of the two arms over seeds."
     )
 
@@ -145,9 +145,8 @@ def _of(table: Table, arm: str, seed: int) -> float:
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the primary table, the verdict, and the notes."""
-    table = RichTable(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=metric_title(comparison.metric), title_justify="left"
-    )
+    title = f"{metric_title(comparison.metric)}, {comparison.rows_of(comparison.metric)}"
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
     shown = [HEADINGS.index(heading) for heading in (HEADINGS if console.width >= WIDE else NARROW)]
     for column in shown:
         table.add_column(HEADINGS[column], overflow="fold")
