@@ -1,4 +1,5 @@
-"""The reference pages that are made from code: the catalogue of objectives, and the fields of recipes, what chat templates do.
+"""The reference pages that are made from code: the catalogue of objectives, the fields of recipes, the dialects of data sets,
+what chat templates do.
 
 `python docs/make.py` writes docs/objectives.md, and docs/data.md, docs/recipes.md, docs/label.md, docs/studies.md and docs/trl.md
 below their markers.
@@ -13,6 +14,7 @@ from pathlib import Path
 from templates import templates_table
 
 from curves import draw
+from prefopt.data.dialects import DIALECTS, REFUSED
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
 from prefopt.recipe import Recipe, Section, describe, foreign
@@ -22,6 +24,16 @@ from prefopt.study import Study
 MARKER = "<!-- The rest is made by `python docs/make.py`. -->\n"
 """What stands above it on a page of a recipe's fields is written by hand."""
 
+
+DIALECTS_ARE = """Data sets whose columns are no format's, and are read on purpose. A row is recognised by its columns;
+`source.adapt` names a dialect where it is not. That is needed where one data set answers two questions (which answer helps
+more, which is safer): the run is refused until you say which one you ask. A row whose values contradict each other (a rank
+that is missing, no winner among three, scores against the label) is refused with its place. Prompts and answers become turns
+for the chat template, except where "text" is said.
+
+Other data sets of the field are in a format as they are: *paired* are HuggingFaceH4/ultrafeedback_binarized, the preference
+mixtures of Tulu 3, Skywork's preferences, argilla's Capybara and dpo-mix, and trl-lib's pairs; *unpaired* are mixtures for KTO;
+*conversations* are UltraChat and the SFT mixtures of Tulu 3."""
 
 PICTURE = """![the loss of one pair and its derivative against the margin, for every pairwise objective](objectives.svg)
 
@@ -122,7 +134,26 @@ def pages(folder: Path) -> dict[Path, str]:
 
 def data_page(folder: Path) -> str:
     """docs/data.md, with what the chat templates of the installed TRL do; takes ten seconds."""
-    return (folder / "data.md").read_text().partition(MARKER)[0] + MARKER + "\n" + templates_table()
+    by_hand = (folder / "data.md").read_text().partition(MARKER)[0]
+    return by_hand + MARKER + "\n" + dialects_table() + "\n" + templates_table()
+
+
+def dialects_table() -> str:
+    """The data sets whose columns are their own."""
+    lines = [
+        "## Dialects",
+        "",
+        DIALECTS_ARE,
+        "",
+        "| `adapt` | data sets | columns | becomes | how |",
+        "|---|---|---|---|---|",
+    ]
+    for one in DIALECTS.values():
+        columns = ", ".join(f"`{name}`" for name in one.columns)
+        only = "" if one.recognised else " *(only by name)*"
+        becomes = "*refused*" if one.format == REFUSED else one.format
+        lines.append(f"| `{one.name}`{only} | {one.data} | {columns} | {becomes} | {one.reading} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -335,8 +335,8 @@ def _refuse_steps(row: Mapping[str, Any], kind: str, where: str) -> None:
     if kind == "unjudged" and isinstance(labels, list) and labels and all(str(label) in _TRUTHS for label in labels):
         fail(
             where,
-            "'completions' with 'labels' are the steps of one answer (TRL's stepwise supervision), not rival completions. Join "
-            f"them to one completion with a label: {ADAPT_STEPS}",
+            "'completions' with 'labels' are the steps of one answer (TRL's stepwise supervision), not rival completions. "
+            "`source: {adapt: stepwise-whole}` makes them one completion, labelled true where every step is",
         )
 
 
@@ -344,10 +344,6 @@ _TRUTHS = {"True", "False", "0", "1"}
 
 RENAME = "If the column is something else, rename it, or leave it out, by a function that `source: {adapt: file.py:function}` names"
 
-ADAPT_STEPS = (
-    '`source: {adapt: steps.py:whole}`, where steps.py has `def whole(row): return {"prompt": row["prompt"], '
-    '"completion": "".join(row["completions"]), "label": all(row["labels"])}`'
-)
 ADAPT_COLUMNS = (
     "Rows with other columns are turned into one of these by a function of yours: `source: {adapt: mine.py:pair}`, where mine.py "
     'has, e.g., `def pair(row): return {"prompt": row["question"], "chosen": row["good"], "rejected": row["bad"]}`'

@@ -7,8 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from prefopt.data.adapting import Readings, adapted, function_of, mapping_of
+from prefopt.data.dialects import NamedRow
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.example import Example
 from prefopt.data.formats import optional_columns, parse, recognise
@@ -16,13 +18,21 @@ from prefopt.data.values import read_json
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given, as_rows, refuse_text_of_object
-from prefopt.support.plugins import load_object
-
-NamedRow = tuple[str, Mapping[str, Any]]
-"""How messages name a row (file:line), and its columns."""
 
 BATCH = 1024
 """Rows of a Parquet file that are read at a time."""
+
+
+class Loaded(NamedTuple):
+    """The rows of a data set.
+
+    Attributes:
+        rows: stored on disk.
+        notes: what they were read as, where their columns are no format's, and how many were left out.
+    """
+
+    rows: DiskRows[Example]
+    notes: tuple[str, ...]
 
 
 def load_examples(
@@ -42,26 +52,39 @@ def load_examples(
         arguments: keyword arguments of the function, or of `datasets.load_dataset`.
         split: of a hub data set, its split; of anything else, only the rows whose `split` column has this value.
         folder: where files are looked for before the working directory: the folder of the recipe that names them.
-        adapt: a function, `module.path:function` or `file.py:function`, that turns each row into one of a known format, or returns
-            None to leave it out.
+        adapt: a dialect of `DIALECTS`; or a function, `module.path:function` or `file.py:function`, that turns each row into one of
+            a known format, or returns None to leave it out. None: a dialect that the first row shows, if any.
 
     Raises:
         PrefoptError: nothing found, nothing in it, a row that cannot be read (names file and line), or no room on the disk.
     """
+    return load(data, arguments, split=split, folder=folder, adapt=adapt).rows
+
+
+def load(
+    data: str | Path | Sequence[str | Path],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    split: str | None = None,
+    folder: Path | None = None,
+    adapt: str | None = None,
+) -> Loaded:
+    """`load_examples`, with what is to be said of the rows."""
     arguments = dict(arguments or {})
     parts = [data] if isinstance(data, str | Path) else list(data)
     if not parts:
         raise PrefoptError("data is an empty list; name at least one file, function or data set")
-    change = None if adapt is None else _function(adapt, folder)
+    readings = Readings()
     examples = DiskRows.of(
         example
         for part in parts
         for rows in _sources(part if isinstance(part, str) else str(part), arguments, split, folder)
-        for example in _parsed(rows if change is None else _adapted(rows, change, str(adapt)))
+        for example in _parsed(adapted(rows, adapt, folder, readings))
     )
     if not examples and not rows_awaited():
-        raise PrefoptError(f"{', '.join(map(str, data)) if isinstance(data, list) else data}: no rows")
-    return examples
+        left = "".join(f"; {note}" for note in readings.notes())
+        raise PrefoptError(f"{', '.join(map(str, data)) if isinstance(data, list) else data}: no rows{left}")
+    return Loaded(examples, readings.notes())
 
 
 def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
@@ -155,7 +178,7 @@ def _jsonl(path: Path) -> Iterator[NamedRow]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, _mapping(read_json(line, where), where)
+            yield where, mapping_of(read_json(line, where), where)
 
 
 def _json_file(path: Path) -> Iterator[NamedRow]:
@@ -167,7 +190,7 @@ def _json_file(path: Path) -> Iterator[NamedRow]:
     if not isinstance(rows, list):
         raise PrefoptError(f"{path}: must be a list of objects, or one object a line; it is {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
-        yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
+        yield f"{path}:row {number}", mapping_of(row, f"{path}:row {number}")
 
 
 def _csv(path: Path) -> Iterator[NamedRow]:
@@ -285,35 +308,7 @@ def _undecodable(path: Path) -> int:
     raise AssertionError("every line was UTF-8")
 
 
-def _mapping(row: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise PrefoptError(f"{where}: a row must be an object with column names, not {type(row).__name__}")
-    return row
-
-
 # Functions
-
-
-def _function(path: str, folder: Path | None) -> Callable[..., Any]:
-    function = load_object(path, folder)
-    if not callable(function):
-        raise PrefoptError(f"{path} is {type(function).__name__}, not a function")
-    return function
-
-
-def _adapted(rows: Iterator[NamedRow], change: Callable[..., Any], name: str) -> Iterator[NamedRow]:
-    """Each row as the function returns it; errors name the row."""
-    for where, row in rows:
-        try:
-            changed = change(row)
-        except PrefoptError as error:
-            raise PrefoptError(f"{where}: {error}") from None
-        except (Exception, SystemExit) as error:  # a function of the user's raises what it likes
-            raise PrefoptError(
-                f"{where}: {name} cannot read this row ({type(error).__name__}: {error}); its columns are {sorted(row)}"
-            ) from error
-        if changed is not None:
-            yield where, _mapping(changed, where)
 
 
 def _given(data: Given, arguments: dict[str, Any]) -> Iterator[NamedRow]:
@@ -325,11 +320,11 @@ def _given(data: Given, arguments: dict[str, Any]) -> Iterator[NamedRow]:
         )
     if rows is None:
         return _called(data, arguments, None)
-    return ((f"{data}: row {number}", _mapping(row, f"{data}: row {number}")) for number, row in enumerate(rows, 1))
+    return ((f"{data}: row {number}", mapping_of(row, f"{data}: row {number}")) for number, row in enumerate(rows, 1))
 
 
 def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterator[NamedRow]:
-    function = _function(path, folder)
+    function = function_of(path, folder)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -340,7 +335,7 @@ def _called(path: str, arguments: dict[str, Any], folder: Path | None) -> Iterat
         if isinstance(rows, Mapping):
             raise PrefoptError(f"{path} returned one {type(rows).__name__}; it returns or yields rows, each a mapping")
         for number, row in enumerate(rows, 1):
-            yield f"{path}:row {number}", _mapping(row, f"{path}:row {number}")
+            yield f"{path}:row {number}", mapping_of(row, f"{path}:row {number}")
     except (GeneratorExit, PrefoptError):
         raise
     except (Exception, SystemExit) as error:

@@ -109,6 +109,7 @@ def batching_of(planned: Plan) -> Batching:
 def describe_dry_run(checked: DryRun) -> Iterator[str]:
     """The lines that people read."""
     yield _steps(checked)
+    yield from checked.plan.notes
     b = checked.batching
     each = "1 completion" if b.completions == 1 else f"{b.completions} completions"
     updates = f"{b.updates} optimiser step{'s' * (b.updates > 1)} of {b.minibatch}"

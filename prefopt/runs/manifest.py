@@ -66,6 +66,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             for one in judge_records(feedback)
         ],
         "data": {name: described(rows) for name, rows in prepared.data.items()},
+        "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},
         # A recipe leaves defaults out, and another version may have other ones.

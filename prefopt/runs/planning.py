@@ -4,9 +4,11 @@ import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Example, Split, load_examples
+from prefopt.data import Example, Split
+from prefopt.data.loading import Loaded, load
 from prefopt.data.splits import divided
 from prefopt.environments import check_environment, environment_factory
 from prefopt.evaluation import win_rates
@@ -46,10 +48,12 @@ class OwnSource:
     Attributes:
         needs: what they must bring.
         data: train, validation and test.
+        notes: on how they were read.
     """
 
     needs: Needs
     data: Split[Example]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Plan:
         own: of each term with a source of its own, by the term's number.
         rows: of the run's source that are trained on.
         warnings: what can be and is hardly meant, a sentence each.
+        notes: what the data were read as, and how many rows were left out.
     """
 
     recipe: recipe.Recipe
@@ -77,6 +82,7 @@ class Plan:
     own: Mapping[int, OwnSource]
     rows: int
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def steps(self) -> int:
@@ -132,11 +138,12 @@ def plan(settings: recipe.Recipe) -> Plan:
         for i, term in enumerate(settings.objective)
         if term.source is not None
     }
-    data, rows = _splits(settings.source, wanted, seed)
+    data, rows, notes = _splits(settings.source, wanted, seed)
     _check_environment(settings, data.train)
     for part in (data.validation, data.test):
         check_held_out(part[: settings.evaluate.rows])
-    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows)
+    notes = [*notes, *(f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes)]
+    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, notes=notes)
     if not rows_awaited():
         refuse_few(planned)
         _check_prompts(settings, data)
@@ -295,12 +302,27 @@ def _check_terms(settings: recipe.Recipe, objectives: Sequence[Objective], needs
 
 def _own(needs: Needs, source: recipe.Source, name: str, seed: int) -> OwnSource:
     wanted = match(needs, source, name)
-    return OwnSource(wanted, _splits(source, wanted, seed)[0])
+    data, _, notes = _splits(source, wanted, seed)
+    return OwnSource(wanted, data, notes)
 
 
-def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Example], int]:
-    """Train, validation and test, and the number of rows to train on; parts with data of their own take nothing from the rest."""
-    rows = _examples(source)
+class _Parts(NamedTuple):
+    """The data of a source: its parts, the number of rows to train on, and what is to be said of how they were read."""
+
+    data: Split[Example]
+    rows: int
+    notes: Sequence[str]
+
+
+def _splits(source: recipe.Source, needs: Needs, seed: int) -> _Parts:
+    """The parts of a source; those with data of their own take nothing from the rest."""
+    rows, notes = _loaded(source)
+    own = {
+        part: _loaded(data)
+        for part, data in (("validation", source.validation), ("test", source.test))
+        if data is not None
+    }
+    notes += tuple(f"{part}: {note}" for part, read in own.items() for note in read.notes if note not in notes)
     train, validation, test = divided(rows, source.split, seed)
     if source.validation is not None:
         train += validation
@@ -315,16 +337,16 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> tuple[Split[Examp
         )
     parts = Split(
         rows.select(train),
-        rows.select(validation) if source.validation is None else _examples(source.validation),
-        rows.select(test) if source.test is None else _examples(source.test),
+        own["validation"].rows if "validation" in own else rows.select(validation),
+        own["test"].rows if "test" in own else rows.select(test),
     )
-    return parts, sum(1 for _ in training_rows(parts.train, needs, source))
+    return _Parts(parts, sum(1 for _ in training_rows(parts.train, needs, source)), notes)
 
 
-def _examples(data: recipe.Data) -> DiskRows[Example]:
+def _loaded(data: recipe.Data) -> Loaded:
     files = [file for name in data.data for file in [name.partition(":")[0], *glob.glob(name, recursive=True)]]
     key = (data.model_dump_json(include={"data", "arguments", "hub_split", "adapt"}), *map(stamp, files))
-    rows = shared(
-        "examples", key, lambda: load_examples(list(data.data), data.arguments, split=data.hub_split, adapt=data.adapt)
+    read = shared(
+        "examples", key, lambda: load(list(data.data), data.arguments, split=data.hub_split, adapt=data.adapt)
     )
-    return rows[: data.limit]
+    return read._replace(rows=read.rows[: data.limit])

@@ -17,12 +17,19 @@ Item = TypeVar("Item")
 
 
 def show_heading(console: Console, plan: "Plan") -> None:
-    """The run in two lines: what it minimises, for how long, on which model."""
+    """The run in two lines: what it minimises, for how long, on which model; and what its data were read as."""
     objectives = " + ".join(str(objective) for objective in plan.objectives)
     size = f"{plan.steps} steps of {plan.recipe.train.batch_size} prompts"
     console.print(Text.assemble((plan.recipe.name, "bold"), f" · {objectives} · {size}"))
     console.print(f"  model {plan.model}", highlight=False, soft_wrap=True, markup=False)
+    show_notes(console, plan.notes)
     show_warnings(console, plan.warnings)
+
+
+def show_notes(console: Console, notes: Iterable[str]) -> None:
+    """A line for each thing that was done to the data while they were read."""
+    for note in notes:
+        console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
 
 
 def show_warnings(console: Console, warnings: Iterable[str]) -> None:

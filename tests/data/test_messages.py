@@ -10,6 +10,7 @@ import torch
 
 from prefopt.data import load_examples, parse
 from prefopt.support.errors import PrefoptError
+from prefopt.support.given import Given
 
 
 def asked(content, **more):
@@ -165,17 +166,14 @@ def test_half_a_character_is_refused_with_its_column(name):
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), ValueError("no"), RuntimeError("no"), StopIteration()])
-def test_an_adapt_function_that_fails_names_the_row(tmp_path, error, monkeypatch):
+def test_an_adapt_function_that_fails_names_the_row(tmp_path, error):
     (tmp_path / "d.jsonl").write_text('{"a": 1}\n')
-    (tmp_path / "change.py").write_text("error = None\ndef change(row):\n    raise error\n")
-    from prefopt.data import loading
 
     def change(row):
         raise error
 
-    monkeypatch.setattr(loading, "_function", lambda path, folder: change)
     with pytest.raises(PrefoptError, match=r"d\.jsonl:1: .*cannot read this row"):
-        load_examples(tmp_path / "d.jsonl", adapt="change.py:change")
+        load_examples(tmp_path / "d.jsonl", adapt=Given(change))
 
 
 @pytest.mark.parametrize("code", ["0", "1", "'bye'"])

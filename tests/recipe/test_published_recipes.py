@@ -168,7 +168,7 @@ def test_trains_two_steps(file, tmp_path, chat_folder, scorer_folder, lm_folder)
 
 
 def test_hh_is_cut_where_the_answers_begin(tmp_path):
-    data, adapt = written("Anthropic/hh-rlhf", tmp_path), f"{FOLDER}/hh/hh.py:pair"
+    data, adapt = written("Anthropic/hh-rlhf", tmp_path), load_recipe(FOLDER / "hh" / "sft.yaml").source.adapt
     first = load_examples(data, adapt=adapt)[0]
     assert first.prompt.endswith("\n\nHuman: the room ?\n\nAssistant:")
     # As characters the two dialogues have "the " in common, too, which is not part of what was asked.

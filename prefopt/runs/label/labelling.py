@@ -13,7 +13,8 @@ from typing import Any
 from accelerate import Accelerator
 from rich.console import Console
 
-from prefopt.data import DiskRows, Example, load_examples
+from prefopt.data import DiskRows, Example
+from prefopt.data.loading import load
 from prefopt.feedback import ask, check_feedback, judge_records, make_feedback, reward_models, spent_by
 from prefopt.policy import check_policy, check_sampler, check_stops, find_model
 from prefopt.recipe import Samples
@@ -23,7 +24,7 @@ from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.runs.label.rows import written_out
 from prefopt.runs.lengths import judge_warnings
 from prefopt.runs.manifest import circumstances, date_of, fingerprint_examples
-from prefopt.runs.progress import followed, show_labelling, show_warnings
+from prefopt.runs.progress import followed, show_labelling, show_notes, show_warnings
 from prefopt.runs.written import read_json
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
@@ -92,7 +93,8 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
         find_model(settings.policy.model)
         check_sampler(settings.samples or Samples(), "samples", settings)
     source = settings.source
-    rows = load_examples(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
+    rows, notes = load(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
+    show_notes(Terminal(stderr=True), notes)
     chosen = to_label(rows[: source.limit], settings)
     most = None if settings.policy is None else (settings.samples or Samples()).sampling.max_tokens
     shorten = "the completions of the data" if most is None else "samples.sampling.max_tokens"
