@@ -21,7 +21,8 @@ class Data(Section):
     )
     adapt: Named | None = Field(
         None,
-        description="function, `file.py:function`, that turns each row into one of a known format, or returns None to leave it out",
+        description="dialect of docs/data.md, such as helpsteer2; or function, `file.py:function`, that turns each row into one of "
+        "a known format, or returns None to leave it out; null: a dialect that the columns show, if any",
     )
     hub_split: str | None = Field(None, description="split of a hub data set, or the value of a column `split`")
     limit: int | None = Field(None, gt=0, description="number of rows to use, from the first on; null: all")
