@@ -4,6 +4,7 @@ recipe.yaml          resolved, written when the run begins: from then on it can 
 manifest.json        versions, code, data, weights, device, seeds
 metrics.jsonl        a line for each step and evaluation
 evaluations/         PART-step-NNNNNN.json, every observation and sample
+measured/            NAME.json, what was measured of the finished run later, and how
 checkpoints/         step-NNNNNN/, what a resume goes on from
 policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
@@ -14,7 +15,7 @@ wandb-id.txt         of a run that is logged to W&B: its id there, so that a res
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,12 @@ from prefopt.recipe import Recipe, recipe_from, with_new_names
 from prefopt.recipe.parsing import parsed
 from prefopt.runs.written import (
     check_manifest,
+    check_measured,
     check_summary,
     check_training,
     is_line,
     keys_and_values,
+    metrics_of,
     read,
     read_json,
 )
@@ -100,6 +103,10 @@ class RunFolder:
     def evaluation_file(self, part: str, step: int) -> Path:
         """Of an evaluation on a part of the data."""
         return self.path / "evaluations" / f"{part}-step-{step:06d}.json"
+
+    def measured_file(self, name: str) -> Path:
+        """Of something that was measured later."""
+        return self.path / "measured" / f"{name}.json"
 
     @property
     def begun(self) -> bool:
@@ -232,6 +239,34 @@ class RunFolder:
         files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
         return read(files[-1], Evaluation.from_json, MEASURED_AGAIN) if files else None
 
+    def measured(self) -> "dict[str, dict[str, Any]]":
+        """What was measured later, by its name: `made` and what `Evaluation.to_json` writes. This takes no torch to read.
+
+        Raises:
+            PrefoptError: a file is damaged.
+        """
+        files = sorted((self.path / "measured").glob("*.json"))
+        return {
+            file.stem: read_json(file, "restore it, or remove it and measure again", check_measured) for file in files
+        }
+
+    def with_measured(self, evaluation: "Evaluation | None") -> "Evaluation | None":
+        """An evaluation of the finished run, and the observations that were made later.
+
+        Raises:
+            PrefoptError: a file is damaged.
+        """
+        from prefopt.evaluation.evaluator import Evaluation
+
+        if evaluation is None:
+            return None
+        later = [
+            Evaluation.from_json(json.dumps({key: value for key, value in one.items() if key != "made"}))
+            for one in self.measured().values()
+        ]
+        observations = {name: o for one in later for name, o in one.observations.items()}
+        return replace(evaluation, observations=observations | dict(evaluation.observations))
+
     def samples(self) -> "dict[str, list[Sample]]":
         """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
 
@@ -264,6 +299,30 @@ class RunFolder:
         file = self.evaluation_file(part, step)
         file.parent.mkdir(exist_ok=True)
         write_whole(file, evaluation.to_json())
+
+    def write_measured(self, name: str, made: Mapping[str, Any], evaluation: "Evaluation") -> Path:
+        """Add what was measured later.
+
+        Args:
+            name: new in this run.
+            made: when, by what command, of what.
+            evaluation: its observations and numbers.
+
+        Raises:
+            PrefoptError: there is one of this name, or one of its metrics is measured already; nothing is overwritten.
+        """
+        file = self.measured_file(name)
+        if file.exists():
+            raise PrefoptError(f"{file} is there already, and nothing is overwritten: give another name, or remove it")
+        taken = {
+            metric: f"measured/{other}.json" for other, one in self.measured().items() for metric in metrics_of(one)
+        }
+        taken |= dict.fromkeys(self.summary().get("after", {}), "summary.json")
+        if twice := [metric for metric in (*evaluation.observations, *evaluation.numbers) if metric in taken]:
+            raise PrefoptError(f"{self}: {twice[0]} is measured already, in {taken[twice[0]]}; give another name")
+        file.parent.mkdir(exist_ok=True)
+        write_whole(file, json.dumps({"made": made} | json.loads(evaluation.to_json()), indent=1, default=repr))
+        return file
 
     def write_training(self, content: Mapping[str, Any]) -> None:
         """Training is over, and the model is in policy/."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefopt.recipe.flat import flat, short_value, within
 from prefopt.recipe.immaterial import OF_RUNS, material
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.written import metrics_of
 from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import one_line
 
@@ -49,7 +50,7 @@ class RunRecord:
         recipe: resolved; empty where the run failed before it was written.
         manifest: versions, fingerprints, device, seeds.
         before: held-out numbers at step 0.
-        after: held-out numbers at the end.
+        after: held-out numbers at the end, and those that were measured later.
         history: lines of metrics.jsonl, in order.
         costs: what training cost, as `prefopt.runs.accounting.Spent` has it; empty where the run did not say.
     """
@@ -68,8 +69,9 @@ class RunRecord:
 
     @cached_property
     def evaluation(self) -> "Evaluation | None":
-        """The last one on rows of `part`, prompt by prompt; None where there is none."""
-        return RunFolder(self.folder).last_evaluation(self.part) if self.after else None
+        """The last one on rows of `part`, prompt by prompt, with what was measured later; None where there is none."""
+        run = RunFolder(self.folder)
+        return run.with_measured(run.last_evaluation(self.part)) if self.after else None
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric of training."""
@@ -205,6 +207,8 @@ def read_run(result: RunOfArm) -> RunRecord:
     else:
         state, trouble = "unfinished", f"no summary.json in {run}"
     before, after = (_values(summary.get(when, {})) for when in ("before", "after"))
+    for later in run.measured().values() if after else ():  # which never replaces what the run itself measured
+        after |= {name: value for name, value in _values(metrics_of(later)).items() if name not in after}
     return RunRecord(
         result.arm,
         result.seed,

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,6 +97,26 @@ def check_training(content: Mapping[str, Any]) -> None:
     _refuse_plain(content, ("evaluated_on", "costs"))
     if not isinstance(content["steps"], int) or not 0 <= content["steps"] <= sys.maxsize:
         raise ValueError("`steps` must be a number of steps")
+
+
+def check_measured(content: Mapping[str, Any]) -> None:
+    """Refuses what was measured later without saying how, or whose numbers are none."""
+    if not isinstance(content.get("made"), dict):
+        raise ValueError("`made` is missing, which says how it was measured")
+    _refuse_plain(content, ("numbers", "observations"))
+    for name, value in metrics_of(content).items():
+        if not is_number(value):
+            raise ValueError(f"{name} must be a number")
+
+
+def metrics_of(content: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of something that was measured later: numbers, and Σ values / Σ weights of observations; null is not finite."""
+    means = {name: _mean(one["values"], one["weights"]) for name, one in content.get("observations", {}).items()}
+    return content.get("numbers", {}) | means
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float | None:
+    return sum(values) / total if (total := sum(weights)) else None
 
 
 def is_line(content: Any) -> bool:
