@@ -25,19 +25,32 @@ def finished_run(folder: Path, seed: int, gold: float, kl: float = 4.0, steps: i
     recipe = RECIPE | {"seed": seed} | changes.pop("recipe", {})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "manifest.json").write_text(json.dumps(manifest(seed)))
-    lines = [{"step": 0, f"{part}/gold": 0.0, f"{part}/kl": 0.0} for part in ("test", "validation")]
+    lines = [
+        {"step": 0, f"{part}/gold": 0.0, f"{part}/kl": 0.0, f"{part}/logratio_margin": 0.0}
+        for part in ("test", "validation")
+    ]
     lines += [
         {"step": n, "loss": 0.69 - n / 100, "tokens": 100, "seconds": 0.5, **_rewards(n)} for n in range(1, steps + 1)
     ]
     lines.insert(4, {"step": 2, "validation/gold": gold / 2, "validation/kl": kl / 4})
-    lines += [{"step": steps, f"{part}/gold": gold, f"{part}/kl": kl} for part in ("test", "validation")]
+    lines += [
+        {"step": steps, f"{part}/gold": gold, f"{part}/kl": kl, f"{part}/logratio_margin": kl / 2}
+        for part in ("test", "validation")
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     samples = changes.pop("samples", [f"so {text} it was" for text in ("bright", "dull", "<b>bold</b>")])
     scores = gold + np.array([-0.1, 0.0, 0.1])
     evaluation = Evaluation(
         {"gold": Observations(scores, np.ones(3), ["a", "b", "c"])},
         samples=[
-            {"prompt": f"the film {i}", "completion": text, "gold": float(score), "length": 3.0 + i, "kl": kl}
+            {
+                "prompt": f"the film {i}",
+                "rendered": [("<|user|>", True), (f"the film {i}\n", False), ("<|end|>", True)],
+                "completion": text,
+                "gold": float(score),
+                "length": 3.0 + i,
+                "kl": kl,
+            }
             for i, (text, score) in enumerate(zip(samples, scores, strict=True))
         ],
     )

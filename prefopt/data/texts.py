@@ -1,6 +1,7 @@
 """Completions as text: of examples, and decoded from token ids."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from prefopt.data.example import Example
@@ -41,3 +42,18 @@ def decode_completion(tokenizer: Any, ids: Sequence[int]) -> str:
 def decode_everything(tokenizer: Any, ids: Sequence[int]) -> str:
     """Token ids as text, special tokens included; spaces are left as they were generated."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def decode_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, bool]]:
+    """Token ids as `decode_everything` shows them, in pieces: (text, whether it is a special token), in order.
+
+    A text can spell out what a special token looks like; only the ids tell them apart.
+    """
+    added = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    special = added | set(tokenizer.all_special_ids)
+    pieces: list[tuple[str, bool]] = []
+    for is_special, group in groupby(ids, special.__contains__):
+        run = list(group)
+        parts = [[token] for token in run] if is_special else [run]
+        pieces += [(decode_everything(tokenizer, part), is_special) for part in parts]
+    return pieces

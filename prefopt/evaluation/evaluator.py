@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
+from prefopt.data.texts import decode_pieces
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
 from prefopt.evaluation.held_out import best, distinct_prompts, gaps, pairs
 from prefopt.evaluation.intervals import Observations, change, common, estimate
@@ -43,7 +44,8 @@ class Evaluation:
     Attributes:
         observations: of each metric, by prompt.
         numbers: metrics of all samples together, which have no interval by prompt.
-        samples: one for each prompt and completion: prompt, completion, and what was measured of it.
+        samples: one for each prompt and completion: prompt, the same as the model saw it (`rendered`: pieces of text, each with
+            whether it is a special token), completion, and what was measured of it.
         confidence: of the intervals.
         seed: of the resampling.
     """
@@ -253,9 +255,11 @@ class Evaluator:
         numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
         judged = [*scored, *(["win_rate"] if "win_rate" in measured else [])]
         numbers |= {f"{name}_missing": measured[name].isnan().double().mean().item() for name in judged}
+        rendered = [decode_pieces(model.tokenizer, row.prompt_ids) for row in self.prompts]
         samples = [
             {
                 "prompt": row.example.prompt,
+                "rendered": rendered[b],
                 "completion": texts[b][k],
                 **notes[b][k],
                 **{name: value[b, k].item() for name, value in measured.items()},

@@ -7,7 +7,7 @@ from typing import Any
 from prefopt.runs.records import RunOfArm, RunRecord, read_runs
 from prefopt.study.comparison.comparison import AT_KL, Comparison
 from prefopt.study.plan import StudyPlan
-from prefopt.study.report.figures import draw
+from prefopt.study.report.figures import figures
 from prefopt.support.logs import silence_telemetry
 from prefopt.training.trackers import WandbRun
 
@@ -28,8 +28,8 @@ def log_comparison(planned: StudyPlan, results: Sequence[RunOfArm], comparison: 
         "comparison": [_row(one) for one in runs],
         "frontier": list(_frontier(runs, planned.study.primary_metric.removesuffix(AT_KL))),
     }
-    figures = {} if comparison is None else {figure.name: figure.svg for figure in draw(comparison)}
-    run.attach(tables, figures, [file for name in FILES if (file := planned.folder / name).exists()])
+    drawn = {} if comparison is None else {f.name: text for f in figures(comparison) if (text := f.svg())}
+    run.attach(tables, drawn, [file for name in FILES if (file := planned.folder / name).exists()])
     run.finish({"runs": len(runs), "failed": sum(not one.after for one in runs), "finished": True})
 
 

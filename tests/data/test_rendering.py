@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import parse, tokenise
 from prefopt.data.rendering import Renderer, begins_answer, joined
+from prefopt.data.texts import decode_pieces
 
 
 def user(text):
@@ -163,3 +164,12 @@ def test_a_prompt_that_is_written_otherwise_once_it_is_answered_is_not_learnt(ch
     tokenizer.chat_template = MOVING.replace("messages[1:]", "messages[-2:]").replace("< 2", "< 0")
     ((single,), _) = tokenise([parse({"prompt": chat[:4], "chosen": "yes", "rejected": "no"})], tokenizer)
     assert [learnt(single, tokenizer, k) for k in (0, 1)] == ["yes<|im_end|>", "no<|im_end|>"]
+
+
+def test_special_tokens_are_told_from_texts_that_look_like_them(chatml):
+    """Only ids tell them apart; the pieces together are the whole text, letters of several tokens included."""
+    ids = [chatml.convert_tokens_to_ids("<|im_start|>"), chatml.convert_tokens_to_ids("<|im_end|>")]
+    text = chatml("a <b> ☃", add_special_tokens=False)["input_ids"]
+    pieces = decode_pieces(chatml, [*ids, *text, ids[1]])
+    assert [special for _, special in pieces] == [True, True, False, True]
+    assert [text for text, _ in pieces] == ["<|im_start|>", "<|im_end|>", chatml.decode(text), "<|im_end|>"]

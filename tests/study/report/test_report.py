@@ -1,12 +1,12 @@
-"""The report of a comparison: what is in it, that nothing in it can harm, and that a browser shows it."""
+"""The report of a comparison: what is in it, and that nothing in it can harm. A browser shows it in test_page_in_browser.py."""
 
 import csv
 import io
+import itertools
 import json
 import re
-import shutil
 from html.parser import HTMLParser
-from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from _folders import finished_run, study
@@ -14,36 +14,14 @@ from rich.console import Console
 
 from prefopt.cli import main
 from prefopt.study.comparison.compare import compare
-from prefopt.study.comparison.comparison import Comparison
+from prefopt.study.comparison.comparison import Table
 from prefopt.study.report import show, write_report
-from prefopt.study.report.page import differing
-from prefopt.study.report.style import looks
+from prefopt.study.report.contents import differing, grouped
+from prefopt.study.report.figures import drawn as figure_drawn
+from prefopt.study.report.figures import figures, rc_of
+from prefopt.study.report.page import script_hash
+from prefopt.study.report.style import COLOURS, looks
 from prefopt.study.report.text_tables import ends, number, spread
-
-ARMS = {"dpo": [0.0, 0.1, 0.2, 0.1], "rpo": [1.0, 1.12, 1.21, 1.09], "odd & <i>": [0.3, -0.2, 0.4, None]}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    made = study(tmp_path_factory.mktemp("study"), ARMS)
-    finished_run(made / "arms" / "online" / "seed-0", 0, 0.2, recipe={"train": {"batch_size": 8, "lr": 0.001}})
-    return made
-
-
-@pytest.fixture(scope="module")
-def found(folder) -> Comparison:
-    return compare([folder], baseline="dpo", question="Is <rpo> better?", confounds=["online: train.batch_size is 8"])
-
-
-@pytest.fixture(scope="module")
-def written(found, tmp_path_factory) -> Path:
-    return write_report(found, tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="module")
-def html(written) -> str:
-    return written.read_text()
-
 
 HEAD = r"arm & seeds & mean & difference & simultaneous & p (Holm) & r & verdict \\"
 
@@ -85,9 +63,10 @@ def test_everything_is_on_the_page(found, html):
 
 
 def test_what_models_and_people_write_is_text(html):
-    """The only markup is the template's and matplotlib's."""
+    """The only markup is the template's and matplotlib's; the only script is the page's own, which its policy names by content."""
     tags = Outline(html).tags
-    assert "script" not in tags
+    assert tags.count("script") == 1
+    assert f"script-src '{script_hash(html.partition('<script>')[2].partition('</script>')[0])}'" in html
     assert "b" not in tags
     assert "i" not in tags
 
@@ -95,6 +74,8 @@ def test_what_models_and_people_write_is_text(html):
 def test_the_page_needs_nothing_else(html):
     seen = Outline(html)
     addresses = [value for name, value in seen.attributes if name in ("src", "href", "xlink:href")]
+    runs = {address for address in addresses if address.startswith("./")}  # links, which nothing loads
+    addresses = [address for address in addresses if address not in runs]
     assert all(address.startswith("#") for address in addresses)
     assert not re.search(r"@import|url\((?!#)", html)
     ids = [value for name, value in seen.attributes if name == "id"]
@@ -104,9 +85,102 @@ def test_the_page_needs_nothing_else(html):
 
 def test_every_seed_is_drawn(html):
     """Of the frontier: a marker for each of the 4 + 4 + 3 + 1 finished runs, where it ends; the legend's are not counted."""
-    figure = next(part for part in html.split("<figure>") if "the path of every seed" in part)
-    drawn = re.findall(r'<g clip-path="[^"]*">\s*<use ', figure)
-    assert len(drawn) == 12
+    figure = next(part for part in html.split("<figure>") if "The path of every seed" in part)
+    assert len(re.findall(r'<g clip-path="[^"]*">\s*<use ', figure)) == 12
+    assert figure.count(": gold 1.12 at KL 4.00</title>") == 1
+
+
+def test_each_number_leads_to_the_folder_of_its_run(folder, written, html):
+    links = re.findall(r'<a href="(\./[^"]+)"[^>]*>([^<]+)</a>', html)
+    assert len(links) == 13  # 4 + 4 + 4 + 1
+    for address, text in links:
+        place = (written.parent / unquote(address)).resolve()
+        assert place.is_relative_to(folder.resolve()) and place.is_dir()
+        assert (text == "failed: no number") == (place / "error.txt").exists()
+    assert html.count("this arm was not run with this seed") == 2 * 3  # `online` has one seed of four: title and text
+
+
+def test_prompts_are_shown_as_the_model_saw_them(html):
+    assert '<span class="token">&lt;|user|&gt;</span>the film 0\n<span class="token">&lt;|end|&gt;</span>' in html
+
+
+def test_what_does_not_apply_says_why(html):
+    seen = Outline(html)
+    reasons = {value for name, value in seen.attributes if name == "title"}
+    assert "the baseline is not compared with itself" in reasons
+    assert "takes two seeds, and one has this number in this arm and in the baseline" in reasons
+    assert not re.search(r"<td[^>]*>\s*–?\s*</td>", html)
+
+
+def test_what_it_is_about_comes_first(html):
+    facts = re.findall(r"<div><dt>([^<]+)</dt><dd[^>]*>([^<]+)</dd></div>", html.partition("</header>")[0])
+    assert dict(facts) == {
+        "model": " (10 parameters)",
+        "trained on": "12 rows",
+        "measured on": "test rows, gold on 3 prompts",
+        "runs": "13 of 4 arms × 4 seeds, 1 failed",
+    }
+
+
+def test_headings_are_in_order_and_tables_have_captions(html):
+    levels = [int(level) for level in re.findall(r"<h([1-6])\b", html)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert html.count("<table") == html.count("<caption") > 5
+    assert not re.search(r"<th(?! scope)[ >]", html)
+
+
+def test_metrics_of_sets_and_of_parts_of_rows_stand_together():
+    names = ["gold_at_kl", "kl", "gold[source=b]", "hard/gold[source=a]", "hard/gold", "hard/kl", "gold[source=a/b]"]
+    groups = grouped([Table(name, ()) for name in names])
+    told = {group.name: [(name, [t.metric for t in tables]) for name, tables in group.metrics] for group in groups}
+    assert told == {
+        "": [
+            ("gold_at_kl", ["gold_at_kl"]),
+            ("kl", ["kl"]),
+            ("gold", ["gold[source=b]", "gold[source=a/b]"]),
+        ],
+        "hard": [("gold", ["hard/gold", "hard/gold[source=a]"]), ("kl", ["hard/kl"])],
+    }
+
+
+def test_rewards_of_different_feedback_are_not_on_one_axis(folder, tmp_path):
+    def drawn(feedbacks):
+        made = tmp_path / "-".join(feedbacks)
+        for n, name in enumerate(feedbacks):
+            run = finished_run(made / f"arms/arm{n}/seed-0", 0, 0.5, recipe={"feedback": {"name": name}})
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            lines = [line | ({"rollouts/reward": n + 1.0} if "loss" in line else {}) for line in lines]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return next(one for one in figures(compare([made])) if one.name == "reward")
+
+    same, different = drawn(["a", "a"]), drawn(["a", "b"])
+    for one, axes in ((same, 1), (different, 2)):
+        with rc_of("reward"), figure_drawn(one, 4, False) as (shown, points):
+            assert len(shown.axes) == axes
+            assert len({point.axis for point in points}) == axes
+    assert "heights cannot" in different.caption and "heights cannot" not in same.caption
+
+
+def test_ticks_of_steps_are_whole_numbers(found):
+    (learning,) = [one for one in figures(found) if one.name == "learning"]
+    with rc_of("learning"), figure_drawn(learning, 4, False) as (shown, _):
+        ticks = shown.axes[0].get_xticks()
+    assert list(ticks) == [int(tick) for tick in ticks] and len(ticks) >= 2
+
+
+def test_an_arms_colours_can_be_seen_on_both_papers():
+    """WCAG 2.2, 1.4.11: 3:1 for what is no text."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in COLOURS[1:]:
+        for paper in ("#ffffff", "#16181a"):
+            dark, light = sorted((luminance(colour), luminance(paper)))
+            assert (light + 0.05) / (dark + 0.05) >= 3, (colour, paper)
 
 
 def test_the_same_runs_make_the_same_files(found, written, tmp_path):
@@ -196,8 +270,11 @@ def test_of_a_study_the_verb_says_what_was_declared(tmp_path, capsys):
 
 def test_nobody_said_which_end_of_another_metric_is_good(html):
     primary, exploratory = html.split("Other metrics, exploratory")
-    assert '<td class="better">better' in primary
-    said = {cell.split()[0] for cell in re.findall(r"<td>([^<]+)</td></tr>", exploratory)}
+    assert '<td class="words better">better' in primary
+    said = {
+        cell.split()[0]
+        for cell in re.findall(r'<td class="words">([^<]+)</td></tr>', exploratory.partition('id="environment"')[0])
+    }
     assert "higher" in said and not said & {"better", "worse"}
     assert ends("lower") == {"better": "lower", "worse": "higher"}
 
@@ -219,36 +296,3 @@ def test_no_terminal_is_too_narrow_for_numbers(found, width):
     for row in found.primary.rows[1:]:
         for part in (spread(row.mean).split()[0], spread(row.difference.mean, signed=True).split()[0]):
             assert part in table, (part, table)
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium-headless-shell")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_in_a_browser(written, width, scheme):
-    """No complaint, no request but for the page, nothing wider than the window, every figure drawn, no text too small."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        said: list[str] = []
-        asked: list[str] = []
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(written.as_uri())
-        figures = tab.evaluate(
-            """[...document.querySelectorAll("figure svg")].map(svg => ({
-                width: svg.getBoundingClientRect().width, paths: svg.querySelectorAll("path, use").length,
-                text: Math.min(...[...svg.querySelectorAll("text")].map(t => t.getBoundingClientRect().height))}))"""
-        )
-        wide = tab.evaluate("document.documentElement.scrollWidth")
-        browser.close()
-    assert said == []
-    assert asked == [written.as_uri()]
-    assert wide <= width
-    assert len(figures) == 6
-    assert all(figure["width"] > 300 and figure["paths"] > 20 and figure["text"] >= 7 for figure in figures)
