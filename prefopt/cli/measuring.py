@@ -120,10 +120,14 @@ def report(options: argparse.Namespace) -> None:
 
     only = Path(options.folders[0]) if len(options.folders) == 1 else None
     if only is not None and (declared := only / "study.yaml").exists():
-        comparison = declared_comparison(load_study(declared), results, options.baseline, options.metric)
+        asked = (options.baseline, options.metric, options.against)
+        comparison = declared_comparison(load_study(declared), results, *asked)
     else:
-        odd, notes = confounds(results, options.baseline), [seeds_note(results)]
-        comparison = compare(results, baseline=options.baseline, metric=options.metric, confounds=odd, notes=notes)
+        against = options.against or "baseline"
+        base = options.baseline or next((r.arm for r in results if r.arm == against), None)
+        chosen = {"baseline": options.baseline, "against": against, "metric": options.metric}
+        odd, notes = confounds(results, base), [seeds_note(results)]
+        comparison = compare(results, **chosen, confounds=odd, notes=notes)
     write_and_show(comparison, Path(options.out or only or "report"), consoles.out)
 
 

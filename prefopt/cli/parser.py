@@ -103,6 +103,11 @@ def _add_measuring(verb: Verb) -> None:
     )
     parser.add_argument("--baseline", metavar="NAME", help="the arm that others are compared with (default: the first)")
     parser.add_argument(
+        "--against",
+        metavar="best|all|NAME",
+        help="compare with the best arm, each with each, or with this arm (default: the baseline)",
+    )
+    parser.add_argument(
         "--metric", metavar="NAME", help="the one that decides, such as gold or gold_at_kl (default: gold)"
     )
     parser = verb(

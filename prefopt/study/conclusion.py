@@ -15,7 +15,11 @@ from prefopt.support.errors import PrefoptError, nearest
 
 
 def declared_comparison(
-    study: Study, results: Sequence[RunOfArm], baseline: str | None = None, metric: str | None = None
+    study: Study,
+    results: Sequence[RunOfArm],
+    baseline: str | None = None,
+    metric: str | None = None,
+    against: str | None = None,
 ) -> Comparison:
     """The comparison that a study has declared, with a note on its seeds and every confound.
 
@@ -24,22 +28,31 @@ def declared_comparison(
         results: its runs.
         baseline: another than the study's.
         metric: another than the study's; the report says that it was chosen after the runs.
+        against: another than the study's, likewise; or an arm, which is then the baseline.
 
     Raises:
         PrefoptError: the runs cannot be compared.
     """
-    base, arms = baseline or study.reference_arm, list(study.all_arms())
+    arms = list(study.all_arms())
+    if against in arms and baseline is None:
+        against, baseline = "baseline", against
+    base = baseline or study.reference_arm
     results = sorted(results, key=lambda r: arms.index(r.arm) if r.arm in arms else len(arms))
     notes = [seeds_note(results)]
     if metric not in (None, study.metric):
         notes.append(
             f"{metric} was chosen after the runs; the study declared {study.primary_metric}. This comparison is exploratory"
         )
+    if against not in (None, study.against):
+        notes.append(
+            f"the study declared comparisons against: {study.against}; these are against: {against}, chosen after the runs"
+        )
     notes += _unmeasured(study.measure, results)
     return compare(
         list(results),
         question=study.question,
         baseline=base,
+        against=against or study.against,
         metric=metric or study.primary_metric,
         better=study.better,
         measure=study.measure,

@@ -189,8 +189,8 @@ def changed_declarations(study: Study, folder: Path) -> Sequence[str]:
     if not file.exists():
         return []
     before, now = _written(file), study.model_dump(mode="json")
-    fixed = ("baseline", "metric", "better", "paired", "tune", "budget", "randomness")
-    return [key for key in fixed if before.get(key) != now[key]]
+    fixed = ("baseline", "against", "metric", "better", "paired", "tune", "budget", "randomness")
+    return [key for key in fixed if before.get(key, now[key]) != now[key]]
 
 
 def _written(file: Path) -> Mapping[str, Any]:

@@ -186,6 +186,11 @@ class Study(Section):
         description=f"sources of randomness that the seed changes, of {', '.join(RANDOMNESS)}; others are fixed",
     )
     baseline: str | None = Field(None, description="the arm that the others are compared with; null is the first")
+    against: Literal["baseline", "best", "all"] = Field(
+        "baseline",
+        description="what arms are compared with: the baseline; the arm with the best mean; or each with each. The last two "
+        "correct over all pairs",
+    )
     metric: str | None = Field(
         None,
         description="the primary metric, a held-out one of docs/metrics.md; null is the first of gold, win_rate, the recipes' own "

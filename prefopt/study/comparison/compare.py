@@ -1,25 +1,29 @@
 """Comparing arms with a baseline over seeds: tables with intervals, and a verdict that follows from them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import cast
 
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs, usual_metric
 from prefopt.study.comparison import verdict, wins
-from prefopt.study.comparison.comparison import AT_KL, Claim, Comparison, Row, Table
-from prefopt.study.comparison.prompts import over_prompts
-from prefopt.study.comparison.statistics import (
-    Difference,
-    at_kl,
-    bootstrap_t,
-    differences,
-    interquartile_mean,
-    rigid,
-    student,
+from prefopt.study.comparison.comparison import Against, Comparison, Row, Table
+from prefopt.study.comparison.contrasts import (
+    AT_KL,
+    Better,
+    Claim,
+    Contrast,
+    Runs,
+    all_pairs,
+    best_arm,
+    by_seed,
+    contrasts,
+    known,
+    matched_kl,
 )
+from prefopt.study.comparison.statistics import bootstrap_t, interquartile_mean, student
 from prefopt.support.errors import PrefoptError, nearest
 
 __all__ = ["Claim", "Comparison", "Row", "RunOfArm", "Table", "compare"]
@@ -30,8 +34,9 @@ def compare(
     *,
     question: str = "",
     baseline: str | None = None,
+    against: str = "baseline",
     metric: str | None = None,
-    better: Literal["higher", "lower"] = "higher",
+    better: Better = "higher",
     measure: Sequence[str] = (),
     confidence: float = 0.95,
     paired: bool = True,
@@ -44,6 +49,8 @@ def compare(
         runs: run folders, studies or folders of run folders; or records that say which is of which arm and seed.
         question: heads the report.
         baseline: an arm; by default the first.
+        against: what arms are compared with: `baseline`; `best`, the arm with the best mean; `all`, each with each; or an arm,
+            which is then the baseline. Which is best is known only after the runs, so that `best` and `all` correct over all pairs.
         metric: the primary one: a held-out metric as trained (`gold`), or where two runs have moved equally far (`gold_at_kl`). By
             default gold where a run has it, else accuracy.
         better: whether higher or lower values of it are better.
@@ -58,12 +65,18 @@ def compare(
     """
     results = [run for run in runs if isinstance(run, RunOfArm)]
     records = read_runs(results + find_runs([run for run in runs if not isinstance(run, RunOfArm)]))
+    family, baseline = _family(against, baseline, {run.arm for run in records})
     arms = _arms(records, baseline)
     metric, *others = _metrics(records, metric, measure)
-    tables = [_table(records, arms, name, better, confidence, paired) for name in (metric, *others)]
+    by_arm = {arm: {run.seed: run for run in records if run.arm == arm} for arm in arms}
+    if family == "best":
+        first = best_arm(by_arm, metric, better)
+        arms = [first, *(arm for arm in arms if arm != first)]
+        by_arm = {arm: by_arm[arm] for arm in arms}
+    tables = [_table(by_arm, name, better, confidence, paired, family) for name in (metric, *others)]
     return Comparison(
         question,
-        verdict.sentence(tables[0], records, better, confidence),
+        verdict.sentence(tables[0], better, confidence, family),
         metric,
         better,
         arms[0],
@@ -76,20 +89,33 @@ def compare(
         wins.matrix(records, arms, confidence),
         tuple(confounds),
         (*notes, *verdict.notes(tables[0], records)),
+        family,
     )
+
+
+def _family(against: str, baseline: str | None, arms: Collection[str]) -> tuple[Against, str | None]:
+    """What is corrected over, and the baseline; `against` may name one."""
+    if against in ("baseline", "best", "all"):
+        return cast(Against, against), baseline
+    if against not in arms:
+        hint = nearest(against, [*arms, "best", "all"])
+        raise PrefoptError(f"{against!r} is not an arm, best or all.{hint} Arms: {', '.join(sorted(arms))}")
+    if baseline not in (None, against):
+        raise PrefoptError(f"against {against!r} and baseline {baseline!r}: both name an arm to compare with. Give one")
+    return "baseline", against
 
 
 def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[str]) -> list[str]:
     """The primary metric, its other reading (as trained, or at matched KL) where runs have paths, and the further ones."""
-    known = list(dict.fromkeys(name for run in runs for name in run.after))
+    measured = list(dict.fromkeys(name for run in runs for name in run.after))
     metric = metric or usual_metric([list(run.after) for run in runs if run.after], _own_metrics(runs))
     plain = metric.removesuffix(AT_KL)
-    if plain not in known:
+    if plain not in measured:
         raise PrefoptError(
-            f"no run has measured {metric!r}.{nearest(metric, known)} They have: {', '.join(known) or 'nothing'}"
+            f"no run has measured {metric!r}.{nearest(metric, measured)} They have: {', '.join(measured) or 'nothing'}"
         )
     other_reading = plain if metric.endswith(AT_KL) else f"{metric}{AT_KL}"
-    further = [name for name in measure or known if name != metric]
+    further = [name for name in measure or measured if name != metric]
     return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs) else []), *further]))
 
 
@@ -120,68 +146,24 @@ def _has_paths(runs: Sequence[RunRecord]) -> bool:
     return any(len(run.measured("kl")[0]) > 2 for run in runs)
 
 
-def _table(
-    runs: Sequence[RunRecord], arms: Sequence[str], metric: str, better: str, confidence: float, paired: bool
-) -> Table:
-    seeds = sorted({run.seed for run in runs})
-    by_arm = {arm: {run.seed: run for run in runs if run.arm == arm} for arm in arms}
-    matched = [_matched(by_arm[arm], by_arm[arms[0]]) if metric.endswith(AT_KL) else None for arm in arms]
-    name = metric.removesuffix(AT_KL)
-
-    def numbers(arm: str, kl: float | None) -> dict[int, float]:
-        return {seed: _value(by_arm[arm].get(seed), name, kl) for seed in seeds}
-
-    values = [numbers(arm, kl) for arm, kl in zip(arms, matched, strict=True)]
-    bases = [numbers(arms[0], kl) for kl in matched]
-    pairs = [(_known(arm), _known(base)) for arm, base in zip(values[1:], bases[1:], strict=True)]
-    against_baseline = [None, *differences(pairs, confidence, paired)]
-    rows = []
-    for arm, of_arm, base, difference, kl in zip(arms, values, bases, against_baseline, matched, strict=True):
-        numbers_of = list(_known(of_arm).values())
-        mean, descriptions = (
-            student(numbers_of, confidence),
-            (interquartile_mean(numbers_of), bootstrap_t(numbers_of, confidence)),
-        )
-        claim = "baseline" if difference is None else claimed(difference, of_arm, base, better)
-        alone = claim == "one seed" and kl is None
-        prompts = over_prompts(by_arm[arm], by_arm[arms[0]], name, confidence) if alone else None
-        rows.append(Row(arm, of_arm, mean, difference, claim, kl, *descriptions, prompts))
-    return Table(metric, tuple(rows))
+def _table(runs: Runs, metric: str, better: Better, confidence: float, paired: bool, against: Against) -> Table:
+    """The baseline is the first arm."""
+    arms = list(runs)
+    pairs = [(arm, arms[0]) for arm in arms[1:]] if against == "baseline" else all_pairs(arms)
+    family = contrasts(runs, pairs, metric, better, confidence, paired)
+    own_kl = matched_kl([runs[arms[0]]]) if metric.endswith(AT_KL) else None
+    rows = [_row(arms[0], by_seed(runs, arms[0], metric.removesuffix(AT_KL), own_kl), own_kl, confidence, None)]
+    rows += [_row(one.arm, one.values, one.kl, confidence, one) for one in family if one.other == arms[0]]
+    return Table(metric, tuple(rows), () if against == "baseline" else tuple(family))
 
 
-def _value(run: RunRecord | None, name: str, kl: float | None) -> float:
-    """A metric at the end of a run, or where the run first reaches a KL; NaN where there is none, and for a run that failed."""
-    if run is None or not run.after:
-        return math.nan
-    return run.after.get(name, math.nan) if kl is None else at_kl(run.path(name), kl)
-
-
-def _matched(one: Mapping[int, RunRecord], other: Mapping[int, RunRecord]) -> float:
-    """The largest KL that every run of both arms has reached, whatever they scored there; NaN where a run never moved."""
-    paths = [run.measured("kl")[1] for run in (*one.values(), *other.values()) if run.after]
-    reached = min((max(kl, default=math.nan) for kl in paths), default=math.nan)
-    return reached if reached > 0 else math.nan
-
-
-def _known(values: Mapping[int, float]) -> dict[int, float]:
-    return {seed: value for seed, value in values.items() if math.isfinite(value)}
-
-
-def claimed(difference: Difference, arm: Mapping[int, float], baseline: Mapping[int, float], better: str) -> Claim:
-    """What the simultaneous interval allows to say. Lost seeds count against the arm that lost them, and for nobody.
-
-    On the seeds that both finished, an arm may look good because its bad seeds are missing. So a difference in favour of an arm
-    that lost a seed is never claimed; a difference against it is. A seed that both lost counts against neither.
-    """
-    value, lost = difference.mean.value, _known(baseline).keys() - _known(arm).keys()
-    others_lost = _known(arm).keys() - _known(baseline).keys()
-    if difference.mean.seeds < 2:
-        return "one seed"
-    if rigid(difference.mean):
-        return "same" if value == 0 else "no spread"
-    if not (difference.low > 0 or difference.high < 0):
-        return "undecided"
-    ahead = (value > 0) == (better == "higher")
-    if (ahead and lost) or (not ahead and others_lost):
-        return "failures"
-    return "better" if ahead else "worse"
+def _row(
+    arm: str, values: Mapping[int, float], kl: float | None, confidence: float, to_baseline: Contrast | None
+) -> Row:
+    numbers = list(known(values).values())
+    described = student(numbers, confidence), interquartile_mean(numbers), bootstrap_t(numbers, confidence)
+    mean, interquartile, bootstrap = described
+    if to_baseline is None:
+        return Row(arm, values, mean, None, "baseline", kl, interquartile, bootstrap)
+    c = to_baseline
+    return Row(arm, values, mean, c.difference, c.claim, kl, interquartile, bootstrap, c.over_prompts, c.crossed)

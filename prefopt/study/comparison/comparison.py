@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prefopt.runs.records import RunRecord, rows_of
+from prefopt.study.comparison.contrasts import AT_KL, Better, Claim, Contrast
+from prefopt.study.comparison.crossed import Crossed
 from prefopt.study.comparison.statistics import Difference, Mean
 from prefopt.types import Estimate
 
-AT_KL = "_at_kl"
-"""Ending of the name of a metric that is read where two arms have the same KL."""
+__all__ = ["AT_KL", "Against", "Better", "Claim", "Comparison", "Contrast", "Row", "Table"]
 
-Claim = Literal["baseline", "better", "worse", "undecided", "same", "one seed", "no spread", "failures"]
+Against = Literal["baseline", "best", "all"]
+"""What arms are compared with: the baseline; the best arm, or all others, which both correct over all pairs."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Row:
         interquartile: interquartile mean; descriptive, NaN below 8 seeds.
         bootstrap: bootstrap-t interval; descriptive, NaN below 8 seeds.
         over_prompts: of one seed, the difference between its two policies, paired by prompt; it says nothing of another seed.
+        crossed: the difference over seeds and prompts, both as samples: what it would be on other prompts, too. None where runs
+            keep no observations by prompt. No claim rests on it.
     """
 
     arm: str
@@ -39,14 +43,22 @@ class Row:
     interquartile: float
     bootstrap: tuple[float, float]
     over_prompts: Estimate | None = None
+    crossed: Crossed | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """All arms and one metric, the baseline first."""
+    """All arms and one metric, the baseline first.
+
+    Attributes:
+        metric: its name.
+        rows: of each arm.
+        pairs: every arm against every other, where the comparison is against the best or all; else none.
+    """
 
     metric: str
     rows: tuple[Row, ...]
+    pairs: tuple[Contrast, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Comparison:
         verdict: the answer in a sentence or two, worded from the simultaneous intervals of the primary metric.
         metric: the primary one.
         better: whether higher or lower values of it are better.
-        baseline: the arm that the others are compared with.
+        baseline: the arm that the others are compared with; the best one, where the comparison is against it.
         confidence: of all intervals.
         paired: whether arms were compared seed by seed.
         primary: all arms and the primary metric: the family that is corrected for multiple comparisons.
@@ -68,12 +80,13 @@ class Comparison:
         wins: for arm and other, how often the arm's sample has the higher gold score, prompt by prompt; over seeds.
         confounds: differences between arms that were not declared.
         notes: failures, early stops, and what the seeds did not vary.
+        against: the baseline, the best arm or all pairs: the family over which simultaneous intervals and p-values are corrected.
     """
 
     question: str
     verdict: str
     metric: str
-    better: Literal["higher", "lower"]
+    better: Better
     baseline: str
     confidence: float
     paired: bool
@@ -84,6 +97,7 @@ class Comparison:
     wins: Mapping[tuple[str, str], Mean]
     confounds: tuple[str, ...]
     notes: tuple[str, ...]
+    against: Against = "baseline"
 
     @property
     def arms(self) -> tuple[str, ...]:

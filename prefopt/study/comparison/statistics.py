@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -46,8 +47,7 @@ class Difference:
         p: of the two-sided paired t-test.
         holm: p adjusted by Holm over the family.
         correlation: Pearson's, of the two arms over seeds; what pairing gains. NaN of fewer than three seeds.
-        needed: seeds at which a difference of the observed size, with the observed spread, would be found with 80% power at the
-            family's level; None where the spread is not known.
+        level: the confidence of [low, high] alone.
     """
 
     seeds: tuple[int, ...]
@@ -58,7 +58,21 @@ class Difference:
     p: float
     holm: float
     correlation: float
-    needed: int | None
+    level: float
+
+    @cached_property
+    def needed(self) -> tuple[int, int] | None:
+        """Seeds at which a difference of the observed size would be found with 80% power at this level, from … to ….
+
+        The two ends are of an 80% interval of the spread between seeds, which a few seeds tell within a factor of several. None of
+        fewer than three seeds, of which the ends would be a thousandfold apart, and of a difference of 0.
+        """
+        if self.mean.seeds < 3:
+            return None
+        df = self.mean.seeds - 1
+        ends = [self.mean.sd * math.sqrt(df / stats.chi2.ppf(q, df)) for q in (0.9, 0.1)]
+        few, many = (seeds_needed(sd, self.mean.value, self.level) for sd in ends)
+        return (few, many) if few is not None and many is not None else None
 
 
 def student(values: Sequence[float], confidence: float = 0.95) -> Mean:
@@ -137,8 +151,7 @@ def _seed_by_seed(
     values = tuple(arm[s] - baseline[s] for s in seeds)
     both, p = student(values, level), paired_p(values)
     correlation = _correlation([arm[s] for s in seeds], [baseline[s] for s in seeds])
-    needed = seeds_needed(both.sd, both.value, level)
-    return Difference(seeds, values, student(values, confidence), both.low, both.high, p, p, correlation, needed)
+    return Difference(seeds, values, student(values, confidence), both.low, both.high, p, p, correlation, level)
 
 
 def _welch(arm: Mapping[int, float], baseline: Mapping[int, float], confidence: float, level: float) -> Difference:
@@ -149,12 +162,11 @@ def _welch(arm: Mapping[int, float], baseline: Mapping[int, float], confidence: 
     spread = math.sqrt(np.var(one, ddof=1) + np.var(other, ddof=1)) if min(len(one), len(other)) > 1 else nan
     if not spread > 0:
         empty = Mean(value, nan, nan, spread, min(len(one), len(other)))
-        return Difference(seeds, (), empty, nan, nan, 1.0, 1.0, nan, None)
+        return Difference(seeds, (), empty, nan, nan, 1.0, 1.0, nan, level)
     test = stats.ttest_ind(one, other, equal_var=False)
     single, both = test.confidence_interval(confidence), test.confidence_interval(level)
     mean = Mean(value, float(single.low), float(single.high), spread, min(len(one), len(other)))
-    needed = seeds_needed(spread, value, level)
-    return Difference(seeds, (), mean, float(both.low), float(both.high), float(test.pvalue), 1.0, nan, needed)
+    return Difference(seeds, (), mean, float(both.low), float(both.high), float(test.pvalue), 1.0, nan, level)
 
 
 def seeds_needed(sd: float, difference: float, confidence: float = 0.95, power: float = 0.8) -> int | None:

@@ -5,31 +5,93 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prefopt.runs.records import RunRecord
+from prefopt.study.comparison.contrasts import unbeaten
 
 if TYPE_CHECKING:
-    from prefopt.study.comparison.comparison import Row, Table
+    from prefopt.study.comparison.comparison import Against, Contrast, Row, Table
 
 
-def sentence(table: "Table", runs: Sequence[RunRecord], better: str, confidence: float) -> str:
+def sentence(table: "Table", better: str, confidence: float, against: "Against" = "baseline") -> str:
     """The answer to the question, from the simultaneous intervals of the primary metric."""
     baseline, arms = table.rows[0].arm, table.rows[1:]
-    parts = [_better(table, better), _worse(table, better), _rest(arms)]
-    claims = "; ".join(part for part in parts if part)
-    several = f"intervals that hold together for all {len(arms)} arms" if len(arms) > 1 else "its interval"
-    level = f"{confidence:.0%}, Student's t over seeds" + (", Bonferroni" if len(arms) > 1 else "")
-    source = "" if all(row.claim == "one seed" for row in arms) else f" (From {several}: {level}.)"
-    return f"Against {baseline}, on {metric_title(table.metric)}: {claims}.{source}"
+    title = metric_title(table.metric)
+    if against == "all":
+        claims = f"Of all pairs, on {title}: {_of_pairs(table.pairs, [row.arm for row in table.rows])}."
+    else:
+        which = f"{baseline}, which has the best mean" if against == "best" else baseline
+        parts = [_better(table, better), _worse(table, better), _rest(arms)]
+        claims = f"Against {which}, on {title}: {'; '.join(part for part in parts if part)}."
+    if all(one.claim == "one seed" for one in table.pairs or arms):
+        return claims
+    return f"{claims}{_source(len(arms), len(table.pairs), confidence)}{_with_other_prompts(table.pairs or arms)}"
+
+
+def _source(arms: int, pairs: int, confidence: float) -> str:
+    """What the claims are from."""
+    several = pairs > 1 or arms > 1
+    family = f"all {pairs} pairs" if pairs > 1 else f"all {arms} arms"
+    intervals = f"intervals that hold together for {family}" if several else "its interval"
+    return f" (From {intervals}: {confidence:.0%}, Student's t over seeds{', Bonferroni' if several else ''}.)"
+
+
+def _with_other_prompts(contrasts: "Sequence[Row | Contrast]") -> str:
+    """Whether what is claimed of these prompts holds of others, too, as far as runs say how they did on each."""
+    claims = [one for one in contrasts if one.claim in ("better", "worse") and one.crossed]
+    if not claims:
+        return ""
+    lost = [one for one in claims if one.crossed and one.crossed.both[0] <= 0 <= one.crossed.both[1]]
+    prompts = max(one.crossed.prompts for one in claims if one.crossed)
+    shown = [f"{_called(one)} ({_ends(*one.crossed.both)})" for one in lost if one.crossed]
+    if not lost:
+        return f" With other prompts than these {prompts}, too: the same."
+    return f" With other prompts than these {prompts}, too: not shown for {_and(shown)}."
+
+
+def _called(one: "Row | Contrast") -> str:
+    other = getattr(one, "other", "")
+    return f"{one.arm} − {other}" if other else one.arm
+
+
+def _of_pairs(pairs: "Sequence[Contrast]", arms: Sequence[str]) -> str:
+    """Who is higher than whom, who may be the best, and about whom nothing can be said."""
+    higher: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair.claim in ("better", "worse"):
+            d = pair.difference
+            up = d.mean.value > 0
+            one, other = (pair.arm, pair.other) if up else (pair.other, pair.arm)
+            low, high = (d.low, d.high) if up else (-d.high, -d.low)
+            higher.setdefault(one, []).append(f"{other} ({_signed(abs(d.mean.value))} {_ends(low, high)})")
+    parts = [f"{arm} is higher than {_and(higher[arm])}" for arm in sorted(higher, key=lambda a: -len(higher[a]))]
+    open_ = [f"{pair.arm} and {pair.other}" for pair in pairs if pair.claim not in ("better", "worse")]
+    if open_:
+        parts.append(f"no difference is shown between {'; '.join(open_)}")
+    if higher:
+        parts.append(f"the best is among {_and(unbeaten(arms, pairs))}")
+    return "; ".join(parts)
 
 
 def notes(table: "Table", runs: Sequence[RunRecord]) -> Iterator[str]:
-    """A sentence for each run that failed, stopped early, or did not measure the metric."""
+    """A sentence for each way in which runs failed, stopped early, or did not measure the metric."""
+    troubled: dict[tuple[str, str], dict[str, list[int]]] = {}
     for run in runs:
-        if run.state == "stopped":
-            yield f"{run.arm}, seed {run.seed} was stopped early ({run.trouble}); its numbers are those it had then, and count"
-        elif run.state != "finished":
-            yield f"{run.arm}, seed {run.seed} {run.state}: {run.trouble}. It has no number, and its arm can claim nothing good"
-        elif not math.isfinite(_value(table, run)):
-            yield f"{run.arm}, seed {run.seed} finished without {metric_title(table.metric)}"
+        if run.state != "finished" or not math.isfinite(_value(table, run)):
+            troubled.setdefault((run.state, run.trouble), {}).setdefault(run.arm, []).append(run.seed)
+    for (state, trouble), seeds in troubled.items():
+        who = _and(
+            [f"{arm}, seed{'s' * (len(of_arm) > 1)} {_and([str(s) for s in of_arm])}" for arm, of_arm in seeds.items()]
+        )
+        several = sum(map(len, seeds.values())) > 1
+        were, they, have, arms = (
+            ("were", "their numbers are those they had", "They have no numbers", "an arm that lost seeds") if several
+            else ("was", "its numbers are those it had", "It has no number", "its arm")
+        )  # fmt: skip
+        if state == "stopped":
+            yield f"{who} {were} stopped early ({trouble}); {they} then, and count"
+        elif state == "finished":
+            yield f"{who} finished without {metric_title(table.metric)}"
+        else:
+            yield f"{who} {state}: {trouble}. {have}, and {arms} can claim nothing good"
 
 
 def metric_title(metric: str) -> str:
@@ -58,8 +120,15 @@ def _flag(row: "Row") -> str:
 
 def _interval(row: "Row") -> str:
     assert row.difference is not None
-    text = f"{row.difference.mean.value:+.3g} [{row.difference.low:.3g}, {row.difference.high:.3g}]"
-    return text.replace("-", "−")
+    return f"{_signed(row.difference.mean.value)} {_ends(row.difference.low, row.difference.high)}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}".replace("-", "−")
+
+
+def _ends(low: float, high: float) -> str:
+    return f"[{low:.3g}, {high:.3g}]".replace("-", "−")
 
 
 def _rest(rows: "Sequence[Row]") -> str:
@@ -94,7 +163,7 @@ def _of_policies(row: "Row") -> str:
     """What one seed does tell."""
     assert row.over_prompts is not None and row.difference is not None
     e, seed = row.over_prompts, row.difference.seeds[0]
-    interval = f"{e.value:+.3g} [{e.low:.3g}, {e.high:.3g}]".replace("-", "−")
+    interval = f"{_signed(e.value)} {_ends(e.low, e.high)}"
     return (
         f"this one policy of {row.arm} (seed {seed}) differs from the baseline's by {interval} over {e.prompts} prompts, which "
         "tells what these two policies do, and not what the methods do with another seed"
@@ -103,9 +172,20 @@ def _of_policies(row: "Row") -> str:
 
 def _needed(row: "Row") -> str:
     assert row.difference is not None
-    if row.difference.needed is None:
+    mean, needed = row.difference.mean, row.difference.needed
+    if mean.value == 0:
         return "no number of seeds would show a difference of 0"
-    return f"about {row.difference.needed} seeds would be needed if the difference is as observed"
+    if mean.seeds < 3:
+        return "two seeds do not tell how many would be needed"
+    if needed is None:
+        return "more than a million seeds would be needed if the difference is as observed"
+    return f"{seeds_in_words(needed)} seeds would be needed if the difference is as observed"
+
+
+def seeds_in_words(needed: tuple[int, int]) -> str:
+    """How many seeds, as far as a few seeds can tell."""
+    few, many = needed
+    return f"{few} to {many}" if few < many else f"{few}"
 
 
 def _value(table: "Table", run: RunRecord) -> float:

@@ -13,12 +13,16 @@ from rich.text import Text
 from prefopt.runs.accounting import CALLED
 from prefopt.study.comparison.comparison import Comparison, Row, Table
 from prefopt.study.comparison.statistics import Mean
-from prefopt.study.comparison.verdict import metric_title
+from prefopt.study.comparison.verdict import metric_title, seeds_in_words
 from prefopt.support.terminal import one_line
 
-HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict")
-NARROW, WIDE = ("arm", "mean", "difference", "verdict"), 76
-"""The columns of terminals narrower than this; the sentence below the table has the simultaneous intervals."""
+HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "other prompts, too", "p (Holm)", "r", "verdict")
+SHOWN = {
+    0: ("arm", "mean", "difference", "verdict"),
+    76: ("arm", "seeds", "mean", "difference", "simultaneous", "p (Holm)", "r", "verdict"),
+    110: HEADINGS,
+}
+"""The columns of terminals from each width on; the sentence below the table has what is left out."""
 
 
 def number(value: float, signed: bool = False) -> str:
@@ -61,14 +65,15 @@ def cells(row: Row, words: Mapping[str, str] | None = None) -> list[str]:
     d = row.difference
     where = f" at KL {number(row.kl)}" if row.kl is not None and math.isfinite(row.kl) else ""
     if d is None:
-        return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", ""]
+        return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", "", ""]
     verdict = (words or {}).get(row.claim, row.claim) + where
     if row.over_prompts is not None:
         verdict = f"one seed; its policies over prompts: {interval(row.over_prompts.low, row.over_prompts.high)}"
     if row.claim == "undecided":
-        verdict = f"too few seeds{where}" + (f": {d.needed} needed" if d.needed else "")
-    numbers = [spread(d.mean, signed=True), interval(d.low, d.high), number(d.holm), number(d.correlation)]
-    return [row.arm, seeds, spread(row.mean), *numbers, verdict]
+        verdict = f"too few seeds{where}" + (f": {seeds_in_words(d.needed)} needed" if d.needed else "")
+    crossed = interval(*row.crossed.both) if row.crossed else "–"
+    intervals = [spread(d.mean, signed=True), interval(d.low, d.high), crossed]
+    return [row.arm, seeds, spread(row.mean), *intervals, number(d.holm), number(d.correlation), verdict]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -87,11 +92,14 @@ def _in_markdown(text: str) -> str:
 def caption(comparison: Comparison) -> str:
     """What the columns mean, in a sentence."""
     how = "paired by seed" if comparison.paired else "Welch's"
-    metric = metric_title(comparison.metric)
+    metric, pairs = metric_title(comparison.metric), len(comparison.primary.pairs)
+    family = f"all {pairs} pairs of arms" if pairs else f"{len(comparison.arms) - 1} comparisons"
+    crossed = any(row.crossed for row in comparison.primary.rows)
+    other = "; other prompts, too: the same for other seeds and other prompts, where the others are for these prompts"
     return (
         f"{metric} on {comparison.rows_of(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to "
-        f"{comparison.baseline} ({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over "
-        f"{len(comparison.arms) - 1} comparisons; r: correlation of the two arms over seeds."
+        f"{comparison.baseline} ({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over {family}"
+        f"{other if crossed else ''}; r: correlation of the two arms over seeds."
     )
 
 
@@ -147,7 +155,8 @@ def show(console: Console, comparison: Comparison) -> None:
     """Print the primary table, the verdict, and the notes."""
     title = f"{metric_title(comparison.metric)}, {comparison.rows_of(comparison.metric)}"
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
-    shown = [HEADINGS.index(heading) for heading in (HEADINGS if console.width >= WIDE else NARROW)]
+    widest = max(width for width in SHOWN if width <= console.width)
+    shown = [HEADINGS.index(heading) for heading in SHOWN[widest]]
     for column in shown:
         table.add_column(HEADINGS[column], overflow="fold")
     for row in comparison.primary.rows:

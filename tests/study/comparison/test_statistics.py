@@ -80,6 +80,7 @@ def test_an_arm_without_seeds_still_counts_in_the_family():
     assert beside.holm == pytest.approx(2 * alone.p)
     assert empty.seeds == ()
     assert (empty.p, empty.needed) == (1, None)
+    assert [beside.needed, *differences([({0: 1.0, 1: 2.0}, base)])][1].needed is None  # of two seeds: a guess
 
 
 def test_only_common_seeds_are_paired():
@@ -94,6 +95,15 @@ def test_unpaired_is_welch():
     theirs = stats.ttest_ind(one, other, equal_var=False)
     assert found.p == pytest.approx(theirs.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_seeds_needed_are_said_with_how_little_is_known_of_the_spread():
+    """Five differences with mean 1 and s = 1: the spread is within 0.717 and 1.939 (χ² of 4: 7.779 and 1.064), so 5 to 32 seeds."""
+    arm = by_seed(1 + np.array([-1.2649, -0.6325, 0, 0.6325, 1.2649]))
+    (found,) = differences([(arm, by_seed([0.0] * 5))])
+    assert found.mean.sd == pytest.approx(1, abs=1e-3)
+    assert found.needed == (seeds_needed(0.717, 1.0), seeds_needed(1.939, 1.0)) == (7, 32)
+    assert found.level == 0.95
 
 
 def test_seeds_needed_have_the_power():

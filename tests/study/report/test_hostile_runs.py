@@ -13,7 +13,7 @@ from test_report import Outline
 
 from prefopt.cli import main
 from prefopt.runs.records import find_runs
-from prefopt.study.report.text_tables import FORMULA
+from prefopt.study.report.text_tables import FORMULA, HEADINGS
 from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import HIDDEN
 
@@ -112,7 +112,7 @@ def test_the_tables_are_text(report):
     assert len([line for line in tex.splitlines() if line.endswith(r"\\")]) == len(ARMS) + 1
     table = [line for line in md.splitlines() if line.startswith("| ")]
     assert len(table) == len(ARMS) + 1
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {9}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(HEADINGS) + 1}
     assert "![x\\](http" in md and "![x](" not in md and "<script" not in md.replace(r"\<", "")
 
 

@@ -23,7 +23,7 @@ from prefopt.study.report.page import script_hash
 from prefopt.study.report.style import COLOURS, looks
 from prefopt.study.report.text_tables import ends, number, spread
 
-HEAD = r"arm & seeds & mean & difference & simultaneous & p (Holm) & r & verdict \\"
+HEAD = r"arm & seeds & mean & difference & simultaneous & other prompts, too & p (Holm) & r & verdict \\"
 
 
 class Outline(HTMLParser):
@@ -209,7 +209,7 @@ def test_tables_for_papers(found, written):
     assert lines[-4].startswith("| dpo | 4 | 0.100 [−0.0299, 0.230] | baseline |")  # s = .0816, t_{3, .975} = 3.182
     tex = (folder / "table.tex").read_text()
     assert r"odd \& <i> & 3 of 4 & 0.167 [$-$" in tex
-    assert tex.splitlines()[1:4] == [r"\begin{tabular}{llllllll}", r"\toprule", HEAD]
+    assert tex.splitlines()[1:4] == [r"\begin{tabular}{lllllllll}", r"\toprule", HEAD]
 
 
 def test_numbers_have_three_figures():
@@ -266,6 +266,13 @@ def test_of_a_study_the_verb_says_what_was_declared(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "Against dpo, on gold" in printed
     assert "gold was chosen after the runs; the study declared length" in printed
+    main(["report", str(made), "--against", "all"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Of all pairs, on length" in printed
+    assert "the study declared comparisons against: baseline; these are against: all, chosen after the runs" in printed
+    main(["report", str(made), "--against", "dpo"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Against dpo, on length" in printed and "chosen after the runs" not in printed
 
 
 def test_nobody_said_which_end_of_another_metric_is_good(html):
