@@ -50,7 +50,7 @@ def compare(
         question: heads the report.
         baseline: an arm; by default the first.
         against: what arms are compared with: `baseline`; `best`, the arm with the best mean; `all`, each with each; or an arm,
-            which is then the baseline. Which is best is known only after the runs, so that `best` and `all` correct over all pairs.
+            which is then the baseline. The best is known only after the runs, so that `best` and `all` correct over all pairs.
         metric: the primary one: a held-out metric as trained (`gold`), or where two runs have moved equally far (`gold_at_kl`). By
             default gold where a run has it, else accuracy.
         better: whether higher or lower values of it are better.
@@ -70,9 +70,8 @@ def compare(
     metric, *others = _metrics(records, metric, measure)
     by_arm = {arm: {run.seed: run for run in records if run.arm == arm} for arm in arms}
     if family == "best":
-        first = best_arm(by_arm, metric, better)
-        arms = [first, *(arm for arm in arms if arm != first)]
-        by_arm = {arm: by_arm[arm] for arm in arms}
+        by_arm = _first(best_arm(by_arm, metric, better), by_arm)
+        arms = list(by_arm)
     tables = [_table(by_arm, name, better, confidence, paired, family) for name in (metric, *others)]
     return Comparison(
         question,
@@ -91,6 +90,11 @@ def compare(
         (*notes, *verdict.notes(tables[0], records)),
         family,
     )
+
+
+def _first(arm: str, runs: Runs) -> Runs:
+    """The runs with this arm's before the others'."""
+    return {arm: runs[arm]} | {other: of_other for other, of_other in runs.items() if other != arm}
 
 
 def _family(against: str, baseline: str | None, arms: Collection[str]) -> tuple[Against, str | None]:
