@@ -65,13 +65,12 @@ def compare(
     """
     results = [run for run in runs if isinstance(run, RunOfArm)]
     records = read_runs(results + find_runs([run for run in runs if not isinstance(run, RunOfArm)]))
-    family, baseline = _family(against, baseline, {run.arm for run in records})
-    arms = _arms(records, baseline)
     metric, *others = _metrics(records, metric, measure)
-    by_arm = {arm: {run.seed: run for run in records if run.arm == arm} for arm in arms}
+    family, baseline = _family(against, baseline, {run.arm for run in records})
+    by_arm = _by_arm(records, _arms(records, baseline))
     if family == "best":
-        by_arm = _first(best_arm(by_arm, metric, better), by_arm)
-        arms = list(by_arm)
+        by_arm = _by_arm(records, _arms(records, best_arm(by_arm, metric, better)))
+    arms = list(by_arm)
     tables = [_table(by_arm, name, better, confidence, paired, family) for name in (metric, *others)]
     return Comparison(
         question,
@@ -92,9 +91,8 @@ def compare(
     )
 
 
-def _first(arm: str, runs: Runs) -> Runs:
-    """The runs with this arm's before the others'."""
-    return {arm: runs[arm]} | {other: of_other for other, of_other in runs.items() if other != arm}
+def _by_arm(runs: Sequence[RunRecord], arms: Sequence[str]) -> Runs:
+    return {arm: {run.seed: run for run in runs if run.arm == arm} for arm in arms}
 
 
 def _family(against: str, baseline: str | None, arms: Collection[str]) -> tuple[Against, str | None]:
