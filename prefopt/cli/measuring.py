@@ -23,7 +23,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt.recipe import sections_of
 
-    target = _new_file(options.out)
+    target = new_file(options.out)
     if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
         return _evaluate_judge(options, target)
     settings = _target(options)
@@ -33,7 +33,7 @@ def evaluate(options: argparse.Namespace) -> None:
     evaluation = inspecting.evaluate(settings, consoles.err)
     title = f"{options.target}: {settings.evaluate.part} rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, evaluation.estimates(), evaluation.numbers)
-    _keep(target, evaluation.to_json())
+    keep(target, evaluation.to_json())
 
 
 def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
@@ -48,12 +48,12 @@ def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:
     title = f"{options.target}: {settings.judge.name} against people, with {judged.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, judged.estimates, judged.numbers)
     consoles.out.print("Each line: docs/judges.md", style="dim")
-    _keep(target, judged.to_json())
+    keep(target, judged.to_json())
     if doubt := untrusted(judged.estimates, settings.require):
         raise PrefoptError(f"the judge does not keep what {options.target} requires: {doubt}")
 
 
-def _new_file(name: str | None) -> Path | None:
+def new_file(name: str | None) -> Path | None:
     """The file that was asked for; refused before anything is measured where it could not be written."""
     if name is None:
         return None
@@ -65,7 +65,7 @@ def _new_file(name: str | None) -> Path | None:
     return target
 
 
-def _keep(target: Path | None, text: str) -> None:
+def keep(target: Path | None, text: str) -> None:
     """Write a file that was asked for."""
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 
+from prefopt.cli.benchmarking import benchmark
 from prefopt.cli.fields_help import label_fields, run_fields, with_fields
 from prefopt.cli.looking_up import cache, check, objectives, recipes, runs
 from prefopt.cli.measuring import evaluate, export, label, report, sample
@@ -29,6 +30,7 @@ def parser_of_verbs() -> argparse.ArgumentParser:
 
     _add_training(verb)
     _add_measuring(verb)
+    _add_benchmark(verb)
     _add_looking_up(verb)
     return parser
 
@@ -123,6 +125,41 @@ def _add_measuring(verb: Verb) -> None:
         default="float32",
         help="of the weights (default: float32)",
     )
+
+
+def _add_benchmark(verb: Verb) -> None:
+    parser = verb(benchmark, "measure a reward model, judge or policy on the benchmarks of others (docs/benchmarks.md)")
+    parser.add_argument(
+        "target",
+        metavar="RUN|MODEL|RECIPE",
+        help="a run folder; a folder or hub id of a model; a recipe: its judge, feedback, or policy before training",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="rows of RewardBench, RewardBench 2, RM-Bench or JudgeBench, or any pairs: JSONL, Parquet, CSV, a folder, a hub id",
+    )
+    parser.add_argument(
+        "--as", dest="kind", metavar="BENCHMARK", help="which benchmark (default: known by the columns)"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="the first so many rows")
+    parser.add_argument(
+        "--reward",
+        choices=("logratio", "logp", "mean_logp", "norm_logp"),
+        help="of a policy (default: logratio where its objective compares with a reference, else mean_logp)",
+    )
+    parser.add_argument("--reference", metavar="MODEL", help="of a policy (default: the run's)")
+    parser.add_argument(
+        "--prompts",
+        choices=("text", "turns", "none"),
+        help="as plain text, as a turn of the user, or answers alone (default: as the model was trained)",
+    )
+    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="in a forward pass (default: 16)")
+    parser.add_argument("--name", metavar="NAME", help="of the result (default: the file's)")
+    parser.add_argument("--out", metavar="FILE", help="also write everything, as JSON")
+    parser.add_argument("--add", action="store_true", help="keep it in the run folder, where `prefopt report` finds it")
 
 
 def _add_looking_up(verb: Verb) -> None:

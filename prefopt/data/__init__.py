@@ -7,7 +7,7 @@ from prefopt.data.collating import collate
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.example import Example, prompts
 from prefopt.data.formats import FORMATS, parse
-from prefopt.data.loading import load_examples
+from prefopt.data.loading import load_examples, load_rows
 from prefopt.data.previewing import preview
 from prefopt.data.splits import Split, split
 from prefopt.data.tokenised import Report, Tokenised
@@ -22,6 +22,7 @@ __all__ = [
     "Tokenised",
     "collate",
     "load_examples",
+    "load_rows",
     "parse",
     "preview",
     "prompts",

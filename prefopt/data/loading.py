@@ -87,6 +87,16 @@ def load(
     return Loaded(examples, readings.notes())
 
 
+def load_rows(data: str) -> Iterator[NamedRow]:
+    """The rows of files, of a function or of a data set as they are, of any columns.
+
+    Raises:
+        PrefoptError: nothing found, or a row that cannot be read (names file and line).
+    """
+    for rows in _sources(data, {}, None, None):
+        yield from rows
+
+
 def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
     """The rows of one file as examples. All must have one form, so that a missing value is an error and not another form."""
     first = None

@@ -1,8 +1,9 @@
 """Estimates with intervals: those that resample prompts, where all that is said about one stays together, and those over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -37,7 +38,7 @@ class Observations:
 def estimate(observed: Observations, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """The mean, with a percentile bootstrap interval over groups (Efron & Tibshirani 1993, ch. 13)."""
     _, values, weights = observed.by_group()
-    return _bootstrap((values, weights), lambda v, w, axis=-1: v.sum(axis) / w.sum(axis), confidence, seed)
+    return bootstrap((values, weights), lambda v, w, axis=-1: v.sum(axis) / w.sum(axis), confidence, seed)
 
 
 def common(one: Observations, other: Observations) -> tuple[Observations, Observations]:
@@ -61,7 +62,7 @@ def change(before: Observations, after: Observations, confidence: float = 0.95, 
     others, new_values, new_weights = after.by_group()
     if names != others:
         raise ValueError("the two evaluations saw different prompts; they cannot be paired")
-    return _bootstrap(
+    return bootstrap(
         (values, weights, new_values, new_weights),
         lambda v, w, nv, nw, axis=-1: nv.sum(axis) / nw.sum(axis) - v.sum(axis) / w.sum(axis),
         confidence,
@@ -78,7 +79,17 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     return float(np.mean(values)), float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
 
 
-def _bootstrap(columns, statistic, confidence: float, seed: int) -> Estimate:
+def bootstrap(
+    columns: Sequence[np.ndarray], statistic: Callable[..., Any], confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """A statistic of G groups, with a percentile bootstrap interval over them; NaN ends for fewer than two.
+
+    Args:
+        columns: [G] each, resampled together.
+        statistic: of the columns, along `axis`.
+        confidence: of the interval.
+        seed: of the resampling.
+    """
     groups = len(columns[0])
     value = float(statistic(*columns)) if groups else float("nan")
     if groups < 2:
