@@ -128,7 +128,16 @@ def report(options: argparse.Namespace) -> None:
         chosen = {"baseline": options.baseline, "against": against, "metric": options.metric}
         odd, notes = confounds(results, base), [seeds_note(results)]
         comparison = compare(results, **chosen, confounds=odd, notes=notes)
-    write_and_show(comparison, Path(options.out or only or "report"), consoles.out)
+    folder = Path(options.out or only or "report")
+    write_and_show(comparison, folder, consoles.out)
+    if options.figures:
+        from prefopt.study.report.figure_files import write_figures
+
+        names = write_figures(comparison, folder)
+        consoles.out.print(f"figures   {folder / 'figures'}/", soft_wrap=True)
+        consoles.out.print(
+            f"          {' · '.join(names)}: .pdf, .svg, .png, each also -wide; captions.md, captions.tex"
+        )
 
 
 def export(options: argparse.Namespace) -> None:

@@ -112,6 +112,9 @@ def _add_measuring(verb: Verb) -> None:
     parser.add_argument(
         "--metric", metavar="NAME", help="the one that decides, such as gold or gold_at_kl (default: gold)"
     )
+    parser.add_argument(
+        "--figures", action="store_true", help="also write figures/ for a paper: PDF, SVG, PNG, captions"
+    )
     parser = verb(
         export, "write a trained model as whole weights, adapters merged, for transformers alone (docs/models.md)"
     )

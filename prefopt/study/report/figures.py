@@ -49,12 +49,18 @@ class Figure(NamedTuple):
 
 
 @contextmanager
-def rc_of(name: str, size: float = 9) -> Iterator[None]:
-    """matplotlib without a display, in the style of reports."""
+def rc_of(name: str, size: float = 9, embedded: bool = False) -> Iterator[None]:
+    """matplotlib without a display, in the style of reports.
+
+    Args:
+        name: of the figure.
+        size: of letters, in points.
+        embedded: letters of an SVG are outlines, and need no font where it is shown.
+    """
     import matplotlib
 
     matplotlib.use("agg")
-    with matplotlib.rc_context(rc(name, size)):
+    with matplotlib.rc_context(rc(name, size) | ({"svg.fonttype": "path"} if embedded else {})):
         yield
 
 

@@ -138,7 +138,7 @@ def _steps(axis: Any, title: str = "") -> None:
     """Steps are whole numbers, however few there are."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axis.set_xlabel(title)
 
 
