@@ -67,6 +67,12 @@ def _add_training(verb: Verb) -> None:
         help="check everything, print runs, differences between arms and the time needed",
     )
     parser.add_argument("--untimed", action="store_true", help="with --dry-run: load no model to estimate the time")
+    looks = parser.add_mutually_exclusive_group()
+    looks.add_argument(
+        "--status", action="store_true", help="what is finished, running, waiting or failed, and time left"
+    )
+    looks.add_argument("--watch", action="store_true", help="the same, until nobody works on it any more")
+    looks.add_argument("--stop", action="store_true", help="begin no further run; those that work come to their end")
 
 
 def _add_measuring(verb: Verb) -> None:

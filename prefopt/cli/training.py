@@ -57,12 +57,15 @@ def _train(settings: "Recipe", folder: Path | None, options: argparse.Namespace)
 
 def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
-    from prefopt.study.spec import load_study
+    if options.status or options.watch or options.stop:
+        return _look_at_study(options)
+    from prefopt.study.spec import load_study, study_folder
 
     settings = load_study(options.study, options.overrides)
 
     from prefopt.study.question import plan_study  # with torch
-    from prefopt.study.run import check, run_study, study_folder, what_failed
+    from prefopt.study.run import check, run_study, what_failed
+    from prefopt.study.stopping import asked_to_stop
     from prefopt.support.sharing import sharing
 
     quiet_libraries()
@@ -71,6 +74,7 @@ def study(options: argparse.Namespace) -> None:
         run_study(settings, options.out, options.jobs, console=consoles.out)
         if failed := what_failed(planned):
             consoles.err.print(failed, soft_wrap=True)
+        if failed or asked_to_stop(planned.folder):
             sys.exit(1)
         return
     from prefopt.study.preview import show_plan
@@ -78,6 +82,24 @@ def study(options: argparse.Namespace) -> None:
     with sharing():
         check(planned)
         show_plan(planned, options.jobs, consoles.out, timed=not options.untimed)
+
+
+def _look_at_study(options: argparse.Namespace) -> None:
+    """What the folder of a study says, or a wish to stop put into it; nothing else is touched."""
+    from prefopt.study.spec import load_study, study_folder
+    from prefopt.study.status_table import show_status, watch
+    from prefopt.study.stopping import ask_to_stop
+
+    folder = Path(options.out or options.study)
+    if not folder.is_dir() or options.out:
+        folder = study_folder(load_study(options.study, options.overrides), options.out)
+    if options.stop:
+        ask_to_stop(folder)
+        consoles.out.print("asked to stop: runs that work now come to their end, and no other begins")
+    elif options.watch:
+        watch(consoles.out, folder)
+    else:
+        show_status(consoles.out, folder)
 
 
 def _dry_run(settings: "Recipe") -> None:

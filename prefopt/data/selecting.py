@@ -243,7 +243,8 @@ def _spread(ranked: list[int], count: int | None) -> list[int]:
 
 
 def _refuse(rows: Sequence[Selectable], needs: Needs, reason: str) -> NoReturn:
-    wants = [f"{needs.completions or 'any number of'} completions{' best first' if needs.ordered else ''}"]
+    number = needs.completions or "any number of"
+    wants = [f"{number} completion{'s' * (number != 1)}{' best first' if needs.ordered else ''}"]
     wants += ["scores"] * needs.scores + ["preference probabilities"] * needs.preference
     wants += [f"the column {name!r}" for name in needs.columns]
     raise PrefoptError(
@@ -257,7 +258,9 @@ def _contents(rows: Sequence[Selectable]) -> str:
     if not rows:
         return "no rows"
     sizes = sorted({row.size for row in rows})
-    parts = [f"{sizes[0]} to {sizes[-1]} completions" if len(sizes) > 1 else f"{sizes[0]} completions"]
+    parts = [
+        f"{sizes[0]} to {sizes[-1]} completions" if len(sizes) > 1 else f"{sizes[0]} completion{'s' * (sizes[0] != 1)}"
+    ]
     parts += ["scores"] if any(row.scores is not None for row in rows) else ["no scores"]
     parts += ["preference probabilities"] if any(row.preference is not None for row in rows) else []
     names = sorted({name for row in rows[:100] for name in row.columns})

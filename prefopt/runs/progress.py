@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -33,9 +34,13 @@ def show_notes(console: Console, notes: Iterable[str]) -> None:
 
 
 def show_warnings(console: Console, warnings: Iterable[str]) -> None:
-    """A line for each thing that can be and is hardly meant."""
+    """A line for each thing that can be and is hardly meant; a terminal breaks it between words, a file keeps it whole."""
     for warning in warnings:
-        console.print(f"  warning: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        text = Text(f"warning: {warning}", style="yellow")
+        if console.is_terminal:
+            console.print(Padding(text, (0, 0, 0, 2)))
+        else:
+            console.print(Text("  ") + text, soft_wrap=True)
 
 
 def show_data(console: Console, name: str, report: "Report") -> None:

@@ -1,5 +1,7 @@
 """The preview of a study (`--dry-run`): its jobs, the differences between arms, and an estimate of the time."""
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,8 +19,9 @@ from prefopt.runs.folder import RunFolder
 from prefopt.study.comparison.confounds import IMMATERIAL
 from prefopt.study.jobs import Job, RunJob
 from prefopt.study.plan import StudyPlan
-from prefopt.study.run import rough_duration, waits_for_stage
+from prefopt.study.run import waits_for_stage
 from prefopt.study.tuning import all_trials, settings_of, tuned_arms
+from prefopt.support.durations import rough_duration
 from prefopt.support.profile import profiling
 from prefopt.support.terminal import Terminal
 
@@ -60,10 +63,8 @@ def show_plan(planned: StudyPlan, jobs: int, console: Console, timed: bool) -> N
 
 
 def _differences(arms: Sequence[RunJob], varies: Sequence[str]) -> Table:
-    """A row for each field that differs between arms; those that `varies` does not declare are red."""
-    title = Text.assemble(
-        "what differs between arms; ", ("red", "red"), ": not declared in `varies`, so the report calls it a confound"
-    )
+    """A row for each field that differs between arms; those that `varies` does not declare are marked."""
+    title = "what differs between arms; ! is not declared in `varies`, so the report calls it a confound"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("field", no_wrap=True, overflow="fold")
     for job in arms:
@@ -72,7 +73,8 @@ def _differences(arms: Sequence[RunJob], varies: Sequence[str]) -> Table:
     for key in dict.fromkeys(key for one in fields for key in one):
         values = [short_value(one[key]) if key in one else "" for one in fields]
         if len(set(values)) > 1 and not within(key, (*IMMATERIAL, "seed")):
-            table.add_row(Text(key, style="" if within(key, varies) else "red"), *map(Text, values))
+            field = Text(key) if within(key, varies) else Text(f"! {key}", style="red")
+            table.add_row(field, *map(Text, values))
     return table
 
 
@@ -97,12 +99,20 @@ def _estimate(missing: Sequence[Job], jobs: int) -> str:
     if not seconds:
         return "time: nothing to run" if not missing else "time: known when the stages have run"
     mean = sum(seconds.values()) / len(seconds)
-    total = sum(seconds.get(job.name, mean) for job in runs) / min(jobs, len(runs))
+    start = start_up_seconds()  # of all processes at once
+    total = start + sum(seconds.get(job.name, mean) for job in runs) / min(jobs, len(runs))
     waiting = len({job.name for job in runs} - set(seconds))
     guessed = f"; {waiting} that wait for a stage are taken to be like the mean of the others" if waiting else ""
     labels = "; labelling is not in it" if len(runs) < len(missing) else ""
-    how = f"from {STEPS} steps and {PROMPTS} held-out prompts of each arm, scaled up{guessed}{labels}"
+    how = f"from {STEPS} steps and {PROMPTS} held-out prompts of each arm, scaled up, and {start:.0f} s to start{guessed}{labels}"
     return f"time: about {rough_duration(total)} with {jobs} {'process' if jobs == 1 else 'processes'} ({how})"
+
+
+def start_up_seconds() -> float:
+    """How long a new process takes until it can run a job: Python, torch, transformers."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import prefopt.runs.run, prefopt.study.executors"], check=True)
+    return time.monotonic() - began
 
 
 def rehearsed_seconds(job: RunJob) -> float:

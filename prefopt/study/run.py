@@ -2,8 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,15 @@ from prefopt.study.executors import (
     record_failure,
 )
 from prefopt.study.jobs import Job, is_finished
+from prefopt.study.live import announced
 from prefopt.study.plan import StudyPlan, changed_declarations
 from prefopt.study.question import check_question, plan_study
-from prefopt.study.spec import Study
+from prefopt.study.spec import Study, study_folder
+from prefopt.study.stopping import NOT_STARTED, asked_to_stop
 from prefopt.study.tuning import all_trials, chosen, tune, tuned_arms
 from prefopt.study.wandb_log import log_comparison
 from prefopt.support.dates import current_date
+from prefopt.support.durations import rough_duration
 from prefopt.support.errors import PrefoptError, some_of
 from prefopt.support.files import locked, unused, write_whole
 from prefopt.support.sharing import sharing
@@ -57,7 +59,7 @@ def run_study(
         console: for progress; by default stderr.
 
     Returns:
-        Every run of every arm, also those that failed.
+        Every run of every arm, also those that failed, and those that have not begun where the study was asked to stop.
 
     Raises:
         PrefoptError: something that can be known before the first run is wrong; the folder holds another study; both `jobs` and
@@ -67,6 +69,7 @@ def run_study(
         raise PrefoptError(
             f"jobs={jobs} is a number of local processes, and an executor is given, too: leave one of them out"
         )
+    processes = jobs if executor is None else None
     executor = executor or (ThisProcess() if jobs == 1 else LocalProcesses(jobs))
     console = console or Terminal(stderr=True)
     planned = plan_study(study, study_folder(study, folder))
@@ -76,8 +79,11 @@ def run_study(
             _write_study(planned)
             _write_date(planned)
             started = time.time()
-            with executor:
+            with announced(planned, _all_jobs(planned), processes), executor:
                 results = _run_all(planned, executor, console)
+        if results is None:
+            console.print(f"stopped as asked: {_kept(planned)}", soft_wrap=True)
+            return _results(planned)
         comparison = conclude(planned.study, planned.folder, results, console)
         if not (planned.folder / "wandb").exists() or any(_ended_since(result, started) for result in results):
             log_comparison(planned, results, comparison)
@@ -88,11 +94,6 @@ def _ended_since(result: RunOfArm, since: float) -> bool:
     """Whether a run has finished or failed since that time."""
     files = RunFolder(result.folder)
     return any(file.exists() and file.stat().st_mtime >= since for file in (files.summary_file, files.error_file))
-
-
-def study_folder(study: Study, folder: str | Path | None) -> Path:
-    """The study's folder, absolute."""
-    return (Path(study.folder) / study.name if folder is None else Path(folder)).expanduser().absolute()
 
 
 def check(planned: StudyPlan) -> None:
@@ -139,9 +140,33 @@ def _errors_naming(job: Job) -> Iterator[None]:
         raise PrefoptError(f"{job.name}: {error}") from error
 
 
-def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[RunOfArm]:
-    show = Progress(planned, console)
-    execute = partial(checked_outcomes, executor)
+class _AskedToStopError(Exception):
+    """Somebody asked the study to stop, and a job has not begun because of it."""
+
+
+def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[RunOfArm] | None:
+    """Every run of every arm, once all have ended; None where the study was asked to stop before."""
+    try:
+        _run_phases(planned, executor, Progress(planned, console))
+    except _AskedToStopError:
+        return None
+    return _results(planned)
+
+
+def _results(planned: StudyPlan) -> list[RunOfArm]:
+    return [RunOfArm(job.name, job.seed, job.folder) for job in planned.arms(chosen(planned.folder))]
+
+
+def _run_phases(planned: StudyPlan, executor: Executor, show: "Progress") -> None:
+    """Stages, tuning, arms; nothing is decided by a phase that was not whole."""
+
+    def execute(jobs: Sequence[Job]) -> Iterator[Outcome]:
+        for outcome in checked_outcomes(executor, jobs):
+            if outcome.error != NOT_STARTED:
+                yield outcome
+        if asked_to_stop(planned.folder) and any(not job.finished for job in jobs):
+            raise _AskedToStopError
+
     for stage in planned.stages():
         for outcome in execute([job for job in stage if not job.finished]):
             show(outcome)
@@ -154,7 +179,6 @@ def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[R
         show(record_failure(job, "no trial of it finished", "no trial of it finished: see tuning/\n"))
     for outcome in execute([job for job in arms if not job.finished and job.name not in untunable]):
         show(outcome)
-    return [RunOfArm(job.name, job.seed, job.folder) for job in arms]
 
 
 def _all_jobs(planned: StudyPlan) -> list[Job]:
@@ -175,7 +199,7 @@ def _kept(planned: StudyPlan) -> str:
 def what_failed(planned: StudyPlan) -> str:
     """A sentence on the jobs of a study that has been run which did not come to their end; empty where all did."""
     failed = [str(job) for job in _all_jobs(planned) if not job.finished]
-    if not failed:
+    if not failed or asked_to_stop(planned.folder):
         return ""
     return f"failed: {some_of(failed, 5)}; each folder has an error.txt, and the same command tries them again"
 
@@ -208,13 +232,6 @@ class Progress:
         left = spent / (self.ended - self.ended_before) * (self.total - self.ended)
         parts = [head, *outcome.job.summary(self.metric), *([f"about {rough_duration(left)} left"] if left else [])]
         self.console.print(" · ".join(parts), highlight=False, markup=False)
-
-
-def rough_duration(seconds: float) -> str:
-    """A duration in one unit, such as `12 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _write_study(planned: StudyPlan) -> None:

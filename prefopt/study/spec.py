@@ -321,3 +321,13 @@ def _short(value: Any) -> str:
         return _short(value.get("name", next(iter(value.values()), "")))
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return Path(text).stem if "/" in text else text
+
+
+def study_folder(study: Study, folder: str | Path | None) -> Path:
+    """The study's folder, absolute.
+
+    Args:
+        study: whose `folder` and name are taken where none is given.
+        folder: given.
+    """
+    return (Path(study.folder) / study.name if folder is None else Path(folder)).expanduser().absolute()

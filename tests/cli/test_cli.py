@@ -171,7 +171,7 @@ def test_whole_batch_refuses_minibatches(recipe, home, capsys, no_weights):
             ":2",
         ),
         (['{"prompt": "w1", "better": " w2", "worse": " w3"}'], "the other columns ['better', 'worse']"),
-        (['{"prompt": "w1", "completion": " w2"}'], "the data have 1 completions"),
+        (['{"prompt": "w1", "completion": " w2"}'], "the data have 1 completion,"),
         ([], "no rows"),
     ],
 )

@@ -43,6 +43,8 @@ def folder(tmp_path):
         ("run good.yaml --resume", 2, "nothing to resume: no unfinished run"),
         ("run taken --resume", 2, "taken is no run folder"),
         ("study odd-study.yaml", 2, "unknown key `seedz`. Did you mean 'seeds'?"),
+        ("study taken --status", 2, "taken holds no study that has begun"),
+        ("study taken --stop", 2, "taken holds no study"),
         ("evaluate typo.yaml", 2, "unknown key `train.stepps`"),
         ("evaluate taken", 2, "taken is no run folder"),
         ("sample typo.yaml", 2, "unknown key `train.stepps`"),

@@ -13,6 +13,8 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import date_of
 from prefopt.study.executors.executor import Outcome, record_failure
 from prefopt.study.jobs import Job, is_finished
+from prefopt.study.status import started_file
+from prefopt.study.stopping import NOT_STARTED, asked_to_stop
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.dates import fixed_date
 from prefopt.support.files import unused
@@ -32,13 +34,16 @@ def perform(job: Job) -> Outcome:
     """Run a job to its end; what was begun in its folder is continued as far as possible.
 
     It raises nothing but KeyboardInterrupt and SystemExit: an error is written to error.txt in the job's folder, beside the
-    partial work, and its first line is in the outcome.
+    partial work, and its first line is in the outcome. Where the study was asked to stop, the job is not begun.
     """
+    folder = _study_folder(job)
+    if asked_to_stop(folder):
+        return Outcome(job, NOT_STARTED)
     try:
         if missing := [folder for folder in job.after if not is_finished(folder)]:
             raise RuntimeError(f"{missing[0]} is not finished, and this run reads from it")
         _prepare_folder(job)
-        day = date_of(RunFolder(_study_folder(job)).manifest())
+        day = date_of(RunFolder(folder).manifest())
         with _log(job) as console, fixed_date(day):
             job.run(console)
         return Outcome(job)
@@ -68,6 +73,7 @@ def _log(job: Job) -> Iterator[Console]:
     """What a run of its own would show in the terminal goes to logs/."""
     file = _study_folder(job) / "logs" / f"{job.name}-seed-{job.seed}.txt"
     file.parent.mkdir(exist_ok=True)
+    started_file(_study_folder(job), job.name, job.seed).touch()
     with _LogFile(file.open("ab"), encoding="utf-8") as text:
         yield Terminal(file=text, width=120)
 
