@@ -151,14 +151,14 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _target(options: argparse.Namespace) -> "Recipe":
-    """The recipe of a file, or of a run folder with the trained policy in place of the one it started from."""
+    """The recipe of a file; or of a run, or one of its checkpoints, with the trained policy in place of that at the start."""
     from prefopt.recipe import load_recipe
-    from prefopt.runs.folder import RunFolder
+    from prefopt.runs.folder import run_of
 
     folder = Path(options.target)
     if not folder.is_dir():
         return load_recipe(folder, options.overrides)
-    RunFolder(folder).recipe(options.overrides)  # what is wrong with it is told before torch is imported
+    run_of(folder)[0].recipe(options.overrides)  # what is wrong with it is told before torch is imported
     from prefopt.runs.inspecting import trained
 
     return trained(folder, options.overrides)

@@ -17,17 +17,22 @@ from prefopt.support.out_of_memory import LOADING, advising
 
 T = TypeVar("T")
 
+OLDER_CHECKPOINT = (
+    "this checkpoint has no policy/, in which later versions keep its model as other programs load it: go on with its run "
+    "(prefopt run FOLDER --resume), whose next checkpoint has one"
+)
+
 CONFIGS = ("config.json", "adapter_config.json")
 """One of these is in every folder of a model or an adapter."""
 
 HOW_TO_GET_A_MODEL = (
-    "give a folder with config.json and weights (from save_pretrained), a finished run folder, "
+    "give a folder with config.json and weights (from save_pretrained), a finished run folder, a checkpoint of a run, "
     "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
 )
 
 
 def find_model(names: Sequence[str]) -> str:
-    """The first of these models that is available: a folder, a run folder's `policy/`, or a hub id. Loads nothing.
+    """The first of these models that is available: a folder, the `policy/` of a run or a checkpoint, or a hub id. Loads nothing.
 
     Raises:
         PrefoptError: none is on disk, and the hub has none or cannot be reached; says how to get one.
@@ -46,7 +51,18 @@ def find_model(names: Sequence[str]) -> str:
     if hub:
         cached = next((name for name in hub if any(_cached(name, file) for file in CONFIGS)), None)
         return cached or (hub[0] if note_model(hub[0]) else _on_hub(hub[0]))
-    raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}")
+    raise PrefoptError(f"no model at {' or '.join(names)}: {_of_a_run(names) or HOW_TO_GET_A_MODEL}")
+
+
+def _of_a_run(names: Sequence[str]) -> str:
+    """What to do about the folder of a run that has no trained policy yet, or about one of its checkpoints; else nothing."""
+    for folder in map(Path, names):
+        if (folder / "optimizer.pt").is_file():
+            return OLDER_CHECKPOINT
+        if saved := sorted(folder.glob("checkpoints/step-*/policy")):
+            newest = saved[-1].parent
+            return f"the run is not finished. Name its newest checkpoint, {newest}, or finish it: prefopt run {folder} --resume"
+    return ""
 
 
 def adapter_config(name: str) -> PeftConfig | None:

@@ -154,15 +154,15 @@ class Scorer(nn.Module):
         tokenizer has a special token that is not EOS, that becomes the padding token of both: transformers reads several rows
         only with one.
         """
-        tokenizer = self.tokenizer
+        tokenizer, text = self.tokenizer, self.model.config.get_text_config()
         self.model.config.problem_type = "regression"
-        if not isinstance(self.model, PeftModel) and tokenizer is not None:
-            text: Any = self.model.config.get_text_config()
-            if text.pad_token_id is None and (token := _padding(tokenizer)) is not None:
-                tokenizer = deepcopy(tokenizer)
-                tokenizer.pad_token = token
-                text.pad_token_id = tokenizer.pad_token_id
+        padding = text.pad_token_id
+        if not isinstance(self.model, PeftModel) and tokenizer is not None and padding is None:
+            tokenizer = deepcopy(tokenizer)
+            tokenizer.pad_token = _padding(tokenizer)
+            text.pad_token_id = tokenizer.pad_token_id
         save_weights(self.model, folder)
+        text.pad_token_id = padding  # training goes on after a checkpoint, and reads as before
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         self.reading.save(folder)

@@ -20,7 +20,7 @@ from prefopt.policy.policy import CRITIC
 from prefopt.policy.pretrained import Loader, load_unmerged, load_weights
 from prefopt.policy.scorer import FILE as MARK
 from prefopt.policy.scorer_loading import is_scorer
-from prefopt.runs.folder import RunFolder
+from prefopt.runs.folder import run_of
 from prefopt.runs.inspecting import trained
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import is_empty, locked, replacing_folder
@@ -146,14 +146,11 @@ def _source(run_or_folder: str | Path) -> _Source:
         PrefoptError: the run has trained no model yet, or there is no model.
     """
     place = Path(run_or_folder).expanduser()
-    run = next(
-        (run for run in (RunFolder(place), RunFolder(place.parent)) if run.begun and place in (run.path, run.policy)),
-        None,
-    )
-    if run is None:
+    run, model = run_of(place)
+    if not run.begun:
         return _Source(recipe.Policy(model=(str(run_or_folder),)), autocast=False)
-    own = {"model": (str(run.policy),), "tokenizer": None, "gradient_checkpointing": False}
-    spec = trained(run.path).policy.model_copy(update=own)
+    own = {"model": (str(model),), "tokenizer": None, "gradient_checkpointing": False}
+    spec = trained(place).policy.model_copy(update=own)
     return _Source(spec, autocast=run.manifest().get("device", {}).get("precision") == "bf16")
 
 

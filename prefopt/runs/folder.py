@@ -5,7 +5,7 @@ manifest.json        versions, code, data, weights, device, seeds
 metrics.jsonl        a line for each step and evaluation
 evaluations/         PART-step-NNNNNN.json, every observation and sample
 measured/            NAME.json, what was measured of the finished run later, and how
-checkpoints/         step-NNNNNN/, what a resume goes on from
+checkpoints/         step-NNNNNN/, what a resume goes on from, each with a policy/ of its own
 policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
@@ -74,6 +74,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The last one that is complete; None where there is none."""
+        return max(self.checkpoints.glob("step-*"), default=None)  # of six digits or more
 
     @property
     def policy(self) -> Path:
@@ -340,6 +345,21 @@ class RunFolder:
         """Note why the run failed."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.error_file, details)
+
+
+def run_of(place: Path) -> tuple[RunFolder, Path]:
+    """The run that a folder belongs to, and which of its models is meant.
+
+    Args:
+        place: a run folder, its policy/, one of its checkpoints, or the policy/ of one.
+
+    Returns:
+        The run, which may not be there, and the folder with the model's files.
+    """
+    place = place.absolute()  # of `.`, too, the folders above are known
+    holder = place.parent if place.name == RunFolder(place).policy.name else place
+    run = RunFolder(holder.parent.parent if holder.parent.name == RunFolder(holder).checkpoints.name else holder)
+    return run, RunFolder(holder).policy
 
 
 def _yaml(text: str) -> Any:

@@ -17,7 +17,8 @@ from prefopt.evaluation.evaluator import Evaluation
 from prefopt.evaluation.held_out import distinct_prompts
 from prefopt.objectives import load_objective
 from prefopt.policy import Policy, load_tokenizer, make_sampler
-from prefopt.runs.folder import RunFolder
+from prefopt.policy.finding import OLDER_CHECKPOINT
+from prefopt.runs.folder import RunFolder, run_of
 from prefopt.runs.lengths import longest_of, models_of, position_warnings, sampled
 from prefopt.runs.manifest import changed_parts, date_of, described
 from prefopt.runs.planning import plan
@@ -37,28 +38,42 @@ from prefopt.types import Needs
 def trained(folder: Path, overrides: Sequence[str] = ()) -> recipe.Recipe:
     """The recipe of a finished run with its trained policy in the place of the one it started from, now the reference.
 
+    Args:
+        folder: of the run; or one of its checkpoints, whose policy it then is.
+        overrides: of the recipe.
+
     Raises:
         PrefoptError: no run folder, or one without a trained policy.
     """
-    files = RunFolder(folder)
+    files, model = run_of(folder)
     settings = files.recipe(overrides)
-    if not files.policy.is_dir():
-        if files.trained or files.finished:
-            raise PrefoptError(
-                f"{files.policy} is missing: restore it; or remove {files.summary_file} and {files.trained_file}, and "
-                f"`prefopt run {folder} --resume` trains on from the last checkpoint"
-            )
-        raise PrefoptError(f"{folder} has no trained policy yet; finish the run: prefopt run {folder} --resume")
+    if not model.is_dir():
+        raise PrefoptError(_without_policy(files, model))
     reference = settings.reference
     if reference.model is None:
         reference = reference.model_copy(update={"model": settings.policy.model, "every": None})
-    policy = settings.policy.model_copy(update={"model": (str(files.policy),), "adapter": None})
+    policy = settings.policy.model_copy(update={"model": (str(model),), "adapter": None})
     return settings.model_copy(update={"policy": policy, "reference": reference})
+
+
+def _without_policy(files: RunFolder, model: Path) -> str:
+    """What to do where a run, or one of its checkpoints, has no policy."""
+    if model != files.policy:
+        return f"{model.parent}: {OLDER_CHECKPOINT}"
+    if files.trained or files.finished:
+        return (
+            f"{model} is missing: restore it; or remove {files.summary_file} and {files.trained_file}, and "
+            f"`prefopt run {files} --resume` trains on from the last checkpoint"
+        )
+    newest = files.newest_checkpoint
+    return f"{files} has no trained policy yet; finish the run: prefopt run {files} --resume" + (
+        f", or name the checkpoint {newest}" if newest else ""
+    )
 
 
 def _date_of(policy: recipe.Policy) -> date:
     """The date of the run that trained a policy, where one did: its chat template wrote it then."""
-    return date_of(RunFolder(Path(policy.model[0]).parent).manifest() if len(policy.model) == 1 else {})
+    return date_of(run_of(Path(policy.model[0]))[0].manifest() if len(policy.model) == 1 else {})
 
 
 def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:

@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, and read without executing anything that is in them.
 
-Weights are safetensors. All other states are tensors, arrays and plain values, which torch reads with `weights_only`: it makes
-nothing else, whatever a file asks for. Older checkpoints, which accelerate wrote, are read in the same way.
+Weights are safetensors, in the Hugging Face format as well (`training.weights`). All other states are tensors, arrays and plain
+values, which torch reads with `weights_only`: it makes nothing else, whatever a file asks for. Older checkpoints, which accelerate
+wrote, are read in the same way.
 """
 
 import io
@@ -19,29 +20,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.support.system_errors import naming
+from prefopt.training.weights import DAMAGED, damaged, fit, read_weights, write_weights
 from prefopt.types import Batch
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
 OPTIMISER = ("optimizer.pt", "optimizer.bin")
 TRAINER = ("trainer.pt", "custom_checkpoint_0.pkl")
 RANDOM = ("random-{}.pt", "random_states_{}.pkl")
 """Names of files: the present one, and that of older checkpoints."""
-
-DAMAGED = (
-    *(RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError, EOFError, OSError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
-"""What reading a file that was cut, or that is something else, may raise."""
 
 
 class Trainer(Protocol):
@@ -72,7 +65,7 @@ class Contents(NamedTuple):
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep: int) -> Path:
-    """Write `folder/step-N`: trainable weights, optimiser, random states, and the trainer's own state.
+    """Write `folder/step-N`: the model, optimiser, random states, and the trainer's own state.
 
     It appears under its name only when complete; then all but the newest `keep` are deleted. Called on every process.
 
@@ -88,7 +81,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep: int) -> Pat
     with naming(target):
         torch.save(_random_states(), staging / RANDOM[0].format(accelerator.process_index))
         if accelerator.is_main_process:
-            save_file(_trainable(accelerator.unwrap_model(trainer.model)), staging / WEIGHTS)
+            write_weights(accelerator.unwrap_model(trainer.model), staging)
             torch.save(trainer.optimizer.state_dict(), staging / OPTIMISER[0])
             state = trainer.state_dict()
             check_state(state)
@@ -174,14 +167,6 @@ def save_batch(batch: Batch, path: Path) -> Path:
     return target
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Weights that are trained, tied ones once, and buffers: the base model under an adapter is on disk already."""
-    state = model.state_dict()
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    names += [name for name, _ in model.named_buffers() if name in state]
-    return {name: state[name].detach().cpu().contiguous().clone() for name in names}
-
-
 def _read_by_all(checkpoint: Path, accelerator: Accelerator) -> tuple[Contents | None, str]:
     """A checkpoint, if every process can read it; else what the first that cannot says."""
     contents, problem = None, ""
@@ -200,14 +185,8 @@ def _read(checkpoint: Path, process: int) -> Contents:
     Raises:
         PrefoptError: one is missing, damaged, or holds objects.
     """
-    weights = _file(checkpoint, (WEIGHTS,))
-    try:
-        tensors = load_file(weights)
-    except DAMAGED as error:
-        raise _damaged(weights, error) from error
-    tensors = {
-        name.removeprefix("module."): tensor for name, tensor in tensors.items()
-    }  # older ones of several processes
+    weights = read_weights(checkpoint)
+    tensors = {name.removeprefix("module."): tensor for name, tensor in weights.items()}  # so older ones of processes
     own = _file(checkpoint, tuple(name.format(process) for name in RANDOM))
     state = _plain(own) if own.exists() or not process else {}  # there are more processes than before
     return Contents(tensors, _plain(_file(checkpoint, OPTIMISER)), _plain(_file(checkpoint, TRAINER)), state)
@@ -234,17 +213,12 @@ def _plain(file: Path) -> dict[str, Any]:
             raise PrefoptError(
                 f"{file} is damaged, or holds objects other than tensors and plain values, which are not loaded"
             ) from error
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
     except DAMAGED as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
     if not isinstance(content, dict):
         raise PrefoptError(f"{file} is no part of a checkpoint: it holds a {type(content).__name__}")
     return content
-
-
-def _damaged(file: Path, error: Exception) -> PrefoptError:
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    return PrefoptError(f"{file} is damaged ({first})")
 
 
 def _restore(trainer: Trainer, contents: Contents, checkpoint: Path) -> None:
@@ -253,19 +227,8 @@ def _restore(trainer: Trainer, contents: Contents, checkpoint: Path) -> None:
     Raises:
         PrefoptError: the checkpoint does not fit the recipe.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(name)
-    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    missing = [
-        names[0] for key, names in aliases.items() if key in trainable and not {*names} & contents.weights.keys()
-    ]
-    strange = sorted(contents.weights.keys() - model.state_dict().keys())
     try:
-        if missing or strange:
-            raise KeyError(f"weights that are {'missing' if missing else 'unknown'}, such as {(missing or strange)[0]}")
-        model.load_state_dict(contents.weights, strict=False)  # frozen weights are not in it
+        fit(trainer.accelerator.unwrap_model(trainer.model), contents.weights)
         trainer.optimizer.load_state_dict(contents.optimiser)
         trainer.load_state_dict(contents.trainer)
         _set_random_states(contents.random)

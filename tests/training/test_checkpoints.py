@@ -69,7 +69,7 @@ def same(one: Path, other: Path) -> bool:
 def test_files_of_a_checkpoint_are_tensors_and_plain_values(whole):
     newest = checkpoints(whole / "checkpoints")[-1]
     assert {file.name for file in newest.iterdir()} == {
-        "model.safetensors", "optimizer.pt", "trainer.pt", "random-0.pt",
+        "policy", "model.safetensors", "optimizer.pt", "trainer.pt", "random-0.pt",
     }  # fmt: skip
     for file in newest.glob("*.pt"):
         with zipfile.ZipFile(file) as parts:
