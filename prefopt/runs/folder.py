@@ -6,6 +6,7 @@ metrics.jsonl        a line for each step and evaluation
 evaluations/         PART-step-NNNNNN.json, every observation and sample
 measured/            NAME.json, what was measured of the finished run later, and how
 checkpoints/         step-NNNNNN/, what a resume goes on from, each with a policy/ of its own
+best/                step-NNNNNN/, the best policy on validation rows so far, of a run that keeps it
 policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
@@ -74,6 +75,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best policy so far."""
+        return self.path / "best"
+
+    def best_policy(self, step: int) -> Path:
+        """Where the policy of a step is kept while it is the best."""
+        return self.best / f"step-{step:06d}"
 
     @property
     def newest_checkpoint(self) -> Path | None:
@@ -351,14 +361,15 @@ def run_of(place: Path) -> tuple[RunFolder, Path]:
     """The run that a folder belongs to, and which of its models is meant.
 
     Args:
-        place: a run folder, its policy/, one of its checkpoints, or the policy/ of one.
+        place: a run folder, its policy/, one of its checkpoints or best policies, or the policy/ of one.
 
     Returns:
         The run, which may not be there, and the folder with the model's files.
     """
     place = place.absolute()  # of `.`, too, the folders above are known
     holder = place.parent if place.name == RunFolder(place).policy.name else place
-    run = RunFolder(holder.parent.parent if holder.parent.name == RunFolder(holder).checkpoints.name else holder)
+    inside = holder.parent.name in (RunFolder(holder).checkpoints.name, RunFolder(holder).best.name)
+    run = RunFolder(holder.parent.parent if inside else holder)
     return run, RunFolder(holder).policy
 
 

@@ -67,6 +67,11 @@ def settings_warnings(settings: recipe.Recipe, steps: int, trains: bool) -> Iter
     for key, (number, what) in every.items():
         if number is not None and number > steps:
             yield f"{key} is {number} and the run has {steps} step{'s' * (steps != 1)}: {what}"
+    if train.keep_best is not None and settings.evaluate.part == "validation":
+        yield (
+            "train.keep_best chooses on validation rows, and evaluate.part is validation: the best of several on the rows that it "
+            "was chosen by looks better than it is; measure it on test rows (evaluate.part: test)"
+        )
     processes, share = launched_processes(), train.minibatch_size or train.batch_size
     if share < processes:
         yield f"an optimiser step has {share} prompts for {processes} processes: {processes - share} of them have nothing to do"

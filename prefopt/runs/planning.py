@@ -19,6 +19,7 @@ from prefopt.objectives import load_objective
 from prefopt.objectives.contract import BASIC, check_objective
 from prefopt.objectives.terms import Term, merged_needs
 from prefopt.policy import check_policy, check_sampler, check_stops, find_model
+from prefopt.runs.choosing import check_choice
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.lengths import check_encoder, judge_warnings
 from prefopt.runs.limits import (
@@ -144,6 +145,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         check_held_out(part[: settings.evaluate.rows])
     notes = [*notes, *(f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes)]
     planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, notes=notes)
+    check_choice(settings, needs.rewards, None if rows_awaited() else data.validation)
     if not rows_awaited():
         refuse_few(planned)
         _check_prompts(settings, data)

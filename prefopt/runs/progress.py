@@ -1,7 +1,7 @@
 """What a person sees of a run: its data, a bar while it trains, its results. Lines now and then where there is no terminal."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.padding import Padding
@@ -150,6 +150,14 @@ def show_validation(console: Console, step: int, estimates: "Mapping[str, Estima
 def show_limit(console: Console, step: int, what: str) -> None:
     """A line, above the bar, on a metric that has left its bounds."""
     console.print(f"step {step}: {what}", style="bold yellow", highlight=False, soft_wrap=True)
+
+
+def show_chosen(console: Console, chosen: Mapping[str, Any], done: int) -> None:
+    """A line on which policy is the result, where one was chosen."""
+    if chosen:
+        which = "the last one" if chosen["step"] == done else f"that of step {chosen['step']} of {done}"
+        what = f"{chosen['metric']} {in_decimals(chosen['value'])} on validation rows"
+        console.print(f"the best policy is {which}: {what}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _numbers(step: "Step") -> str:

@@ -13,6 +13,7 @@ from prefopt import recipe
 from prefopt.evaluation.evaluator import Evaluation
 from prefopt.policy import Policy, Scorer
 from prefopt.runs.accounting import spent
+from prefopt.runs.choosing import Choice
 from prefopt.runs.claiming import claimed
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import measure, trained
@@ -20,7 +21,7 @@ from prefopt.runs.manifest import date_of
 from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluation, parts_at_ends
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
-from prefopt.runs.progress import show_limit, show_warnings, shown
+from prefopt.runs.progress import show_chosen, show_limit, show_warnings, shown
 from prefopt.runs.resuming import has_checkpoint, kept, restore, write_beginning, write_resumption
 from prefopt.runs.step_metrics import check_limits
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
@@ -89,20 +90,24 @@ def _train(
     """Up to the evaluation at the end; what was trained is saved before that, which may fail."""
     console, folder = measurements.console, measurements.folder
     measurements.keep(before, 0)
-    stopped, warned = "", set[str]()
+    choice, warned = Choice(prepared.recipe.train, folder, prepared.accelerator), set[str]()
     callbacks = _callbacks(prepared, folder)
-    for step in shown(trainer, prepared.plan.steps, console, done=done):
-        _after(step, prepared, trainer, measurements)
+    stopped = choice.reason_to_stop()  # a kill may have come between the checkpoint and the end
+    for step in () if stopped else shown(trainer, prepared.plan.steps, console, done=done):
+        _after(step, prepared, trainer, measurements, choice)
         limited = _limited(step, prepared.recipe.train, warned, console)
-        if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator):
+        if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator) or choice.reason_to_stop():
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
     trainer.check_finite()
+    chosen = choice.put_back(_bare(trainer), trainer.done)
+    show_chosen(console, chosen, trainer.done)
     if prepared.rollouts is not None and trainer.done and not prepared.rollouts.version:
         show_warnings(
             console, [f"no batch of rollouts had anything to learn from; of the last: {prepared.rollouts.unused}"]
         )
-    _save(prepared, trainer, folder, stopped)
+    _save(prepared, trainer, folder, stopped, chosen)
+    choice.remove()
     after = before
     if trainer.done:
         after = evaluated(prepared, folder, _bare(trainer), trainer.done, console)
@@ -110,7 +115,7 @@ def _train(
     return _conclude(folder, prepared.accelerator, before, after)
 
 
-def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str) -> None:
+def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str, chosen: Mapping[str, Any]) -> None:
     """The trained model, and with what its training ended: from here on a resume only evaluates and concludes."""
     if prepared.accelerator.is_main_process:
         with replacing_folder(folder.policy) as staging:
@@ -119,6 +124,7 @@ def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str)
         ending = {
             "steps": trainer.done,
             "stopped": stopped,
+            "chosen": chosen,
             "costs": asdict(spent(prepared, trainer)),
             "evaluated_on": {"split": part, "rows": len(prepared.evaluators[part].rows)},
             "parts": list(parts_at_ends(prepared)),
@@ -128,7 +134,7 @@ def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str)
     prepared.accelerator.wait_for_everyone()
 
 
-def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measurements) -> None:
+def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measurements, choice: Choice) -> None:
     """Log, evaluate and save, as often as the recipe says."""
     settings, train = prepared.recipe, prepared.recipe.train
     if prepared.rollouts is not None:
@@ -136,12 +142,15 @@ def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measu
     if step.number % settings.track.every == 0:
         of_step = {"tokens": step.tokens, "seconds": round(step.seconds, 4), "batch": step.batch}
         measurements.tracker.log(step.number, {**step.metrics, **of_step})
-    measures = settings.evaluate.every and step.number % settings.evaluate.every == 0
+    last = step.number == prepared.plan.steps
+    measures = settings.evaluate.every and step.number % settings.evaluate.every == 0 and not last
+    measures = measures or (last and train.keep_best is not None)  # otherwise the end is measured when all is over
     saves = train.checkpoint_every and step.number % train.checkpoint_every == 0
     if measures or saves:
         trainer.check_finite()
-    if measures and step.number < prepared.plan.steps:
+    if measures:
         measurements.validate(_bare(trainer), step.number)
+        choice.keep(_bare(trainer), step.number)
     if saves:
         with timed("checkpoint"):
             save_checkpoint(trainer, measurements.folder.checkpoints, step.number, train.keep_checkpoints)
@@ -191,7 +200,7 @@ def _conclude(
     if accelerator.is_main_process:
         summary = {
             "steps": training["steps"],
-            **({"stopped": training["stopped"]} if training["stopped"] else {}),
+            **{key: training[key] for key in ("stopped", "chosen") if training.get(key)},
             "evaluated_on": training["evaluated_on"],
             "costs": training["costs"],
             "before": _records(result.before) | json_values(before.numbers),

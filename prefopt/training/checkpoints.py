@@ -138,7 +138,7 @@ def load_newest(trainer: Trainer, folder: Path) -> int | None:
             for line in problems if trainer.accelerator.is_main_process else ():
                 log.warning("%s; going on from the one before, %s", line, checkpoint.name)
             _restore(trainer, contents, checkpoint)
-            return _step(checkpoint)
+            return step_of(checkpoint)
         problems.append(problem)
     if problems:
         raise PrefoptError(
@@ -150,10 +150,11 @@ def load_newest(trainer: Trainer, folder: Path) -> int | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete ones, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir() and _step(path) is not None), key=_step)
+    return sorted((path for path in folder.glob("step-*") if path.is_dir() and step_of(path) is not None), key=step_of)
 
 
-def _step(checkpoint: Path) -> Any:
+def step_of(checkpoint: Path) -> Any:
+    """The number in a name like step-000040; None where it has none."""
     digits = checkpoint.name.removeprefix("step-")
     return int(digits) if digits.isdecimal() else None
 

@@ -7,7 +7,7 @@ from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import Samples, Sampling
 from prefopt.recipe.schema.source import WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
 from prefopt.recipe.schema.track import Track, Wandb
-from prefopt.recipe.schema.train import Train
+from prefopt.recipe.schema.train import KeepBest, Train
 
 __all__ = [
     "WRITERS",
@@ -20,6 +20,7 @@ __all__ = [
     "Evaluate",
     "Feedback",
     "FeedbackOrName",
+    "KeepBest",
     "Policy",
     "Recipe",
     "Reference",

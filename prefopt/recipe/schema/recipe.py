@@ -2,7 +2,7 @@
 
 import typing
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from prefopt.recipe.names import FileName, Named, WithFields, named_sections
 from prefopt.recipe.schema.evaluate import Evaluate
@@ -69,3 +69,12 @@ class Recipe(Section):
         """The seed for one use of randomness, by its name in `Seeds`."""
         given = getattr(self.seeds, what)
         return self.seed if given is None else given
+
+    @model_validator(mode="after")
+    def _something_to_choose_among(self) -> "Recipe":
+        if self.train.keep_best is not None and self.evaluate.every is None:
+            raise ValueError(
+                "train.keep_best chooses among evaluations on validation rows, and there are none: set how many steps are between "
+                "them, for example evaluate.every: 20"
+            )
+        return self

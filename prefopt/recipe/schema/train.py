@@ -10,6 +10,21 @@ from prefopt.recipe.section import Section
 from prefopt.support.domains import Decay, Factor
 
 
+class KeepBest(Section):
+    """Which policy of a run is its result; in short, the metric's name alone."""
+
+    metric: str = Field(
+        description="held-out metric that validation rows are measured by: gold, accuracy, nll, one's own"
+    )
+    better: Literal["higher", "lower"] | None = Field(
+        None, description="which values are better; null: as is known of built-in metrics, higher for one's own"
+    )
+
+
+def _by_metric(value: typing.Any) -> typing.Any:
+    return {"metric": value} if isinstance(value, str) else value
+
+
 class Train(Section):
     """The training loop."""
 
@@ -58,6 +73,13 @@ class Train(Section):
     callbacks: typing.Annotated[tuple[Callback, ...], BeforeValidator(named_sections)] = Field(
         (), description="functions called with every step, `file.py:function`; one that returns a reason stops the run"
     )
+    keep_best: typing.Annotated[KeepBest | None, BeforeValidator(_by_metric)] = Field(
+        None,
+        description="a metric: the policy of the best evaluation on validation rows (evaluate.every) is the result; null: the last",
+    )
+    patience: int | None = Field(
+        None, gt=0, description="evaluations without a better keep_best after which the run stops; null: it does not"
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; null: no checkpoints")
     keep_checkpoints: int = Field(
         1, gt=0, description="checkpoints to keep; older ones are deleted once a newer one is complete"
@@ -79,4 +101,6 @@ class Train(Section):
             raise ValueError("give exactly one of train.steps and train.epochs; set the other one to null")
         if self.minibatch_size is not None and self.batch_size % self.minibatch_size:
             raise ValueError(f"minibatch_size {self.minibatch_size} does not divide batch_size {self.batch_size}")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError("patience waits for a better value of a metric: name it in train.keep_best")
         return self
