@@ -81,7 +81,7 @@ class Choice:
             PrefoptError: what was kept is gone or damaged.
         """
         keep = self.train.keep_best
-        if keep is None:
+        if keep is None or not done:
             return {}
         best = on_main_process(self.accelerator, self._best)
         if best is None:
