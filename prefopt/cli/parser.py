@@ -46,7 +46,11 @@ def _add_training(verb: Verb) -> None:
         "overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-6 objective.beta=0.3"
     )
     parser.add_argument("--out", metavar="DIR", help="the run folder; must be new")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the unfinished run")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint of the unfinished run, or of a finished one with more train.steps",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

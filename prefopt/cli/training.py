@@ -24,9 +24,11 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
         folder = Path(options.recipe)
-        settings = RunFolder(folder).recipe()
-        if not options.resume or options.overrides or options.out:
-            raise PrefoptError(f"{folder} is a run folder; all it can do is go on: prefopt run {folder} --resume")
+        settings = RunFolder(folder).recipe(options.overrides)
+        if not options.resume or options.out:
+            raise PrefoptError(
+                f"{folder} is a run folder; it can only go on: prefopt run {folder} --resume (train.steps=N goes on to more steps)"
+            )
     else:
         settings = load_recipe(options.recipe, options.overrides)
         if options.resume and folder is None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefopt import recipe
+from prefopt.runs.extending import LENGTH, is_longer, refuse_extension
 from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import is_empty, locked, unused
@@ -27,7 +28,7 @@ def claimed(settings: recipe.Recipe, folder: Path | None, resume: bool) -> Itera
 
 
 def refuse_taken(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
-    """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end.
+    """A new run wants a new folder; a resumed one a folder of the same recipe that has not come to its end, or is to be longer.
 
     Raises:
         PrefoptError: it is another.
@@ -38,10 +39,16 @@ def refuse_taken(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
                 f"{folder} is there already, and nothing is overwritten: name another, or resume it with --resume"
             )
         return
-    if folder.finished:
+    different = recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS)
+    if longer := is_longer(folder, resumed):
+        refuse_extension(folder, resumed)
+        different = {key: values for key, values in different.items() if key not in LENGTH}
+    if folder.finished and not longer:
         folder.summary()  # one that is damaged says so
-        raise PrefoptError(f"{folder} is finished: its results are in summary.json")
-    if different := recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS):
+        raise PrefoptError(
+            f"{folder} is finished: its results are in summary.json. To train on: prefopt run {folder} --resume train.steps=N"
+        )
+    if different:
         raise PrefoptError(
             f"{folder} was run with another recipe; it differs in {', '.join(different)}. To go on as it began: prefopt run "
             f"{folder} --resume"

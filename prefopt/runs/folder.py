@@ -10,6 +10,7 @@ best/                step-NNNNNN/, the best policy on validation rows so far, of
 policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
+earlier/             step-NNNNNN/, of a run that was extended: the policy and summary of its earlier end
 error.txt            of a study's run that failed: the traceback
 wandb-id.txt         of a run that is logged to W&B: its id there, so that a resume goes on in the same run
 """
@@ -84,6 +85,10 @@ class RunFolder:
     def best_policy(self, step: int) -> Path:
         """Where the policy of a step is kept while it is the best."""
         return self.best / f"step-{step:06d}"
+
+    def earlier(self, step: int) -> Path:
+        """Where the result of an earlier end is, of a run that was extended."""
+        return self.path / "earlier" / f"step-{step:06d}"
 
     @property
     def newest_checkpoint(self) -> Path | None:
@@ -361,14 +366,14 @@ def run_of(place: Path) -> tuple[RunFolder, Path]:
     """The run that a folder belongs to, and which of its models is meant.
 
     Args:
-        place: a run folder, its policy/, one of its checkpoints or best policies, or the policy/ of one.
+        place: a run folder, its policy/, one of its checkpoints, best policies or earlier ends, or the policy/ of one.
 
     Returns:
         The run, which may not be there, and the folder with the model's files.
     """
     place = place.absolute()  # of `.`, too, the folders above are known
     holder = place.parent if place.name == RunFolder(place).policy.name else place
-    inside = holder.parent.name in (RunFolder(holder).checkpoints.name, RunFolder(holder).best.name)
+    inside = holder.parent.name in ("checkpoints", "best", "earlier")
     run = RunFolder(holder.parent.parent if inside else holder)
     return run, RunFolder(holder).policy
 

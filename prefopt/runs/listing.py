@@ -10,7 +10,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm, RunRecord, read_run, usual_metric
 from prefopt.support.errors import PrefoptError
 
-PARTS_OF_RUNS = ("policy", "best", "checkpoints", "evaluations", "wandb")
+PARTS_OF_RUNS = ("policy", "best", "earlier", "checkpoints", "evaluations", "wandb")
 """Folders in run folders, which hold no further runs."""
 
 
@@ -25,8 +25,8 @@ class ListedRun:
         seed: of the run; None where its recipe does not say.
         step: the last one.
         steps: planned; None where the recipe has epochs.
-        result: the metric that a comparison of it would decide by, as in `gold 0.169`, and of which step the
-            policy is where the best was kept; empty where nothing was measured at the end.
+        result: the metric that a comparison of it would decide by, as in `gold 0.169`; with the step whose policy
+            is kept, where that is the best, and where the run was extended; empty where nothing was measured at the end.
         begun: day and time, as in `2026-11-29 13:45`; empty where no manifest says so.
     """
 
@@ -69,7 +69,7 @@ def _listed(run: RunFolder) -> ListedRun:
         seed if isinstance(seed, int) else None,
         int(max((line["step"] for line in record.history), default=0)),
         steps if isinstance(steps, int) else None,
-        _result(record, run.summary().get("chosen")),
+        _result(record, run.summary()),
         str(record.manifest.get("started", ""))[:16].replace("T", " "),
     )
 
@@ -85,10 +85,12 @@ def _term(term: Mapping[str, Any]) -> str:
     return str(term.get("name")) if weight == 1 else f"{weight} {term.get('name')}"
 
 
-def _result(record: RunRecord, chosen: Mapping[str, Any] | None) -> str:
+def _result(record: RunRecord, summary: Mapping[str, Any]) -> str:
     if not record.after:
         return ""
     evaluate = record.recipe.get("evaluate")
     own = list(evaluate.get("metrics") or ()) if isinstance(evaluate, Mapping) else []
     metric = usual_metric([list(record.after)], own)
-    return f"{metric} {record.after[metric]:.3f}" + (f" (of step {chosen['step']})" if chosen else "")
+    chosen = [f"step {summary['chosen']['step']} kept"] if summary.get("chosen") else []
+    notes = [*chosen, *(f"extended at {one['from']}" for one in summary.get("extended", ()))]
+    return f"{metric} {record.after[metric]:.3f}" + (f" ({', '.join(notes)})" if notes else "")

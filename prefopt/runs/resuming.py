@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from prefopt import recipe
+from prefopt.runs.extending import extension, in_words, is_longer, set_aside
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import changed_parts, manifest
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import DivergenceError, PrefoptError
 from prefopt.training.checkpoints import checkpoints, load_newest
 from prefopt.training.devices import on_main_process
 from prefopt.training.trackers import rewind
@@ -38,19 +39,27 @@ def write_beginning(prepared: "Prepared", folder: RunFolder, console: Console) -
     return resumed
 
 
-def write_resumption(prepared: "Prepared", folder: RunFolder, resumed: dict[str, Any]) -> None:
+def write_resumption(
+    prepared: "Prepared", trainer: "Trainer", folder: RunFolder, resumed: dict[str, Any], console: Console
+) -> None:
     """Record that a run goes on, once it does: one that is refused leaves its folder as it was. On every process.
 
     Args:
         prepared: the run.
+        trainer: restored.
         folder: of it.
         resumed: its manifest, with the record, from `write_beginning`.
+        console: where it is said that the run is longer now.
     """
 
     def write() -> None:
+        if is_longer(folder, prepared.recipe):
+            record = resumed["resumed"][-1]["extended"] = extension(trainer, prepared.recipe, folder)
+            console.print(in_words(record), style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+            set_aside(folder, record)
+        folder.write_manifest(resumed)
         if "recipe" in resumed["resumed"][-1]:
             folder.write_recipe(prepared.recipe)
-        folder.write_manifest(resumed)
 
     on_main_process(prepared.accelerator, write)
 
@@ -107,14 +116,22 @@ def restore(trainer: "Trainer", folder: RunFolder, console: Console) -> int:
     return trainer.done
 
 
-def kept(folder: RunFolder) -> str:
-    """What there is of a run that ends early, and how it goes on."""
+def kept(folder: RunFolder, error: BaseException) -> str:
+    """What there is of a run that this ends early, and how it goes on."""
     if not folder.begun or folder.finished:
         return f"{folder} is finished" if folder.finished else ""
     go_on = f"prefopt run {folder} --resume"
     if folder.trained:
         return f"{folder.policy} holds the trained model; what is left is the evaluation at the end: {go_on}"
-    if saved := checkpoints(folder.checkpoints):
+    saved = checkpoints(folder.checkpoints)
+    if isinstance(error, DivergenceError):
+        held = (
+            f"{saved[-1]} keeps what was done up to there, and a run can begin from it (policy.model); a"
+            if saved
+            else "a"
+        )
+        return f"{held} resume has the same settings and would diverge again"
+    if saved:
         return f"{saved[-1]} keeps what was done up to there; to go on: {go_on}"
     return f"no checkpoint was saved yet (train.checkpoint_every), so this begins again at step 0: {go_on}"
 

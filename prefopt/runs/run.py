@@ -15,6 +15,7 @@ from prefopt.policy import Policy, Scorer
 from prefopt.runs.accounting import spent
 from prefopt.runs.choosing import Choice
 from prefopt.runs.claiming import claimed
+from prefopt.runs.extending import extensions, is_longer, set_policy_aside
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import measure, trained
 from prefopt.runs.manifest import date_of
@@ -51,7 +52,8 @@ def run(
     Args:
         settings: what to run.
         folder: the run folder; by default a new one below `track.folder`, named after the recipe and the seed.
-        resume: go on from the last checkpoint in `folder`; where training is over, only evaluate and conclude.
+        resume: go on from the last checkpoint in `folder`, also to more steps than it was begun with; where training is over, only
+            evaluate and conclude.
         console: where a person follows it.
 
     Raises:
@@ -61,13 +63,13 @@ def run(
     with (
         computing(settings.train) as accelerator,
         entered_on_main_process(accelerator, lambda: claimed(settings, folder, resume)) as opened,
-        noting(lambda: kept(opened)),
+        noting(lambda error: kept(opened, error)),
         fixed_date(on_main_process(accelerator, lambda: date_of(opened.manifest()))),
     ):
         console = (console or Terminal(stderr=True)) if accelerator.is_main_process else Terminal(quiet=True)
         for line in said(settings.track.wandb):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
-        if opened.trained:
+        if opened.trained and not is_longer(opened, settings):
             tracker = _tracker(settings, opened, accelerator)
             return _tracked(tracker, lambda: _conclude_trained(settings, opened, tracker, accelerator, console))
         with timed("loading"):
@@ -78,7 +80,7 @@ def run(
         before = evaluated(prepared, opened, _bare(trainer), 0, console)  # while the model is that of the beginning
         done = restore(trainer, opened, console) if resume else 0
         if resumed is not None:
-            write_resumption(prepared, opened, resumed)
+            write_resumption(prepared, trainer, opened, resumed, console)
         tracker = _tracker(settings, opened, accelerator)
         measurements = Measurements(prepared, opened, tracker, console)
         return _tracked(tracker, lambda: _train(prepared, trainer, measurements, before, done))
@@ -120,6 +122,7 @@ def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str,
     if prepared.accelerator.is_main_process:
         with replacing_folder(folder.policy) as staging:
             _bare(trainer).save(staging)
+            set_policy_aside(folder)
         part = prepared.recipe.evaluate.part
         ending = {
             "steps": trainer.done,
@@ -201,6 +204,7 @@ def _conclude(
         summary = {
             "steps": training["steps"],
             **{key: training[key] for key in ("stopped", "chosen") if training.get(key)},
+            **({"extended": list(longer)} if (longer := extensions(folder.manifest())) else {}),
             "evaluated_on": training["evaluated_on"],
             "costs": training["costs"],
             "before": _records(result.before) | json_values(before.numbers),

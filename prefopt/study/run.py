@@ -75,7 +75,7 @@ def run_study(
     planned = plan_study(study, study_folder(study, folder))
     with sharing():
         check(planned)
-        with locked(planned.folder), noting(lambda: _kept(planned)):
+        with locked(planned.folder), noting(lambda _: _kept(planned)):
             _write_study(planned)
             _write_date(planned)
             started = time.time()

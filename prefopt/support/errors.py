@@ -11,6 +11,10 @@ class PrefoptError(Exception):
     """
 
 
+class DivergenceError(PrefoptError):
+    """Training came to numbers that are not finite, and would again with the same settings."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for the known name most like `name`, or nothing."""
     match = difflib.get_close_matches(name, list(known), n=1)

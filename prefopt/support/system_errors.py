@@ -110,16 +110,16 @@ def _has_no_room(place: Path) -> bool:
 
 
 @contextmanager
-def noting(note: Callable[[], str]) -> Iterator[None]:
+def noting(note: Callable[[BaseException], str]) -> Iterator[None]:
     """Add a sentence to whatever ends the work early, an interrupt included: what was kept, and how to go on.
 
     Args:
-        note: makes the sentence when it is needed; empty where there is nothing to say.
+        note: makes the sentence of what ended the work; empty where there is nothing to say.
     """
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if (text := note()) and text not in getattr(error, "__notes__", ()):
+        if (text := note(error)) and text not in getattr(error, "__notes__", ()):
             error.add_note(text)
         raise
 

@@ -25,7 +25,7 @@ from prefopt.objectives.terms import (
     total,
 )
 from prefopt.policy.parallel import forward, shard
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import DivergenceError
 from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
@@ -138,7 +138,7 @@ class Trainer:
         turns states that are too large into zeros; and what the model computes for one row of the last batch.
 
         Raises:
-            PrefoptError: says that training diverged.
+            DivergenceError: says so.
         """
         model = self.accelerator.unwrap_model(self.model)
         finite = all(_has_finite_squares(weight) for weight in model.parameters() if weight.requires_grad)
@@ -151,7 +151,7 @@ class Trainer:
             model.train(training)
             finite = all(bool(values.isfinite().all()) for values in fields.values())
         if not finite:
-            raise PrefoptError(
+            raise DivergenceError(
                 f"training diverged: after the update of step {self.done} the model computes no finite numbers, and is neither "
                 f"saved nor measured. Usual causes: train.lr too high (it is {self.settings.lr:g}), no train.clip_norm or "
                 "train.warmup; with a smaller one, begin anew in another folder"
@@ -192,7 +192,10 @@ class Trainer:
             else term
             for term, fields in zip(self.terms, state["objectives"], strict=True)
         ]
-        self.schedule.load_state_dict(state["schedule"])
+        # Stepped to its place, it gives the rate of its own length, which may be another than the checkpoint's.
+        place = state["schedule"]["last_epoch"]
+        self.schedule.load_state_dict({**state["schedule"], "last_epoch": place - 1})
+        self.schedule.step()
         if isinstance(self.reference, Moving):
             self.reference.load_state_dict(state["reference"])
 
@@ -391,7 +394,7 @@ class Trainer:
         where = ""
         if self.folder is not None and self.accelerator.is_main_process:
             where = f" The batch is in {save_batch(batch, self.folder / f'nonfinite-step-{self.done + 1}')}."
-        raise PrefoptError(
+        raise DivergenceError(
             f"step {self.done + 1}: the loss is {metrics[None, 'loss']} and the gradient's norm {metrics[None, 'grad_norm']}: "
             f"stopped before the weights were touched.{where} Usual causes: train.lr too high, bf16 or fp16 weights, an objective "
             "that overflows (`prefopt check` tries extreme log-ratios)."

@@ -67,7 +67,7 @@ def test_the_policy_of_the_best_evaluation_is_saved_and_measured(home, whole):
     assert weights(whole) == weights(other)
     assert whole.summary()["after"] == other.summary()["after"] and whole.summary()["steps"] == 12
     (listed,) = [one for one in listed_runs(home) if one.folder == whole.path]
-    assert f"of step {chosen['step']}" in listed.result
+    assert f"(step {chosen['step']} kept)" in listed.result
 
 
 def test_what_is_on_disk_in_the_course_of_a_run_is_a_model(whole):

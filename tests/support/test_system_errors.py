@@ -181,6 +181,13 @@ def test_too_many_open_files_names_the_limit():
 
 @pytest.mark.parametrize("error", [PrefoptError("x"), OSError(errno.ENOSPC, "x"), KeyboardInterrupt(), RuntimeError()])
 def test_a_note_goes_with_whatever_ends_the_work_and_only_once(error):
-    with pytest.raises(type(error)) as caught, noting(lambda: "kept in a/"), noting(lambda: "kept in a/"), noting(str):
+    ended_by = []
+
+    def note(error: BaseException) -> str:
+        ended_by.append(error)
+        return "kept in a/"
+
+    with pytest.raises(type(error)) as caught, noting(note), noting(note), noting(lambda _: ""):
         raise error
+    assert ended_by == [error, error]
     assert caught.value.__notes__ == ["kept in a/"]

@@ -131,7 +131,7 @@ class Labelling:
         day = on_main_process(self.accelerator, lambda: date_of(_manifest(self.folder)))
         with (
             entered_on_main_process(self.accelerator, self._opened) as done,
-            noting(self._kept),
+            noting(lambda _: self._kept()),
             fixed_date(day),
         ):
             completions = self._completions()

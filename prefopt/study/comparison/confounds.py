@@ -10,6 +10,7 @@ from typing import Any
 
 from prefopt.recipe import Seeds, differences
 from prefopt.recipe.flat import short_value, within
+from prefopt.runs.extending import extensions, in_words
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm
 from prefopt.support.errors import PrefoptError
@@ -127,7 +128,13 @@ def confounds(
     bare = [f"{f.arm}, seed {f.seed}" for f in runs if not f.manifest]
     if bare:
         sentences.append(f"{_listed(bare)}: no manifest.json, so weights, data, code and device cannot be compared")
-    return sentences + list(_among([f for f in runs if f.manifest]))
+    return [*sentences, *_extended(runs), *_among([f for f in runs if f.manifest])]
+
+
+def _extended(runs: Sequence[RunFiles]) -> Iterator[str]:
+    """Runs that came to an end and were trained on."""
+    for one in runs:
+        yield from (f"{one.arm}, seed {one.seed} was {in_words(record)}" for record in extensions(one.manifest))
 
 
 def _against(runs: Sequence[RunFiles], base: str, varies: Sequence[str]) -> list[str]:
