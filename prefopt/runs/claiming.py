@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefopt import recipe
-from prefopt.runs.extending import LENGTH, is_longer, refuse_extension
+from prefopt.runs.extending import LENGTH, refuse_extension
 from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import is_empty, locked, unused
@@ -40,18 +40,17 @@ def refuse_taken(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
             )
         return
     different = recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS)
-    if longer := is_longer(folder, resumed):
-        refuse_extension(folder, resumed)
-        different = {key: values for key, values in different.items() if key not in LENGTH}
-    if folder.finished and not longer:
-        folder.summary()  # one that is damaged says so
-        raise PrefoptError(
-            f"{folder} is finished: its results are in summary.json. To train on: prefopt run {folder} --resume train.steps=N"
-        )
-    if different:
+    if different.keys() - LENGTH:
         raise PrefoptError(
             f"{folder} was run with another recipe; it differs in {', '.join(different)}. To go on as it began: prefopt run "
             f"{folder} --resume"
+        )
+    if different:
+        refuse_extension(folder, resumed)
+    elif folder.finished:
+        folder.summary()  # one that is damaged says so
+        raise PrefoptError(
+            f"{folder} is finished: its results are in summary.json. To train on: prefopt run {folder} --resume train.steps=N"
         )
 
 

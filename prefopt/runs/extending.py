@@ -16,13 +16,13 @@ from prefopt.support.errors import PrefoptError
 if TYPE_CHECKING:
     from prefopt.training.loop import Trainer
 
-LENGTH = ("train.steps", "train.epochs")
+LENGTH = frozenset({"train.steps", "train.epochs"})
 """The only keys of what is learnt in which a run that goes on may differ from its beginning."""
 
 
 def is_longer(folder: RunFolder, now: Recipe) -> bool:
     """Whether a recipe gives a run another length than it began with; `refuse_extension` says whether it can be."""
-    return folder.begun and bool(material_differences(folder.recipe(), now, OF_RUNS).keys() & set(LENGTH))
+    return folder.begun and bool(material_differences(folder.recipe(), now, OF_RUNS).keys() & LENGTH)
 
 
 def refuse_extension(folder: RunFolder, now: Recipe) -> None:
