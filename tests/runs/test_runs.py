@@ -1,9 +1,9 @@
 """Whole runs: a killed one resumes as if nothing had been, and two processes do what one does."""
 
 import json
-import re
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
