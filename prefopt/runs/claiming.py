@@ -40,9 +40,9 @@ def refuse_taken(folder: RunFolder, resumed: recipe.Recipe | None) -> None:
             )
         return
     different = recipe.material_differences(folder.recipe(), resumed, recipe.OF_RUNS)
-    if different.keys() - LENGTH:
+    if others := [key for key in different if key not in LENGTH]:
         raise PrefoptError(
-            f"{folder} was run with another recipe; it differs in {', '.join(different)}. To go on as it began: prefopt run "
+            f"{folder} was run with another recipe; it differs in {', '.join(others)}. To go on as it began: prefopt run "
             f"{folder} --resume"
         )
     if different:
