@@ -12,6 +12,8 @@ from prefopt.cli.training import run, study
 Verb = Callable[[Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 """Adds a verb, which is a function, with its help."""
 
+OF_A_RUN = "a recipe (its policy before training), a finished run folder, or a checkpoint in one"
+
 
 def parser_of_verbs() -> argparse.ArgumentParser:
     """`prefopt VERB …`."""
@@ -81,19 +83,11 @@ def _add_training(verb: Verb) -> None:
 
 def _add_measuring(verb: Verb) -> None:
     parser = verb(evaluate, "measure a policy on held-out data, or a judge against people, with intervals")
-    parser.add_argument(
-        "target",
-        metavar="RECIPE|RUN",
-        help="a recipe (its policy before training), a finished run folder, or a checkpoint in one",
-    )
+    parser.add_argument("target", metavar="RECIPE|RUN", help=OF_A_RUN)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
     parser.add_argument("--out", metavar="FILE", help="also write every observation, as JSON")
     parser = verb(sample, "generate from a policy")
-    parser.add_argument(
-        "target",
-        metavar="RECIPE|RUN",
-        help="a recipe (its policy before training), a finished run folder, or a checkpoint in one",
-    )
+    parser.add_argument("target", metavar="RECIPE|RUN", help=OF_A_RUN)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="overrides, such as evaluate.sampling.temperature=0.7"
     )
@@ -132,11 +126,7 @@ def _add_measuring(verb: Verb) -> None:
     parser = verb(
         export, "write a trained model as whole weights, adapters merged, for transformers alone (docs/models.md)"
     )
-    parser.add_argument(
-        "target",
-        metavar="RUN|FOLDER",
-        help="a run folder, a checkpoint in one, or a folder or hub id of a model or adapter",
-    )
+    parser.add_argument("target", metavar="RUN|FOLDER", help="a run or a checkpoint, or any model's folder or hub id")
     parser.add_argument("out", metavar="OUT", help="where to; a folder that is new or empty")
     parser.add_argument(
         "--dtype",
