@@ -11,10 +11,22 @@ from prefopt.support.logs import quiet_libraries
 
 def benchmark(options: argparse.Namespace) -> None:
     """`prefopt benchmark`."""
+    if (options.data is None) == (options.tasks is None):
+        raise PrefoptError(
+            "give --data FILE, rows of a benchmark of reward models or judges, or --tasks NAME,… of lm-evaluation-harness"
+        )
+    of_the_other = ("include", "fewshot") if options.tasks is None else ("kind", "reward", "reference")
+    if given := [name for name in of_the_other if getattr(options, name) is not None]:
+        name = {"kind": "as"}.get(given[0], given[0])
+        raise PrefoptError(f"--{name} says nothing of --{'data' if options.tasks is None else 'tasks'}: leave it out")
     target = new_file(options.out)
     if options.add and not Path(options.target).is_dir():
         raise PrefoptError(f"--add keeps the result in a finished run's folder, and {options.target} is no folder")
     quiet_libraries()
+    (_rows if options.tasks is None else _tasks)(options, target)
+
+
+def _rows(options: argparse.Namespace, target: Path | None) -> None:
     from prefopt.runs.benchmark.measuring import benchmark as measure
     from prefopt.runs.benchmark.measuring import to_json
     from prefopt.runs.benchmark.showing import show_measured
@@ -22,15 +34,21 @@ def benchmark(options: argparse.Namespace) -> None:
 
     manner = Manner(options.reward, options.reference, options.prompts, options.batch_size)
     measured, made = measure(
-        options.target,
-        options.data,
-        consoles.err,
-        overrides=options.overrides,
-        manner=manner,
-        kind=options.kind,
-        limit=options.limit,
-        called=options.name,
-        add=options.add,
-    )
+        options.target, options.data, consoles.err, overrides=options.overrides, manner=manner, kind=options.kind,
+        limit=options.limit, called=options.name, add=options.add,
+    )  # fmt: skip
     show_measured(consoles.out, measured, made, options.name or Path(options.data).stem)
     keep(target, to_json(measured, made))
+
+
+def _tasks(options: argparse.Namespace, target: Path | None) -> None:
+    from prefopt.runs.benchmark.showing import show_tasks
+    from prefopt.runs.benchmark.tasks import tasks, to_json
+
+    found, made = tasks(
+        options.target, options.tasks.split(","), consoles.err, overrides=options.overrides, include=options.include or (),
+        prompts=options.prompts, limit=options.limit, fewshot=options.fewshot, batch_size=options.batch_size,
+        called=options.name, add=options.add,
+    )  # fmt: skip
+    show_tasks(consoles.out, found, made)
+    keep(target, to_json(found, made))

@@ -137,7 +137,7 @@ def _add_measuring(verb: Verb) -> None:
 
 
 def _add_benchmark(verb: Verb) -> None:
-    parser = verb(benchmark, "measure a reward model, judge or policy on the benchmarks of others (docs/benchmarks.md)")
+    parser = verb(benchmark, "measure a reward model, judge or policy on published benchmarks (docs/benchmarks.md)")
     parser.add_argument(
         "target",
         metavar="RUN|MODEL|RECIPE",
@@ -147,13 +147,19 @@ def _add_benchmark(verb: Verb) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        required=True,
         help="rows of RewardBench, RewardBench 2, RM-Bench or JudgeBench, or any pairs: JSONL, Parquet, CSV, a folder, a hub id",
+    )
+    parser.add_argument("--tasks", metavar="NAME,…", help="tasks of lm-evaluation-harness, for policies")
+    parser.add_argument("--include", action="append", metavar="FOLDER", help="with further tasks; may be given again")
+    parser.add_argument(
+        "--fewshot", type=int, metavar="N", help="worked examples before each document (default: the task's)"
     )
     parser.add_argument(
         "--as", dest="kind", metavar="BENCHMARK", help="which benchmark (default: known by the columns)"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first so many rows")
+    parser.add_argument(
+        "--limit", type=_positive, metavar="N", help="the first so many rows, or documents of each task"
+    )
     parser.add_argument(
         "--reward",
         choices=("logratio", "logp", "mean_logp", "norm_logp"),
@@ -166,7 +172,7 @@ def _add_benchmark(verb: Verb) -> None:
         help="as plain text, as a turn of the user, or answers alone (default: as the model was trained)",
     )
     parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="in a forward pass (default: 16)")
-    parser.add_argument("--name", metavar="NAME", help="of the result (default: the file's)")
+    parser.add_argument("--name", metavar="NAME", help="of the result (default: the file's, or the tasks')")
     parser.add_argument("--out", metavar="FILE", help="also write everything, as JSON")
     parser.add_argument("--add", action="store_true", help="keep it in the run folder, where `prefopt report` finds it")
 

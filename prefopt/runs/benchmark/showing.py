@@ -10,6 +10,7 @@ from rich.text import Text
 from prefopt.runs.results import interval
 
 if TYPE_CHECKING:
+    from prefopt.evaluation.benchmarks.harness import Tasks
     from prefopt.evaluation.benchmarks.measuring import Measured
     from prefopt.evaluation.benchmarks.scores import ScoreEstimate
 
@@ -45,6 +46,20 @@ def show_measured(console: Console, measured: "Measured", made: Mapping[str, Any
         if measured.numbers.get(key):
             console.print(Text(f"{measured.numbers[key]:.1%} {what}", style="yellow"))
     console.print(Text("Intervals of 95% resample prompts: docs/benchmarks.md", style="dim"))
+
+
+def show_tasks(console: Console, found: "Tasks", made: Mapping[str, Any]) -> None:
+    """Every metric of every task with its interval."""
+    console.print(Text.assemble((str(made["harness"]), "bold"), f": {made['target']}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("metric", "estimate"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("documents", justify="right", no_wrap=True)
+    for metric in found.metrics:
+        worse = " (lower is better)" if metric.higher_is_better is False else ""
+        table.add_row(Text(metric.name + worse), Text(interval(metric.estimate)), f"{metric.estimate.prompts:,}")
+    console.print(table)
+    console.print(Text("Intervals of 95% resample documents: docs/benchmarks.md", style="dim"))
 
 
 def _row(table: Table, name: str, e: "ScoreEstimate", style: str = "") -> None:

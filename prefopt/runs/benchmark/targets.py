@@ -61,6 +61,7 @@ class Target:
         threads: of the CPU; None leaves torch's choice.
         precision: auto, fp32 or bf16.
         date: that chat templates write.
+        language_model: what it is, where it is a policy; None of others.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Target:
     threads: int | None = None
     precision: str = "auto"
     date: date = field(default_factory=current_date)
+    language_model: recipe.Policy | None = None
 
 
 class JudgedRecipe(Section):
@@ -160,7 +162,7 @@ def _of_run(name: str, settings: recipe.Recipe, manner: Manner, run: RunFolder |
         settings.policy, settings.reference.model_copy(update={"model": named, "every": None}), reward, longest, manner
     )
     about = {"who": "policy", "reward": reward, "prompts": prompts}
-    return Target(name, settings, make, _shown(prompts), about, **rest)
+    return Target(name, settings, make, _shown(prompts), about, language_model=settings.policy, **rest)
 
 
 def _of_model(name: str, manner: Manner) -> Target:
@@ -177,7 +179,8 @@ def _of_model(name: str, manner: Manner) -> Target:
         )
     reference = recipe.Reference(model=(manner.reference,) if manner.reference else None)
     make = _policy(spec, reference, reward, (None, None), manner)
-    return Target(name, spec, make, _shown(prompts), {"who": "policy", "reward": reward, "prompts": prompts})
+    about = {"who": "policy", "reward": reward, "prompts": prompts}
+    return Target(name, spec, make, _shown(prompts), about, language_model=spec)
 
 
 def _scorer(
@@ -207,12 +210,17 @@ def _policy(
     manner: Manner,
 ) -> Callable[[Accelerator], Feedback]:
     def make(accelerator: Accelerator) -> Feedback:
-        policy: Policy = load_policy(spec, load_tokenizer(spec), seed=0).to(accelerator.device)
-        policy.eval().requires_grad_(False)
+        policy = load_language_model(spec, accelerator)
         other = make_reference(policy, reference, spec) if reward == "logratio" else None
         return ImplicitReward(policy, other, reward, *longest, manner.batch_size, accelerator)
 
     return make
+
+
+def load_language_model(spec: recipe.Policy, accelerator: Accelerator) -> Policy:
+    """A policy to be measured, on its device."""
+    policy: Policy = load_policy(spec, load_tokenizer(spec), seed=0).to(accelerator.device)
+    return policy.eval().requires_grad_(False)
 
 
 def _shown(prompts: Prompts | None) -> Callable[[Sequence[Case]], Sequence[Case]]:
