@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from prefopt import objectives
     from prefopt.data import load_examples, tokenise
     from prefopt.environments import check_environment
-    from prefopt.evaluation.evaluator import Evaluation, Evaluator
+    from prefopt.evaluation.evaluation import Evaluation
+    from prefopt.evaluation.evaluator import Evaluator
     from prefopt.objectives import load_objective
     from prefopt.objectives.contract import check_objective
     from prefopt.objectives.contract.case import make_case

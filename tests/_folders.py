@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.intervals import Observations
 from prefopt.support.files import write_whole
 

@@ -1,14 +1,11 @@
 """Measuring a model on held-out data, with intervals that resample prompts."""
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -16,9 +13,10 @@ from torch import Tensor
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
 from prefopt.data.texts import decode_pieces
+from prefopt.evaluation.breakdown import Measured, broken_down
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
+from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.held_out import best, distinct_prompts, gaps, pairs
-from prefopt.evaluation.intervals import Observations, change, common, estimate
 from prefopt.evaluation.metrics import metric_key
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
 from prefopt.feedback import ask
@@ -27,86 +25,13 @@ from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
 from prefopt.sources.writing import Completer, batch_of_written
 from prefopt.support.errors import PrefoptError
-from prefopt.support.json_values import json_values
 from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import seed_for
-from prefopt.types import ORIGINS, Batch, Estimate, Feedback, Model, Needs, Outputs, Sampler, Written
+from prefopt.types import ORIGINS, Batch, Feedback, Model, Needs, Outputs, Sampler, Written
 
 TIE = 1e-4
 """Nats (or points of a scorer) within which neither is ahead: sums of log-probs in fp32 that should be equal differ by less."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured.
-
-    Attributes:
-        observations: of each metric, by prompt.
-        numbers: metrics of all samples together, which have no interval by prompt.
-        samples: one for each prompt and completion: prompt, the same as the model saw it (`rendered`: pieces of text, each with
-            whether it is a special token), completion, and what was measured of it.
-        confidence: of the intervals.
-        seed: of the resampling.
-    """
-
-    observations: Mapping[str, Observations]
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    samples: Sequence[Mapping[str, Any]] = ()
-    confidence: float = 0.95
-    seed: int = 0
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Each metric with its interval."""
-        return {name: estimate(o, self.confidence, self.seed) for name, o in self.observations.items()}
-
-    def to_json(self) -> str:
-        """Everything, so that later runs can be compared with this one prompt by prompt."""
-        observed = {
-            name: {"values": o.values.tolist(), "weights": o.weights.tolist(), "groups": list(o.groups)}
-            for name, o in self.observations.items()
-        }
-        samples = [{k: None if v != v else v for k, v in sample.items()} for sample in self.samples]  # JSON has no NaN
-        content = {**vars(self), "observations": observed, "numbers": json_values(self.numbers), "samples": samples}
-        return json.dumps(content, ensure_ascii=False, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote.
-
-        Raises:
-            ValueError: it is something else; KeyError, TypeError and AttributeError say the same.
-        """
-        content = json.loads(text)
-        observed = {name: _read_observations(name, o) for name, o in content.pop("observations").items()}
-        numbers = {n: math.nan if value is None else float(value) for n, value in content.pop("numbers").items()}
-        evaluation = cls(observed, numbers, **content)
-        if not (0 < evaluation.confidence < 1 and isinstance(evaluation.seed, int) and evaluation.seed >= 0):
-            raise ValueError(f"confidence {evaluation.confidence}, seed {evaluation.seed}")
-        if not all({"prompt", "completion"} <= sample.keys() for sample in evaluation.samples):
-            raise ValueError("samples without prompt and completion")
-        return evaluation
-
-    def change_since(self, before: "Evaluation") -> dict[str, Estimate]:
-        """Paired differences of the metrics that both have, over the prompts on which both have them: a verdict may be missing."""
-        paired = {
-            name: common(before.observations[name], o)
-            for name, o in self.observations.items()
-            if name in before.observations
-        }
-        return {name: change(*both, self.confidence, self.seed) for name, both in paired.items() if both[0].groups}
-
-
-def _read_observations(name: str, content: Mapping[str, Any]) -> Observations:
-    values, weights = (np.array(content[key], dtype=float) for key in ("values", "weights"))
-    groups = content["groups"]
-    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
-        raise ValueError(f"observations of {name}: groups are no list of names")
-    if not values.shape == weights.shape == (len(groups),):
-        raise ValueError(
-            f"observations of {name}: {values.shape} values, {weights.shape} weights, {len(groups)} groups"
-        )
-    return Observations(values, weights, groups)
 
 
 class Evaluator:
@@ -170,22 +95,23 @@ class Evaluator:
         if isinstance(model, Scorer):
             evaluation = self._evaluation(*(self._scored_pairs(model, in_pairs) if in_pairs else ({}, {})))
         else:
-            observations = self._pairs(model, in_pairs) if in_pairs else self._demonstrations(model)
+            measured = self._pairs(model, in_pairs) if in_pairs else self._demonstrations(model)
             numbers: dict[str, float] = {}
             samples: list[dict[str, Any]] = []
             if self.prompts and model.tokenizer is not None:
                 of_samples, numbers, samples = self._samples(model)
-                observations |= of_samples
-            evaluation = self._evaluation(observations, numbers, samples)
+                measured |= of_samples
+            evaluation = self._evaluation(measured, numbers, samples)
         model.train(training)
         return evaluation
 
     def _evaluation(
         self,
-        observations: dict[str, Observations],
+        measured: Mapping[str, Measured],
         numbers: dict[str, float] | None = None,
         samples: Sequence[Any] = (),
     ) -> Evaluation:
+        observations = broken_down(measured, self.settings.by)
         return Evaluation(
             observations, numbers or {}, samples, self.settings.confidence, seed_for(self.seed, "resampling")
         )
@@ -196,9 +122,7 @@ class Evaluator:
         with timed("forward"):
             return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
 
-    def _scored_pairs(
-        self, model: Model, pairs: Sequence[Tokenised]
-    ) -> tuple[dict[str, Observations], dict[str, float]]:
+    def _scored_pairs(self, model: Model, pairs: Sequence[Tokenised]) -> tuple[dict[str, Measured], dict[str, float]]:
         """How often the chosen one has the higher reward, and how well σ(r_w − r_l) predicts that."""
         _, outputs = self._outputs(model, pairs, Needs(rewards=True))
         assert outputs.rewards is not None
@@ -215,25 +139,26 @@ class Evaluator:
             split, limits = by_gap(_ahead(rewards), gap)
             measured |= {f"accuracy_{name}_gap": values for name, values in split.items()}
             numbers |= dict(zip(("gap_small_to", "gap_medium_to"), limits, strict=False))
-        observations = _pair_observations(rewards, pairs, "rewards")
-        return observations | {name: _observations(value, pairs) for name, value in measured.items()}, numbers
+        return _of_pairs(rewards, pairs, "rewards") | {
+            n: Measured(value, pairs) for n, value in measured.items()
+        }, numbers
 
-    def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Observations]:
+    def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Measured]:
         batch, outputs = self._outputs(model, pairs, Needs())
         likelihood = _likelihood(batch, outputs, pairs)
-        likelihood["likelihood_accuracy"] = _observations(_ahead(outputs.sum()), pairs)
+        likelihood["likelihood_accuracy"] = Measured(_ahead(outputs.sum()), pairs)
         if self.reference is None:
             return likelihood
         if self._reference_logps is None:
             reference = forward(self.reference, batch, Needs(), self.settings.batch_size, self.accelerator)
             self._reference_logps = reference.sum()
-        return _pair_observations(outputs.sum() - self._reference_logps, pairs, "logratio") | likelihood
+        return _of_pairs(outputs.sum() - self._reference_logps, pairs, "logratio") | likelihood
 
-    def _demonstrations(self, model: Model) -> dict[str, Observations]:
+    def _demonstrations(self, model: Model) -> dict[str, Measured]:
         answers = best(self.rows)
         return _likelihood(*self._outputs(model, answers, Needs()), answers) if answers else {}
 
-    def _samples(self, model: Policy) -> tuple[dict[str, Observations], dict[str, float], list[dict[str, Any]]]:
+    def _samples(self, model: Policy) -> tuple[dict[str, Measured], dict[str, float], list[dict[str, Any]]]:
         """What the policy writes after held-out prompts."""
         written, texts = self._write(model, model, "evaluation")
         ended = [[one.ended for one in row] for row in written]
@@ -251,7 +176,6 @@ class Evaluator:
         scored = self._scored(texts, ended)
         measured |= scored
         measured = {name: value.cpu() for name, value in measured.items()}
-        observations = {name: _observations(value, self.prompts) for name, value in measured.items()}
         numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
         judged = [*scored, *(["win_rate"] if "win_rate" in measured else [])]
         numbers |= {f"{name}_missing": measured[name].isnan().double().mean().item() for name in judged}
@@ -267,7 +191,7 @@ class Evaluator:
             for b, row in enumerate(self.prompts)
             for k in range(self.settings.completions)
         ]
-        return observations, numbers, samples
+        return {name: Measured(value, self.prompts) for name, value in measured.items()}, numbers, samples
 
     def _scored(self, texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> dict[str, Tensor]:
         """[B, K] of each feedback that measures samples: gold and the recipe's own metrics."""
@@ -360,19 +284,19 @@ def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def _likelihood(batch: Batch, outputs: Outputs, rows: Sequence[Tokenised]) -> dict[str, Observations]:
+def _likelihood(batch: Batch, outputs: Outputs, rows: Sequence[Tokenised]) -> dict[str, Measured]:
     """Of the best completions, which come first; every token weighs the same."""
-    return {"nll": _observations(-outputs.sum()[:, 0], rows, weights=batch.mask[:, 0].sum(-1))}
+    return {"nll": Measured(-outputs.sum()[:, 0], rows, weights=batch.mask[:, 0].sum(-1))}
 
 
-def _pair_observations(reward: Tensor, pairs: Sequence[Tokenised], name: str) -> dict[str, Observations]:
+def _of_pairs(reward: Tensor, pairs: Sequence[Tokenised], name: str) -> dict[str, Measured]:
     """Chosen and rejected are also reported apart, because a margin can grow while both fall."""
     chosen, rejected = reward.unbind(-1)
     return {
-        "accuracy": _observations(_ahead(reward), pairs),
-        f"{name}_chosen": _observations(chosen, pairs),
-        f"{name}_rejected": _observations(rejected, pairs),
-        f"{name}_margin": _observations(chosen - rejected, pairs),
+        "accuracy": Measured(_ahead(reward), pairs),
+        f"{name}_chosen": Measured(chosen, pairs),
+        f"{name}_rejected": Measured(rejected, pairs),
+        f"{name}_margin": Measured(chosen - rejected, pairs),
     }
 
 
@@ -385,13 +309,3 @@ def _ahead(reward: Tensor) -> Tensor:
     """[B]: 1 where the first is ahead, ½ on a tie."""
     ahead = reward[:, 0] - reward[:, 1]
     return (ahead.masked_fill(ahead.abs() <= TIE, 0).sign() + 1) / 2
-
-
-def _observations(values: Tensor, rows: Sequence[Tokenised], weights: Tensor | None = None) -> Observations:
-    """[n] or [n, K] values of n rows; those that are NaN are left out."""
-    columns = 1 if values.ndim == 1 else values.shape[1]
-    flat = values.double().cpu().flatten().numpy()
-    heavy = np.ones_like(flat) if weights is None else weights.double().cpu().flatten().numpy()
-    groups = [row.example.group for row in rows for _ in range(columns)]
-    known = ~np.isnan(flat)
-    return Observations(flat[known], heavy[known], [g for g, k in zip(groups, known, strict=True) if k])

@@ -134,7 +134,7 @@ def describe_dry_run(checked: DryRun) -> Iterator[str]:
 def _steps(checked: DryRun) -> str:
     """How long it is, and of what."""
     train = checked.plan.recipe.train
-    counts = ", ".join(f"{len(part)} {name}" for name, part in checked.plan.data._asdict().items())
+    counts = ", ".join(f"{len(rows)} {name}" for name, rows in checked.plan.parts.items())
     if not checked.downloads.data:
         return f"{checked.plan.steps} steps on {checked.plan.model}; rows: {counts}"
     steps = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} × rows ÷ {train.batch_size} steps"

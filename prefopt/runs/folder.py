@@ -38,7 +38,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 
 if TYPE_CHECKING:
-    from prefopt.evaluation.evaluator import Evaluation
+    from prefopt.evaluation.evaluation import Evaluation
     from prefopt.evaluation.win_rates import Sample
 
 MEASURED_AGAIN = "restore it, or remove it: a run that is not finished measures again"
@@ -243,7 +243,7 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        from prefopt.evaluation.evaluator import Evaluation  # with torch, which few readers of a folder need
+        from prefopt.evaluation.evaluation import Evaluation  # with torch, which few readers of a folder need
 
         file = self.evaluation_file(part, step)
         return read(file, Evaluation.from_json, MEASURED_AGAIN) if file.exists() else None
@@ -254,7 +254,7 @@ class RunFolder:
         Raises:
             PrefoptError: the file is damaged.
         """
-        from prefopt.evaluation.evaluator import Evaluation
+        from prefopt.evaluation.evaluation import Evaluation
 
         files = sorted((self.path / "evaluations").glob(f"{part}-step-*.json"))
         return read(files[-1], Evaluation.from_json, MEASURED_AGAIN) if files else None
@@ -276,7 +276,7 @@ class RunFolder:
         Raises:
             PrefoptError: a file is damaged.
         """
-        from prefopt.evaluation.evaluator import Evaluation
+        from prefopt.evaluation.evaluation import Evaluation
 
         if evaluation is None:
             return None

@@ -1,9 +1,11 @@
 """Which held-out metrics the evaluations of a run will have, known before a model is loaded, and what each is measured by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from prefopt import recipe
 from prefopt.data import Example
+from prefopt.evaluation.breakdown import part_name, values_of
 from prefopt.evaluation.calibration import GAPS, by_gap
 from prefopt.evaluation.held_out import best, gaps, pairs
 
@@ -27,25 +29,57 @@ MEASURED_BY = {
 """What a recipe must have for a metric to be measured; one's own metrics are in `evaluate.metrics`."""
 
 
-def held_out_metrics(settings: recipe.Recipe, scorer: bool, rows: Sequence[Example] | None = None) -> list[str]:
+def measured_by(name: str) -> str:
+    """What a recipe must have for this metric to be measured."""
+    of_set, _, rest = name.rpartition("/")
+    metric, _, part = rest.partition("[")
+    if of_set:
+        return f"`evaluate.sets: {{{of_set}: {{data: …}}}}`, and {measured_by(rest)}"
+    if part:
+        return f"`evaluate.by: {part.partition('=')[0]}`, and {measured_by(metric)}"
+    return MEASURED_BY.get(name, f"`evaluate.metrics: {{{name}: file.py:function}}`")
+
+
+def held_out_metrics(
+    settings: recipe.Recipe,
+    scorer: bool,
+    rows: Sequence[Example] | None = None,
+    sets: Mapping[str, Sequence[Example]] = MappingProxyType({}),
+) -> list[str]:
     """The metrics that are measured before and after a run.
 
     Args:
         settings: the recipe.
         scorer: whether an objective trains rewards, so that there is no policy to draw samples from.
         rows: held-out rows; None where they are not there yet, and may have whatever is needed.
+        sets: rows of further sets, by name.
     """
-    evaluate = settings.evaluate
+    names = _measured(settings.evaluate, scorer, rows)
+    for of_set, own in sets.items():
+        # A run keeps samples of test rows alone, so sets meet no other run.
+        alone = settings.evaluate if settings.evaluate.against is None else _without_judge(settings.evaluate)
+        names += [f"{of_set}/{name}" for name in _measured(alone, scorer, own)]
+    return names
+
+
+def _without_judge(evaluate: recipe.Evaluate) -> recipe.Evaluate:
+    return evaluate.model_copy(update={"judge": None, "against": None})
+
+
+def _measured(evaluate: recipe.Evaluate, scorer: bool, rows: Sequence[Example] | None) -> list[str]:
+    """On one part of the data."""
     known = None if rows is None else rows[: evaluate.rows]
     in_pairs = None if known is None else pairs(known)
-    names = list(_of_pairs(scorer, in_pairs)) if in_pairs or in_pairs is None else []
-    if scorer:
-        return names
-    if names or (known is not None and best(known)):
-        names.append("nll")
-    if evaluate.prompts and (rows is None or rows):
-        names += _of_samples(evaluate)
-    return names
+    means = list(_of_pairs(scorer, in_pairs)) if in_pairs or in_pairs is None else []
+    numbers = ["ece"] if scorer and means else []
+    if not scorer:
+        if means or (known is not None and best(known)):
+            means.append("nll")
+        if evaluate.prompts and (rows is None or rows):
+            means += _of_samples(evaluate)
+            numbers += _numbers_of_samples(evaluate)
+    parts = [(column, value) for column in evaluate.by for value in values_of(rows or (), column)]
+    return [*means, *(part_name(name, *part) for part in parts for name in means), *numbers]
 
 
 def _of_pairs(scorer: bool, pairs: Sequence[Example] | None) -> Iterator[str]:
@@ -54,18 +88,30 @@ def _of_pairs(scorer: bool, pairs: Sequence[Example] | None) -> Iterator[str]:
     if not scorer:
         yield "likelihood_accuracy"
         return
-    yield from ("pair_nll", "brier", "ece")
+    yield from ("pair_nll", "brier")
     gap = None if pairs is None else gaps(pairs)
     sizes = GAPS if pairs is None else () if gap is None else by_gap(gap, gap)[0]
     yield from (f"accuracy_{size}_gap" for size in sizes)
 
 
 def _of_samples(evaluate: recipe.Evaluate) -> Iterator[str]:
+    """Means over samples."""
     sampling = evaluate.sampling
-    yield from ("length", "ended", "distinct_1", "distinct_2")
+    yield from ("length", "ended")
     if sampling.temperature != 0 and sampling.top_p == 1 and not sampling.top_k:
         yield from ("kl", "kl_k3")
     if evaluate.judge is not None:
-        yield from ("win_rate", "win_rate_length_controlled", "ties", "win_rate_missing")
-    for name in (*["gold"] * (evaluate.gold is not None), *evaluate.metrics):
-        yield from (name, f"{name}_missing")
+        yield from ("win_rate", "win_rate_length_controlled", "ties")
+    yield from _scored(evaluate)
+
+
+def _numbers_of_samples(evaluate: recipe.Evaluate) -> Iterator[str]:
+    """Numbers of all samples together, without a value for each."""
+    yield from ("distinct_1", "distinct_2")
+    judged = ["win_rate"] * (evaluate.judge is not None)
+    yield from (f"{name}_missing" for name in (*judged, *_scored(evaluate)))
+
+
+def _scored(evaluate: recipe.Evaluate) -> list[str]:
+    """What feedback measures of each sample."""
+    return [*["gold"] * (evaluate.gold is not None), *evaluate.metrics]

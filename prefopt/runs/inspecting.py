@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import Example, tokenise_to_disk
-from prefopt.evaluation.evaluator import Evaluation
+from prefopt.data import DiskRows, Example, Tokenised, tokenise_to_disk
+from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.evaluation.held_out import distinct_prompts
 from prefopt.objectives import load_objective
 from prefopt.policy import Policy, load_tokenizer, make_sampler
@@ -21,7 +22,7 @@ from prefopt.policy.finding import OLDER_CHECKPOINT
 from prefopt.runs.folder import RunFolder, run_of
 from prefopt.runs.lengths import longest_of, models_of, position_warnings, sampled
 from prefopt.runs.manifest import changed_parts, date_of, described
-from prefopt.runs.planning import plan
+from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
 from prefopt.runs.progress import show_warnings
 from prefopt.runs.tokens import tokenised
@@ -77,27 +78,28 @@ def _date_of(policy: recipe.Policy) -> date:
 
 
 def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
-    """Measure the recipe's policy, as it is before training, on the rows of `evaluate.part`.
+    """Measure the recipe's policy, as it is before training, on the rows of `evaluate.part` and of further sets.
 
     Raises:
         PrefoptError: whatever a user can put right.
     """
     with computing(settings.train) as accelerator, fixed_date(_date_of(settings.policy)):
-        return measure(settings, settings.evaluate.part, accelerator, console)
+        part = settings.evaluate.part
+        return with_sets(part, measure(settings, [part, *settings.evaluate.sets], accelerator, console))
 
 
 def measure(
     settings: recipe.Recipe,
-    part: str,
+    parts: Sequence[str],
     accelerator: Accelerator,
     console: Console,
     begun: Mapping[str, Any] = MappingProxyType({}),
-) -> Evaluation:
-    """`evaluate` on a part of the data, with devices that are there already.
+) -> dict[str, Evaluation]:
+    """`evaluate` on parts of the data, each by itself, with devices that are there already.
 
     Args:
         settings: what to measure.
-        part: of the data.
+        parts: of the data, and further sets.
         accelerator: devices, processes and precision.
         console: where a person follows it.
         begun: the manifest of the run that this is an evaluation of, whose rows these must be; empty for any rows.
@@ -107,23 +109,37 @@ def measure(
     """
     planned = plan(settings)
     tokenizer = load_tokenizer(settings.policy)
-    examples = planned.data._asdict()[part]
-    rows = tokenised(examples, part, settings.source, planned.needs, tokenizer, console)
+    data = {part: held_out_rows(planned, part, tokenizer, console, begun) for part in parts}
+    longest = longest_of(settings, data)
+    show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
+    needs = Needs(rewards=planned.needs.rewards, reference=True)
+    models = load_models(settings, needs, tokenizer, accelerator)
+    measuring = judges(settings.evaluate, accelerator, models.trained)
+    sampler = evaluation_sampler(settings, accelerator, models.trained)
+    evaluations = {}
+    for part, rows in data.items():
+        evaluator = make_evaluator(rows, settings, accelerator, models, measuring, sampler, part)
+        with console.status(f"evaluating on {part} rows"):
+            evaluations[part] = evaluator(models.trained)
+    return evaluations
+
+
+def held_out_rows(
+    planned: Plan, part: str, tokenizer: PreTrainedTokenizerBase, console: Console, begun: Mapping[str, Any]
+) -> DiskRows[Tokenised]:
+    """Tokenised rows of a part of the data, which are those that the run of a manifest began with, where there is one.
+
+    Raises:
+        PrefoptError: there are none, or they are others.
+    """
+    rows = tokenised(planned.parts[part], part, planned.recipe.source, planned.needs, tokenizer, console)
     if not rows:
         raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
     if changed := changed_parts(begun, {"data": {part: described(rows)}}):
         raise PrefoptError(
             f"{' and '.join(changed)} are not those that the run began with: bring them back (source.data)"
         )
-    longest = longest_of(settings, {part: rows})
-    show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
-    needs = Needs(rewards=planned.needs.rewards, reference=True)
-    models = load_models(settings, needs, tokenizer, accelerator)
-    measuring = judges(settings.evaluate, accelerator, models.trained)
-    sampler = evaluation_sampler(settings, accelerator, models.trained)
-    evaluator = make_evaluator(rows, settings, accelerator, models, measuring, sampler, part)
-    with console.status(f"evaluating on {part} rows"):
-        return evaluator(models.trained)
+    return rows
 
 
 class SampledText(NamedTuple):

@@ -6,7 +6,7 @@ Each warning is a sentence with its numbers and what to write instead. `docs/rec
 import glob
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +166,7 @@ def unread_columns(settings: recipe.Recipe, needs: Needs, train: Sequence[Exampl
     templated = ("tools", "chat_template_kwargs") if any(not isinstance(row.prompt, str) for row in rows) else ()
     # Which of a pair is the better one is said otherwise.
     labelled = ("label",) if all(row.size < 2 for row in rows) else ()
-    known = {*needs.columns, *AXES, *STAMPS, *templated, *labelled, "split"}
+    known = {*needs.columns, *settings.evaluate.by, *AXES, *STAMPS, *templated, *labelled, "split"}
     if columns := sorted({name for row in rows for name in row.columns} - known):
         read = {*needs.columns, "prompt", "chosen", "rejected", "completion", "completions", "scores", "label", "group"}
         guess = next((near for name in columns if (near := nearest(name, read))), "")
@@ -265,6 +265,7 @@ def unfinished_labellings(settings: recipe.Recipe) -> Iterator[str]:
     """Data of labellings that were interrupted, or are still at work: a part of the prompts, which says nothing of the rest."""
     sources = [settings.source, *(term.source for term in settings.objective if term.source is not None)]
     data = [part for source in sources for part in (source, source.validation, source.test) if part is not None]
+    data += settings.evaluate.sets.values()
     files = dict.fromkeys(Path(file) for part in data for name in part.data for file in sorted(glob.glob(name)))
     for file in files:
         if (counts := unfinished(file)) is not None:
@@ -273,6 +274,16 @@ def unfinished_labellings(settings: recipe.Recipe) -> Iterator[str]:
                 f"{file} is of a labelling that has not come to its end: it has done {done} of {total} prompts. "
                 f"`prefopt label {file.parent}/recipe.yaml --out {file.parent}` goes on with the rest"
             )
+
+
+def trained_on(train: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    """Where a set has prompts that are trained on: what is measured there is memory, too."""
+    if not sets:
+        return
+    seen = {content_key(row.prompt) for row in train}
+    for name, rows in sets.items():
+        if same := sum(content_key(row.prompt) in seen for row in rows):
+            yield f"{same} of {len(rows)} rows of evaluate.sets.{name} have a prompt that is trained on"
 
 
 def distinct(rows: Sequence[Example], most: int) -> int:

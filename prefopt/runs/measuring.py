@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 
-from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.evaluation import Evaluation
 from prefopt.policy import Policy, Scorer
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.preparing import Prepared
@@ -49,13 +49,13 @@ class Measurements:
 
 
 def parts_at_ends(prepared: Prepared) -> Sequence[str]:
-    """The parts of the data that are measured at start and end; that of tables, `evaluate.part`, comes first.
+    """The parts of the data that are measured at start and end; that of tables, `evaluate.part`, comes first, sets come last.
 
     Where there are evaluations on validation rows in between, so are these: a curve needs its ends on the rows of its middle.
     """
     evaluate = prepared.recipe.evaluate
     between = evaluate.every is not None and len(prepared.data["validation"]) > 0
-    return tuple(dict.fromkeys([evaluate.part, *["validation"] * between]))
+    return tuple(dict.fromkeys([evaluate.part, *["validation"] * between, *evaluate.sets]))
 
 
 def evaluated(

@@ -27,6 +27,7 @@ class RunResult:
         rows: held-out rows that were measured.
         part: of the data that they are.
         writes: the model is a policy that can be sampled from, not a scorer.
+        sets: rows of each further held-out set; its metrics are called `SET/METRIC`.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class RunResult:
     rows: int = 0
     part: str = "test"
     writes: bool = True
+    sets: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def metrics(self) -> "DataFrame":

@@ -2,16 +2,17 @@
 
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from prefopt import recipe
-from prefopt.data import Example, Split
+from prefopt.data import DiskRows, Example, Split
 from prefopt.data.loading import Loaded, load
 from prefopt.data.splits import divided
 from prefopt.environments import check_environment, environment_factory
 from prefopt.evaluation import win_rates
+from prefopt.evaluation.breakdown import check_by
 from prefopt.evaluation.held_out import check_held_out
 from prefopt.evaluation.metrics import check_metrics, metric_key
 from prefopt.feedback import check_feedback
@@ -28,6 +29,7 @@ from prefopt.runs.limits import (
     messages_as_text,
     rounded_scores,
     settings_warnings,
+    trained_on,
     unfinished_labellings,
     unread_columns,
 )
@@ -70,6 +72,7 @@ class Plan:
         data: of the run's source.
         own: of each term with a source of its own, by the term's number.
         rows: of the run's source that are trained on.
+        sets: further held-out rows, by the name of the set.
         warnings: what can be and is hardly meant, a sentence each.
         notes: what the data were read as, and how many rows were left out.
     """
@@ -82,8 +85,19 @@ class Plan:
     data: Split[Example]
     own: Mapping[int, OwnSource]
     rows: int
+    sets: Mapping[str, DiskRows[Example]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def parts(self) -> dict[str, DiskRows[Example]]:
+        """The rows of all parts of the data: those to train on, validation and test rows, and further sets."""
+        return {**self.data._asdict(), **self.sets}
+
+    @property
+    def held_out(self) -> dict[str, DiskRows[Example]]:
+        """The same without those to train on."""
+        return {name: rows for name, rows in self.parts.items() if name != "train"}
 
     @property
     def steps(self) -> int:
@@ -119,8 +133,8 @@ def plan(settings: recipe.Recipe) -> Plan:
         raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
     needs = merged_needs(shared)
     _check_terms(settings, objectives, needs)
-    if settings.train.limits:
-        check_limits(settings.train.limits, step_metrics(settings, objectives))
+    steps = step_metrics(settings, objectives) if settings.train.limits or settings.evaluate.sets else ()
+    check_limits(settings.train.limits, steps)
     model = find_model(settings.policy.model)
     if settings.reference.model is not None:
         find_model(settings.reference.model)
@@ -141,13 +155,20 @@ def plan(settings: recipe.Recipe) -> Plan:
     }
     data, rows, notes = _splits(settings.source, wanted, seed)
     _check_environment(settings, data.train)
-    for part in (data.validation, data.test):
-        check_held_out(part[: settings.evaluate.rows])
-    notes = [*notes, *(f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes)]
-    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, notes=notes)
+    read = {name: _loaded(spec) for name, spec in settings.evaluate.sets.items()}
+    sets = {name: one.rows for name, one in read.items()}
+    notes = [
+        *notes,
+        *(f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes),
+        *(f"{name}: {note}" for name, one in read.items() for note in one.notes),
+    ]
+    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes)
+    for held_out in planned.held_out.values():
+        check_held_out(held_out[: settings.evaluate.rows])
     check_choice(settings, needs.rewards, None if rows_awaited() else data.validation)
     if not rows_awaited():
         refuse_few(planned)
+        _check_sets(planned, steps)
         _check_prompts(settings, data)
     check_policy(settings.policy, scorer=needs.rewards)  # last, because it reads the tokenizer; so does what follows
     check_stops(settings.evaluate.samples, settings.policy, "evaluate")
@@ -182,7 +203,7 @@ def _warnings(planned: Plan) -> Iterator[str]:
     yield from settings_warnings(settings, planned.steps, trains)
     scored = trains and (planned.wanted.signs or planned.wanted.scores)
     rows = list(training_rows(planned.data.train, planned.wanted, source)) if scored else []
-    held_out = planned.data._asdict()[settings.evaluate.part]
+    held_out = planned.held_out[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
     if trains:
         yield from _of_scores(planned, rows)
@@ -190,6 +211,7 @@ def _warnings(planned: Plan) -> Iterator[str]:
     yield from _of_judges(settings, held_out, planned.data.train)
     yield from messages_as_text(planned.data.train)
     yield from unfinished_labellings(settings)
+    yield from trained_on(planned.data.train, planned.sets)
     if settings.evaluate.every is not None and trains and not planned.data.validation:
         yield "evaluate.every asks for evaluations on validation rows, and there are none: give some in source.validation"
 
@@ -236,6 +258,18 @@ def _check_prompts(settings: recipe.Recipe, data: Split[Example]) -> None:
             f"evaluate.against: none of the {len(data.test)} test rows has a prompt of {against}, which sampled for "
             f"{len(others)} others: compare with a run on the same data, split and seeds.data"
         )
+
+
+def _check_sets(planned: Plan, steps: Sequence[str]) -> None:
+    """Refuses sets whose names are taken or that have no rows, and columns that metrics cannot be broken down by."""
+    evaluate = planned.recipe.evaluate
+    for name, rows in planned.sets.items():
+        if any(metric.startswith(f"{name}/") for metric in steps):
+            raise PrefoptError(f"evaluate.sets: metrics of training begin with {name}/; give the set another name")
+        if not rows:
+            raise PrefoptError(f"evaluate.sets.{name}: there is no row")
+    if rows := planned.held_out[evaluate.part]:
+        check_by(evaluate.by, rows, evaluate.part)
 
 
 def _environment(settings: recipe.Recipe) -> recipe.Environment | None:

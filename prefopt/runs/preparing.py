@@ -73,7 +73,7 @@ class Prepared:
     Attributes:
         plan: the recipe, checked, with its data.
         accelerator: devices, processes and precision.
-        data: tokenised rows of train, validation and test.
+        data: tokenised rows of train, validation and test, and of further sets.
         models: that is trained, and those beside it.
         terms: what is minimised.
         source: the logical batches of terms without a source of their own.
@@ -165,7 +165,7 @@ def prepare(
     sampler = evaluation_sampler(settings, accelerator, models.trained, source)
     evaluators = {
         part: make_evaluator(data[part], settings, accelerator, models, measuring, sampler, part)
-        for part in ("validation", "test")
+        for part in planned.held_out
     }
     return Prepared(planned, accelerator, data, models, terms, source, len(rows), evaluators)
 

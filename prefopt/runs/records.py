@@ -17,7 +17,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import one_line
 
 if TYPE_CHECKING:
-    from prefopt.evaluation.evaluator import Evaluation
+    from prefopt.evaluation.evaluation import Evaluation
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 
@@ -91,14 +91,15 @@ class RunRecord:
         return "validation" if between else self.part
 
     def measured(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a held-out metric, all on one part of the data: `part_of_curves`."""
-        key = f"{self.part_of_curves}/{name}"
+        """Steps and values of a held-out metric, all on one part of the data, `part_of_curves`, or on a set: `SET/gold`."""
+        key = name if "/" in name else f"{self.part_of_curves}/{name}"
         known = {int(line["step"]): line[key] for line in self.history if line.get(key) is not None}
         return sorted(known), [known[step] for step in sorted(known)]
 
     def path(self, name: str) -> list[tuple[float, float]]:
         """(KL, value) at every evaluation, in the order of the steps."""
-        kl, value = (dict(zip(*self.measured(what), strict=True)) for what in ("kl", name))
+        place = name.rpartition("/")[0]
+        kl, value = (dict(zip(*self.measured(what), strict=True)) for what in (f"{place}/kl" if place else "kl", name))
         return [(kl[step], value[step]) for step in kl if step in value]
 
 

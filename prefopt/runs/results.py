@@ -41,7 +41,7 @@ def show_result(console: Console, result: "RunResult", confidence: float) -> Non
 
 def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
     table = Table(
-        title=f"{result.rows} held-out rows ({result.part})",
+        title=f"{result.rows} held-out rows ({result.part})" + "".join(f", {n} ({s})" for s, n in result.sets.items()),
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -49,7 +49,7 @@ def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
     )
     for heading in ("metric", "before", "after", f"change [{confidence:.0%} interval]"):
         table.add_column(heading, overflow="fold")  # in a narrow terminal a number goes on below, and is never cut
-    for name in sorted(result.after, key=lambda name: name != "gold"):  # the reward that counts comes first
+    for name in sorted(result.after, key=_place):
         before, change = result.before.get(name), result.change.get(name)
         sure = change is not None and not change.low <= 0 <= change.high and change.low == change.low
         table.add_row(
@@ -61,6 +61,12 @@ def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
     for name, (old, new) in result.numbers.items():
         table.add_row(name, in_decimals(old), in_decimals(new), in_decimals(new - old, signed=True))
     return table
+
+
+def _place(name: str) -> tuple[bool, str, bool]:
+    """Metrics of the part first, then of each set; in each the reward that counts comes first."""
+    of_set, _, metric = name.rpartition("/")
+    return bool(of_set), of_set, metric.partition("[")[0] != "gold"
 
 
 def _estimate(e: "Estimate | None", wide: bool) -> str:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt import recipe
-from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.policy import Policy, Scorer
 from prefopt.runs.accounting import spent
 from prefopt.runs.choosing import Choice
@@ -129,12 +129,20 @@ def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str,
             "stopped": stopped,
             "chosen": chosen,
             "costs": asdict(spent(prepared, trainer)),
-            "evaluated_on": {"split": part, "rows": len(prepared.evaluators[part].rows)},
+            "evaluated_on": {
+                "split": part,
+                "rows": len(prepared.evaluators[part].rows),
+                "sets": _rows_of_sets(prepared),
+            },
             "parts": list(parts_at_ends(prepared)),
             "writes": isinstance(prepared.models.trained, Policy),
         }
         folder.write_training(ending)
     prepared.accelerator.wait_for_everyone()
+
+
+def _rows_of_sets(prepared: Prepared) -> dict[str, int]:
+    return {name: len(prepared.evaluators[name].rows) for name in prepared.recipe.evaluate.sets}
 
 
 def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measurements, choice: Choice) -> None:
@@ -188,7 +196,7 @@ def _conclude(
 ) -> RunResult:
     """Write the summary, after which the run is finished."""
     training = folder.training()
-    before, after = (of_parts[training["evaluated_on"]["split"]] for of_parts in (begin, end))
+    before, after = (with_sets(training["evaluated_on"]["split"], of_parts) for of_parts in (begin, end))
     numbers = {n: (before.numbers.get(n, math.nan), value) for n, value in after.numbers.items()}
     result = RunResult(
         folder.path,
@@ -199,6 +207,7 @@ def _conclude(
         training["evaluated_on"]["rows"],
         training["evaluated_on"]["split"],
         training["writes"],
+        training["evaluated_on"].get("sets", {}),
     )
     if accelerator.is_main_process:
         summary = {
@@ -225,11 +234,12 @@ def _conclude_trained(
     console.print(f"trained already, {step} steps; what is left is the evaluation at the end", highlight=False)
 
     def of(model: Callable[[], recipe.Recipe], at: int) -> dict[str, Evaluation]:
-        evaluations: dict[str, Evaluation] = {}
+        kept = {part: folder.evaluation(part, at) for part in parts}
+        missing = [part for part, evaluation in kept.items() if evaluation is None]
+        evaluations = measure(model(), missing, accelerator, console, begun) if missing else {}
+        evaluations |= {part: evaluation for part, evaluation in kept.items() if evaluation is not None}
         for part in parts:
-            evaluation = folder.evaluation(part, at) or measure(model(), part, accelerator, console, begun)
-            keep_evaluation(folder, tracker, evaluation, part, at, accelerator.is_main_process)
-            evaluations[part] = evaluation
+            keep_evaluation(folder, tracker, evaluations[part], part, at, accelerator.is_main_process)
         return evaluations
 
     before, after = of(lambda: settings, 0), of(lambda: trained(folder.path), step)

@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         plan: the run, with what only tokens can tell.
-        parts: train, validation and test rows as they are written down in a manifest.
+        parts: train, validation and test rows, and those of further sets, as they are written down in a manifest.
         train: the training rows as batches take them; of rollouts, the prompts.
         own: the same of terms with a source of their own, by their number.
     """
@@ -122,8 +122,9 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:
-    """Train, validation and test rows; of training rows for rollouts, their prompts."""
-    parts, source, needs = planned.data._asdict(), planned.recipe.source, planned.wanted
+    """Train, validation and test rows, and those of further sets; of training rows for rollouts, their prompts."""
+    source, needs = planned.recipe.source, planned.wanted
+    parts = planned.parts
     if source.rollouts is not None:
         rows: DiskRows[Example] = parts["train"]
         key = ("to train on", rows.identity, needs, source.ties, source.writers)

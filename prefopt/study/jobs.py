@@ -77,8 +77,8 @@ class RunJob(Job):
         from prefopt.runs.planning import plan
 
         planned = plan(self.recipe)
-        held_out = planned.data._asdict()[self.recipe.evaluate.part]
-        return held_out_metrics(self.recipe, planned.needs.rewards, held_out)
+        held_out = planned.parts[self.recipe.evaluate.part]
+        return held_out_metrics(self.recipe, planned.needs.rewards, held_out, planned.sets)
 
     def changed_fields(self) -> list[str]:  # noqa: D102
         files = RunFolder(self.folder)

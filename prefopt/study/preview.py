@@ -127,7 +127,10 @@ def rehearsed_seconds(job: RunJob) -> float:
             result = run(small, Path(folder) / "run", console=Terminal(quiet=True))
         whole, loading = time.monotonic() - start, clock.sections[("loading",)].seconds
         each = [line["seconds"] for line in RunFolder(result.folder).history() if "seconds" in line]
-    evaluations = 2 + (steps // job.recipe.evaluate.every if job.recipe.evaluate.every else 0)
+    every, sets = job.recipe.evaluate.every, len(job.recipe.evaluate.sets)
+    evaluations = 2 * (1 + sets) + (
+        2 + steps // every if every else 0
+    )  # sets are taken to be as large as the test rows
     one = (whole - loading - sum(each)) / 2 * _held_out(job.recipe) / max(_held_out(small), 1)
     return loading + (each[-1] * steps if each else 0.0) + one * evaluations
 
@@ -138,10 +141,11 @@ def _held_out(settings: Recipe) -> int:
 
 def _small(settings: Recipe) -> Recipe:
     evaluate, train = settings.evaluate, settings.train
-    fewer = {"prompts": min(evaluate.prompts, PROMPTS), "rows": min(evaluate.rows, PROMPTS), "every": None}
+    fewer = {"prompts": min(evaluate.prompts, PROMPTS), "rows": min(evaluate.rows, PROMPTS)}
+    alone: dict[str, object] = {"every": None, "sets": {}}
     shorter = {"steps": 0 if train.steps == 0 else STEPS, "epochs": None, "checkpoint_every": None}
     changes = {
-        "evaluate": evaluate.model_copy(update=fewer),
+        "evaluate": evaluate.model_copy(update=fewer | alone),
         "train": train.model_copy(update=shorter),
         "track": settings.track.model_copy(update={"wandb": None, "every": 1}),
     }

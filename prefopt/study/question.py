@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefopt.objectives import objective_class
 from prefopt.recipe import Recipe
-from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics
+from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics, measured_by
 from prefopt.runs.records import usual_metric
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.plan import StudyPlan
@@ -55,9 +55,13 @@ def check_question(study: Study, measured: Mapping[str, Sequence[str]]) -> None:
 def _refuse_unmeasured(key: str, metric: str, what: str, names: Sequence[str]) -> None:
     plain = metric.removesuffix(AT_KL)
     if plain not in names:
-        by = MEASURED_BY.get(plain, f"`evaluate.metrics: {{{plain}: file.py:function}}`")
+        by = measured_by(plain)
         raise PrefoptError(
             f"{key} is {metric}, which {what}.{nearest(plain, names)} It is measured by {by}; measured will be {', '.join(names)}"
+        )
+    if plain != metric and "/" in plain:
+        raise PrefoptError(
+            f"{key} is {metric}, and sets are measured at start and end alone, without the path that matching by KL takes"
         )
     if plain != metric and "kl" not in names:
         raise PrefoptError(f"{key} is {metric}, and the runs will not measure kl, which takes {MEASURED_BY['kl']}")

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefopt import PrefoptError, recipe
 from prefopt.data import formats, tokenise
-from prefopt.evaluation.evaluator import Evaluation, Evaluator, _ahead, distinct
+from prefopt.evaluation.evaluation import Evaluation
+from prefopt.evaluation.evaluator import Evaluator, _ahead, distinct
 from prefopt.evaluation.intervals import Observations
 from prefopt.feedback import MissingEOS, Transformed
 from prefopt.policy import Policy, Reference, Scorer

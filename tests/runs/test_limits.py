@@ -16,7 +16,7 @@ from transformers import GPT2Config, LlamaConfig, RobertaConfig
 from prefopt import load_recipe
 from prefopt.data import load_examples, parse
 from prefopt.data.selecting import AGAINST, ALONE, IDENTICAL, select_checked
-from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.judges.report import load_rows
 from prefopt.objectives import CATALOGUE, load_objective
 from prefopt.policy import load_tokenizer

@@ -1,13 +1,18 @@
 """The section of a recipe about evaluation on held-out data."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefopt.recipe.names import Named
+from prefopt.recipe.names import Named, Names
 from prefopt.recipe.schema.feedback import FeedbackOrName
 from prefopt.recipe.schema.sampling import Samples, Sampling
+from prefopt.recipe.schema.source import Data
 from prefopt.recipe.section import Section
+
+PARTS = ("train", "validation", "test")
+"""Names that sets cannot have, because evaluations on these parts are called so."""
 
 
 class Evaluate(Section):
@@ -20,6 +25,14 @@ class Evaluate(Section):
         None,
         gt=0,
         description="steps between evaluations on validation rows, which are then measured at start and end, too; null: none",
+    )
+    sets: dict[str, Data] = Field(
+        default_factory=dict,
+        description="further held-out rows by name, measured at start and end: {hard: {data: hard.jsonl}} gives `hard/gold`",
+    )
+    by: Names = Field(
+        (),
+        description="columns of held-out rows, for each of whose values metrics are given, too: `gold[source=movies]`",
     )
     rows: int = Field(512, gt=0, description="most held-out rows")
     prompts: int = Field(128, ge=0, description="most held-out prompts to sample for; 0: no sampling")
@@ -55,6 +68,15 @@ class Evaluate(Section):
             server=self.server,
             batch_size=4 * self.batch_size,
         )
+
+    @model_validator(mode="after")
+    def _names_of_sets(self) -> "Evaluate":
+        for name in self.sets:
+            if name in PARTS:
+                raise ValueError(f"sets: {name} is the name of a part of `source`; give the set another")
+            if not re.fullmatch(r"[A-Za-z0-9_][\w-]*", name):
+                raise ValueError(f"sets: {name!r} names files and metrics: write letters, digits, - and _")
+        return self
 
     @model_validator(mode="after")
     def _somebody_judges(self) -> "Evaluate":

@@ -118,7 +118,7 @@ def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[st
         )
     other_reading = plain if metric.endswith(AT_KL) else f"{metric}{AT_KL}"
     further = [name for name in measure or measured if name != metric]
-    return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs) else []), *further]))
+    return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs, plain) else []), *further]))
 
 
 def _own_metrics(runs: Sequence[RunRecord]) -> list[str]:
@@ -143,9 +143,9 @@ def _mean_costs(runs: Sequence[RunRecord]) -> dict[str, float]:
     return {name: fmean(costs[name] for costs in known) if known else math.nan for name in CALLED}
 
 
-def _has_paths(runs: Sequence[RunRecord]) -> bool:
-    """Whether some run was evaluated during training: a path of KL needs more than its two ends."""
-    return any(len(run.measured("kl")[0]) > 2 for run in runs)
+def _has_paths(runs: Sequence[RunRecord], metric: str) -> bool:
+    """Whether some run measured it during training: a path of KL needs more than its two ends."""
+    return any(len(run.path(metric)) > 2 for run in runs)
 
 
 def _table(runs: Runs, metric: str, better: Better, confidence: float, paired: bool, against: Against) -> Table:

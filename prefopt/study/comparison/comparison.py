@@ -106,6 +106,8 @@ class Comparison:
 
     def rows_of(self, metric: str) -> str:
         """The held-out rows that a metric's table is of, in words; what is at matched KL is read off curves."""
+        if "/" in metric:
+            return f"rows of {metric.partition('/')[0]}"
         return rows_of(self.runs, curves=metric.endswith(AT_KL))
 
     def of(self, arm: str) -> tuple[RunRecord, ...]:
