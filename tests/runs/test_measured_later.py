@@ -8,7 +8,7 @@ import pytest
 from _folders import finished_run
 
 from prefopt import PrefoptError
-from prefopt.evaluation.evaluator import Evaluation
+from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.intervals import Observations
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm, read_run
