@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from prefopt.evaluation.intervals import Observations, change, common, estimate
+from prefopt.evaluation.intervals import Halved, Observations, change, common, estimate
 from prefopt.recipe.schema.evaluate import PARTS
 from prefopt.support.json_values import json_values
 from prefopt.types import Estimate
@@ -25,6 +25,7 @@ class Evaluation:
             whether it is a special token), completion, and what was measured of it.
         confidence: of the intervals.
         seed: of the resampling.
+        corpus: numbers of all samples together that have an interval.
     """
 
     observations: Mapping[str, Observations]
@@ -32,10 +33,12 @@ class Evaluation:
     samples: Sequence[Mapping[str, Any]] = ()
     confidence: float = 0.95
     seed: int = 0
+    corpus: Mapping[str, Halved] = field(default_factory=dict)
 
     def estimates(self) -> dict[str, Estimate]:
         """Each metric with its interval."""
-        return {name: estimate(o, self.confidence, self.seed) for name, o in self.observations.items()}
+        means = {name: estimate(o, self.confidence, self.seed) for name, o in self.observations.items()}
+        return means | {name: one.estimate(self.confidence) for name, one in self.corpus.items()}
 
     def to_json(self) -> str:
         """Everything, so that later runs can be compared with this one prompt by prompt."""
@@ -44,7 +47,16 @@ class Evaluation:
             for name, o in self.observations.items()
         }
         samples = [{k: None if v != v else v for k, v in sample.items()} for sample in self.samples]  # JSON has no NaN
-        content = {**vars(self), "observations": observed, "numbers": json_values(self.numbers), "samples": samples}
+        corpus = {
+            name: {
+                "value": _number(one.value),
+                "halves": [*map(_number, one.halves.tolist())],
+                "groups": list(one.groups),
+            }
+            for name, one in self.corpus.items()
+        }
+        numbers = json_values(self.numbers)
+        content = {**vars(self), "observations": observed, "corpus": corpus, "numbers": numbers, "samples": samples}
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -57,7 +69,8 @@ class Evaluation:
         content = json.loads(text)
         observed = {name: _read_observations(name, o) for name, o in content.pop("observations").items()}
         numbers = {n: math.nan if value is None else float(value) for n, value in content.pop("numbers").items()}
-        evaluation = cls(observed, numbers, **content)
+        corpus = {name: _read_halved(name, one) for name, one in content.pop("corpus", {}).items()}
+        evaluation = cls(observed, numbers, corpus=corpus, **content)
         if not (0 < evaluation.confidence < 1 and isinstance(evaluation.seed, int) and evaluation.seed >= 0):
             raise ValueError(f"confidence {evaluation.confidence}, seed {evaluation.seed}")
         if not all({"prompt", "completion"} <= sample.keys() for sample in evaluation.samples):
@@ -71,7 +84,29 @@ class Evaluation:
             for name, o in self.observations.items()
             if name in before.observations
         }
-        return {name: change(*both, self.confidence, self.seed) for name, both in paired.items() if both[0].groups}
+        means = {name: change(*both, self.confidence, self.seed) for name, both in paired.items() if both[0].groups}
+        return means | {
+            name: one.minus(before.corpus[name]).estimate(self.confidence)
+            for name, one in self.corpus.items()
+            if name in before.corpus
+            and list(one.groups) == list(before.corpus[name].groups)
+            and self.seed == before.seed
+        }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _read_halved(name: str, content: Mapping[str, Any]) -> Halved:
+    value, *halves = (
+        math.nan if number is None else float(number) for number in (content["value"], *content["halves"])
+    )
+    groups = content["groups"]
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise ValueError(f"{name}: groups are no list of names")
+    return Halved(value, np.array(halves, dtype=float), groups)
 
 
 def _read_observations(name: str, content: Mapping[str, Any]) -> Observations:
@@ -102,6 +137,7 @@ def with_sets(part: str, evaluations: Mapping[str, Evaluation]) -> Evaluation:
                     **whole.observations,
                     **{f"{name}/{metric}": o for metric, o in one.observations.items()},
                 },
+                corpus={**whole.corpus, **{f"{name}/{metric}": c for metric, c in one.corpus.items()}},
                 numbers={**whole.numbers, **{f"{name}/{metric}": value for metric, value in one.numbers.items()}},
             )
     return whole

@@ -1,6 +1,6 @@
 """Measuring a model on held-out data, with intervals that resample prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
@@ -15,11 +15,12 @@ from prefopt.data import Tokenised, collate
 from prefopt.data.texts import decode_pieces
 from prefopt.evaluation.breakdown import Measured, broken_down
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
+from prefopt.evaluation.corpus import CorpusMetric, Distinct
 from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.held_out import best, distinct_prompts, gaps, pairs
-from prefopt.evaluation.metrics import metric_key
+from prefopt.evaluation.intervals import Halved, halved
+from prefopt.evaluation.of_samples import SampleMetrics
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
-from prefopt.feedback import ask
 from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
@@ -51,6 +52,7 @@ class Evaluator:
         contest: compares samples with those of the reference or of another run.
         metrics: further measures of samples, by name.
         sampler: draws samples; None is the transformers sampler.
+        corpus: measures of all samples together, by name.
     """
 
     def __init__(
@@ -64,15 +66,16 @@ class Evaluator:
         contest: Contest | None = None,
         metrics: Mapping[str, Feedback] = MappingProxyType({}),
         sampler: Sampler | None = None,
+        corpus: Mapping[str, CorpusMetric] = MappingProxyType({}),
     ):
         self.rows = list(rows[: settings.rows])
         self.prompts = list(islice(distinct_prompts(rows), settings.prompts))
         self.settings = settings
         self.accelerator = accelerator
         self.reference = reference
-        self.gold = gold
         self.contest = contest
-        self.metrics = metrics
+        feedbacks = ({} if gold is None else {"gold": gold}) | dict(metrics)
+        self.metrics = SampleMetrics(feedbacks, corpus, settings.metrics)
         self.seed = seed
         self.sampler = sampler or TransformersSampler(settings.samples.batch_size, accelerator.autocast)
         self._reference_logps: Tensor | None = None  # [pairs, 2]; a reference does not move, so once is enough
@@ -96,12 +99,11 @@ class Evaluator:
             evaluation = self._evaluation(*(self._scored_pairs(model, in_pairs) if in_pairs else ({}, {})))
         else:
             measured = self._pairs(model, in_pairs) if in_pairs else self._demonstrations(model)
-            numbers: dict[str, float] = {}
-            samples: list[dict[str, Any]] = []
             if self.prompts and model.tokenizer is not None:
-                of_samples, numbers, samples = self._samples(model)
-                measured |= of_samples
-            evaluation = self._evaluation(measured, numbers, samples)
+                of_samples, of_all, numbers, samples = self._samples(model)
+                evaluation = self._evaluation(measured | of_samples, numbers, samples, of_all)
+            else:
+                evaluation = self._evaluation(measured)
         model.train(training)
         return evaluation
 
@@ -110,11 +112,14 @@ class Evaluator:
         measured: Mapping[str, Measured],
         numbers: dict[str, float] | None = None,
         samples: Sequence[Any] = (),
+        of_all: Mapping[str, Halved] = MappingProxyType({}),
     ) -> Evaluation:
         observations = broken_down(measured, self.settings.by)
-        return Evaluation(
-            observations, numbers or {}, samples, self.settings.confidence, seed_for(self.seed, "resampling")
-        )
+        return Evaluation(observations, numbers or {}, samples, self.settings.confidence, self._resampling, of_all)
+
+    @property
+    def _resampling(self) -> int:
+        return seed_for(self.seed, "resampling")
 
     def _outputs(self, model: Model, rows: Sequence[Tokenised], needs: Needs) -> tuple[Batch, Outputs]:
         """All rows at once; only [rows, K, T] numbers are kept."""
@@ -158,7 +163,9 @@ class Evaluator:
         answers = best(self.rows)
         return _likelihood(*self._outputs(model, answers, Needs()), answers) if answers else {}
 
-    def _samples(self, model: Policy) -> tuple[dict[str, Measured], dict[str, float], list[dict[str, Any]]]:
+    def _samples(
+        self, model: Policy
+    ) -> tuple[dict[str, Measured], dict[str, Halved], dict[str, float], list[dict[str, Any]]]:
         """What the policy writes after held-out prompts."""
         written, texts = self._write(model, model, "evaluation")
         ended = [[one.ended for one in row] for row in written]
@@ -173,12 +180,14 @@ class Evaluator:
             won, against = self._compared(self.contest, model, _paired(texts, ended))
             measured |= won
             notes = [[{**a, **b} for a, b in zip(*rows, strict=True)] for rows in zip(notes, against, strict=True)]
-        scored = self._scored(texts, ended)
-        measured |= scored
+        scores = self.metrics(self.prompts, texts, ended, self.accelerator, self._resampling)
+        measured |= scores.of_each
         measured = {name: value.cpu() for name, value in measured.items()}
-        numbers = {f"distinct_{n}": distinct(texts, n) for n in (1, 2)}
-        judged = [*scored, *(["win_rate"] if "win_rate" in measured else [])]
-        numbers |= {f"{name}_missing": measured[name].isnan().double().mean().item() for name in judged}
+        numbers = scores.missing()
+        if "win_rate" in measured:
+            numbers["win_rate_missing"] = measured["win_rate"].isnan().double().mean().item()
+        groups = [row.example.group for row in self.prompts]
+        of_all = {f"distinct_{n}": halved(Distinct(texts, n), groups, self._resampling) for n in (1, 2)}
         rendered = [decode_pieces(model.tokenizer, row.prompt_ids) for row in self.prompts]
         samples = [
             {
@@ -191,19 +200,8 @@ class Evaluator:
             for b, row in enumerate(self.prompts)
             for k in range(self.settings.completions)
         ]
-        return {name: Measured(value, self.prompts) for name, value in measured.items()}, numbers, samples
-
-    def _scored(self, texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> dict[str, Tensor]:
-        """[B, K] of each feedback that measures samples: gold and the recipe's own metrics."""
-        feedbacks = ({} if self.gold is None else {"gold": self.gold}) | dict(self.metrics)
-        prompts = [row.example.prompt for row in self.prompts]
-        # A feedback sees text, in which an end token is not to be seen.
-        rows = [{**row.example.columns, "ended": of_row} for row, of_row in zip(self.prompts, ended, strict=True)]
-        verdicts = {
-            name: ask(feedback, metric_key(name), prompts, texts, rows, self.accelerator)
-            for name, feedback in feedbacks.items()
-        }
-        return {name: verdict.scores.double() for name, verdict in verdicts.items()}
+        of_samples = {name: Measured(value, self.prompts) for name, value in measured.items()}
+        return of_samples, of_all | scores.of_all, numbers, samples
 
     def _write(self, writer: Any, policy: Policy, noise: str) -> tuple[list[list[Written]], list[list[str]]]:
         """Samples of the policy or of the reference on the held-out prompts, and the same as text."""
@@ -270,18 +268,6 @@ class Evaluator:
 def _paired(texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> list[list[Sample]]:
     """B × K samples, each with whether it ended."""
     return [list(map(Sample, row, of_row)) for row, of_row in zip(texts, ended, strict=True)]
-
-
-def distinct(texts: Iterable[Iterable[str]], n: int) -> float:
-    """Distinct n-grams of words as a share of all, over all texts together (Li et al., arXiv 1510.03055); NaN for none."""
-    grams = [
-        tuple(words[i : i + n])
-        for row in texts
-        for text in row
-        for words in [text.split()]
-        for i in range(len(words) - n + 1)
-    ]
-    return len(set(grams)) / len(grams) if grams else float("nan")
 
 
 def _likelihood(batch: Batch, outputs: Outputs, rows: Sequence[Tokenised]) -> dict[str, Measured]:

@@ -12,6 +12,9 @@ from prefopt.types import Estimate
 
 RESAMPLES = 2000
 
+HALVES = 200
+"""Random halves of the prompts on which a number of all samples is computed again."""
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -68,6 +71,61 @@ def change(before: Observations, after: Observations, confidence: float = 0.95, 
         confidence,
         seed,
     )
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A number of all samples together, which is no mean over prompts, and the same number on random halves of the prompts.
+
+    A bootstrap draws prompts twice, and what counts repetitions (distinct n-grams, self-BLEU) then measures the drawing: its
+    intervals for distinct_2 of 30 to 384 prompts never held the true value. A half has no prompt twice. The spread of a smooth
+    statistic over halves is that over new samples of the whole size (delete-d jackknife, d = n/2: Shao & Wu, Annals of Statistics
+    17 (1989), 1176–1197), while the level of such counts depends on the size, so the spread alone is used.
+
+    Attributes:
+        value: of all samples.
+        halves: [R], on each half; the same halves for every evaluation of the same groups and seed.
+        groups: names of what was halved, sorted.
+    """
+
+    value: float
+    halves: np.ndarray
+    groups: Sequence[str]
+
+    def minus(self, other: "Halved") -> "Halved":
+        """The difference, paired: both on the same halves.
+
+        Raises:
+            ValueError: the two are not of the same groups.
+        """
+        if list(self.groups) != list(other.groups):
+            raise ValueError("the two evaluations saw different prompts; they cannot be paired")
+        return Halved(self.value - other.value, self.halves - other.halves, self.groups)
+
+    def estimate(self, confidence: float = 0.95) -> Estimate:
+        """The value, and an interval of the width of the spread over halves."""
+        groups = len(self.groups)
+        if groups < 2 or not np.isfinite([self.value, *self.halves]).all():
+            return Estimate(self.value, math.nan, math.nan, groups)
+        half = groups // 2
+        away = (self.halves - self.halves.mean()) * math.sqrt(half / (groups - half))
+        low, high = np.quantile(away, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Estimate(self.value, self.value - float(high), self.value - float(low), groups)
+
+
+def halved(statistic: Callable[[np.ndarray], float], groups: Sequence[str], seed: int) -> Halved:
+    """A statistic of all rows, and of the rows of `HALVES` random halves of the groups.
+
+    Args:
+        statistic: of the rows with these numbers, in order.
+        groups: of each row.
+        seed: of the halves.
+    """
+    names, where = np.unique(np.asarray(groups), return_inverse=True)
+    draw = np.random.default_rng(seed)
+    halves = [draw.permutation(len(names))[: len(names) // 2] for _ in range(HALVES if len(names) > 1 else 0)]
+    values = [statistic(np.flatnonzero(np.isin(where, half))) for half in halves]
+    return Halved(statistic(np.arange(len(groups))), np.array(values, dtype=float), names.tolist())
 
 
 def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

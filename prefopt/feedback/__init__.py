@@ -3,13 +3,15 @@
 May import support, types, recipe, data, objectives, policy and environments.
 """
 
-from prefopt.feedback.calling import run_feedback
+from prefopt.feedback.calling import as_scores, run_feedback, run_statistic
 from prefopt.feedback.ensemble import Ensemble
 from prefopt.feedback.make import (
     FEEDBACKS,
     TRANSFORMS,
     ask,
+    bare,
     check_feedback,
+    is_bare,
     judge_records,
     judges_of,
     make_feedback,
@@ -48,8 +50,11 @@ __all__ = [
     "Rule",
     "Transform",
     "Transformed",
+    "as_scores",
     "ask",
+    "bare",
     "check_feedback",
+    "is_bare",
     "judge_records",
     "judges_of",
     "make_feedback",
@@ -57,6 +62,7 @@ __all__ = [
     "reward_models",
     "reward_models_of",
     "run_feedback",
+    "run_statistic",
     "spent_by",
     "together",
 ]

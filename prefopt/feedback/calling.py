@@ -273,9 +273,31 @@ def run_feedback(
 
     def verdict() -> Verdict:
         answer = _answer(feedback, name, (prompts, completions, rows), timeout)
-        return checked(answer if isinstance(answer, Verdict) else Verdict(_scores(answer, name)), name, completions)
+        return checked(answer if isinstance(answer, Verdict) else Verdict(as_scores(answer, name)), name, completions)
 
     return by_main(SHARING[-1], verdict) if SHARING and not is_collective(feedback) else verdict()
+
+
+def run_statistic(
+    function: Any,
+    name: str,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    rows: Sequence[Mapping[str, Any]],
+    timeout: float | None = None,
+) -> float:
+    """Call what makes one number of all completions together; None and NaN are no number. The arguments are `run_feedback`'s.
+
+    Raises:
+        PrefoptError: it raised something, took too long, or returned something else.
+    """
+    answer = _answer(function, name, (prompts, completions, rows), timeout)
+    try:
+        return math.nan if answer is None else float(answer)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise PrefoptError(
+            f"{name} is over the corpus and must return one number of all samples, not a {type(answer).__name__}: {error}"
+        ) from error
 
 
 def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | None) -> Any:
@@ -319,12 +341,22 @@ def _copied_tuple(value: Any) -> Any:
     return tuple(_copied(one) for one in value) if type(value) is tuple else value
 
 
-def _scores(answer: Any, name: str) -> Tensor:
+def as_scores(answer: Any, name: str) -> Tensor:
+    """[B, K] of lists of numbers; None is NaN.
+
+    Raises:
+        PrefoptError: it is something else; says whose answer.
+    """
     if inspect.iscoroutine(answer):
         answer.close()
         raise PrefoptError(
             f"the feedback {name} is `async def`, so a call of it gives a coroutine and no list of numbers: write a plain `def` "
             "that calls asyncio.run(…)"
+        )
+    if isinstance(answer, Mapping):
+        raise PrefoptError(
+            f"the feedback {name} returned a mapping ({', '.join(map(str, answer))}), and it must return one number for each "
+            f"completion; a metric that returns several names them: `values: [{', '.join(map(str, answer))}]`"
         )
     if isinstance(answer, Iterator):  # a generator runs only now
         with users_code(f"the feedback {name}"):

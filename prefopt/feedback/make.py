@@ -1,5 +1,6 @@
 """From the section of a recipe to a feedback."""
 
+import dataclasses
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,23 @@ def make_feedback(
         if isinstance(part, Loadable):
             part.load()
     return feedback
+
+
+def bare(feedback: Transformed) -> Transformed | None:
+    """The feedback without the transforms of its scores; None where asking it again would change or cost something.
+
+    That is where something in it has running numbers, is the policy itself, is still to be fitted, or is paid for, as a language
+    model that judges is.
+    """
+    own = dataclasses.replace(feedback, transforms=())
+    kept = not any(_moves(part) or isinstance(part, Spending | NotYet) for part in parts_of(own))
+    return own if kept and not own.unfitted else None
+
+
+def is_bare(spec: recipe.Feedback) -> bool:
+    """Whether there will be a `bare` one of this section; loads no model."""
+    running = dict.fromkeys(("accelerator", "policy"), LATER)
+    return bare(_from_section(spec, "feedback", running)) is not None
 
 
 def check_feedback(spec: recipe.Feedback, where: str = "feedback", fixed: bool = False) -> None:

@@ -8,12 +8,17 @@ from prefopt.data import Example
 from prefopt.evaluation.breakdown import part_name, values_of
 from prefopt.evaluation.calibration import GAPS, by_gap
 from prefopt.evaluation.held_out import best, gaps, pairs
+from prefopt.evaluation.metrics import own_names
+from prefopt.feedback import is_bare
 
 OF_PAIRS = "held-out rows with a better and a worse completion"
 OF_SAMPLES = "evaluate.prompts above 0"
 OF_SCORERS = f"an objective that trains rewards, and {OF_PAIRS}"
 MEASURED_BY = {
     **dict.fromkeys(("gold", "gold_missing"), "evaluate.gold"),
+    **dict.fromkeys(
+        ("reward", "reward_missing"), "source.rollouts and a `feedback` without language models that judge"
+    ),
     **dict.fromkeys(("win_rate", "win_rate_length_controlled", "ties", "win_rate_missing"), "evaluate.judge"),
     **dict.fromkeys(("accuracy", "likelihood_accuracy"), OF_PAIRS),
     **dict.fromkeys([f"logratio_{part}" for part in ("chosen", "rejected", "margin")], OF_PAIRS),
@@ -54,11 +59,12 @@ def held_out_metrics(
         rows: held-out rows; None where they are not there yet, and may have whatever is needed.
         sets: rows of further sets, by name.
     """
-    names = _measured(settings.evaluate, scorer, rows)
+    rewarded = settings.source.rollouts is not None and settings.feedback is not None and is_bare(settings.feedback)
+    names = _measured(settings.evaluate, scorer, rows, rewarded)
     for of_set, own in sets.items():
         # A run keeps samples of test rows alone, so sets meet no other run.
         alone = settings.evaluate if settings.evaluate.against is None else _without_judge(settings.evaluate)
-        names += [f"{of_set}/{name}" for name in _measured(alone, scorer, own)]
+        names += [f"{of_set}/{name}" for name in _measured(alone, scorer, own, rewarded)]
     return names
 
 
@@ -66,7 +72,7 @@ def _without_judge(evaluate: recipe.Evaluate) -> recipe.Evaluate:
     return evaluate.model_copy(update={"judge": None, "against": None})
 
 
-def _measured(evaluate: recipe.Evaluate, scorer: bool, rows: Sequence[Example] | None) -> list[str]:
+def _measured(evaluate: recipe.Evaluate, scorer: bool, rows: Sequence[Example] | None, rewarded: bool) -> list[str]:
     """On one part of the data."""
     known = None if rows is None else rows[: evaluate.rows]
     in_pairs = None if known is None else pairs(known)
@@ -76,8 +82,8 @@ def _measured(evaluate: recipe.Evaluate, scorer: bool, rows: Sequence[Example] |
         if means or (known is not None and best(known)):
             means.append("nll")
         if evaluate.prompts and (rows is None or rows):
-            means += _of_samples(evaluate)
-            numbers += _numbers_of_samples(evaluate)
+            means += _of_samples(evaluate, rewarded)
+            numbers += _numbers_of_samples(evaluate, rewarded)
     parts = [(column, value) for column in evaluate.by for value in values_of(rows or (), column)]
     return [*means, *(part_name(name, *part) for part in parts for name in means), *numbers]
 
@@ -94,7 +100,7 @@ def _of_pairs(scorer: bool, pairs: Sequence[Example] | None) -> Iterator[str]:
     yield from (f"accuracy_{size}_gap" for size in sizes)
 
 
-def _of_samples(evaluate: recipe.Evaluate) -> Iterator[str]:
+def _of_samples(evaluate: recipe.Evaluate, rewarded: bool) -> Iterator[str]:
     """Means over samples."""
     sampling = evaluate.sampling
     yield from ("length", "ended")
@@ -102,16 +108,17 @@ def _of_samples(evaluate: recipe.Evaluate) -> Iterator[str]:
         yield from ("kl", "kl_k3")
     if evaluate.judge is not None:
         yield from ("win_rate", "win_rate_length_controlled", "ties")
-    yield from _scored(evaluate)
+    yield from _scored(evaluate, rewarded)
 
 
-def _numbers_of_samples(evaluate: recipe.Evaluate) -> Iterator[str]:
+def _numbers_of_samples(evaluate: recipe.Evaluate, rewarded: bool) -> Iterator[str]:
     """Numbers of all samples together, without a value for each."""
-    yield from ("distinct_1", "distinct_2")
+    yield from ("distinct_1", "distinct_2", *own_names(evaluate.metrics, "corpus"))
     judged = ["win_rate"] * (evaluate.judge is not None)
-    yield from (f"{name}_missing" for name in (*judged, *_scored(evaluate)))
+    yield from (f"{name}_missing" for name in (*judged, *_scored(evaluate, rewarded)))
 
 
-def _scored(evaluate: recipe.Evaluate) -> list[str]:
+def _scored(evaluate: recipe.Evaluate, rewarded: bool) -> list[str]:
     """What feedback measures of each sample."""
-    return [*["gold"] * (evaluate.gold is not None), *evaluate.metrics]
+    built_in = [*["gold"] * (evaluate.gold is not None), *["reward"] * rewarded]
+    return [*built_in, *own_names(evaluate.metrics, "completions")]

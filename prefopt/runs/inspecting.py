@@ -114,7 +114,7 @@ def measure(
     show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
     needs = Needs(rewards=planned.needs.rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
-    measuring = judges(settings.evaluate, accelerator, models.trained)
+    measuring = judges(settings, accelerator, models.trained)
     sampler = evaluation_sampler(settings, accelerator, models.trained)
     evaluations = {}
     for part, rows in data.items():

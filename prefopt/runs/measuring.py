@@ -113,8 +113,10 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 def first_evaluation(prepared: Prepared, part: str, model: Policy | Scorer) -> Evaluation:
     """Of the model before training, which the runs of a study share where they start from the same."""
     settings, others = prepared.recipe, prepared.others
-    beside = {name: fingerprint_weights(m) for name, m in others.items() if name.split(":")[0] != "scores"}
-    sections = settings.model_dump_json(include={"policy": True, "reference": True, "evaluate": True})
+    # Feedback that is learnt from matters where it measures, too.
+    scored = "reward" in prepared.evaluators[part].metrics.feedbacks
+    beside = {name: fingerprint_weights(m) for name, m in others.items() if scored or name.split(":")[0] != "scores"}
+    sections = settings.model_dump_json(include={"policy", "reference", "evaluate", *["feedback"] * scored})
     arithmetic = (settings.train.precision, torch.get_num_threads(), prepared.accelerator.num_processes)
     # The critic has no say in what is measured.
     key = (part, type(model), fingerprint_weights(model.model), *sorted(beside.items()), sections, arithmetic)

@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -17,8 +17,9 @@ from prefopt.data.ordering import ORDERS
 from prefopt.environments import SingleTurn, environment_factory
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.metrics import make_metrics
+from prefopt.evaluation.of_samples import SampleMetrics
 from prefopt.evaluation.win_rates import contest
-from prefopt.feedback import Transformed, make_feedback, reward_models
+from prefopt.feedback import Transformed, bare, is_bare, make_feedback, reward_models
 from prefopt.objectives.terms import Term
 from prefopt.policy import (
     DIVERGENCES,
@@ -117,12 +118,13 @@ class Prepared:
         return named
 
     @property
-    def judging(self) -> dict[str, Feedback]:
+    def judging(self) -> dict[str, Any]:
         """What evaluations ask, by the key of the recipe that names it."""
-        named: dict[str, Feedback] = {}
+        named: dict[str, Any] = {}
         for evaluator in self.evaluators.values():
             judge = None if evaluator.contest is None else evaluator.contest.judge
-            asked = {"gold": evaluator.gold, "judge": judge, **evaluator.metrics}
+            asked: dict[str, Any] = {"judge": judge, **evaluator.metrics.feedbacks, **evaluator.metrics.corpus}
+            asked.pop("reward", None)  # which is the feedback itself
             named |= {f"evaluate.{what}": feedback for what, feedback in asked.items() if feedback is not None}
         return named
 
@@ -160,8 +162,11 @@ def prepare(
     columns = batch_columns(planned.wanted, settings.source)
     needs = replace(planned.needs, reference=planned.compares)
     models = load_models(settings, needs, tokenizer, accelerator)
-    measuring = judges(settings.evaluate, accelerator, models.trained)
-    source = _source(planned, models, rows, columns, measuring.gold, accelerator, folder)
+    learnt = _scores(settings, accelerator, models.trained) if isinstance(models.trained, Policy) else None
+    measuring = judges(settings, accelerator, models.trained, learnt)
+    source = _source(
+        planned, models, rows, columns, learnt, measuring.metrics.feedbacks.get("gold"), accelerator, folder
+    )
     sampler = evaluation_sampler(settings, accelerator, models.trained, source)
     evaluators = {
         part: make_evaluator(data[part], settings, accelerator, models, measuring, sampler, part)
@@ -200,23 +205,37 @@ class Judges(NamedTuple):
     """What measures samples, where the recipe names it.
 
     Attributes:
-        gold: the reward that counts.
         judge: says whether samples beat others.
-        metrics: the recipe's own, by name.
+        metrics: the reward that counts, that which is learnt from, and the recipe's own.
     """
 
-    gold: Transformed | None
     judge: Transformed | None
-    metrics: Mapping[str, Transformed]
+    metrics: SampleMetrics
 
 
-def judges(settings: recipe.Evaluate, accelerator: Accelerator, model: Policy | Scorer) -> Judges:
-    """The feedbacks of `evaluate`, ready to be called."""
-    return Judges(
-        _feedback("evaluate.gold", settings.gold, accelerator, model),
-        _feedback("evaluate.judge", settings.judge, accelerator, model),
-        make_metrics(settings.metrics, accelerator, model if isinstance(model, Policy) else None),
-    )
+def judges(
+    settings: recipe.Recipe,
+    accelerator: Accelerator,
+    model: Policy | Scorer,
+    learnt: Transformed | SingleTurn | None = None,
+) -> Judges:
+    """What `evaluate` names, ready to be called, and the feedback that is learnt from, without its transforms.
+
+    Args:
+        settings: of the run.
+        accelerator: devices, processes and precision.
+        model: that is trained.
+        learnt: the feedback, where it is there already.
+    """
+    evaluate, policy = settings.evaluate, model if isinstance(model, Policy) else None
+    if learnt is None and policy is not None and settings.feedback is not None and is_bare(settings.feedback):
+        learnt = _feedback("feedback", settings.feedback, accelerator, model)
+    gold = _feedback("evaluate.gold", evaluate.gold, accelerator, model)
+    reward = bare(learnt) if isinstance(learnt, Transformed) else None
+    own, corpus = make_metrics(evaluate.metrics, accelerator, policy)
+    feedbacks = {name: one for name, one in (("gold", gold), ("reward", reward)) if one is not None}
+    judge = _feedback("evaluate.judge", evaluate.judge, accelerator, model)
+    return Judges(judge, SampleMetrics(feedbacks | own, corpus, evaluate.metrics))
 
 
 def make_evaluator(
@@ -229,11 +248,21 @@ def make_evaluator(
     part: str,
 ) -> Evaluator:
     """What measures the model on a part of the data."""
-    gold, judge, metrics = measuring
+    judge, metrics = measuring
     against = settings.evaluate.against
     others = None if against is None or judge is None else RunFolder(Path(against)).samples()
     meeting, seed = contest(judge, others, part), settings.seed_of("evaluation")
-    return Evaluator(rows, settings.evaluate, accelerator, models.start, gold, seed, meeting, metrics, sampler)
+    return Evaluator(
+        rows,
+        settings.evaluate,
+        accelerator,
+        models.start,
+        seed=seed,
+        contest=meeting,
+        metrics=metrics.feedbacks,
+        sampler=sampler,
+        corpus=metrics.corpus,
+    )
 
 
 def evaluation_sampler(
@@ -309,7 +338,8 @@ def _feedback(
 
 def _scores(settings: recipe.Recipe, accelerator: Accelerator, policy: Policy) -> Transformed | SingleTurn | None:
     """What scores the policy's own completions: a feedback, or an environment."""
-    assert settings.source.rollouts is not None
+    if settings.source.rollouts is None:
+        return None
     environment = settings.source.rollouts.environment
     if environment is None:
         return _feedback("feedback", settings.feedback, accelerator, policy)
@@ -321,7 +351,8 @@ def _source(
     models: Models,
     rows: DiskRows[Tokenised],
     columns: Sequence[str],
-    gold: Transformed | None,
+    learnt: Transformed | SingleTurn | None,
+    gold: Feedback | None,
     accelerator: Accelerator,
     folder: Path | None,
 ) -> Source:
@@ -332,7 +363,7 @@ def _source(
         return Recorded(rows, size, seed, columns, source.writers)
     assert isinstance(policy, Policy)
     feedback = {
-        "scores": _scores(settings, accelerator, policy),
+        "scores": learnt,
         "cost": _feedback("cost", settings.cost, accelerator, policy),
         "gold": gold,
     }

@@ -110,9 +110,10 @@ def check_measured(content: Mapping[str, Any]) -> None:
 
 
 def metrics_of(content: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of something that was measured later: numbers, and Σ values / Σ weights of observations; null is not finite."""
+    """The metrics of something that was measured later; of observations it is Σ values / Σ weights; null is not finite."""
     means = {name: _mean(one["values"], one["weights"]) for name, one in content.get("observations", {}).items()}
-    return content.get("numbers", {}) | means
+    of_corpus = {name: one["value"] for name, one in content.get("corpus", {}).items()}
+    return content.get("numbers", {}) | means | of_corpus
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float | None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from prefopt import PrefoptError, recipe
 from prefopt.data import formats, tokenise
 from prefopt.evaluation.evaluation import Evaluation
-from prefopt.evaluation.evaluator import Evaluator, _ahead, distinct
+from prefopt.evaluation.evaluator import Evaluator, _ahead
 from prefopt.evaluation.intervals import Observations
 from prefopt.feedback import MissingEOS, Transformed
 from prefopt.policy import Policy, Reference, Scorer
@@ -225,9 +225,3 @@ def test_change_is_paired():
     after = Evaluation({"gold": Observations(np.array([1.0, 2.0, 6.0]), np.ones(3), ["a", "b", "c"])})
     change = after.change_since(before)["gold"]
     assert (change.value, change.low, change.high) == pytest.approx((1, 1, 1))
-
-
-def test_distinct():
-    assert distinct([["a b a"], ["a b"]], 1) == 2 / 5
-    assert distinct([["a b a"], ["a b"]], 2) == 2 / 3
-    assert math.isnan(distinct([["a"]], 2))

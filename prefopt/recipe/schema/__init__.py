@@ -1,7 +1,7 @@
 """The schema of recipes: every section and field of the YAML file that describes a run."""
 
 from prefopt.recipe.schema.evaluate import Evaluate
-from prefopt.recipe.schema.feedback import Feedback, FeedbackOrName, Transform
+from prefopt.recipe.schema.feedback import Feedback, FeedbackOrName, Metric, Transform
 from prefopt.recipe.schema.models import Adapter, Critic, Policy, Reference
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import Samples, Sampling
@@ -21,6 +21,7 @@ __all__ = [
     "Feedback",
     "FeedbackOrName",
     "KeepBest",
+    "Metric",
     "Policy",
     "Recipe",
     "Reference",

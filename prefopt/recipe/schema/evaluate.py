@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prefopt.recipe.names import Named, Names
-from prefopt.recipe.schema.feedback import FeedbackOrName
+from prefopt.recipe.schema.feedback import FeedbackOrName, MetricOrName
 from prefopt.recipe.schema.sampling import Samples, Sampling
 from prefopt.recipe.schema.source import Data
 from prefopt.recipe.section import Section
@@ -47,9 +47,9 @@ class Evaluate(Section):
     judge: FeedbackOrName | None = Field(
         None, description="feedback that says whether samples beat the reference's on the same prompts: the win rate"
     )
-    metrics: dict[str, FeedbackOrName] = Field(
+    metrics: dict[str, MetricOrName] = Field(
         default_factory=dict,
-        description="your own measures of samples, called like feedback: {exact_match: file.py:function}",
+        description="your own measures of samples, called like feedback: {exact_match: file.py:function} (docs/metrics.md)",
     )
     against: str | None = Field(
         None,

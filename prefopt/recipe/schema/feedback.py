@@ -1,10 +1,11 @@
 """Sections of a recipe about what scores completions."""
 
 import typing
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from prefopt.recipe.names import Named, WithFields, named_section, named_sections
+from prefopt.recipe.names import Named, Names, WithFields, named_section, named_sections
 
 
 class Transform(WithFields):
@@ -33,3 +34,30 @@ class Feedback(WithFields):
 
 FeedbackOrName = typing.Annotated[Feedback, BeforeValidator(named_section)]
 """A feedback, which may be given by its name alone."""
+
+
+class Metric(Feedback):
+    """A measure of samples; keys other than these are its fields."""
+
+    over: Literal["completions", "corpus"] = Field(
+        "completions",
+        description="completions: it returns numbers for each completion; corpus: one number of all samples together",
+    )
+    values: Names = Field(
+        (),
+        description="names of the values that it returns for each completion, where these are several: measured as METRIC_VALUE",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "Metric":
+        if self.over == "corpus" and (self.transforms or self.members or self.values):
+            raise ValueError("over is corpus: one number of all samples, so leave out transforms, members and values")
+        if self.values and self.transforms:
+            raise ValueError(
+                "transforms are of one number for each completion, and values names several: leave out one"
+            )
+        return self
+
+
+MetricOrName = typing.Annotated[Metric, BeforeValidator(named_section)]
+"""A metric, which may be given by its name alone."""

@@ -1,0 +1,94 @@
+"""What samples are measured by: feedback on each of them, and numbers of all of them together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+from prefopt import recipe
+from prefopt.data import Tokenised
+from prefopt.evaluation.corpus import CorpusMetric
+from prefopt.evaluation.intervals import Halved, halved
+from prefopt.evaluation.metrics import metric_key, value_names
+from prefopt.feedback import ask, together
+from prefopt.support.profile import timed
+from prefopt.types import Feedback
+
+
+class SampleScores(NamedTuple):
+    """What was measured of B prompts with K samples each.
+
+    Attributes:
+        of_each: [B, K] by the metric; NaN where there is no verdict.
+        of_all: numbers of all samples together.
+    """
+
+    of_each: dict[str, Tensor]
+    of_all: dict[str, Halved]
+
+    def missing(self) -> dict[str, float]:
+        """The share of samples without a verdict, for each metric."""
+        return {f"{name}_missing": scores.isnan().double().mean().item() for name, scores in self.of_each.items()}
+
+
+@dataclass(frozen=True)
+class SampleMetrics:
+    """The feedbacks that measure samples.
+
+    Attributes:
+        feedbacks: gold, the reward that is learnt from, and the recipe's own, by name.
+        corpus: the recipe's own that are over all samples.
+        specs: the recipe's `evaluate.metrics`.
+    """
+
+    feedbacks: Mapping[str, Feedback] = field(default_factory=dict)
+    corpus: Mapping[str, CorpusMetric] = field(default_factory=dict)
+    specs: Mapping[str, recipe.Metric] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        prompts: Sequence[Tokenised],
+        texts: Sequence[Sequence[str]],
+        ended: Sequence[Sequence[bool]],
+        accelerator: Accelerator,
+        seed: int,
+    ) -> SampleScores:
+        """Measure.
+
+        Args:
+            prompts: B of them.
+            texts: K samples of each; a feedback sees text, in which an end token is not to be seen.
+            ended: whether each came to an end by itself.
+            accelerator: knows the processes.
+            seed: of the halves of prompts.
+
+        Raises:
+            PrefoptError: a feedback or function failed.
+        """
+        asked = [row.example.prompt for row in prompts]
+        rows = [{**row.example.columns, "ended": of_row} for row, of_row in zip(prompts, ended, strict=True)]
+        of_each: dict[str, Tensor] = {}
+        for name, feedback in self.feedbacks.items():
+            verdict = ask(feedback, metric_key(name), asked, texts, rows, accelerator)
+            scores = verdict.named if (several := value_names(name, self.specs)) else {name: verdict.scores}
+            of_each |= {key: scores[value].double() for key, value in (several or {name: name}).items()}
+        groups = [row.example.group for row in prompts]
+        of_all: dict[str, Halved] = {}
+        for name, metric in self.corpus.items():
+
+            def of(numbers: np.ndarray, metric: CorpusMetric = metric) -> float:
+                return metric([asked[i] for i in numbers], [texts[i] for i in numbers], [rows[i] for i in numbers])
+
+            with timed("feedback"):
+                of_all[name] = halves_together(metric, of, groups, seed, accelerator)
+        return SampleScores(of_each, of_all)
+
+
+def halves_together(
+    metric: CorpusMetric, of: Callable[[np.ndarray], float], groups: Sequence[str], seed: int, accelerator: Accelerator
+) -> Halved:
+    """`halved`, the same on all processes."""
+    return together(metric, accelerator, lambda: halved(of, groups, seed))
