@@ -116,6 +116,8 @@ def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[st
         raise PrefoptError(
             f"no run has measured {metric!r}.{nearest(metric, measured)} They have: {', '.join(measured) or 'nothing'}"
         )
+    if plain != metric and "/" in plain:
+        raise PrefoptError(f"{metric}: sets are measured at start and end alone, and matching by KL takes a path")
     other_reading = plain if metric.endswith(AT_KL) else f"{metric}{AT_KL}"
     further = [name for name in measure or measured if name != metric]
     return list(dict.fromkeys([metric, *([other_reading] if _has_paths(runs, plain) else []), *further]))
