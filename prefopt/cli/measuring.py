@@ -23,6 +23,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """`prefopt evaluate`."""
     from prefopt.recipe import sections_of
 
+    if options.add:
+        return _add(options)
     target = new_file(options.out)
     if not Path(options.target).is_dir() and "judge" in sections_of(options.target):
         return _evaluate_judge(options, target)
@@ -34,6 +36,33 @@ def evaluate(options: argparse.Namespace) -> None:
     title = f"{options.target}: {settings.evaluate.part} rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, evaluation.estimates(), evaluation.numbers)
     keep(target, evaluation.to_json())
+
+
+def _add(options: argparse.Namespace) -> None:
+    """Further metrics of finished runs, kept in their folders."""
+    if options.out is not None:
+        raise PrefoptError("--add keeps what it measures in the run folder, and --out names a file: leave out one")
+    if not Path(options.target).is_dir():
+        raise PrefoptError(
+            f"--add measures finished runs, and {options.target} is no folder: name a run's, or a study's"
+        )
+    from prefopt.runs.additions import additions_to
+
+    additions, left_out = additions_to(Path(options.target), options.overrides)
+    for sentence in left_out:
+        consoles.err.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    from prefopt.runs.adding import add
+    from prefopt.support.sharing import sharing
+
+    quiet_libraries()
+    with sharing():
+        for run, one in additions:
+            added = add(one, consoles.err)
+            title = f"{run.folder}: added, with {added.confidence:.0%} intervals"
+            show_evaluation(consoles.out, title, added.estimates(), added.numbers)
+    files = ", ".join(f"measured/{name}.json" for name in additions[0][1].names)
+    consoles.out.print(f"\nkept      {files} in each run folder", highlight=False, soft_wrap=True)
 
 
 def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:

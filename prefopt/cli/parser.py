@@ -86,6 +86,12 @@ def _add_measuring(verb: Verb) -> None:
     parser.add_argument("target", metavar="RECIPE|RUN", help=OF_A_RUN)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
     parser.add_argument("--out", metavar="FILE", help="also write every observation, as JSON")
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="measure further evaluate.metrics.NAME, evaluate.sets.NAME or evaluate.gold of a finished run, or of all runs of a "
+        "study, and keep it in their folders, where reports find it",
+    )
     parser = verb(sample, "generate from a policy")
     parser.add_argument("target", metavar="RECIPE|RUN", help=OF_A_RUN)
     parser.add_argument(

@@ -271,7 +271,7 @@ class RunFolder:
         }
 
     def with_measured(self, evaluation: "Evaluation | None") -> "Evaluation | None":
-        """An evaluation of the finished run, and the observations that were made later.
+        """An evaluation of the finished run, and what was measured later; of the same samples, it is with them.
 
         Raises:
             PrefoptError: a file is damaged.
@@ -280,12 +280,16 @@ class RunFolder:
 
         if evaluation is None:
             return None
-        later = [
-            Evaluation.from_json(json.dumps({key: value for key, value in one.items() if key != "made"}))
-            for one in self.measured().values()
-        ]
-        observations = {name: o for one in later for name, o in one.observations.items()}
-        return replace(evaluation, observations=observations | dict(evaluation.observations))
+        for one in self.measured().values():
+            own = {key: value for key, value in one.items() if key not in ("made", "before")}
+            later = Evaluation.from_json(json.dumps(own))
+            evaluation = replace(
+                evaluation,
+                observations={**later.observations, **evaluation.observations},
+                corpus={**later.corpus, **evaluation.corpus},
+                samples=_joined(evaluation.samples, later.samples),
+            )
+        return evaluation
 
     def samples(self) -> "dict[str, list[Sample]]":
         """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
@@ -320,13 +324,16 @@ class RunFolder:
         file.parent.mkdir(exist_ok=True)
         write_whole(file, evaluation.to_json())
 
-    def write_measured(self, name: str, made: Mapping[str, Any], evaluation: "Evaluation") -> Path:
+    def write_measured(
+        self, name: str, made: Mapping[str, Any], evaluation: "Evaluation", before: "Evaluation | None" = None
+    ) -> Path:
         """Add what was measured later.
 
         Args:
             name: new in this run.
             made: when, by what command, of what.
             evaluation: its observations and numbers.
+            before: the same of the model before training.
 
         Raises:
             PrefoptError: there is one of this name, or one of its metrics is measured already; nothing is overwritten.
@@ -338,10 +345,12 @@ class RunFolder:
             metric: f"measured/{other}.json" for other, one in self.measured().items() for metric in metrics_of(one)
         }
         taken |= dict.fromkeys(self.summary().get("after", {}), "summary.json")
-        if twice := [metric for metric in (*evaluation.observations, *evaluation.numbers) if metric in taken]:
+        content = json.loads(evaluation.to_json())
+        if twice := [metric for metric in metrics_of(content) if metric in taken]:
             raise PrefoptError(f"{self}: {twice[0]} is measured already, in {taken[twice[0]]}; give another name")
         file.parent.mkdir(exist_ok=True)
-        write_whole(file, json.dumps({"made": made} | json.loads(evaluation.to_json()), indent=1, default=repr))
+        start = {} if before is None else {"before": json.loads(before.to_json())}
+        write_whole(file, json.dumps({"made": made} | content | start, indent=1, default=repr))
         return file
 
     def write_training(self, content: Mapping[str, Any]) -> None:
@@ -376,6 +385,14 @@ def run_of(place: Path) -> tuple[RunFolder, Path]:
     inside = holder.parent.name in ("checkpoints", "best", "earlier")
     run = RunFolder(holder.parent.parent if inside else holder)
     return run, RunFolder(holder).policy
+
+
+def _joined(samples: Sequence[Mapping[str, Any]], later: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Samples with what was measured of them later, where these are the same."""
+    texts = ([(one["prompt"], one["completion"]) for one in several] for several in (samples, later))
+    return (
+        [{**new, **one} for one, new in zip(samples, later, strict=True)] if len({*map(repr, texts)}) == 1 else samples
+    )
 
 
 def _yaml(text: str) -> Any:

@@ -230,12 +230,29 @@ def judges(
     evaluate, policy = settings.evaluate, model if isinstance(model, Policy) else None
     if learnt is None and policy is not None and settings.feedback is not None and is_bare(settings.feedback):
         learnt = _feedback("feedback", settings.feedback, accelerator, model)
-    gold = _feedback("evaluate.gold", evaluate.gold, accelerator, model)
     reward = bare(learnt) if isinstance(learnt, Transformed) else None
+    judge = _feedback("evaluate.judge", evaluate.judge, accelerator, model)
+    return Judges(judge, sample_metrics(evaluate, accelerator, policy, reward))
+
+
+def sample_metrics(
+    evaluate: recipe.Evaluate,
+    accelerator: Accelerator,
+    policy: Policy | None = None,
+    reward: Transformed | None = None,
+) -> SampleMetrics:
+    """What measures samples.
+
+    Args:
+        evaluate: names it.
+        accelerator: devices, processes and precision.
+        policy: that is trained, for classes that ask for it.
+        reward: that is learnt from.
+    """
+    gold = _feedback("evaluate.gold", evaluate.gold, accelerator, policy)
     own, corpus = make_metrics(evaluate.metrics, accelerator, policy)
     feedbacks = {name: one for name, one in (("gold", gold), ("reward", reward)) if one is not None}
-    judge = _feedback("evaluate.judge", evaluate.judge, accelerator, model)
-    return Judges(judge, SampleMetrics(feedbacks | own, corpus, evaluate.metrics))
+    return SampleMetrics(feedbacks | own, corpus, evaluate.metrics)
 
 
 def make_evaluator(
@@ -330,7 +347,7 @@ def _trained(
 
 
 def _feedback(
-    key: str, spec: recipe.Feedback | None, accelerator: Accelerator, model: Policy | Scorer
+    key: str, spec: recipe.Feedback | None, accelerator: Accelerator, model: Policy | Scorer | None
 ) -> Transformed | None:
     policy = model if isinstance(model, Policy) else None
     return None if spec is None else make_feedback(spec, accelerator, key, policy)

@@ -49,7 +49,7 @@ class RunRecord:
         trouble: why it stopped or failed, in a line.
         recipe: resolved; empty where the run failed before it was written.
         manifest: versions, fingerprints, device, seeds.
-        before: held-out numbers at step 0.
+        before: held-out numbers at step 0, and those that were measured later.
         after: held-out numbers at the end, and those that were measured later.
         history: lines of metrics.jsonl, in order.
         costs: what training cost, as `prefopt.runs.accounting.Spent` has it; empty where the run did not say.
@@ -209,7 +209,8 @@ def read_run(result: RunOfArm) -> RunRecord:
         state, trouble = "unfinished", f"no summary.json in {run}"
     before, after = (_values(summary.get(when, {})) for when in ("before", "after"))
     for later in run.measured().values() if after else ():  # which never replaces what the run itself measured
-        after |= {name: value for name, value in _values(metrics_of(later)).items() if name not in after}
+        for known, added in ((after, later), (before, later.get("before", {}))):
+            known |= {name: value for name, value in _values(metrics_of(added)).items() if name not in known}
     return RunRecord(
         result.arm,
         result.seed,
