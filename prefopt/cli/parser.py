@@ -31,6 +31,7 @@ def parser_of_verbs() -> argparse.ArgumentParser:
         return parser
 
     _add_training(verb)
+    _add_evaluating(verb)
     _add_measuring(verb)
     _add_benchmark(verb)
     _add_looking_up(verb)
@@ -81,7 +82,7 @@ def _add_training(verb: Verb) -> None:
     looks.add_argument("--stop", action="store_true", help="begin no further run; those that work come to their end")
 
 
-def _add_measuring(verb: Verb) -> None:
+def _add_evaluating(verb: Verb) -> None:
     parser = verb(evaluate, "measure a policy on held-out data, or a judge against people, with intervals")
     parser.add_argument("target", metavar="RECIPE|RUN", help=OF_A_RUN)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
@@ -100,6 +101,9 @@ def _add_measuring(verb: Verb) -> None:
     parser.add_argument("--prompt", action="append", help="your own; may be given again (default: held-out prompts)")
     parser.add_argument("--number", type=_positive, default=5, help="of held-out prompts (default: 5)")
     parser.add_argument("--completions", type=_positive, default=1, help="of each prompt (default: 1)")
+
+
+def _add_measuring(verb: Verb) -> None:
     parser = verb(label, "score or judge completions, write a preference data set")
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file (docs/label.md)")
     parser.add_argument(

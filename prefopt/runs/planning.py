@@ -155,13 +155,9 @@ def plan(settings: recipe.Recipe) -> Plan:
     }
     data, rows, notes = _splits(settings.source, wanted, seed)
     _check_environment(settings, data.train)
-    read = {name: _loaded(spec) for name, spec in settings.evaluate.sets.items()}
-    sets = {name: one.rows for name, one in read.items()}
-    notes = [
-        *notes,
-        *(f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes),
-        *(f"{name}: {note}" for name, one in read.items() for note in one.notes),
-    ]
+    sets, of_sets = _sets(settings.evaluate)
+    of_own = [f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes]
+    notes = [*notes, *of_own, *of_sets]
     planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes)
     for held_out in planned.held_out.values():
         check_held_out(held_out[: settings.evaluate.rows])
@@ -377,6 +373,13 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> _Parts:
         own["test"].rows if "test" in own else rows.select(test),
     )
     return _Parts(parts, sum(1 for _ in training_rows(parts.train, needs, source)), notes)
+
+
+def _sets(evaluate: recipe.Evaluate) -> tuple[dict[str, DiskRows[Example]], list[str]]:
+    """The rows of further held-out sets, and what is to be said of how they were read."""
+    read = {name: _loaded(spec) for name, spec in evaluate.sets.items()}
+    notes = [f"{name}: {note}" for name, one in read.items() for note in one.notes]
+    return {name: one.rows for name, one in read.items()}, notes
 
 
 def _loaded(data: recipe.Data) -> Loaded:
