@@ -61,8 +61,8 @@ def _add(options: argparse.Namespace) -> None:
             added = add(one, consoles.err)
             title = f"{run.folder}: added, with {added.confidence:.0%} intervals"
             show_evaluation(consoles.out, title, added.estimates(), added.numbers)
-    files = ", ".join(f"measured/{name}.json" for name in additions[0][1].names)
-    consoles.out.print(f"\nkept      {files} in each run folder", highlight=False, soft_wrap=True)
+            files = [str(one.folder.measured_file(name)) for name in one.names]
+            consoles.out.print(f"kept      {', '.join(files)}\n", highlight=False, soft_wrap=True)
 
 
 def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:

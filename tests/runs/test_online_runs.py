@@ -181,7 +181,7 @@ def test_a_limit_warns_once_or_stops_and_keeps_what_was_learnt(recipe_file, tmp_
 )
 def test_feedback_that_fails_stops_the_run_with_its_name(recipe_file, tmp_path, feedback, message):
     spec = f"{{name: '{tmp_path / 'feedback.py'}:{feedback}', timeout: {0.2 if feedback == 'hangs' else 30}}}"
-    overrides = [f"feedback={spec}", "train.checkpoint_every=1"]
+    overrides = [f"feedback={spec}", "train.checkpoint_every=1", "evaluate.prompts=0"]  # which would ask it, too
     with pytest.raises(PrefoptError, match=f"(?s){feedback}.*{message}.*feedback-failed-batch") as caught:
         quiet(recipe_file, tmp_path, *overrides)
     kept = Path(str(caught.value).rpartition("The batch is in ")[2].rstrip("."))
