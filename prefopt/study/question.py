@@ -46,6 +46,11 @@ def check_question(study: Study, measured: Mapping[str, Sequence[str]]) -> None:
         for arm, names in measured.items():
             if metric:
                 _refuse_unmeasured(key, metric, f"arm {arm} will not measure", names)
+    if study.tune and "/" in (chosen := study.tune.metric or study.primary_metric):
+        raise PrefoptError(
+            f"tuning would select by {chosen}, on a set that is held out for the study's runs: name a metric of validation rows in "
+            f"tune.metric, such as {chosen.rpartition('/')[2]}"
+        )
     everything = list(dict.fromkeys(name for names in measured.values() for name in names))
     for metric in study.measure:
         if everything:

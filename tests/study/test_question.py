@@ -54,9 +54,18 @@ def test_the_usual_metric_is_the_first_that_the_arms_measure(base, tmp_path, cha
             {"tune": {"trials": 1, "fields": {"train.lr": [0.1]}, "metric": "gold"}},
             r"tune\.metric is gold, which arm A will not measure",
         ),
+        (
+            {
+                "metric": "hard/accuracy",
+                "common": {"evaluate.sets": {"hard": {"data": "pairs.jsonl"}}},
+                "tune": {"trials": 1, "fields": {"train.lr": [0.1]}},
+            },
+            r"tuning would select by hard/accuracy, on a set .* such as accuracy",
+        ),
     ],
 )  # fmt: skip
-def test_a_question_that_runs_will_not_answer_is_refused_before_the_first(base, tmp_path, more, message):
+def test_a_question_that_runs_will_not_answer_is_refused_before_the_first(base, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(base.parent)
     with pytest.raises(PrefoptError, match=message):
         run_study(study(base, **more), tmp_path / "s", console=QUIET)
     assert not (tmp_path / "s").exists()

@@ -132,6 +132,7 @@ def test_arms_are_logged_to_wandb_as_a_group_and_trials_are_not(recipe: Path, tm
     assert [(w.project, w.group) for w in logged.values() if w] == [("p", "duel"), ("own", "duel")]
     for arm in arms:
         assert planned.trial(arm, 0, 1000, {"train.lr": 1e-4}).recipe.track.wandb is None
+        assert planned.trial(arm, 0, 1000, {"evaluate.sets.hard": {"data": "x.jsonl"}}).recipe.evaluate.sets == {}
 
 
 @pytest.mark.parametrize("name", ["WANDB_SWEEP_ID", "WANDB_LAUNCH"])
