@@ -142,19 +142,20 @@ def report(options: argparse.Namespace) -> None:
 
     results = find_runs(options.folders)
 
-    from prefopt.study.comparison.compare import compare  # with SciPy and torch
+    from prefopt.study.comparison.compare import PaperTable, compare  # with SciPy and torch
     from prefopt.study.comparison.confounds import confounds, seeds_note
     from prefopt.study.conclusion import declared_comparison, write_and_show
     from prefopt.study.spec import load_study
 
+    paper = PaperTable(options.table, tuple(filter(None, options.metrics.split(","))))
     only = Path(options.folders[0]) if len(options.folders) == 1 else None
     if only is not None and (declared := only / "study.yaml").exists():
-        asked = (options.baseline, options.metric, options.against)
+        asked = (options.baseline, options.metric, options.against, paper)
         comparison = declared_comparison(load_study(declared), results, *asked)
     else:
         against = options.against or "baseline"
         base = options.baseline or next((r.arm for r in results if r.arm == against), None)
-        chosen = {"baseline": options.baseline, "against": against, "metric": options.metric}
+        chosen = {"baseline": options.baseline, "against": against, "metric": options.metric, "paper": paper}
         odd, notes = confounds(results, base), [seeds_note(results)]
         comparison = compare(results, **chosen, confounds=odd, notes=notes)
     folder = Path(options.out or only or "report")

@@ -116,8 +116,9 @@ def _add_measuring(verb: Verb) -> None:
         help="the folder; the same command again goes on where it was interrupted",
     )
     parser.format_help = with_fields(parser.format_help, label_fields)  # type: ignore[method-assign]
-    parser = verb(report, "compare finished runs: report.html, table.md, table.tex, results.csv")
+    parser = verb(report, "compare finished runs: a page, tables, methods and references for a paper, numbers")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, studies, or folders of run folders")
+    _add_paper_table(parser)
     parser.add_argument(
         "--out", metavar="FOLDER", help="where the files go (default: DIR where it is one, else report/)"
     )
@@ -214,3 +215,18 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
+
+
+def _add_paper_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table",
+        choices=("interval", "sd", "sem"),
+        default="interval",
+        help="what stands behind ± in table.tex: half an interval, the standard deviation, the standard error (default: interval)",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="A,B",
+        default="",
+        help="the columns of table.tex (default: the metric that decides, and the usual few)",
+    )

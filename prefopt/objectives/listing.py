@@ -35,7 +35,7 @@ def entry(name: str) -> Entry:
     """
     cls = objective_class(name)
     doc = inspect.getdoc(cls) or ""
-    papers = re.findall(r"arXiv[ :](\d{4}\.\d{4,5})", doc)
+    papers = arxiv_ids(doc)
     fields = dataclasses.fields(cls)
     return Entry(
         name,
@@ -44,6 +44,11 @@ def entry(name: str) -> Entry:
         ", ".join(f"{f.name}={'required' if f.default is dataclasses.MISSING else f.default}" for f in fields),
         " ".join(doc.partition("\n\n")[0].split()).rstrip("."),
     )
+
+
+def arxiv_ids(doc: str) -> list[str]:
+    """The arXiv ids that a docstring names, in order."""
+    return re.findall(r"arXiv[ :](\d{4}\.\d{4,5})", doc)
 
 
 def default_needs(cls: Any) -> Needs:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from prefopt.runs.records import RunOfArm, read_run
 from prefopt.study.comparison.compare import compare
-from prefopt.study.comparison.comparison import AT_KL, Comparison
+from prefopt.study.comparison.comparison import AT_KL, USUAL_TABLE, Comparison, PaperTable
 from prefopt.study.comparison.confounds import confounds, seeds_note
 from prefopt.study.report import show, write_report
 from prefopt.study.spec import Study
@@ -20,6 +20,7 @@ def declared_comparison(
     baseline: str | None = None,
     metric: str | None = None,
     against: str | None = None,
+    paper: PaperTable = USUAL_TABLE,
 ) -> Comparison:
     """The comparison that a study has declared, with a note on its seeds and every confound.
 
@@ -29,6 +30,7 @@ def declared_comparison(
         baseline: another than the study's.
         metric: another than the study's; the report says that it was chosen after the runs.
         against: another than the study's, likewise; or an arm, which is then the baseline.
+        paper: how table.tex is printed.
 
     Raises:
         PrefoptError: the runs cannot be compared.
@@ -53,6 +55,7 @@ def declared_comparison(
         question=study.question,
         baseline=base,
         against=against or study.against,
+        paper=paper,
         metric=metric or study.primary_metric,
         better=study.better,
         measure=study.measure,
@@ -85,4 +88,4 @@ def write_and_show(comparison: Comparison, folder: Path, console: Console) -> No
     page = write_report(comparison, folder)
     show(console, comparison)
     console.print(f"\nreport    {page}", highlight=False, markup=False, soft_wrap=True)
-    console.print("          table.md · table.tex · results.csv, beside it", highlight=False)
+    console.print("          beside it: table.tex, methods.tex, references.bib, results.json, …", highlight=False)

@@ -11,7 +11,16 @@ from prefopt.study.report.figures import figures
 from prefopt.support.logs import silence_telemetry
 from prefopt.training.trackers import WandbRun
 
-FILES = ("report.html", "table.md", "table.tex", "results.csv", "study.yaml")
+FILES = (
+    "report.html",
+    "table.md",
+    "table.tex",
+    "results.csv",
+    "results.json",
+    "methods.tex",
+    "references.bib",
+    "study.yaml",
+)
 """Files of the study's folder that go into the artifact; those that are missing are left out."""
 
 

@@ -1,7 +1,8 @@
 """Comparing arms with a baseline over seeds: tables with intervals, and a verdict that follows from them."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import cast
@@ -9,7 +10,8 @@ from typing import cast
 from prefopt.runs.accounting import CALLED
 from prefopt.runs.records import RunOfArm, RunRecord, find_runs, read_runs, usual_metric
 from prefopt.study.comparison import verdict, wins
-from prefopt.study.comparison.comparison import Against, Comparison, Row, Table
+from prefopt.study.comparison.best import best_arm, pairs_for_best, to_the_best, unbeaten
+from prefopt.study.comparison.comparison import USUAL_TABLE, Against, Comparison, PaperTable, Row, Table
 from prefopt.study.comparison.contrasts import (
     AT_KL,
     Better,
@@ -17,7 +19,6 @@ from prefopt.study.comparison.contrasts import (
     Contrast,
     Runs,
     all_pairs,
-    best_arm,
     by_seed,
     contrasts,
     known,
@@ -26,7 +27,7 @@ from prefopt.study.comparison.contrasts import (
 from prefopt.study.comparison.statistics import bootstrap_t, interquartile_mean, student
 from prefopt.support.errors import PrefoptError, nearest
 
-__all__ = ["Claim", "Comparison", "Row", "RunOfArm", "Table", "compare"]
+__all__ = ["Claim", "Comparison", "PaperTable", "Row", "RunOfArm", "Table", "compare"]
 
 
 def compare(
@@ -42,6 +43,7 @@ def compare(
     paired: bool = True,
     confounds: Sequence[str] = (),
     notes: Sequence[str] = (),
+    paper: PaperTable = USUAL_TABLE,
 ) -> Comparison:
     """Compare finished runs.
 
@@ -50,7 +52,7 @@ def compare(
         question: heads the report.
         baseline: an arm; by default the first.
         against: what arms are compared with: `baseline`; `best`, the arm with the best mean; `all`, each with each; or an arm,
-            which is then the baseline. The best is known only after the runs, so that `best` and `all` correct over all pairs.
+            which is then the baseline. The best is known only after the runs; intervals against it allow for that.
         metric: the primary one: a held-out metric as trained (`gold`), or where two runs have moved equally far (`gold_at_kl`). By
             default gold where a run has it, else accuracy.
         better: whether higher or lower values of it are better.
@@ -59,6 +61,7 @@ def compare(
         paired: compare seed by seed.
         confounds: known differences between arms that were not intended, for the report.
         notes: sentences to put before the notes of the comparison.
+        paper: how table.tex is printed.
 
     Raises:
         PrefoptError: fewer than two arms; an unknown baseline or metric.
@@ -66,10 +69,7 @@ def compare(
     results = [run for run in runs if isinstance(run, RunOfArm)]
     records = read_runs(results + find_runs([run for run in runs if not isinstance(run, RunOfArm)]))
     metric, *others = _metrics(records, metric, measure)
-    family, baseline = _family(against, baseline, {run.arm for run in records})
-    by_arm = _by_arm(records, _arms(records, baseline))
-    if family == "best":
-        by_arm = _by_arm(records, _arms(records, best_arm(by_arm, metric, better)))
+    family, by_arm = _family(records, against, baseline, metric, better)
     arms = list(by_arm)
     tables = [_table(by_arm, name, better, confidence, paired, family) for name in (metric, *others)]
     return Comparison(
@@ -88,23 +88,32 @@ def compare(
         tuple(confounds),
         (*notes, *verdict.notes(tables[0], records)),
         family,
+        paper,
     )
+
+
+def _family(
+    runs: Sequence[RunRecord], against: str, baseline: str | None, metric: str, better: Better
+) -> tuple[Against, Runs]:
+    """What is corrected over, and the runs by arm, the baseline's first; `against` may name it."""
+    if against not in ("baseline", "best", "all"):
+        arms = {run.arm for run in runs}
+        if against not in arms:
+            hint = nearest(against, [*arms, "best", "all"])
+            raise PrefoptError(f"{against!r} is not an arm, best or all.{hint} Arms: {', '.join(sorted(arms))}")
+        if baseline not in (None, against):
+            raise PrefoptError(
+                f"against {against!r} and baseline {baseline!r}: both name an arm to compare with. Give one"
+            )
+        against, baseline = "baseline", against
+    by_arm = _by_arm(runs, _arms(runs, baseline))
+    if against == "best":
+        by_arm = _by_arm(runs, _arms(runs, best_arm(by_arm, metric, better)))
+    return cast(Against, against), by_arm
 
 
 def _by_arm(runs: Sequence[RunRecord], arms: Sequence[str]) -> Runs:
     return {arm: {run.seed: run for run in runs if run.arm == arm} for arm in arms}
-
-
-def _family(against: str, baseline: str | None, arms: Collection[str]) -> tuple[Against, str | None]:
-    """What is corrected over, and the baseline; `against` may name one."""
-    if against in ("baseline", "best", "all"):
-        return cast(Against, against), baseline
-    if against not in arms:
-        hint = nearest(against, [*arms, "best", "all"])
-        raise PrefoptError(f"{against!r} is not an arm, best or all.{hint} Arms: {', '.join(sorted(arms))}")
-    if baseline not in (None, against):
-        raise PrefoptError(f"against {against!r} and baseline {baseline!r}: both name an arm to compare with. Give one")
-    return "baseline", against
 
 
 def _metrics(runs: Sequence[RunRecord], metric: str | None, measure: Sequence[str]) -> list[str]:
@@ -153,12 +162,31 @@ def _has_paths(runs: Sequence[RunRecord], metric: str) -> bool:
 def _table(runs: Runs, metric: str, better: Better, confidence: float, paired: bool, against: Against) -> Table:
     """The baseline is the first arm."""
     arms = list(runs)
-    pairs = [(arm, arms[0]) for arm in arms[1:]] if against == "baseline" else all_pairs(arms)
-    family = contrasts(runs, pairs, metric, better, confidence, paired)
+    if against == "best":
+        family = pairs_for_best(runs, metric, better, confidence, paired)
+        to_baseline = _to_the_best(arms, family, better)
+    else:
+        pairs = all_pairs(arms) if against == "all" else [(arm, arms[0]) for arm in arms[1:]]
+        family = contrasts(runs, pairs, metric, better, confidence, paired)
+        to_baseline = [one for one in family if one.other == arms[0]]
     own_kl = matched_kl([runs[arms[0]]]) if metric.endswith(AT_KL) else None
     rows = [_row(arms[0], by_seed(runs, arms[0], metric.removesuffix(AT_KL), own_kl), own_kl, confidence, None)]
-    rows += [_row(one.arm, one.values, one.kl, confidence, one) for one in family if one.other == arms[0]]
-    return Table(metric, tuple(rows), () if against == "baseline" else tuple(family))
+    rows += [_row(one.arm, one.values, one.kl, confidence, one) for one in to_baseline]
+    return Table(metric, tuple(rows), tuple(family) if against == "all" else ())
+
+
+def _to_the_best(arms: Sequence[str], pairs: Sequence[Contrast], better: Better) -> list[Contrast]:
+    """Each arm against the first, which has the best mean; its simultaneous interval is to the best of the others."""
+    intervals, wide = (to_the_best(arms, pairs, better, other_prompts) for other_prompts in (False, True))
+    beaten = set(arms) - set(unbeaten(arms, pairs))
+    results = []
+    for one in (pair for pair in pairs if pair.other == arms[0]):
+        low, high = intervals[one.arm]
+        difference = replace(one.difference, low=low, high=high, holm=math.nan)
+        crossed = None if one.crossed is None else replace(one.crossed, both=wide[one.arm])
+        said: Claim = "worse" if one.arm in beaten and known(one.values) else one.claim
+        results.append(replace(one, difference=difference, crossed=crossed, claim=said))
+    return results
 
 
 def _row(

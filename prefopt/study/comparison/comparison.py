@@ -10,10 +10,30 @@ from prefopt.study.comparison.crossed import Crossed
 from prefopt.study.comparison.statistics import Difference, Mean
 from prefopt.types import Estimate
 
-__all__ = ["AT_KL", "Against", "Better", "Claim", "Comparison", "Contrast", "Row", "Table"]
+__all__ = ["AT_KL", "Against", "Better", "Claim", "Comparison", "Contrast", "PaperTable", "Row", "Spread", "Table"]
 
 Against = Literal["baseline", "best", "all"]
 """What arms are compared with: the baseline; the best arm, or all others, which both correct over all pairs."""
+
+
+Spread = Literal["interval", "sd", "sem"]
+"""What stands behind ±: half of Student's interval, the standard deviation between seeds, or the standard error s/√n."""
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """What table.tex prints.
+
+    Attributes:
+        spread: behind ±.
+        metrics: its columns; none are the primary metric and the usual few.
+    """
+
+    spread: Spread = "interval"
+    metrics: tuple[str, ...] = ()
+
+
+USUAL_TABLE = PaperTable()
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,7 @@ class Comparison:
         confounds: differences between arms that were not declared.
         notes: failures, early stops, and what the seeds did not vary.
         against: the baseline, the best arm or all pairs: the family over which simultaneous intervals and p-values are corrected.
+        paper: how table.tex is printed.
     """
 
     question: str
@@ -98,6 +119,7 @@ class Comparison:
     confounds: tuple[str, ...]
     notes: tuple[str, ...]
     against: Against = "baseline"
+    paper: PaperTable = USUAL_TABLE
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -137,6 +137,22 @@ def _extended(runs: Sequence[RunFiles]) -> Iterator[str]:
         yield from (f"{one.arm}, seed {one.seed} was {in_words(record)}" for record in extensions(one.manifest))
 
 
+def together(sentences: Sequence[str]) -> list[str]:
+    """The same, with what is said of several arms in one sentence: `PPO and RLAIF: its train rows are not those of DPO`."""
+    arms: dict[str, list[str]] = {}
+    for sentence in sentences:
+        arm, colon, what = sentence.partition(": ")
+        arms.setdefault(what if colon else sentence, []).extend([arm] * bool(colon))
+    return [f"{_listed(of)}: {_of_several(what) if len(of) > 1 else what}" if of else what for what, of in arms.items()]
+
+
+def _of_several(what: str) -> str:
+    """What is said of one arm, of several."""
+    for one, several in (("its ", "their "), ("it starts ", "they start "), ("it is ", "they are ")):
+        what = several + what.removeprefix(one) if what.startswith(one) else what
+    return what
+
+
 def _against(runs: Sequence[RunFiles], base: str, varies: Sequence[str]) -> list[str]:
     """Differences between each arm and this one, seed by seed; each sentence once."""
     of_base = {f.seed: f for f in runs if f.arm == base}

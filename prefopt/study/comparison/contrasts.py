@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean
 from typing import Literal
 
 from prefopt.runs.records import RunRecord
@@ -51,14 +50,23 @@ class Contrast:
 
 
 def contrasts(
-    runs: Runs, pairs: Sequence[tuple[str, str]], metric: str, better: Better, confidence: float, paired: bool
+    runs: Runs,
+    pairs: Sequence[tuple[str, str]],
+    metric: str,
+    better: Better,
+    confidence: float,
+    paired: bool,
+    level: float | None = None,
 ) -> list[Contrast]:
-    """Each (arm, other) as one family: simultaneous intervals hold together with `confidence`, p-values are adjusted over all."""
+    """Each (arm, other) as one family: simultaneous intervals hold together with `confidence`, p-values are adjusted over all.
+
+    Another `level` of each simultaneous interval stands for another way of correcting.
+    """
+    level = bonferroni(confidence, len(pairs)) if level is None else level
     name = metric.removesuffix(AT_KL)
     kls = [matched_kl([runs[arm], runs[other]]) if metric.endswith(AT_KL) else None for arm, other in pairs]
     sides = [[by_seed(runs, side, name, kl) for side in pair] for pair, kl in zip(pairs, kls, strict=True)]
-    family = differences([(known(arm), known(other)) for arm, other in sides], confidence, paired)
-    level = bonferroni(confidence, len(pairs))
+    family = differences([(known(arm), known(other)) for arm, other in sides], confidence, paired, level)
     results = []
     for (arm, other), (values, others), difference, kl in zip(pairs, sides, family, kls, strict=True):
         claim, as_trained = claimed(difference, values, others, better), kl is None
@@ -97,34 +105,6 @@ def matched_kl(arms: Sequence[Mapping[int, RunRecord]]) -> float:
 def known(values: Mapping[int, float]) -> dict[int, float]:
     """Those seeds that have a number."""
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
-
-
-def best_arm(runs: Runs, metric: str, better: Better) -> str:
-    """The arm with the best mean, of those that lost the fewest seeds: without its bad seeds an arm looks better than it is."""
-    kl = matched_kl(list(runs.values())) if metric.endswith(AT_KL) else None
-    sign = 1 if better == "higher" else -1
-
-    def rank(arm: str) -> tuple[bool, int, float]:
-        values = [
-            value for seed, value in by_seed(runs, arm, metric.removesuffix(AT_KL), kl).items() if seed in runs[arm]
-        ]
-        numbers = [value for value in values if math.isfinite(value)]
-        return bool(numbers), len(numbers) - len(values), sign * fmean(numbers) if numbers else 0.0
-
-    return max(runs, key=rank)
-
-
-def unbeaten(arms: Sequence[str], pairs: Sequence[Contrast]) -> list[str]:
-    """The arms that no other is shown to be better than, in their order; those without any number are left out.
-
-    Of all pairs, whose intervals hold together with a confidence, the best arm is among these with that confidence (multiple
-    comparisons with the best: Edwards & Hsu 1983, JASA 78:965; Hsu 1996, "Multiple Comparisons", ch. 4).
-    """
-    beaten = {pair.arm for pair in pairs if pair.claim == "worse"} | {
-        pair.other for pair in pairs if pair.claim == "better"
-    }
-    measured = {pair.arm for pair in pairs if known(pair.values)} | {pair.other for pair in pairs if known(pair.others)}
-    return [arm for arm in arms if arm in measured - beaten]
 
 
 def claimed(difference: Difference, arm: Mapping[int, float], other: Mapping[int, float], better: str) -> Claim:

@@ -14,7 +14,7 @@ experiments/statistics compares this with its rivals.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,3 +135,9 @@ def by_prompt(run: RunRecord, metric: str) -> dict[str, float]:
     prompts, values, weights = observed.by_group()
     ratio = values.sum() / weights.sum()
     return dict(zip(prompts, ratio + (values - ratio * weights) / weights.mean(), strict=True))
+
+
+def prompts_measured(runs: Sequence[RunRecord], metric: str) -> int | None:
+    """The most prompts that one of these runs was measured on; None where no run keeps its observations of the metric."""
+    kept = [run.evaluation.observations.get(metric) for run in runs if run.evaluation]
+    return max((len(set(observed.groups)) for observed in kept if observed is not None), default=None)

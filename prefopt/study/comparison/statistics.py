@@ -129,7 +129,10 @@ def bonferroni(confidence: float, comparisons: int) -> float:
 
 
 def differences(
-    pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]], confidence: float = 0.95, paired: bool = True
+    pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]],
+    confidence: float = 0.95,
+    paired: bool = True,
+    level: float | None = None,
 ) -> list[Difference]:
     """Of each arm to the baseline, as one family: every comparison that was planned counts, also one with no seed left.
 
@@ -137,8 +140,9 @@ def differences(
         pairs: for each arm, its number of each seed that has one, and the baseline's.
         confidence: of the single intervals, and of the simultaneous ones together.
         paired: seed by seed; otherwise Welch's t for two independent samples.
+        level: of each simultaneous interval; by default Bonferroni's.
     """
-    level = bonferroni(confidence, len(pairs))
+    level = bonferroni(confidence, len(pairs)) if level is None else level
     compare = _seed_by_seed if paired else _welch
     results = [compare(arm, baseline, confidence, level) for arm, baseline in pairs]
     return [replace(one, holm=p) for one, p in zip(results, holm([one.p for one in results]), strict=True)]

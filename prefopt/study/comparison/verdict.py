@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prefopt.runs.records import RunRecord
-from prefopt.study.comparison.contrasts import unbeaten
 
 if TYPE_CHECKING:
     from prefopt.study.comparison.comparison import Against, Contrast, Row, Table
@@ -16,18 +15,23 @@ def sentence(table: "Table", better: str, confidence: float, against: "Against" 
     baseline, arms = table.rows[0].arm, table.rows[1:]
     title = metric_title(table.metric)
     if against == "all":
-        claims = f"Of all pairs, on {title}: {_of_pairs(table.pairs, [row.arm for row in table.rows])}."
+        claims = f"Of all pairs, on {title}: {_of_pairs(table.pairs)}."
+    elif against == "best":
+        claims = f"On {title}: {_of_the_best(baseline, arms)}."
     else:
-        which = f"{baseline}, which has the best mean" if against == "best" else baseline
         parts = [_better(table, better), _worse(table, better), _rest(arms)]
-        claims = f"Against {which}, on {title}: {'; '.join(part for part in parts if part)}."
+        claims = f"Against {baseline}, on {title}: {'; '.join(part for part in parts if part)}."
     if all(one.claim == "one seed" for one in table.pairs or arms):
         return claims
-    return f"{claims}{_source(len(arms), len(table.pairs), confidence)}{_with_other_prompts(table.pairs or arms)}"
+    source = _source(len(arms), len(table.pairs), confidence, against)
+    return f"{claims}{source}{_with_other_prompts(table.pairs or arms)}"
 
 
-def _source(arms: int, pairs: int, confidence: float) -> str:
+def _source(arms: int, pairs: int, confidence: float, against: "Against") -> str:
     """What the claims are from."""
+    if against == "best":
+        how = "intervals to the best of the other arms that hold together"
+        return f" (From {how}: {confidence:.0%}, one-sided Student's t over seeds{', Bonferroni' if arms > 1 else ''}.)"
     several = pairs > 1 or arms > 1
     family = f"all {pairs} pairs" if pairs > 1 else f"all {arms} arms"
     intervals = f"intervals that hold together for {family}" if several else "its interval"
@@ -39,7 +43,7 @@ def _with_other_prompts(contrasts: "Sequence[Row | Contrast]") -> str:
     claims = [one for one in contrasts if one.claim in ("better", "worse") and one.crossed]
     if not claims:
         return ""
-    lost = [one for one in claims if one.crossed and one.crossed.both[0] <= 0 <= one.crossed.both[1]]
+    lost = [one for one in claims if one.crossed and one.crossed.both[0] < 0 < one.crossed.both[1]]
     prompts = max(one.crossed.prompts for one in claims if one.crossed)
     shown = [f"{_called(one)} ({_ends(*one.crossed.both)})" for one in lost if one.crossed]
     if not lost:
@@ -52,8 +56,8 @@ def _called(one: "Row | Contrast") -> str:
     return f"{one.arm} − {other}" if other else one.arm
 
 
-def _of_pairs(pairs: "Sequence[Contrast]", arms: Sequence[str]) -> str:
-    """Who is higher than whom, who may be the best, and about whom nothing can be said."""
+def _of_pairs(pairs: "Sequence[Contrast]") -> str:
+    """Who is higher than whom, and about whom nothing can be said."""
     higher: dict[str, list[str]] = {}
     for pair in pairs:
         if pair.claim in ("better", "worse"):
@@ -66,8 +70,18 @@ def _of_pairs(pairs: "Sequence[Contrast]", arms: Sequence[str]) -> str:
     open_ = [f"{pair.arm} and {pair.other}" for pair in pairs if pair.claim not in ("better", "worse")]
     if open_:
         parts.append(f"no difference is shown between {'; '.join(open_)}")
-    if higher:
-        parts.append(f"the best is among {_and(unbeaten(arms, pairs))}")
+    return "; ".join(parts)
+
+
+def _of_the_best(best: str, rows: "Sequence[Row]") -> str:
+    """Which arm has the best mean, which may be the best as well, and which are not."""
+    worse = [row for row in rows if row.claim == "worse"]
+    rivals = [row.arm for row in rows if row.claim != "worse"]
+    parts = [f"{best} has the best mean" if rivals else f"{best} is the best"]
+    if rivals:
+        parts.append(f"{_and(rivals)} may be the best as well")
+    if worse:
+        parts.append(f"not the best: {_and([f'{row.arm} ({_interval(row)})' for row in worse])}")
     return "; ".join(parts)
 
 

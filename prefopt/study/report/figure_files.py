@@ -8,7 +8,7 @@ from typing import Any
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.report.figures import WIDTH, Figure, drawn, figures, rc_of
 from prefopt.study.report.svg import unwarned
-from prefopt.study.report.text_tables import LATEX
+from prefopt.study.report.tex import SPECIAL
 from prefopt.support.files import replacing, write_whole
 from prefopt.support.terminal import one_line
 
@@ -79,7 +79,7 @@ def _caption(one: Figure) -> str:
 def _in_latex(captions: list[tuple[str, str]]) -> Iterator[str]:
     r"""A command for each caption: `\caption{\learningcaption}`."""
     yield "% \\input this, then for example: \\includegraphics{figures/learning.pdf} \\caption{\\learningcaption}\n"
-    escapes = LATEX | OUTSIDE_ASCII
+    escapes = SPECIAL | OUTSIDE_ASCII
     for name, text in captions:
         words = "".join(escapes.get(letter, letter) for letter in text)
         words = words.replace(r"$\pi$\_ref", r"$\pi_{\mathrm{ref}}$")

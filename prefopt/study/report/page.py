@@ -12,8 +12,11 @@ from markupsafe import Markup
 from prefopt.runs.accounting import CALLED
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.comparison.verdict import metric_title
-from prefopt.study.report import contents, text_tables
+from prefopt.study.report import contents, methods, text_tables
 from prefopt.study.report.figures import figures
+from prefopt.study.report.json_results import to_json
+from prefopt.study.report.paper_table import latex
+from prefopt.study.report.references import to_bibtex
 from prefopt.study.report.style import looks
 from prefopt.study.report.svg import swatch
 from prefopt.support.files import write_whole
@@ -25,18 +28,25 @@ HERE = Path(__file__).parent
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write report.html, table.md, table.tex and results.csv; each replaces an earlier file of its name in one step.
+    """Write the page and the files beside it; each replaces an earlier file of its name in one step.
 
     Returns:
         The path of the page, which needs no other file and no network.
+
+    Raises:
+        PrefoptError: table.tex is to have a metric that was not measured.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "results.csv": text_tables.to_csv(comparison),
+        "results.json": to_json(comparison),
         "table.md": text_tables.markdown(comparison),
-        "table.tex": text_tables.latex(comparison),
+        "table.tex": latex(comparison),
+        "methods.md": methods.markdown(comparison),
+        "methods.tex": methods.latex(comparison),
+        "references.bib": to_bibtex(comparison),
         "report.html": page(comparison, folder),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_whole(folder / name, text)
     return folder / "report.html"

@@ -1,4 +1,4 @@
-"""A comparison as text: Markdown, LaTeX, CSV, and the table in a terminal."""
+"""A comparison as text: Markdown, CSV, and the table in a terminal."""
 
 import csv
 import io
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from prefopt.runs.accounting import CALLED
 from prefopt.study.comparison.comparison import Comparison, Row, Table
+from prefopt.study.comparison.confounds import together
 from prefopt.study.comparison.statistics import Mean
 from prefopt.study.comparison.verdict import metric_title, seeds_in_words
 from prefopt.support.terminal import one_line
@@ -93,31 +94,19 @@ def caption(comparison: Comparison) -> str:
     """What the columns mean, in a sentence."""
     how = "paired by seed" if comparison.paired else "Welch's"
     metric, pairs = metric_title(comparison.metric), len(comparison.primary.pairs)
-    family = f"all {pairs} pairs of arms" if pairs else f"{len(comparison.arms) - 1} comparisons"
+    family = (
+        f"Bonferroni over all {pairs} pairs of arms"
+        if pairs
+        else f"Bonferroni over {len(comparison.arms) - 1} comparisons"
+    )
+    if comparison.against == "best":
+        family = "arm − the best of the others, all together"
     crossed = any(row.crossed for row in comparison.primary.rows)
     other = "; other prompts, too: the same for other seeds and other prompts, where the others are for these prompts"
     return (
         f"{metric} on {comparison.rows_of(comparison.metric)}, {comparison.better} is better; mean over seeds and difference to "
-        f"{comparison.baseline} ({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: Bonferroni over {family}"
+        f"{comparison.baseline} ({how}), with {comparison.confidence:.0%} Student intervals; simultaneous: {family}"
         f"{other if crossed else ''}; r: correlation of the two arms over seeds."
-    )
-
-
-LATEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    c: f"\\{c}" for c in "&%$#_{}"
-}
-
-
-def latex(comparison: Comparison) -> str:
-    """table.tex: a tabular for booktabs."""
-
-    def line(texts: list[str]) -> str:
-        return " & ".join("".join(LATEX.get(c, c) for c in one_line(text)) for text in texts) + r" \\"
-
-    rows = [line(cells(row)) for row in comparison.primary.rows]
-    head = rf"% {one_line(caption(comparison))}" + "\n" + rf"\begin{{tabular}}{{{'l' * len(HEADINGS)}}}"
-    return "\n".join(
-        [head, r"\toprule", line(list(HEADINGS)), r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
     )
 
 
@@ -164,5 +153,5 @@ def show(console: Console, comparison: Comparison) -> None:
         table.add_row(*(Text(texts[column]) for column in shown), style=style)
     console.print(table)
     console.print(Text(f"\n{comparison.verdict}", style="bold"))
-    for note in (*comparison.notes, *comparison.confounds):
+    for note in (*comparison.notes, *together(comparison.confounds)):
         console.print(Text(f"note: {note}", style="yellow"))
