@@ -59,7 +59,7 @@ class Shards:
         self.accelerator = accelerator
         world = accelerator.num_processes
         longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        by_process = [_cut(longest_first[rank::world], lengths, size, tokens) for rank in range(world)]
+        by_process = [cut(longest_first[rank::world], lengths, size, tokens) for rank in range(world)]
         self.rows = [torch.tensor([row for rows in cut for row in rows], dtype=torch.long) for cut in by_process]
         own = [MicroBatch(torch.tensor(rows, dtype=torch.long)) for rows in by_process[accelerator.process_index]]
         number = max(1, *map(len, by_process))
@@ -90,7 +90,7 @@ class Shards:
         return {key: self.gather([value[key] for value in values]) for key in values[0]}
 
 
-def _cut(longest_first: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
+def cut(longest_first: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
     """Rows in order of their lengths cut into micro-batches; within one they are in the order of the batch.
 
     So a batch of one micro-batch is the batch itself, and policy and reference round alike whether or not it was sharded.

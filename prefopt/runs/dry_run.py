@@ -8,7 +8,8 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.policy import load_tokenizer
-from prefopt.runs.memory import Part, estimate_memory
+from prefopt.runs.memory import Part, estimate_memory, peak
+from prefopt.runs.micro_batches import largest, most
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.tokens import with_tokens
 from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
@@ -80,10 +81,16 @@ def dry_run(settings: recipe.Recipe, console: Console | None = None) -> DryRun:
     """
     with noting_downloads() as downloads:
         planned = plan(settings)
-        if not downloads.data and not is_awaited(planned.model):
-            planned = with_tokens(planned, load_tokenizer(settings.policy), console or Terminal(quiet=True)).plan
-        batching = batching_of(planned)
-        return DryRun(planned, batching, estimate_memory(planned, batching.completions, batching.tokens), downloads)
+        if downloads.data or is_awaited(planned.model):
+            batching = batching_of(planned)
+            prompt = settings.source.max_prompt_tokens
+            micro = most(planned, batching.completions, prompt, batching.tokens - prompt)
+        else:
+            tokens = with_tokens(planned, load_tokenizer(settings.policy), console or Terminal(quiet=True))
+            planned = tokens.plan
+            batching = batching_of(planned)
+            micro = largest(planned, tokens.train, batching.completions)
+        return DryRun(planned, batching, estimate_memory(planned, micro), downloads)
 
 
 def batching_of(planned: Plan) -> Batching:
@@ -124,7 +131,7 @@ def describe_dry_run(checked: DryRun) -> Iterator[str]:
     for part in checked.memory:
         size = "      ?" if part.size is None else f"{part.size / GB:7.2f}"
         yield f"  {part.what:<{width}} {size} GB  {part.formula}".rstrip()
-    known = sum(part.size or 0 for part in checked.memory)
+    known = peak(checked.memory)
     unknown = any(part.size is None for part in checked.memory)
     yield f"  {'at least' if unknown else 'in all':<{width}} {known / GB:7.2f} GB  and what the libraries take for themselves"
     yield from _downloads(checked.downloads)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -14,6 +14,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from prefopt import recipe
 from prefopt.policy import find_model
 from prefopt.policy.finding import CONFIGS, adapter_config, base_of, loaded
+from prefopt.policy.head import CHUNK_ELEMENTS
+from prefopt.runs.activations import kept
+from prefopt.runs.micro_batches import MicroBatch
 from prefopt.runs.planning import Plan
 from prefopt.training.devices import computes_in_bf16
 
@@ -24,8 +27,11 @@ STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}
 WITH_MODELS = {"RewardModel", "Judge"}
 """Feedbacks whose `model` is one that they load."""
 
-KEPT, KEPT_CHECKPOINTED = 34, 2
-"""Bytes that a layer keeps of a token for the backward pass, for each unit of its width, in 16-bit arithmetic."""
+KEPT, KEPT_CHECKPOINTED = 42, 2
+"""Bytes that a Llama's layer keeps of a token for the backward pass, for each unit of its width, in 16-bit arithmetic; where there
+is no configuration to be asked."""
+
+Moment = Literal["always", "update", "drawing"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Size:
         parameters: P.
         layers: L.
         width: d, of its hidden states.
+        inner: of the layers' widest states.
         kv_width: numbers that a layer keeps of a token to attend to, keys and values together.
+        vocabulary: rows of its head; 0 where it has none.
         ends: Σ (inputs + outputs) over its linear layers, without the head: of what a LoRA adapter has r times as many.
         source: where this is from.
     """
@@ -44,7 +52,9 @@ class Size:
     parameters: float
     layers: float
     width: float
+    inner: float
     kv_width: float
+    vocabulary: float
     ends: float
     source: str
 
@@ -57,37 +67,43 @@ class Part:
         what: its name.
         size: bytes; None where the size of its model is not known.
         formula: how it comes about, for people.
+        moment: when it is there: an update and the drawing of completions take turns.
     """
 
     what: str
     size: float | None
     formula: str
+    moment: Moment = "always"
 
 
-def estimate_memory(plan: Plan, completions: int, tokens: int) -> list[Part]:
+def peak(parts: Sequence[Part]) -> float:
+    """The most bytes that are taken at a time, of parts whose size is known."""
+    by_moment = {moment: sum(part.size or 0 for part in parts if part.moment == moment) for moment in get_args(Moment)}
+    return by_moment["always"] + max(by_moment["update"], by_moment["drawing"])
+
+
+def estimate_memory(plan: Plan, micro: MicroBatch) -> list[Part]:
     """What each process keeps; sharding (FSDP, DeepSpeed) would divide weights, gradients and optimiser among processes.
 
-    With P weights of which T are trained, each of w bytes: weights P·w, gradients T·w, optimiser states n·T·w (`STATES`), a bf16
-    copy of fp32 weights 2·P while autocast is on, P·w for each frozen model. With L layers of width d and a micro-batch of at
-    most S tokens, activations S·L·34·d bytes in 16 bit, twice that in 32, or S·(L·2·d + 34·d) with gradient checkpointing.
-    Rollouts keep keys and values of all tokens that they draw at a time. Logits are never kept. The libraries' own memory and
-    fragmentation, a GB or several, are not counted.
-
-    Source: activations: Korthikanti et al., arXiv 2205.05198, without the attention matrix, which fused attention does not keep.
+    With P weights of which T are trained, each of w bytes: weights P·w, gradients T·w, optimiser states n·T·w (`STATES`), P·w for
+    each frozen model. What a model keeps of a token for the backward pass is counted in its own forward pass (`activations`), or
+    taken to be that of a Llama where there is no configuration. Of their gradients two are there at a time, as wide as a layer
+    gets; of logits one chunk, twice. In an optimiser step of one micro-batch activations go as gradients come, so that the larger
+    of the two counts. Rollouts keep keys and values of all tokens that they draw at a time. The libraries' own memory and
+    fragmentation, a GB or several, are not counted. Against measurements: experiments/memory.
 
     Args:
         plan: of the run.
-        completions: of each prompt in a batch.
-        tokens: of the longest prompt with one completion.
+        micro: the largest micro-batch.
     """
     settings = plan.recipe
     size = size_of(plan.model)
     parts = [*_trained("policy", size, settings, settings.policy.adapter), *_frozen(plan)]
     if size is None:
         return [*parts, Part("activations", None, "")]
-    parts.append(_activations(size, settings, settings.train.micro_batch_size * completions, tokens))
+    parts += _of_an_update(plan, size, micro, next(part for part in parts if part.what == "policy: gradients"))
     if settings.source.rollouts is not None:
-        parts.append(_keys_and_values(size, settings, settings.source.rollouts, tokens))
+        parts.append(_keys_and_values(size, settings, settings.source.rollouts, micro.longest))
     return parts
 
 
@@ -110,7 +126,9 @@ def size_of(name: str) -> Size | None:
         sum(p.numel() for p in model.parameters()),
         text.num_hidden_layers,
         text.hidden_size,
+        getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         2 * heads * per_head,
+        0 if head is None else head.weight.shape[0],
         sum(m.in_features + m.out_features for m in linears),
         "by its configuration",
     )
@@ -142,7 +160,9 @@ def _size_by_name(name: str) -> Size | None:
     parameters = float(number) * {"b": 1e9, "m": 1e6}[unit]
     layers = (parameters / (12 * 128**2)) ** (1 / 3)
     width = 128 * layers
-    return Size(parameters, layers, width, 2 * width, 18 * width * layers, "by the name of the model, roughly")
+    return Size(
+        parameters, layers, width, 4 * width, 2 * width, 0, 18 * width * layers, "by the name of the model, roughly"
+    )
 
 
 def _trained(what: str, size: Size | None, settings: recipe.Recipe, adapter: recipe.Adapter | None) -> Iterator[Part]:
@@ -156,10 +176,8 @@ def _trained(what: str, size: Size | None, settings: recipe.Recipe, adapter: rec
         trained = adapter.r * size.ends
         who = f"{_count(trained)} of the adapter × "
     yield Part(f"{what}: weights", weights * each, f"{_count(weights)} parameters ({size.source}) × {each} B")
-    yield Part(f"{what}: gradients", trained * each, f"{who}{each} B")
+    yield Part(f"{what}: gradients", trained * each, f"{who}{each} B", "update")
     yield Part(f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer})")
-    if _mixed(settings):
-        yield Part(f"{what}: bf16 copy", weights * 2, f"{_count(weights)} × 2 B, by autocast")
 
 
 def _frozen(plan: Plan) -> Iterator[Part]:
@@ -179,15 +197,47 @@ def _frozen(plan: Plan) -> Iterator[Part]:
             yield _copy(f"{key}: its model", find_model(names), dtype)
 
 
-def _activations(size: Size, settings: recipe.Recipe, rows: int, tokens: int) -> Part:
-    """Of one micro-batch, for its backward pass."""
-    half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
-    layers, kept = f"{size.layers:.0f} layers × {KEPT}", size.layers * KEPT
-    if settings.policy.gradient_checkpointing:
-        layers = f"({size.layers:.0f} layers × {KEPT_CHECKPOINTED} + {KEPT})"
-        kept = size.layers * KEPT_CHECKPOINTED + KEPT
-    formula = f"at most {rows:,} rows × {tokens:,} tokens × {layers} × {size.width:.0f} B{'' if half else ' × 2'}"
-    return Part("activations", rows * tokens * kept * size.width * (1 if half else 2), formula)
+def _of_an_update(plan: Plan, size: Size, micro: MicroBatch, gradients: Part) -> Iterator[Part]:
+    """Activations and logits of one micro-batch."""
+    settings = plan.recipe
+    of_token = None if _is_rough(size) else kept(_whole(plan.model), settings.policy, _mixed(settings))
+    if of_token is None:
+        half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
+        layers, by_layer = f"{size.layers:.0f} layers × {KEPT}", size.layers * KEPT
+        if settings.policy.gradient_checkpointing:
+            layers = f"({size.layers:.0f} layers × {KEPT_CHECKPOINTED} + {KEPT})"
+            by_layer = size.layers * KEPT_CHECKPOINTED + KEPT
+        bytes_kept = micro.tokens * by_layer * size.width * (1 if half else 2)
+        formula = f"at most {micro.tokens:,} tokens × {layers} × {size.width:.0f} B{'' if half else ' × 2'}"
+    else:
+        bytes_kept = of_token.of(micro.tokens, size.layers)
+        formula = f"at most {micro.tokens:,} tokens × {size.layers:.0f} layers × {of_token.by_token_and_layer:,.0f} B, and beside"
+    yield Part("activations", bytes_kept, formula, "update")
+    each = 2 if _mixed(settings) else BYTES[settings.policy.dtype]
+    formula = f"{micro.tokens:,} tokens × 2 × {size.inner:,.0f} × {each} B, in the layer that backward is in"
+    yield Part("their gradients", micro.tokens * 2 * size.inner * each, formula, "update")
+    chunk = min(micro.predicted * size.vocabulary, CHUNK_ELEMENTS)
+    if chunk and not plan.needs.rewards:
+        yield Part(
+            "logits",
+            2 * chunk * 4,
+            f"{chunk / size.vocabulary:,.0f} tokens × {size.vocabulary:,.0f} × 2 × 4 B",
+            "update",
+        )
+    if micro.alone and gradients.size is not None:
+        spared = min(bytes_kept, gradients.size)
+        yield Part("not at a time", -spared, "activations go as gradients come", "update")
+
+
+def _is_rough(size: Size) -> bool:
+    """Whether there is no configuration."""
+    return not size.vocabulary and "roughly" in size.source
+
+
+def _whole(name: str) -> str:
+    """The model itself, or the one below adapters, which are merged into it."""
+    adapter = adapter_config(name)
+    return name if adapter is None else _whole(base_of(name, adapter))
 
 
 def _keys_and_values(size: Size, settings: recipe.Recipe, rollouts: recipe.Rollouts, tokens: int) -> Part:
@@ -199,6 +249,7 @@ def _keys_and_values(size: Size, settings: recipe.Recipe, rollouts: recipe.Rollo
         "keys and values",
         rows * tokens * size.layers * size.kv_width * each,
         f"at most {formula}, while drawing",
+        "drawing",
     )
 
 

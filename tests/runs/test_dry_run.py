@@ -1,16 +1,22 @@
 """What a dry run says, against sums done by hand."""
 
 import io
+from itertools import islice
 
 import pytest
+import torch
 from rich.console import Console
 
 from prefopt import load_recipe
 from prefopt.policy import find_model, load_policy, load_tokenizer
+from prefopt.policy.parallel import shard
+from prefopt.runs.activations import kept
 from prefopt.runs.dry_run import describe_dry_run, dry_run
-from prefopt.runs.memory import size_of
+from prefopt.runs.memory import Part, peak, size_of
+from prefopt.runs.preparing import prepare
 from prefopt.runs.run import run
 from prefopt.support.errors import PrefoptError
+from prefopt.training.devices import computing
 
 PAIRS = '{"prompt": "the film", "chosen": "was good", "rejected": "was bad"}\n'
 
@@ -44,20 +50,83 @@ WEIGHTS = 960 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 2 * 16) + 16
 ENDS = 2 * (2 * 32 + 2 * 24 + 3 * 40)
 
 
+# 3 prompts of at most 10 tokens, each with two completions of 3 and EOS: the longest batch of three.
+TOKENS, PREDICTED, LONGEST = 3 * (10 + 2 * 3), 3 * 2 * 3, 15
+
+
 def test_memory_by_hand(make_recipe):
-    assert parts(make_recipe()) == {
+    found = parts(make_recipe())
+    fixed = {
         "policy: weights": WEIGHTS * 4,
         "policy: gradients": WEIGHTS * 4,
         "policy: optimiser": WEIGHTS * 4 * 2,
         "reference": WEIGHTS * 4,
-        "activations": 3 * 2 * 16 * 2 * 34 * 16 * 2,  # rows × tokens × layers × 34 × width, twice in fp32
+        "their gradients": TOKENS * 2 * 24 * 4,
+        "logits": PREDICTED * 30 * 2 * 4,
     }
-    small = parts(make_recipe("policy.dtype=bfloat16", "train.optimizer=sgd", "policy.gradient_checkpointing=true"))
+    assert {what: found[what] for what in fixed} == fixed
+    small = parts(make_recipe("policy.dtype=bfloat16", "train.optimizer=sgd"))
     assert small["policy: weights"] == small["reference"] == WEIGHTS * 2 and small["policy: optimiser"] == 0
-    assert small["activations"] == 3 * 2 * 16 * (2 * 2 + 34) * 16
-    assert parts(make_recipe("train.precision=bf16"))["policy: bf16 copy"] == WEIGHTS * 2
     assert "reference" not in parts(make_recipe("objective=SFT", "evaluate.prompts=0"))
     assert parts(make_recipe("objective=SFT"))["reference"] == WEIGHTS * 4  # samples are measured against it
+
+
+SAVED = {
+    "as it is": [],
+    "gradient checkpointing": ["policy.gradient_checkpointing=true"],
+    "an adapter": ["policy.adapter={r: 4}"],
+    "bf16 weights": ["policy.dtype=bfloat16"],
+}
+
+
+@pytest.mark.parametrize("overrides", SAVED.values(), ids=SAVED)
+def test_activations_are_those_that_the_loaded_model_keeps(make_recipe, overrides):
+    """By the estimate on tensors without numbers, and of the real model on as many tokens."""
+    settings, tokens = make_recipe(*overrides), 100
+    model = load_policy(settings.policy, load_tokenizer(settings.policy), seed=0).train()
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = model.causal.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+    assert states.last_hidden_state.requires_grad
+    found = kept(settings.policy.model[0], settings.policy, bf16=False)
+    assert found is not None
+    assert found._replace(recomputed=0).of(tokens, layers=2) == pytest.approx(
+        sum(size for size, _ in saved.values()), rel=0.1
+    )
+    assert bool(found.recomputed) == settings.policy.gradient_checkpointing
+
+
+def test_arithmetic_in_bf16_keeps_less_of_tokens_and_copies_of_weights(make_recipe):
+    plain, mixed = (parts(make_recipe(f"train.precision={kind}"))["activations"] for kind in ("fp32", "bf16"))
+    assert WEIGHTS * 2 / 2 < mixed < plain + WEIGHTS * 2
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.micro_tokens=30"], ["train.micro_batch_size=8"]])
+def test_the_largest_micro_batch_is_that_of_the_run(make_recipe, overrides):
+    settings = make_recipe(*overrides)
+    with computing(settings.train) as accelerator:
+        prepared = prepare(settings, accelerator, Console(quiet=True))
+        train, most = settings.train, 0
+        for batch in islice(prepared.source, prepared.plan.steps):
+            shards = shard(batch, train.micro_batch_size, accelerator, train.micro_tokens)
+            for micro in shards.micro_batches:
+                rows = batch.rows(micro.rows)
+                most = max(most, sum(map(len, rows.prompt_ids)) + int(rows.lengths.sum()))
+    activations = next(part for part in dry_run(settings).memory if part.what == "activations")
+    assert f"at most {most:,} tokens" in activations.formula
+
+
+def test_what_takes_turns_counts_once():
+    parts = [Part("a", 5, ""), Part("b", 3, "", "update"), Part("c", 4, "", "drawing"), Part("d", None, "")]
+    assert peak(parts) == 9
 
 
 def test_memory_of_an_adapter_is_that_of_the_adapter(make_recipe):
@@ -77,7 +146,9 @@ def test_memory_of_rollouts_and_a_critic(make_recipe, lm_folder):
         "feedback=prefopt.testbeds.pocket:gold",
     )
     found = parts(make_recipe(*online, f"policy.critic.model={lm_folder}", "reference.dtype=bfloat16", objective="PPO"))
-    assert found["keys and values"] == 8 * 2 * 15 * 2 * (2 * 8) * 4  # rows × tokens × layers × 2 of one head × bytes
+    assert (
+        found["keys and values"] == 8 * 2 * LONGEST * 2 * (2 * 8) * 4
+    )  # rows × tokens × layers × 2 of one head × bytes
     assert found["critic: weights"] > 0 and found["reference"] == WEIGHTS * 2
 
 

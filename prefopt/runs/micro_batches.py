@@ -1,0 +1,71 @@
+"""The largest micro-batch of a run, by the lengths of its rows and the order in which they will come."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from prefopt.data import Tokenised
+from prefopt.data.ordering import Shuffled
+from prefopt.policy.parallel import cut
+from prefopt.runs.planning import Plan
+from prefopt.training.devices import launched_processes
+
+MOST_BATCHES = 1000
+"""Of a longer run, this many are looked at."""
+
+
+class MicroBatch(NamedTuple):
+    """What goes through the model at a time.
+
+    Attributes:
+        tokens: of prompts and completions, each prompt once.
+        predicted: of completions.
+        alone: an optimiser step is of this one alone.
+        longest: tokens of the longest prompt with one completion.
+    """
+
+    tokens: int
+    predicted: int
+    alone: bool
+    longest: int
+
+
+def most(planned: Plan, completions: int, prompt: int, completion: int) -> MicroBatch:
+    """By the limits of a recipe alone.
+
+    Args:
+        planned: the run.
+        completions: K, of each prompt.
+        prompt: tokens of the longest.
+        completion: likewise.
+    """
+    train = planned.recipe.train
+    share = -(-(train.minibatch_size or train.batch_size) // launched_processes())
+    rows = min(train.micro_batch_size, share)
+    if train.micro_tokens is not None:
+        rows = min(rows, max(1, train.micro_tokens // (prompt + completions * completion)))
+    tokens = rows * (prompt + completions * completion)
+    return MicroBatch(tokens, rows * completions * completion, share <= rows, prompt + completion)
+
+
+def largest(planned: Plan, rows: Sequence[Tokenised], completions: int) -> MicroBatch:
+    """Of recorded data: over the batches that the run will take. Of rollouts: of the longest prompts, written to their ends.
+
+    Args:
+        planned: the run.
+        rows: to train on, with the completions that batches take.
+        completions: K, of each prompt; those beyond the row's own are of the longest.
+    """
+    settings, train = planned.recipe, planned.recipe.train
+    sizes = [(len(row.prompt_ids), [len(ids) for ids in row.completion_ids]) for row in rows]  # read once, from disk
+    prompts = [prompt for prompt, _ in sizes]
+    if settings.source.rollouts is not None:
+        return most(planned, completions, max(prompts), settings.source.rollouts.sampling.max_tokens)
+    longest = max(length for _, of_row in sizes for length in of_row)
+    written = [sum(of_row) + max(completions - len(of_row), 0) * longest for _, of_row in sizes]
+    lengths = [prompt + completion for prompt, completion in zip(prompts, written, strict=True)]
+    order, found = Shuffled(len(rows), settings.seed_of("order")), (0, 0)
+    for _ in range(min(planned.steps, MOST_BATCHES)):
+        batch = sorted(order.take(train.batch_size), key=lengths.__getitem__, reverse=True)
+        for part in cut(batch[:: launched_processes()], lengths, train.micro_batch_size, train.micro_tokens):
+            found = max(found, (sum(lengths[row] for row in part), sum(written[row] for row in part)))
+    return most(planned, completions, max(prompts), longest)._replace(tokens=found[0], predicted=found[1])
