@@ -1,6 +1,9 @@
 """Run folders as `prefopt run` leaves them, without the run: numbers that a test knows."""
 
 import json
+import os
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,32 @@ def study(folder: Path, arms: dict[str, list[float | None]], kl: float = 4.0) ->
                 failed_run(path)
             else:
                 finished_run(path, seed, gold, kl)
+    return folder
+
+
+def begun(folder: Path, ended: float | None = None, pid: int | None = None, host: str = socket.gethostname()) -> Path:
+    """A study of four arms, as it is after 100 seconds: one has finished in 40, one failed, one works, one waits."""
+    now = time.time()
+    process = {"pid": pid or os.getpid(), "host": host, "started": now - 100, "ended": ended, "processes": 2}
+    jobs = [
+        {"name": name, "seed": 0, "folder": f"arms/{name}/seed-0", "kind": "run", "steps": 4}
+        for name in ("done", "broken", "working", "next")
+    ]
+    finished_run(folder / "arms/done/seed-0", 0, 0.5)
+    failed_run(folder / "arms/broken/seed-0", "ValueError: the loss is nan")
+    working = finished_run(folder / "arms/working/seed-0", 0, 0.5, steps=2)
+    (working / "summary.json").unlink()
+    (folder / "logs").mkdir()
+    for name, start, end in (("done", 100, 60), ("broken", 90, 80), ("working", 10, 0)):
+        file = folder / "logs" / f"{name}-seed-0.started"
+        file.touch()
+        os.utime(file, (now - start, now - start))
+        for over in ("summary.json", "error.txt"):
+            if (path := folder / f"arms/{name}/seed-0/{over}").exists():
+                os.utime(path, (now - end, now - end))
+    content = {"title": "Which?", "metric": "gold", "process": process, "jobs": jobs}
+    (folder / "jobs.json").write_text(json.dumps(content))
+    (folder / "study.yaml").write_text("{}")
     return folder
 
 

@@ -1,10 +1,8 @@
 """How far a study has come, read from its folder; stopping one; the page that is kept up to date."""
 
 import io
-import json
 import os
 import re
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from _folders import failed_run, finished_run
+from _folders import begun
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
@@ -27,32 +25,6 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import Terminal
 
 LONG_AGO = 1_000_000
-
-
-def begun(folder: Path, ended: float | None = None, pid: int | None = None, host: str = socket.gethostname()) -> Path:
-    """A study of four arms, as it is after 100 seconds: one has finished in 40, one failed, one works, one waits."""
-    now = time.time()
-    process = {"pid": pid or os.getpid(), "host": host, "started": now - 100, "ended": ended, "processes": 2}
-    jobs = [
-        {"name": name, "seed": 0, "folder": f"arms/{name}/seed-0", "kind": "run", "steps": 4}
-        for name in ("done", "broken", "working", "next")
-    ]
-    finished_run(folder / "arms/done/seed-0", 0, 0.5)
-    failed_run(folder / "arms/broken/seed-0", "ValueError: the loss is nan")
-    working = finished_run(folder / "arms/working/seed-0", 0, 0.5, steps=2)
-    (working / "summary.json").unlink()
-    (folder / "logs").mkdir()
-    for name, start, end in (("done", 100, 60), ("broken", 90, 80), ("working", 10, 0)):
-        file = folder / "logs" / f"{name}-seed-0.started"
-        file.touch()
-        os.utime(file, (now - start, now - start))
-        for over in ("summary.json", "error.txt"):
-            if (path := folder / f"arms/{name}/seed-0/{over}").exists():
-                os.utime(path, (now - end, now - end))
-    content = {"title": "Which?", "metric": "gold", "process": process, "jobs": jobs}
-    (folder / "jobs.json").write_text(json.dumps(content))
-    (folder / "study.yaml").write_text("{}")
-    return folder
 
 
 def test_each_job_is_in_the_state_that_its_files_say(tmp_path):

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from _folders import failed_run, finished_run
+from _folders import begun, failed_run, finished_run
 
 from prefopt.study.comparison.compare import compare
 from prefopt.study.report import write_report
+from prefopt.study.report.live_page import live_page
+from prefopt.study.status import read_status
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
 pytestmark = [
@@ -127,3 +129,20 @@ def test_it_is_whole_without_scripts(opened):
     assert tab.locator("figure svg").count() == 6
     assert tab.locator(".legend button").first.is_visible()
     assert "step" in tab.locator("figure .points circle title").last.text_content()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_of_a_study_that_works(chromium, tmp_path, width):
+    """Its states, its curves and its commands fit, and it asks for nothing but itself."""
+    file = begun(tmp_path) / "live.html"
+    file.write_text(live_page(read_status(tmp_path)))
+    tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
+    complaints, asked = [], []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    assert complaints == [] and set(asked) == {file.as_uri()}
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(TOO_WIDE) == [] and tab.evaluate(BY_LETTERS) == []
+    drawn = tab.locator("figure svg polyline")
+    assert drawn.count() > 4 and all(line.bounding_box()["width"] > 50 for line in drawn.all())
