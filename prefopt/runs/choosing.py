@@ -23,7 +23,7 @@ from prefopt.training.devices import on_main_process
 from prefopt.training.weights import fit, read_weights, write_weights
 
 HIGHER: tuple[str, ...] = (
-    *("gold", "win_rate", "win_rate_length_controlled", "accuracy", "likelihood_accuracy", "ended"),
+    *("gold", "reward", "win_rate", "win_rate_length_controlled", "accuracy", "likelihood_accuracy", "ended"),
     *("logratio_margin", "rewards_margin", "accuracy_small_gap", "accuracy_medium_gap", "accuracy_large_gap"),
 )
 LOWER: tuple[str, ...] = ("nll", "pair_nll", "brier", "ece")
