@@ -1,8 +1,8 @@
 """The reference pages that are made from code: the catalogue of objectives, the fields of recipes, the dialects of data sets,
 what chat templates do.
 
-`python docs/make.py` writes docs/objectives.md, and docs/data.md, docs/recipes.md, docs/label.md, docs/studies.md and docs/trl.md
-below their markers.
+`python docs/make.py` writes docs/objectives.md, and docs/data.md, docs/models.md, docs/recipes.md, docs/label.md,
+docs/studies.md and docs/trl.md below their markers.
 """
 
 import inspect
@@ -17,6 +17,8 @@ from curves import draw
 from prefopt.data.dialects import DIALECTS, REFUSED
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
+from prefopt.policy.methods import REFUSED as UNTRAINED
+from prefopt.policy.methods import methods
 from prefopt.recipe import Recipe, Section, describe, foreign
 from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.study import Study
@@ -107,6 +109,17 @@ def foreign_names() -> str:
     return "\n".join(lines) + "\n"
 
 
+def adapter_methods() -> str:
+    """Which methods of the installed peft can be trained, and why the others cannot."""
+    usable = {name: cls for name, cls in sorted(methods().items()) if name not in UNTRAINED}
+    lines = ["## Every method of peft", "", "What `policy.adapter.method` can name:", ""]
+    lines += ["| method | its configuration in peft |", "|---|---|"]
+    lines += [f"| `{name}` | `{cls.__name__}` |" for name, cls in usable.items()]
+    lines += ["", "Those that cannot be trained here:", "", "| method | why |", "|---|---|"]
+    lines += [f"| `{name}` | {why} |" for name, why in UNTRAINED.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _codes(names: str) -> str:
     return ", ".join(f"`{name}`" for name in names.split())
 
@@ -128,7 +141,10 @@ def pages(folder: Path) -> dict[Path, str]:
             page: page.read_text().partition(MARKER)[0] + MARKER + "\n" + recipe_fields(kind)
             for page, kind in fields.items()
         },
-        folder / "trl.md": (folder / "trl.md").read_text().partition(MARKER)[0] + MARKER + "\n" + foreign_names(),
+        **{
+            page: page.read_text().partition(MARKER)[0] + MARKER + "\n" + made
+            for page, made in ((folder / "trl.md", foreign_names()), (folder / "models.md", adapter_methods()))
+        },
     }
 
 

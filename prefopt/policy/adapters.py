@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from prefopt import recipe
 from prefopt.policy.compat import ignore_renamed_checkpointing
 from prefopt.policy.finding import find_model, loaded
+from prefopt.policy.methods import adapter_settings
 from prefopt.support.errors import PrefoptError, some_of
 from prefopt.support.given import Given
 from prefopt.support.seeds import seed_for
@@ -184,35 +185,58 @@ def adapted(
         spec: says whether there is an adapter.
         seed: of its weights.
         task: peft's name for what the model does.
-        more: fields of peft's configuration.
+        more: further fields of peft's configuration.
 
     Raises:
-        PrefoptError: its targets are not in the model, or it could not be saved as it is measured.
+        PrefoptError: peft has no such method or field, its targets are not in the model, it does not start as its base, or it
+            could not be saved as it is measured.
     """
     if spec.adapter is None:
         return model
     _refuse_rounding(model, spec)
     ignore_renamed_checkpointing()
-    targets, whole = spec.adapter.targets, [*spec.adapter.modules_to_save, *(more.pop("modules_to_save", None) or ())]
-    config = LoraConfig(
-        r=spec.adapter.r,
-        lora_alpha=spec.adapter.alpha,  # type: ignore[arg-type]
-        use_dora=spec.adapter.dora,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=whole or None,
-        task_type=task,
-        **more,
-    )
+    config = adapter_settings(spec.adapter, task, **more)
+    expected = None if isinstance(spec.adapter, recipe.Adapter) else _answers(model)
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed_for(seed, "init"))
         for known in EXPECTED:
             warnings.filterwarnings("ignore", known)
         try:
-            return get_peft_model(model, config)
-        except ValueError as error:
+            whole = get_peft_model(model, config)
+        except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             layers = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
             known = f" Linear layers of this model: {', '.join(sorted(layers))}" if "not found" in str(error) else ""
             raise PrefoptError(f"policy.adapter: {error}{known}") from error
+    if expected is not None:
+        _refuse_other_start(whole, expected, spec.adapter)
+    return whole
+
+
+@torch.no_grad()
+def _answers(model: Any) -> Tensor:
+    """What a model says of a few tokens, [1, 8, …] in fp32."""
+    training = model.training
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 9, device=model.device)[None] * 7 % rows
+    with torch.random.fork_rng():
+        logits: Tensor = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    model.train(training)
+    return logits.float()
+
+
+def _refuse_other_start(model: PeftModel, expected: Tensor, spec: Any) -> None:
+    """A fresh adapter must say what its base says, switched on and off: the reference is the model without it."""
+    tolerance = 64 * torch.finfo(next(model.parameters()).dtype).eps * max(expected.abs().max().item(), 1.0)
+    with model.disable_adapter():
+        off = (_answers(model) - expected).abs().max().item()
+    on = (_answers(model) - expected).abs().max().item()
+    if not max(on, off) <= tolerance:
+        which = "switched off it" if not off <= tolerance else "it"
+        raise PrefoptError(
+            f"policy.adapter: {spec.method} with these settings: {which} does not start as its base (logits differ by "
+            f"{max(on, off):.1g}), so the reference would not be the policy at step 0. Take settings under which it does "
+            "(often `init_weights: true`), or another method"
+        )
 
 
 def _refuse_rounding(model: PreTrainedModel, spec: recipe.Policy) -> None:

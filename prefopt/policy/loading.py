@@ -24,6 +24,7 @@ from prefopt import recipe
 from prefopt.policy.adapters import adapted
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config, quantisation
+from prefopt.policy.methods import adapter_settings
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.pretrained import Loader, load_weights
 from prefopt.policy.saving import end_ids
@@ -106,6 +107,8 @@ def check_policy(spec: recipe.Policy, scorer: bool) -> None:
     Raises:
         PrefoptError: a model of another kind, quantised weights, or a tokenizer of another vocabulary.
     """
+    if spec.adapter is not None:
+        adapter_settings(spec.adapter, "SEQ_CLS" if scorer else "CAUSAL_LM")
     name = find_model(spec.model)
     if isinstance(name, Given) or is_awaited(name):
         return

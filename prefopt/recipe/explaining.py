@@ -115,7 +115,7 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, parts))
     if origin in (typing.Union, types.UnionType):
-        words = [_kind(part) for part in parts]
+        words = list(dict.fromkeys(map(_kind, parts)))
         return " or ".join(word for word in words if not (word == "text" and "text or list" in words))
     if origin is dict:
         return "mapping"

@@ -43,8 +43,14 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("lora_r", "policy.adapter.r"),
         Foreign("lora_alpha", "policy.adapter.alpha"),
         Foreign("lora_target_modules target_modules", "policy.adapter.targets", "all-linear unless you say otherwise"),
+        Foreign("lora_dropout", "policy.adapter.dropout", "0 by default; on in updates alone"),
         Foreign("lora_modules_to_save", "policy.adapter.modules_to_save"),
         Foreign("use_dora", "policy.adapter.dora"),
+        Foreign(
+            "use_rslora lora_target_parameters lora_task_type lora_bias init_lora_weights",
+            "policy.adapter.method",
+            "`{method: LORA, …}` takes every field of peft's LoraConfig by its name there",
+        ),
         Foreign(
             "chat_template_path eos_token pad_token", "policy.tokenizer", "save a tokenizer with it, and name that"
         ),
@@ -148,10 +154,15 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("save_steps save_strategy", "train.checkpoint_every", "the trained model is always saved"),
         Foreign("save_total_limit", "train.keep_checkpoints"),
         Foreign("output_dir", "track.folder", "where run folders go; `--out DIR` names that of one run"),
+        Foreign("trackio_space_id", "track.trackio.space"),
         Foreign("run_name", "name track.wandb.name", "of the folder, and of the run in W&B"),
         Foreign("logging_steps logging_strategy", "track.every"),
-        Foreign("report_to", "track.wandb", "metrics.jsonl is always written"),
-        Foreign("project", "track.wandb.project"),
+        Foreign(
+            "report_to",
+            "track.wandb track.tensorboard track.mlflow track.trackio",
+            "a section for each; metrics.jsonl is always written",
+        ),
+        Foreign("project", "track.wandb.project track.trackio.project"),
         Foreign(
             "log_completions log_unique_prompts num_completions_to_print",
             "evaluate.prompts",
@@ -228,9 +239,6 @@ NONE: tuple[Foreign, ...] = (
         "what is trained on quantised weights cannot be saved as it is measured",
     ),
     Foreign(
-        "lora_dropout lora_target_parameters lora_task_type use_rslora", "", "not among the settings of policy.adapter"
-    ),
-    Foreign(
         "delta sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg "
         "top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta "
         "entropy_target off_policy_mask_threshold use_bias_correction_kl multi_objective_aggregation",
@@ -272,7 +280,7 @@ NONE: tuple[Foreign, ...] = (
     Foreign("torch_compile torch_compile_backend torch_compile_mode", "", "models run as they are"),
     Foreign(
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision log_completions_hub_repo "
-        "trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "trackio_bucket_id trackio_static_space_id",
         "",
         "nothing is sent anywhere but to trackers; policy/ is a folder that `hf upload` takes",
     ),
@@ -333,6 +341,7 @@ OTHERS: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("dynamic_filtering", "source.rollouts.refill"),
         Foreign("lora_rank", "policy.adapter.r"),
         Foreign("use_wandb wandb_project", "track.wandb track.wandb.project"),
+        Foreign("use_tensorboard", "track.tensorboard"),
     ),
     "verl": (
         Foreign("train_files", "source.data"),

@@ -12,7 +12,7 @@ trained.json         training is over: how it ended, which is what a resume need
 summary.json         the run is over: before, after, change, costs
 earlier/             step-NNNNNN/, of a run that was extended: the policy and summary of its earlier end
 error.txt            of a study's run that failed: the traceback
-wandb-id.txt         of a run that is logged to W&B: its id there, so that a resume goes on in the same run
+TRACKER-id.txt       of a run that is logged to W&B, MLflow or trackio: its id there, with which a resume goes on
 """
 
 import json
@@ -115,10 +115,9 @@ class RunFolder:
         """Why a study's run failed."""
         return self.path / "error.txt"
 
-    @property
-    def wandb_id_file(self) -> Path:
-        """The run's id in W&B."""
-        return self.path / "wandb-id.txt"
+    def tracker_id_file(self, tracker: str) -> Path:
+        """The run's id at a tracker: wandb-id.txt."""
+        return self.path / f"{tracker}-id.txt"
 
     def evaluation_file(self, part: str, step: int) -> Path:
         """Of an evaluation on a part of the data."""
@@ -211,9 +210,9 @@ class RunFolder:
         """What a study noted when the run failed; empty where it did not."""
         return self.error_file.read_text(encoding="utf-8", errors="replace") if self.failed else ""
 
-    def wandb_id(self) -> str:
-        """The run's id in W&B; empty where it was never logged there."""
-        file = self.wandb_id_file
+    def tracker_id(self, tracker: str) -> str:
+        """The run's id at a tracker; empty where it was never logged there."""
+        file = self.tracker_id_file(tracker)
         return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
     def history(self) -> Iterator[dict[str, Any]]:
@@ -361,9 +360,9 @@ class RunFolder:
         """The run is over."""
         write_whole(self.summary_file, json.dumps(content, indent=2))
 
-    def write_wandb_id(self, run_id: str) -> None:
-        """Under which id a resume goes on in W&B."""
-        write_whole(self.wandb_id_file, f"{run_id}\n")
+    def write_tracker_id(self, tracker: str, run_id: str) -> None:
+        """Under which id a resume goes on at a tracker."""
+        write_whole(self.tracker_id_file(tracker), f"{run_id}\n")
 
     def write_error(self, details: str) -> None:
         """Note why the run failed."""

@@ -10,7 +10,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm, RunRecord, read_run, usual_metric
 from prefopt.support.errors import PrefoptError
 
-PARTS_OF_RUNS = ("policy", "best", "earlier", "checkpoints", "evaluations", "wandb")
+PARTS_OF_RUNS = ("policy", "best", "earlier", "checkpoints", "evaluations", "wandb", "tensorboard")
 """Folders in run folders, which hold no further runs."""
 
 

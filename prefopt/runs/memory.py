@@ -165,7 +165,9 @@ def _size_by_name(name: str) -> Size | None:
     )
 
 
-def _trained(what: str, size: Size | None, settings: recipe.Recipe, adapter: recipe.Adapter | None) -> Iterator[Part]:
+def _trained(
+    what: str, size: Size | None, settings: recipe.Recipe, adapter: recipe.AnyAdapter | None
+) -> Iterator[Part]:
     if size is None:
         yield Part(f"{what} with gradients and optimiser", None, "")
         return
@@ -173,7 +175,8 @@ def _trained(what: str, size: Size | None, settings: recipe.Recipe, adapter: rec
     weights = size.parameters
     trained, who = weights, f"{_count(weights)} × "
     if adapter is not None:
-        trained = adapter.r * size.ends
+        rank = adapter.r if isinstance(adapter, recipe.Adapter) else adapter.fields.get("r", 8)
+        trained = (rank if isinstance(rank, int) else 8) * size.ends  # of LoRA; other methods of peft mostly have fewer
         who = f"{_count(trained)} of the adapter × "
     yield Part(f"{what}: weights", weights * each, f"{_count(weights)} parameters ({size.source}) × {each} B")
     yield Part(f"{what}: gradients", trained * each, f"{who}{each} B", "update")

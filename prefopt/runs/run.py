@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ from prefopt.training.checkpoints import check_state, save_checkpoint
 from prefopt.training.devices import computing, entered_on_main_process, on_main_process
 from prefopt.training.environment import said
 from prefopt.training.loop import Step, Trainer
-from prefopt.training.trackers import Jsonl, Tracker, WandbRun, new_wandb_id
+from prefopt.training.other_trackers import About, refuse_missing
+from prefopt.training.other_trackers import opened as opened_trackers
+from prefopt.training.trackers import Jsonl, Place, Tracker, WandbRun, new_wandb_id
 from prefopt.types import Estimate
 
 
@@ -60,6 +63,7 @@ def run(
         PrefoptError: whatever a user can put right. What was done so far is kept.
     """
     silence_telemetry()
+    refuse_missing(settings.track)
     with (
         computing(settings.train) as accelerator,
         entered_on_main_process(accelerator, lambda: claimed(settings, folder, resume)) as opened,
@@ -295,13 +299,18 @@ def make_trainer(prepared: Prepared, folder: Path | None = None) -> Trainer:
 def _tracker(settings: recipe.Recipe, folder: RunFolder, accelerator: Accelerator) -> Tracker:
     if not accelerator.is_main_process:
         return Tracker([])
-    places: list[Jsonl | WandbRun] = [Jsonl(folder.metrics_file)]
-    if settings.track.wandb is not None:
-        config, wandb = settings.model_dump(mode="json"), settings.track.wandb
-        name, run_id = wandb.name or folder.path.name, folder.wandb_id() or new_wandb_id()
-        folder.write_wandb_id(run_id)
+    places: list[Place] = [Jsonl(folder.metrics_file)]
+    config = settings.model_dump(mode="json")
+    if (wandb := settings.track.wandb) is not None:
+        name, run_id = wandb.name or folder.path.name, folder.tracker_id("wandb") or new_wandb_id()
+        folder.write_tracker_id("wandb", run_id)
         places.append(WandbRun(wandb, folder.path, name, config, run_id, folder.history()))
-    return Tracker(places)
+
+    def about(tracker: str) -> About:
+        name = f"{settings.name}-seed{settings.seed}"
+        return About(folder.path, name, config, folder.tracker_id(tracker), partial(folder.write_tracker_id, tracker))
+
+    return Tracker([*places, *opened_trackers(settings.track, about, folder.history)])
 
 
 def _bare(trainer: Trainer) -> Policy | Scorer:

@@ -60,12 +60,12 @@ class StudyPlan:
         ]
 
     def trial(self, arm: str, number: int, seed: int, settings: Mapping[str, Any]) -> RunJob:
-        """One trial of an arm's settings: evaluated on validation rows alone, not logged to W&B."""
+        """One trial of an arm's settings: evaluated on validation rows alone, and logged nowhere."""
         folder = self.folder / "tuning" / arm / f"trial-{number}" / f"seed-{seed}"
         settings = {**settings, "evaluate.part": "validation"}
         job = self._run(self.study.all_arms()[arm], f"{arm} trial {number}", seed, folder, settings)
         # Here and not in the settings, because the study's own `wandb` comes after them.
-        track = job.recipe.track.model_copy(update={"wandb": None})
+        track = job.recipe.track.without_trackers()
         evaluate = job.recipe.evaluate.model_copy(update={"sets": {}})
         return replace(job, recipe=job.recipe.model_copy(update={"track": track, "evaluate": evaluate}))
 

@@ -147,6 +147,6 @@ def _small(settings: Recipe) -> Recipe:
     changes = {
         "evaluate": evaluate.model_copy(update=fewer | alone),
         "train": train.model_copy(update=shorter),
-        "track": settings.track.model_copy(update={"wandb": None, "every": 1}),
+        "track": settings.track.without_trackers().model_copy(update={"every": 1}),
     }
     return settings.model_copy(update=changes)

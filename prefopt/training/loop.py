@@ -30,6 +30,7 @@ from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
 from prefopt.training.checkpoints import save_batch
+from prefopt.training.noise import Noisy, has_noise, without_noise
 from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, make_schedule, parameter_groups
 from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
 
@@ -108,7 +109,7 @@ class Trainer:
         self.seconds = 0.0
         optimizer = make_optimizer(parameter_groups(model, settings), settings)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self._low = LowPrecisionWeights.of(self.model)
+        self._low, self._noise = LowPrecisionWeights.of(self.model), has_noise(model)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
         self.schedule = make_schedule(self.optimizer, settings, steps * updates)
         self._own = {index: iter(term.source) for index, term in enumerate(self.terms) if term.source is not None}
@@ -243,12 +244,12 @@ class Trainer:
     def _outputs_of_the_update(self, terms: Sequence[Term], batch: Batch) -> Outputs | None:
         """The policy's outputs before the only update on a batch, with their graph, so that the update need not ask for them again.
 
-        None where they are not wanted before the update, or where the batch is split, since the graphs of all its micro-batches
-        would be held at once.
+        None where they are not wanted before the update, or are not those of the update (`Noisy`), or where the batch is split,
+        since the graphs of all its micro-batches would be held at once.
         """
         settings = self.settings
         once = settings.passes == 1 and (settings.minibatch_size or math.inf) >= settings.batch_size
-        if not terms or not once or not (merged_needs(terms).old or self.monitor is not None):
+        if self._noise or not terms or not once or not (merged_needs(terms).old or self.monitor is not None):
             return None
         if shard(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
             return None
@@ -273,7 +274,7 @@ class Trainer:
             old = outputs.detach()
         elif needs.old or monitor is not None:
             self.asked_before = True
-            with timed("forward"):
+            with timed("forward"), without_noise(self.model):
                 old = self._forward(self.model, batch, _monitored(needs, monitor))
         if self.reference is not None and (needs.reference or monitor is not None):
             reference = self._forward(self.reference, batch, needs)
@@ -285,6 +286,12 @@ class Trainer:
             return targets, {}
         assert old is not None
         return targets, dict(monitor(batch, old, reference))
+
+    @property
+    def _learning_model(self) -> Model:
+        """The model as an update asks it."""
+        updates = self.schedule.last_epoch
+        return Noisy(self.model, seed_for(self.seed, "dropout", updates)) if self._noise else self.model
 
     def _forward(self, model: Model, batch: Batch, needs: Needs) -> Outputs:
         """What a model says about a whole batch, without gradient."""
@@ -353,7 +360,7 @@ class Trainer:
             rows = batch.rows(micro.rows) if shards.split else batch
             with self._synchronised(last and number == len(shards.micro_batches) - 1):
                 with timed("forward"):
-                    of_rows = self.model(rows, needs) if outputs is None else outputs
+                    of_rows = self._learning_model(rows, needs) if outputs is None else outputs
                 if cached is None:
                     part = [target.select(micro.rows) for target in targets] if shards.split else targets
                     loss, metrics = total(terms, rows, of_rows, part, denominators, labels)
@@ -376,7 +383,7 @@ class Trainer:
     ) -> tuple[Outputs, dict[MetricKey, Tensor]]:
         """The gradient of the loss of the whole minibatch with respect to every field of the outputs, and its metrics."""
         with timed("forward"):
-            outputs = self._forward(self.model, batch, merged_needs(terms))
+            outputs = self._forward(self._learning_model, batch, merged_needs(terms))
         leaves = {name: value.detach().requires_grad_() for name, value in outputs.fields().items()}
         loss, metrics = total(terms, batch, outputs.with_fields(leaves), targets, denominators, self._labels(terms))
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

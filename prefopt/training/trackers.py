@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, Weights & Biases when asked. No tracker ever stops a run."""
+"""Where the numbers of a run go: metrics.jsonl always, W&B and other trackers when asked. No tracker ever stops a run."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import urlopen
@@ -27,7 +27,17 @@ log = logging.getLogger(__name__)
 
 
 PATIENCE = 30.0
-"""Seconds that W&B gets to answer, when it starts and again when it finishes."""
+"""Seconds that W&B gets to answer, when it starts and again when it finishes; other trackers each time that they are called."""
+
+
+class Place(Protocol):
+    """Where numbers go. Nothing but metrics.jsonl may raise."""
+
+    def log(self, step: int, metrics: Mapping[str, Number]) -> None:
+        """Send one step."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Close it."""
 
 
 class Jsonl:
@@ -91,7 +101,7 @@ class WandbRun:
                 # W&B's service holds the id of a start that failed as in use, for as long as it lives.
                 refused, self.run_id = self.run_id, new_wandb_id()
                 sync = f"`wandb sync --id {refused}`"
-                log.warning("W&B: %s. This run is logged offline; %s uploads it.", _in_short(error), sync)
+                log.warning("W&B: %s. This run is logged offline; %s uploads it.", in_short(error), sync)
                 self.run = self._started("offline")
             self.first_step = self.run.step
         except Exception as error:
@@ -137,7 +147,9 @@ class WandbRun:
         if run is not None:
             try:
                 run.summary.update(dict(summary))
-                _within(PATIENCE, lambda: run.finish(exit_code=0 if summary.get("finished") else 1))
+                within(PATIENCE, lambda: run.finish(exit_code=0 if summary.get("finished") else 1))
+            except TimeoutError as error:
+                self._give_up(TimeoutError(f"{error}; `wandb sync` uploads the rest"))
             except Exception as error:
                 self._give_up(error)
 
@@ -167,7 +179,7 @@ class WandbRun:
             )
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("W&B: %s. The run goes on; metrics.jsonl has everything.", _in_short(error))
+        log.warning("W&B: %s. The run goes on; metrics.jsonl has everything.", in_short(error))
         self.run = None
 
 
@@ -186,12 +198,13 @@ def new_wandb_id() -> str:
     return uuid.uuid4().hex[:16]
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
+    """The class of an exception, and the first line of what it says."""
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}".rstrip(".: ")
 
 
-def _within(seconds: float, action: Callable[[], Any]) -> None:
+def within(seconds: float, action: Callable[[], Any]) -> None:
     """Wait for an action no longer than this; what it raises is raised here.
 
     Raises:
@@ -209,7 +222,7 @@ def _within(seconds: float, action: Callable[[], Any]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} s; `wandb sync` uploads the rest")
+        raise TimeoutError(f"no answer within {seconds:g} s")
     if raised:
         raise raised[0]
 
@@ -254,7 +267,7 @@ def _has_login() -> bool:
 class Tracker:
     """Every place at once; on processes other than the first, none."""
 
-    def __init__(self, places: list[Jsonl | WandbRun]):
+    def __init__(self, places: Sequence[Place]):
         self.places = places
 
     def log(self, step: int, metrics: Mapping[str, Number]) -> None:

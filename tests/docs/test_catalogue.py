@@ -17,7 +17,7 @@ from prefopt.types import Needs
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["label.md", "objectives.md", "recipes.md", "studies.md", "trl.md"])
+@pytest.mark.parametrize("page", ["label.md", "models.md", "objectives.md", "recipes.md", "studies.md", "trl.md"])
 def test_page_is_up_to_date(page):
     made = pages(DOCS)[DOCS / page]
     assert (DOCS / page).read_text() == made, "out of date: python docs/make.py"

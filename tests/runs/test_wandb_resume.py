@@ -49,9 +49,9 @@ def test_a_killed_run_goes_on_in_the_same_run_of_wandb_with_every_step(tmp_path)
     (record,) = json.loads(run.manifest_file.read_text())["resumed"]
     assert record["environment.WANDB_ENTITY"] == [None, "lab"]
     folders = offline_folders(run.path)
-    assert [folder.name.rpartition("-")[2] for folder in folders] == [run.wandb_id()] * 2
+    assert [folder.name.rpartition("-")[2] for folder in folders] == [run.tracker_id("wandb")] * 2
     resumed = records(folders[-1])
-    assert started(resumed).run_id == run.wandb_id()
+    assert started(resumed).run_id == run.tracker_id("wandb")
     sent = {line["_step"]: line for line in history(resumed)}
     for line in run.history():
         for name, value in line.items():

@@ -2,17 +2,18 @@
 
 from prefopt.recipe.schema.evaluate import Evaluate
 from prefopt.recipe.schema.feedback import Feedback, FeedbackOrName, Metric, Transform
-from prefopt.recipe.schema.models import Adapter, Critic, Policy, Reference
+from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Policy, Reference
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import Samples, Sampling
 from prefopt.recipe.schema.source import WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
-from prefopt.recipe.schema.track import Track, Wandb
+from prefopt.recipe.schema.track import MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Train
 
 __all__ = [
     "WRITERS",
     "Acting",
     "Adapter",
+    "AnyAdapter",
     "Critic",
     "Data",
     "Embeddings",
@@ -22,6 +23,8 @@ __all__ = [
     "FeedbackOrName",
     "KeepBest",
     "Metric",
+    "MLflow",
+    "Method",
     "Policy",
     "Recipe",
     "Reference",
@@ -30,8 +33,10 @@ __all__ = [
     "Sampling",
     "Seeds",
     "Source",
+    "TensorBoard",
     "Term",
     "Track",
+    "Trackio",
     "Train",
     "Transform",
     "Wandb",

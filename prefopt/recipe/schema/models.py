@@ -1,8 +1,10 @@
 """Sections of a recipe about models: the policy, its adapter and critic, and the reference."""
 
-from typing import Literal
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from prefopt.recipe.names import Named, SomeNames
 from prefopt.recipe.section import Section
@@ -13,6 +15,12 @@ class Adapter(Section):
 
     r: int = Field(16, gt=0, description="rank of the update")
     alpha: float = Field(32, gt=0, description="the update is scaled by alpha / r")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the inputs of the adapter that an update leaves out, anew for each of its rows",
+    )
     targets: str | tuple[str, ...] = Field("all-linear", description="modules to adapt: names, or all-linear")
     dora: bool = Field(
         False, description="train magnitudes and directions of the weights apart (DoRA, arXiv 2402.09353)"
@@ -20,6 +28,33 @@ class Adapter(Section):
     modules_to_save: tuple[str, ...] = Field(
         (), description="modules to train whole and save with the adapter, such as lm_head and embed_tokens"
     )
+
+
+class Method(Section):
+    """Another method of peft's (docs/models.md); keys other than its name are fields of its configuration there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = Field(
+        "LORA",
+        description="a method of peft by its name (docs/models.md); then all other keys are fields of its configuration there",
+    )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What peft's configuration of this method is given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _kind(value: Any) -> str:
+    names_one = "method" in value if isinstance(value, Mapping) else isinstance(value, Method)
+    return "(method)" if names_one else "(lora)"
+
+
+AnyAdapter = typing.Annotated[
+    typing.Annotated[Adapter, Tag("(lora)")] | typing.Annotated[Method, Tag("(method)")], Discriminator(_kind)
+]
+"""LoRA by its usual settings, or a method by its name."""
 
 
 class Critic(Section):
@@ -36,7 +71,9 @@ class Policy(Section):
 
     model: SomeNames = Field(description="folder, run folder or hub id; of a list, the first that is on disk")
     tokenizer: Named | None = Field(None, description="folder or hub id; null: the model's own")
-    adapter: Adapter | None = Field(None, description="train a LoRA adapter; null: train all weights")
+    adapter: AnyAdapter | None = Field(
+        None, description="train an adapter: LoRA, or another `method` of peft; null: train all weights"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="dtype of the weights; train.precision sets the dtype of the arithmetic"
     )

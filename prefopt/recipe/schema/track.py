@@ -21,9 +21,37 @@ class Wandb(Section):
     )
 
 
+class TensorBoard(Section):
+    """TensorBoard; its event files are in the run folder, and `tensorboard --logdir runs` shows all runs."""
+
+
+class MLflow(Section):
+    """MLflow: each run is one of an experiment."""
+
+    experiment: str = Field("prefopt", description="experiment in MLflow")
+    uri: str | None = Field(
+        None, description="tracking server or database; null: MLFLOW_TRACKING_URI, or else MLflow's own default"
+    )
+
+
+class Trackio(Section):
+    """trackio: on this machine, or in a Space of the hub."""
+
+    project: str = Field("prefopt", description="project in trackio")
+    group: str | None = Field(None, description="group of runs in trackio")
+    space: str | None = Field(None, description="Space that it is sent to, NAME or USER/NAME; null: this machine")
+
+
 class Track(Section):
     """Tracking of metrics; metrics.jsonl is always written."""
 
     every: int = Field(1, gt=0, description="steps between lines of metrics")
     wandb: Wandb | None = Field(None, description="also log to W&B; {} uses the defaults; null: no W&B")
+    tensorboard: TensorBoard | None = Field(None, description="also write TensorBoard's event files; {} asks for it")
+    mlflow: MLflow | None = Field(None, description="also log to MLflow; {} uses the defaults; null: no MLflow")
+    trackio: Trackio | None = Field(None, description="also log to trackio; {} uses the defaults; null: no trackio")
     folder: str = Field("runs", description="folder in which run folders are created")
+
+    def without_trackers(self) -> "Track":
+        """The same, with nothing sent to any tracker."""
+        return self.model_copy(update=dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio")))
