@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from prefopt.recipe.foreign import other_name
 from prefopt.recipe.names import Callback
-from prefopt.recipe.schema import Environment, Feedback, Recipe, Source, Term, Transform
+from prefopt.recipe.schema import Environment, Feedback, Optimizer, Recipe, Schedule, Source, Term, Transform
 from prefopt.support.errors import nearest
 
 PYTHONS = {"tuple_type": "list", "bool_type": "true | false", "bool_parsing": "true | false", "string_type": "text"}
@@ -98,6 +98,8 @@ def describe(section: type[BaseModel], prefix: str = "") -> Iterator[Described]:
 
 def _show(default: Any) -> str:
     """A default as it would stand in a recipe; nothing for a section, whose fields have their own."""
+    if isinstance(default, Schedule | Optimizer):
+        return default.name
     if isinstance(default, BaseModel):
         return ""
     if isinstance(default, tuple):
@@ -125,7 +127,7 @@ def _kind(annotation: Any) -> str:
         lists: dict[Any, str] = {str: "text or list"}
         lists |= dict.fromkeys((Term, Transform, Feedback, Callback), "name, section or list")
         return lists.get(parts[0], "list") if parts[-1] is Ellipsis else f"{len(parts)} {_kind(parts[0])}s"
-    if annotation in (Feedback, Environment):
+    if annotation in (Feedback, Environment, Schedule, Optimizer):
         return "name or section"
     if _sections_in(annotation):
         return "section"

@@ -94,10 +94,16 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
     ),
     "Optimiser": (
         Foreign("learning_rate", "train.lr"),
-        Foreign("lr_scheduler_type", "train.schedule"),
+        Foreign("lr_scheduler_type", "train.schedule", "the same names; `constant` has the warm-up of train.warmup"),
+        Foreign("lr_scheduler_kwargs", "train.schedule", "in one section: {name: polynomial, power: 2}"),
         Foreign("warmup_ratio", "train.warmup", "a number below 1 is a share of all updates"),
         Foreign("warmup_steps", "train.warmup", "a number from 1 on counts updates, one below 1 is their share"),
-        Foreign("optim", "train.optimizer", "adamw_torch and adamw_torch_fused are both adamw"),
+        Foreign(
+            "optim",
+            "train.optimizer",
+            "adamw_torch and adamw_torch_fused are adamw, adamw_bnb_8bit is adamw_8bit; others by path, `torch.optim:NAdam`",
+        ),
+        Foreign("optim_args", "train.optimizer", "in one section: {name: sgd, momentum: 0.9}"),
         Foreign("adam_beta1 adam_beta2 adam_betas", "train.betas", "both in one list: [0.9, 0.999]"),
         Foreign("adam_epsilon", "train.eps"),
         Foreign("max_grad_norm", "train.clip_norm", "0 there is null here"),
@@ -253,7 +259,7 @@ NONE: tuple[Foreign, ...] = (
         "max_tool_calling_iterations", "", "your environment says when an episode ends (source.rollouts.environment)"
     ),
     Foreign("chat_template_kwargs", "", "a chat template is rendered as the tokenizer has it"),
-    Foreign("lr_scheduler_kwargs optim_args optim_target_modules", "", "each setting has a key of its own in `train`"),
+    Foreign("optim_target_modules", "", "an optimiser trains all weights that are trained, at one rate"),
     Foreign("fp16 tf32", "", "train.precision is fp32 or bf16"),
     Foreign("model_revision", "", "policy.model names a folder, or the hub's newest"),
     Foreign("streaming dataset_streaming", "", "rows are kept on disk, not in memory, and an order needs all of them"),

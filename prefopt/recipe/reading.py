@@ -32,7 +32,16 @@ FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".yaml", ".yml"}
 beside the recipe first."""
 
 
-WHOLE = {"objective", "feedback", "cost", "judge", "evaluate.gold", "evaluate.judge"}
+WHOLE = {
+    "objective",
+    "feedback",
+    "cost",
+    "judge",
+    "evaluate.gold",
+    "evaluate.judge",
+    "train.schedule",
+    "train.optimizer",
+}
 """Keys that a recipe takes from its base or replaces whole: the fields of one class mean nothing to another."""
 
 
@@ -235,6 +244,10 @@ def _named(tree: dict[str, Any]) -> dict[str, Any]:
     if isinstance(measured := named.get("evaluate"), dict):
         named["evaluate"] = measured | {
             key: named_section(measured[key]) for key in ("gold", "judge") if key in measured
+        }
+    if isinstance(training := named.get("train"), dict):
+        named["train"] = training | {
+            key: named_section(training[key]) for key in ("schedule", "optimizer") if key in training
         }
     return named
 

@@ -95,10 +95,14 @@ def _nearly_greedy(rollouts: recipe.Rollouts) -> Iterator[str]:
             )
 
 
+UNIT_STEPS = ("adamw", "adamw_8bit", "rmsprop")
+"""Optimisers whose steps are about as large as the learning rate."""
+
+
 def _rounded_away(settings: recipe.Recipe) -> Iterator[str]:
     """Weights do not move by a learning rate that is small for their bits: the optimiser's step is about as large as that."""
     policy, train = settings.policy, settings.train
-    if policy.dtype not in BITS or policy.adapter is not None or train.optimizer == "sgd":
+    if policy.dtype not in BITS or policy.adapter is not None or train.optimizer.name not in UNIT_STEPS:
         return
     spacing = 2.0 ** -BITS[policy.dtype]
     largest = train.lr / spacing

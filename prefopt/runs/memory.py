@@ -21,8 +21,8 @@ from prefopt.runs.planning import Plan
 from prefopt.training.devices import computes_in_bf16
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}
-"""Numbers that an optimiser keeps for each weight that it trains."""
+STATES = {"adamw": 2, "adamw_8bit": 0.5, "muon": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
+"""Numbers that an optimiser keeps for each weight that it trains, in the weight's bytes; of one's own, 2."""
 
 WITH_MODELS = {"RewardModel", "Judge"}
 """Feedbacks whose `model` is one that they load."""
@@ -171,7 +171,7 @@ def _trained(
     if size is None:
         yield Part(f"{what} with gradients and optimiser", None, "")
         return
-    each, states = BYTES[settings.policy.dtype], STATES[settings.train.optimizer]
+    each, states = BYTES[settings.policy.dtype], STATES.get(settings.train.optimizer.name, 2)
     weights = size.parameters
     trained, who = weights, f"{_count(weights)} × "
     if adapter is not None:
@@ -180,7 +180,7 @@ def _trained(
         who = f"{_count(trained)} of the adapter × "
     yield Part(f"{what}: weights", weights * each, f"{_count(weights)} parameters ({size.source}) × {each} B")
     yield Part(f"{what}: gradients", trained * each, f"{who}{each} B", "update")
-    yield Part(f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer})")
+    yield Part(f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer.name})")
 
 
 def _frozen(plan: Plan) -> Iterator[Part]:

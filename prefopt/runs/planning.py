@@ -41,6 +41,7 @@ from prefopt.support.plugins import checked_fields
 from prefopt.support.sharing import shared, stamp
 from prefopt.training.callbacks import check_callbacks
 from prefopt.training.devices import refuse_environment
+from prefopt.training.optimisers import check_training
 from prefopt.types import Needs, Objective
 
 
@@ -124,6 +125,7 @@ def plan(settings: recipe.Recipe) -> Plan:
             does not run or returns another shape, an environment that asks for sharded weights.
     """
     refuse_environment()
+    check_training(settings.train)
     objectives = [checked_fields(load_objective(term.name, **term.fields), term.name) for term in settings.objective]
     for objective, term in zip(objectives, settings.objective, strict=True):
         if ":" in term.name:

@@ -31,7 +31,8 @@ from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
 from prefopt.training.checkpoints import save_batch
 from prefopt.training.noise import Noisy, has_noise, without_noise
-from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, make_schedule, parameter_groups
+from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, parameter_groups
+from prefopt.training.schedules import make_schedule
 from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
 
 Metrics = dict[MetricKey, float]
@@ -329,7 +330,7 @@ class Trainer:
         metrics[None, "grad_norm"] = float(norm) if norm is not None else math.nan
         if not (math.isfinite(metrics[None, "loss"]) and math.isfinite(metrics[None, "grad_norm"])):
             self._stop(batch, metrics)
-        metrics[None, "lr"] = self.schedule.get_last_lr()[0]
+        metrics[None, "lr"] = float(self.schedule.get_last_lr()[0])
         before = self._low.copy()
         with timed("optimiser"):
             self.optimizer.step()
@@ -341,7 +342,7 @@ class Trainer:
 
     def _skipped(self) -> Metrics:
         """The metrics of an update that is left out."""
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()  # of no gradients, which changes nothing
         self.schedule.step()
         return {(None, "loss"): math.nan, (None, "grad_norm"): math.nan, (None, "lr"): lr}

@@ -1,16 +1,20 @@
-"""Optimisers and schedules, as recipes name them."""
+"""Optimisers, as recipes name them, and whether weights of 16 bits move under them."""
 
+import importlib.util
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from prefopt import recipe
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.plugins import load_object
+from prefopt.training.muon import takes_muon
+from prefopt.training.schedules import make_schedule
 
 LOW = (torch.bfloat16, torch.float16)
 """Types of weights that a small step may leave as they are: it is rounded away."""
@@ -26,6 +30,13 @@ def parameter_groups(model: nn.Module, settings: recipe.Train) -> list[dict[str,
         {"params": [p for name, p in named if not name.startswith("critic.")]},
         {"params": [p for name, p in named if name.startswith("critic.")], "lr": settings.critic_lr or settings.lr},
     ]
+    if settings.optimizer.name == "muon":
+        matrices = takes_muon(model)
+        groups = [
+            {**group, "params": [p for p in group["params"] if (id(p) in matrices) is kind], "muon": kind}
+            for group in groups
+            for kind in (True, False)
+        ]
     return [group for group in groups if group["params"]]
 
 
@@ -42,32 +53,88 @@ def make_optimizer(parameters: Sequence[dict[str, Any]], settings: recipe.Train)
         value = getattr(settings, key) or 0.0
         if small := [dtype for dtype in dtypes if value > torch.finfo(dtype).max]:
             raise PrefoptError(f"train.{key} is {value:g}, and a weight of {small[0]} holds no such number: lower it")
-    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "adamw": lambda: torch.optim.AdamW(
-            parameters, betas=settings.betas, eps=settings.eps, fused=_can_fuse(parameters), **common
-        ),
-        "rmsprop": lambda: torch.optim.RMSprop(parameters, eps=settings.eps, **common),
-        "sgd": lambda: torch.optim.SGD(parameters, **common),
-    }
-    return makers[settings.optimizer]()
+    return _constructed(parameters, settings)
+
+
+KNOWN: dict[str, str] = {
+    "adamw": "torch.optim:AdamW",
+    "sgd": "torch.optim:SGD",
+    "rmsprop": "torch.optim:RMSprop",
+    "adafactor": "torch.optim:Adafactor",
+    "muon": "prefopt.training.muon:MuonWithAdamW",
+    "adamw_8bit": "bitsandbytes.optim:AdamW8bit",
+}
+"""Optimisers by the names that recipes give them, and where they are."""
+
+TAKEN: dict[str, tuple[str, ...]] = {
+    "adamw": ("betas", "eps"),
+    "adamw_8bit": ("betas", "eps"),
+    "muon": ("betas", "eps"),
+    "rmsprop": ("eps",),
+}
+"""What each is given of the recipe's `train` beside lr and weight_decay."""
+
+
+def _constructed(parameters: Sequence[dict[str, Any]], settings: recipe.Train) -> torch.optim.Optimizer:
+    spec = settings.optimizer
+    cls = _optimizer_class(spec.name)
+    known = [name for name in inspect.signature(cls).parameters if name not in ("params", "groups", "lr")]
+    for field in spec.fields:
+        if field not in known:
+            say = " Write train.lr." if field == "lr" else nearest(field, known)
+            raise PrefoptError(f"train.optimizer: {spec.name} has no field {field!r}.{say} It has: {', '.join(known)}.")
+    fields = {name: getattr(settings, name) for name in TAKEN.get(spec.name, ())}
+    if "weight_decay" in known:
+        fields["weight_decay"] = settings.weight_decay
+    if spec.name == "adamw":
+        fields["fused"] = _can_fuse(parameters)
+    try:
+        optimizer: torch.optim.Optimizer = cls(parameters, lr=settings.lr, **(fields | spec.fields))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PrefoptError(f"train.optimizer: {spec.name} cannot be made: {error}") from error
+    return optimizer
+
+
+def _optimizer_class(name: str) -> Any:
+    """The class of an optimiser.
+
+    Raises:
+        PrefoptError: there is none of this name, or it is no optimiser of torch's kind.
+    """
+    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise PrefoptError(
+            "train.optimizer: adamw_8bit needs bitsandbytes: pip install 'prefopt-research[bitsandbytes]'"
+        )
+    try:
+        cls = load_object(KNOWN.get(name, name))
+    except PrefoptError as error:
+        raise PrefoptError(f"train.optimizer: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise PrefoptError(f"train.optimizer: {name} is no class of torch.optim.Optimizer's kind")
+    return cls
+
+
+def check_training(settings: recipe.Train) -> None:
+    """Refuse an optimiser or a schedule that cannot be made, before a model is loaded.
+
+    Raises:
+        PrefoptError: what `make_optimizer` and `make_schedule` refuse.
+    """
+    small = nn.Linear(4, 4)
+    groups: list[dict[str, Any]] = [{"params": [weight]} for weight in small.parameters()]
+    if settings.optimizer.name == "muon":
+        groups = [{**group, "muon": group["params"][0].ndim == 2} for group in groups]
+    optimizer = make_optimizer(groups, settings)
+    schedule = make_schedule(optimizer, settings, updates=10)
+    for _ in range(10):
+        optimizer.step()
+        schedule.step()
 
 
 def _can_fuse(groups: Sequence[dict[str, Any]]) -> bool | None:
     """Whether one kernel can do a whole update of these weights; None leaves it to torch."""
     weights = [weight for group in groups for weight in group["params"]]
     return all(w.device.type in ("cpu", "cuda") and w.is_floating_point() for w in weights) or None
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, settings: recipe.Train, updates: int):
-    """Linear warm-up, then the recipe's decay; it counts optimiser steps.
-
-    Not handed to accelerate, which would step it once for every process.
-    """
-    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * updates
-    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return get_scheduler(name, inner, num_warmup_steps=round(warmup), num_training_steps=max(updates, 1))
 
 
 @dataclass(frozen=True)

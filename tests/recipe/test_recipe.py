@@ -170,7 +170,8 @@ def test_override_that_is_none(tmp_path, override):
             "`train.lr`: weights are multiplied by it in 32 bits, where a number is at most 3.4e+38; got 1e+39",
         ),
         *((f"train.{key}=1e39", f"`train.{key}`: weights are") for key in ("critic_lr", "weight_decay", "eps")),
-        ("train.schedule=cosin", "must be 'constant', 'linear' or 'cosine', got 'cosin'"),
+        ("train.schedule=cosin", "`train.schedule.name`: unknown schedule 'cosin'. Did you mean 'cosine'?"),
+        ("train.optimizer=adam", "`train.optimizer.name`: unknown optimizer 'adam'. Did you mean 'adamw'?"),
         ("train.epochs=1", "give exactly one of train.steps and train.epochs"),
         ("train.steps=null", "give exactly one of train.steps and train.epochs"),
         ("train.minibatch_size=5", "minibatch_size 5 does not divide batch_size 64"),
@@ -271,7 +272,7 @@ def test_every_field_is_described_and_its_default_can_be_given(tmp_path):
             alone = {"train.steps": ["train.epochs=1"]}.get(key, [])
             load_recipe(write(tmp_path, LEAST), [f"{key}={field.default}", *alone])
     assert yaml.safe_load(fields["source.split"].default) == [0.8, 0.1, 0.1]
-    assert fields["train.schedule"].kind == "constant | linear | cosine"
+    assert fields["train.beyond"].kind == "warn | stop"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
-"""Whether weights of 16 bits move, which small steps leave as they are."""
+"""Optimisers by name and by path: exact whatever the split, the same after a resume; and whether weights of 16 bits move."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from _tiny import tiny_model, tiny_pairs
+from safetensors.torch import load_file
 from torch import nn
-from updates import seven_rows, train
+from updates import make_policy, seven_rows, train, update
 
-from prefopt import PrefoptError, recipe
+from prefopt import PrefoptError, load_recipe, recipe, run
 from prefopt.training import optimisers
-from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer
+from prefopt.training.optimisers import LowPrecisionWeights, check_training, make_optimizer, parameter_groups
+from prefopt.training.schedules import make_schedule
 
 
 def test_the_share_of_weights_that_moved_is_that_of_weights_that_differ() -> None:
@@ -58,3 +66,131 @@ def test_a_number_that_no_weight_can_be_is_refused_and_the_largest_one_is_a_step
             PrefoptError, match=rf"train\.{key} is 3\.4e\+38, and a weight of torch\.{dtype} holds no such"
         ):
             make_optimizer(groups, recipe.Train(steps=1, optimizer="sgd", **{key: 3.4e38}))
+
+
+OPTIMISERS = {
+    "adamw": "adamw",
+    "sgd": {"name": "sgd", "momentum": 0.9},
+    "rmsprop": "rmsprop",
+    "adafactor": "adafactor",
+    "muon": "muon",
+    "by path": "torch.optim:NAdam",
+    "by path, with fields": {"name": "torch.optim:RAdam", "betas": [0.8, 0.9]},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("micro", [2, 3])
+def test_an_update_does_not_depend_on_the_split_of_its_batch(name: str, micro: int) -> None:
+    settings = {"optimizer": OPTIMISERS[name], "lr": 1e-2, "weight_decay": 0.01}
+    whole = update("dpo", torch.float64, 7, seven_rows(), **settings)
+    pieces = update("dpo", torch.float64, micro, seven_rows(), **settings)
+    assert whole.norm() > 1e-4
+    # Muon orthogonalises in bf16, where rounding may go the other way.
+    assert float((whole - pieces).norm() / whole.norm()) <= (1e-2 if name == "muon" else 1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_resumed_run_has_the_same_numbers_and_weights(name: str, tmp_path: Path) -> None:
+    whole = resumable(tmp_path, OPTIMISERS[name])
+    halfway = shutil.copytree(whole, tmp_path / "again")
+    shutil.rmtree(halfway / "checkpoints" / "step-000004")
+    for file in ("summary.json", "trained.json", "evaluations/test-step-000004.json"):
+        (halfway / file).unlink()
+    shutil.rmtree(halfway / "policy")
+    run(load_recipe(halfway / "recipe.yaml"), folder=halfway, resume=True)
+
+    def lines(folder: Path) -> list[tuple[float, ...]]:
+        found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in found if "loss" in line]
+
+    assert len(lines(whole)) == 4 and lines(halfway) == lines(whole)
+    first, second = (load_file(folder / "policy" / "model.safetensors") for folder in (whole, halfway))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def resumable(home: Path, optimizer: object) -> Path:
+    """A finished run with checkpoints at steps 2 and 4."""
+    content = {
+        "policy": {"model": str(tiny_model(home / "lm"))},
+        "source": {"data": str(tiny_pairs(home / "pairs.jsonl", rows=60))},
+        "objective": "DPO",
+        "train": {
+            "steps": 4,
+            "batch_size": 8,
+            "lr": 1e-2,
+            "checkpoint_every": 2,
+            "keep_checkpoints": 2,
+            "schedule": "wsd",
+        },
+        "evaluate": {"prompts": 0},
+    }
+    content["train"]["optimizer"] = optimizer  # type: ignore[index]
+    (home / "recipe.yaml").write_text(json.dumps(content))
+    return run(load_recipe(home / "recipe.yaml"), folder=home / "run").folder
+
+
+def test_muon_trains_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
+    policy, settings = make_policy("ppo", torch.float64), recipe.Train(steps=1, optimizer="muon", critic_lr=0.5)
+    optimizer = make_optimizer(parameter_groups(policy, settings), settings)
+    muon, adamw = optimizer.parts  # type: ignore[attr-defined]
+    names = {id(p): name for name, p in policy.named_parameters()}
+    by_muon, by_adamw = (
+        {names[id(p)] for group in part.param_groups for p in group["params"]} for part in (muon, adamw)
+    )
+    assert "model.model.layers.0.self_attn.q_proj.weight" in by_muon and len(by_muon) == 14
+    assert {"model.model.embed_tokens.weight", "model.model.norm.weight", "critic.linear.weight"} <= by_adamw
+    assert by_muon | by_adamw == set(names.values()) and not by_muon & by_adamw
+    assert [group["lr"] for group in optimizer.param_groups] == [settings.lr, settings.lr, 0.5]
+
+
+def test_muons_step_is_torchs_and_a_schedule_moves_both() -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(6, 4), nn.Embedding(5, 3)])
+    twin = copy.deepcopy(layers)
+    settings = recipe.Train(steps=4, optimizer="muon", lr=0.1, weight_decay=0.2, schedule="linear", warmup=0)
+    optimizer = make_optimizer(parameter_groups(layers, settings), settings)
+    schedule = make_schedule(optimizer, settings, 4)
+    for rate in (0.1, 0.075):
+        muon = torch.optim.Muon(
+            [twin[0].weight], lr=rate, weight_decay=0.2, momentum=0.0, adjust_lr_fn="match_rms_adamw"
+        )
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate] * 2)
+        if rate == 0.1:
+            for one, other in zip(layers.parameters(), twin.parameters(), strict=True):
+                one.grad = torch.randn_like(one)
+                other.grad = one.grad.clone()
+            before = layers[1].weight.clone()
+            optimizer.step()
+            muon.param_groups[0]["momentum"] = 0.95
+            muon.step()
+            torch.testing.assert_close(layers[0].weight, twin[0].weight)
+            assert not torch.equal(layers[1].weight, before)
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"name": "sgd", "momentun": 0.9}, r"sgd has no field 'momentun'\. ?Did you mean 'momentum'"),
+        ({"name": "sgd", "lr": 0.9}, r"has no field 'lr'\. Write train\.lr"),
+        ({"name": "sgd", "momentum": -1.0}, "sgd cannot be made: Invalid momentum"),
+        ("torch.nn:Linear", "no class of torch.optim.Optimizer's kind"),
+        ("torch.optim:Nadam", r"no 'Nadam'\. Did you mean 'NAdam'"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_is_refused_before_a_model_is_loaded(optimizer: object, message: str) -> None:
+    with pytest.raises(PrefoptError, match=message):
+        check_training(recipe.Train(steps=1, optimizer=optimizer))  # type: ignore[arg-type]
+
+
+def test_adamw_in_8_bits_is_that_of_bitsandbytes() -> None:
+    settings = recipe.Train(steps=1, optimizer="adamw_8bit", lr=0.1)
+    try:
+        import bitsandbytes
+    except ImportError:
+        with pytest.raises(PrefoptError, match=r"pip install 'prefopt-research\[bitsandbytes\]'"):
+            check_training(settings)
+        return
+    optimizer = make_optimizer(parameter_groups(nn.Linear(64, 128), settings), settings)
+    assert isinstance(optimizer, bitsandbytes.optim.AdamW8bit) and optimizer.param_groups[0]["betas"] == (0.9, 0.999)

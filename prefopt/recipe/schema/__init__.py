@@ -7,7 +7,7 @@ from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import Samples, Sampling
 from prefopt.recipe.schema.source import WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
 from prefopt.recipe.schema.track import MLflow, TensorBoard, Track, Trackio, Wandb
-from prefopt.recipe.schema.train import KeepBest, Train
+from prefopt.recipe.schema.train import KeepBest, Optimizer, Schedule, Train
 
 __all__ = [
     "WRITERS",
@@ -25,12 +25,14 @@ __all__ = [
     "Metric",
     "MLflow",
     "Method",
+    "Optimizer",
     "Policy",
     "Recipe",
     "Reference",
     "Rollouts",
     "Samples",
     "Sampling",
+    "Schedule",
     "Seeds",
     "Source",
     "TensorBoard",

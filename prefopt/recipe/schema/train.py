@@ -3,11 +3,54 @@
 import typing
 from typing import Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from prefopt.recipe.names import Callback, named_sections
+from prefopt.recipe.names import Callback, Named, WithFields, named_section, named_sections
 from prefopt.recipe.section import Section
 from prefopt.support.domains import Decay, Factor
+from prefopt.support.errors import nearest
+from prefopt.support.given import Given
+
+SCHEDULES = (
+    *("linear", "cosine", "constant", "wsd", "constant_with_warmup", "warmup_stable_decay", "cosine_with_min_lr"),
+    *("cosine_warmup_with_min_lr", "cosine_with_restarts", "polynomial", "inverse_sqrt"),
+)
+"""Schedules by name: those of transformers but the ones that are told of losses, and two shorter names."""
+
+OPTIMIZERS = ("adamw", "sgd", "rmsprop", "adafactor", "muon", "adamw_8bit")
+"""Optimisers by name."""
+
+
+def _known(what: str, known: tuple[str, ...], otherwise: str) -> AfterValidator:
+    """A name is one of these, or a path."""
+
+    def check(name: str) -> str:
+        if ":" not in name and not isinstance(name, Given) and name not in known:
+            raise ValueError(f"unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}. {otherwise}")
+        return name
+
+    return AfterValidator(check)
+
+
+class Schedule(WithFields):
+    """How the learning rate goes; keys other than the name are its fields."""
+
+    name: typing.Annotated[
+        Named, _known("schedule", SCHEDULES, "Your own is a function of (step, steps): `file.py:function`")
+    ] = Field(
+        description="linear, cosine, constant, wsd, cosine_with_min_lr, inverse_sqrt, polynomial or another of transformers' "
+        "get_scheduler, each after a linear warm-up; or `file.py:function` of (step, steps), which gives the factor of lr"
+    )
+
+
+class Optimizer(WithFields):
+    """The optimiser; keys other than the name are fields of its constructor."""
+
+    name: typing.Annotated[
+        Named, _known("optimizer", OPTIMIZERS, "Any other is a class by its path: `torch.optim:NAdam`, `file.py:Class`")
+    ] = Field(
+        description="adamw, sgd, rmsprop, adafactor, muon, adamw_8bit, or a class of torch.optim's kind: `package.module:Class`"
+    )
 
 
 class KeepBest(Section):
@@ -46,17 +89,22 @@ class Train(Section):
     )
     lr: Factor = Field(1e-6, ge=0, description="peak learning rate")
     critic_lr: Factor | None = Field(None, gt=0, description="peak learning rate of the critic's weights; null: lr")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="how the learning rate falls to 0 after the warm-up"
+    schedule: typing.Annotated[Schedule, BeforeValidator(named_section)] = Field(
+        Schedule(name="linear"), description="how the learning rate falls after the warm-up, to 0 by linear and cosine"
     )
     warmup: float = Field(
         0.1, ge=0, description="optimiser steps of linear warm-up; below 1: a fraction of all optimiser steps"
     )
-    optimizer: Literal["adamw", "rmsprop", "sgd"] = Field("adamw", description="the optimiser")
-    betas: tuple[Decay, Decay] = Field(
-        (0.9, 0.999), description="decay rates of adamw's two averages, each from 0 to below 1"
+    optimizer: typing.Annotated[Optimizer, BeforeValidator(named_section)] = Field(
+        Optimizer(name="adamw"), description="the optimiser"
     )
-    eps: Factor = Field(1e-8, gt=0, description="added to the denominator of adamw and rmsprop")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999),
+        description="decay rates of the two averages of adamw (of adamw_8bit and muon, too), each from 0 to below 1",
+    )
+    eps: Factor = Field(
+        1e-8, gt=0, description="added to the denominator of adamw, rmsprop, adamw_8bit and muon's adamw"
+    )
     weight_decay: Factor = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field(
