@@ -361,6 +361,11 @@ def _hub(name: str, arguments: dict[str, Any], split: str | None) -> Iterator[Na
 
     if "trust_remote_code" in arguments:
         raise PrefoptError(f"{name}: data sets that need remote code are not loaded; convert it to Parquet or JSONL")
+    plain, at, revision = name.partition("@")
+    if at and HUB_ID.fullmatch(plain) and not Path(name).exists():
+        if revision != arguments.get("revision", revision):
+            raise PrefoptError(f"{name}: arguments.revision is {arguments['revision']!r}: name one revision")
+        name, arguments = plain, {**arguments, "revision": revision}
     if HUB_ID.fullmatch(name) and not _on_disk(name) and note_data(name):
         return
     try:

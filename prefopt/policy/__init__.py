@@ -5,7 +5,7 @@ May import support, types, recipe, data and objectives.
 
 from prefopt.policy.decode.making import check_sampler, check_stops, make_sampler
 from prefopt.policy.decode.sampler import TransformersSampler
-from prefopt.policy.finding import find_model
+from prefopt.policy.finding import commit_of, find_model
 from prefopt.policy.head import DIVERGENCES
 from prefopt.policy.loading import check_policy, load_critic, load_policy, load_tokenizer
 from prefopt.policy.policy import Policy
@@ -24,6 +24,7 @@ __all__ = [
     "check_policy",
     "check_sampler",
     "check_stops",
+    "commit_of",
     "find_model",
     "find_scorer",
     "load_critic",

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
 from peft import PeftConfig
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -24,6 +24,9 @@ OLDER_CHECKPOINT = (
 
 CONFIGS = ("config.json", "adapter_config.json")
 """One of these is in every folder of a model or an adapter."""
+
+WEIGHTS = {".safetensors", ".bin"}
+"""Endings of files of weights."""
 
 HOW_TO_GET_A_MODEL = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, a checkpoint of a run, "
@@ -47,6 +50,8 @@ def find_model(names: Sequence[str]) -> str:
         for place in (folder / "policy", folder):
             if any((place / file).is_file() for file in CONFIGS):
                 return str(place.absolute())  # absolute, because an adapter stores it as the name of its base
+        if "@" in name and HUB_ID.fullmatch(name.partition("@")[0]) and not folder.exists():
+            return pinned(name)
     hub = [n for n in names if HUB_ID.fullmatch(n) and not Path(n).expanduser().exists()]
     if hub:
         cached = next((name for name in hub if any(_cached(name, file) for file in CONFIGS)), None)
@@ -63,6 +68,58 @@ def _of_a_run(names: Sequence[str]) -> str:
             newest = saved[-1].parent
             return f"the run is not finished. Name its newest checkpoint, {newest}, or finish it: prefopt run {folder} --resume"
     return ""
+
+
+def pinned(name: str) -> str:
+    """The folder in the hub's cache of a model at a revision, `owner/name@revision`; it is downloaded if it is not there.
+
+    Any other name is returned as it is, and so is one that is only noted (`noting_downloads`).
+
+    Args:
+        name: with a branch, a tag or a commit after the @.
+
+    Raises:
+        PrefoptError: the hub has no such revision, or cannot be reached.
+    """
+    model, at, revision = name.partition("@")
+    if not (at and HUB_ID.fullmatch(model)):
+        return name
+    snapshot = _snapshot(model, revision)
+    if snapshot is not None and any(file.suffix in WEIGHTS for file in snapshot.iterdir()):
+        return str(snapshot)
+    return name if note_model(name) else _downloaded(model, revision)
+
+
+def commit_of(name: str) -> str | None:
+    """The commit of a model that is in the hub's cache, by its hub id or its folder there; None for any other."""
+    if isinstance(name, Given):
+        return None
+    folder = Path(name) if Path(name).is_dir() else _snapshot(name, None)
+    in_cache = folder is not None and folder.parent.name == "snapshots"
+    return folder.name if folder is not None and in_cache else None
+
+
+def _snapshot(model: str, revision: str | None) -> Path | None:
+    """The folder of a revision in the hub's cache, where it has a model's configuration; None is what `main` stands for."""
+    if not HUB_ID.fullmatch(model):
+        return None
+    files = (try_to_load_from_cache(model, file, revision=revision) for file in CONFIGS)
+    return next((Path(file).parent for file in files if isinstance(file, str)), None)
+
+
+@lru_cache
+def _downloaded(model: str, revision: str) -> str:
+    """The folder of a revision, downloaded if need be; formats that transformers does not read are left out."""
+    try:
+        return snapshot_download(
+            model, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
+        )
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise PrefoptError(
+            f"no model {model} at revision {revision!r}: it is not in the hub's cache, and asking the hub failed "
+            f"({type(error).__name__}: {first}); {HOW_TO_GET_A_MODEL}"
+        ) from error
 
 
 def adapter_config(name: str) -> PeftConfig | None:

@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 from prefopt import recipe
 from prefopt.policy.adapters import adapted
 from prefopt.policy.critic import Critic, ValueHead
-from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config, quantisation
+from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config, pinned, quantisation
 from prefopt.policy.methods import adapter_settings
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.pretrained import Loader, load_weights
@@ -54,6 +54,7 @@ def load_tokenizer(spec: recipe.Policy) -> PreTrainedTokenizerBase:
     name = spec.tokenizer or find_model(spec.model)
     if isinstance(name, Given):
         return _given_tokenizer(name)
+    name = pinned(name)
     if spec.tokenizer is None:
         name = _with_tokenizer(name)
     tokenizer: PreTrainedTokenizerBase = loaded(name, "tokenizer", lambda: _tried(name, spec.remote_code))

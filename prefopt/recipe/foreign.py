@@ -33,6 +33,7 @@ CLIPPING = "a field of the objectives that clip a ratio: PPO, GRPO, DAPO, …"
 TABLES: Mapping[str, tuple[Foreign, ...]] = {
     "Models": (
         Foreign("model_name_or_path", "policy.model"),
+        Foreign("model_revision revision", "policy.model", "after an @: `owner/name@revision`"),
         Foreign("ref_model", "reference.model", "leave it out for the policy as it starts"),
         Foreign("dtype torch_dtype", "policy.dtype"),
         Foreign("attn_implementation", "policy.attention"),
@@ -261,7 +262,6 @@ NONE: tuple[Foreign, ...] = (
     Foreign("chat_template_kwargs", "", "a chat template is rendered as the tokenizer has it"),
     Foreign("optim_target_modules", "", "an optimiser trains all weights that are trained, at one rate"),
     Foreign("fp16 tf32", "", "train.precision is fp32 or bf16"),
-    Foreign("model_revision", "", "policy.model names a folder, or the hub's newest"),
     Foreign("streaming dataset_streaming", "", "rows are kept on disk, not in memory, and an order needs all of them"),
     Foreign(
         "dataset_num_proc dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "

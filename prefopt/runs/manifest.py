@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.feedback import judge_records
+from prefopt.policy import commit_of
 from prefopt.policy.configuration import configuration
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
@@ -41,6 +42,12 @@ PACKAGES = (
 )
 
 
+def _commit(model: str) -> dict[str, str]:
+    """Of a model in the hub's cache, which its name alone does not tell: what `main` is, changes."""
+    commit = commit_of(model)
+    return {} if commit is None else {"commit": commit}
+
+
 def manifest(prepared: "Prepared") -> dict[str, Any]:
     """Everything that a reader needs to tell whether two runs were made of the same things, before the first step."""
     settings, model, plan = prepared.recipe, prepared.models.trained, prepared.plan
@@ -53,6 +60,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
         "environment": given(ARITHMETIC + logged),
         "model": {
             "name": plan.model,
+            **_commit(plan.model),
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike

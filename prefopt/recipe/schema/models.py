@@ -69,7 +69,9 @@ class Critic(Section):
 class Policy(Section):
     """The model that is trained: a causal LM, or a scorer when the objective learns rewards."""
 
-    model: SomeNames = Field(description="folder, run folder or hub id; of a list, the first that is on disk")
+    model: SomeNames = Field(
+        description="folder, run folder or hub id, also `owner/name@revision`; of a list, the first that is on disk"
+    )
     tokenizer: Named | None = Field(None, description="folder or hub id; null: the model's own")
     adapter: AnyAdapter | None = Field(
         None, description="train an adapter: LoRA, or another `method` of peft; null: train all weights"

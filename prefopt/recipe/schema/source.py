@@ -14,7 +14,7 @@ class Data(Section):
     """Rows in one of the formats of docs/data.md."""
 
     data: SomeNames = Field(
-        description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id"
+        description="files (JSONL, Parquet, CSV), `module:function` or `file.py:function`, or a hub id, also `owner/name@revision`"
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the function, or of load_dataset"
