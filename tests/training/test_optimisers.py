@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from _tiny import tiny_model, tiny_pairs
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from updates import make_policy, seven_rows, train, update
@@ -184,13 +185,38 @@ def test_an_optimiser_that_cannot_be_is_refused_before_a_model_is_loaded(optimiz
         check_training(recipe.Train(steps=1, optimizer=optimizer))  # type: ignore[arg-type]
 
 
-def test_adamw_in_8_bits_is_that_of_bitsandbytes() -> None:
-    settings = recipe.Train(steps=1, optimizer="adamw_8bit", lr=0.1)
-    try:
-        import bitsandbytes
-    except ImportError:
-        with pytest.raises(PrefoptError, match=r"pip install 'prefopt-research\[bitsandbytes\]'"):
-            check_training(settings)
-        return
-    optimizer = make_optimizer(parameter_groups(nn.Linear(64, 128), settings), settings)
-    assert isinstance(optimizer, bitsandbytes.optim.AdamW8bit) and optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+def test_adamw_in_8_bits_is_refused_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PrefoptError, match=r"pip install 'prefopt-research\[bitsandbytes\]'"):
+        check_training(recipe.Train(steps=1, optimizer="adamw_8bit"))
+
+
+def test_adamw_in_8_bits_goes_on_bit_for_bit_from_what_a_checkpoint_holds(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings, accelerator = recipe.Train(steps=6, optimizer="adamw_8bit", lr=1e-2), Accelerator(cpu=True)
+
+    def prepared(model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
+        return accelerator.prepare(model, make_optimizer(parameter_groups(model, settings), settings))
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+        for number in numbers:
+            draw = torch.Generator().manual_seed(number)
+            model(torch.randn(16, 128, generator=draw)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model, optimizer = prepared(nn.Linear(128, 128))
+    start = model.weight.clone()
+    steps(model, optimizer, range(3))
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    again, resumed = prepared(copy.deepcopy(model))
+    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    assert any(
+        value.dtype == torch.uint8
+        for value in optimizer.optimizer.state[model.weight].values()
+        if torch.is_tensor(value)
+    )  # type: ignore[attr-defined]
+    for one, its in ((model, optimizer), (again, resumed)):
+        steps(one, its, range(3, 6))
+    assert torch.equal(model.weight, again.weight) and not torch.equal(model.weight, start)
