@@ -160,6 +160,13 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("per_device_eval_batch_size eval_accumulation_steps", "evaluate.batch_size"),
         Foreign("save_steps save_strategy", "train.checkpoint_every", "the trained model is always saved"),
         Foreign("save_total_limit", "train.keep_checkpoints"),
+        Foreign(
+            "load_best_model_at_end metric_for_best_model",
+            "train.keep_best",
+            "the metric's name is the switch, too: `keep_best: accuracy`, on validation rows every evaluate.every steps",
+        ),
+        Foreign("greater_is_better", "train.keep_best.better", "known of built-in metrics"),
+        Foreign("early_stopping_patience", "train.patience"),
         Foreign("output_dir", "track.folder", "where run folders go; `--out DIR` names that of one run"),
         Foreign("trackio_space_id", "track.trackio.space"),
         Foreign("run_name", "name track.wandb.name", "of the folder, and of the run in W&B"),
@@ -181,12 +188,6 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
 """By the subject of a recipe's section: what TRL's trainers and scripts can be told, and where it stands here."""
 
 NONE: tuple[Foreign, ...] = (
-    Foreign(
-        "load_best_model_at_end metric_for_best_model greater_is_better",
-        "",
-        "the model of the last step is the result, because the best of many looks better than it is; a study tunes on "
-        "validation rows, and train.limits with `beyond: stop` ends a run early",
-    ),
     Foreign(
         "packing packing_strategy eval_packing padding_free pad_to_multiple_of group_by_length length_column_name",
         "",
