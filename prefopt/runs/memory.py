@@ -180,7 +180,9 @@ def _trained(
         who = f"{_count(trained)} of the adapter × "
     yield Part(f"{what}: weights", weights * each, f"{_count(weights)} parameters ({size.source}) × {each} B")
     yield Part(f"{what}: gradients", trained * each, f"{who}{each} B", "update")
-    yield Part(f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer.name})")
+    yield Part(
+        f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer.name})"
+    )
 
 
 def _frozen(plan: Plan) -> Iterator[Part]:
