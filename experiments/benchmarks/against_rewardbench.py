@@ -28,6 +28,7 @@ from rewardbench import DPOInference
 from rewardbench.models.pipeline import RewardBenchPipeline
 from rewardbench.utils import calculate_scores_per_section, prepare_dialogue_from_tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -59,19 +60,28 @@ def rewards(rows: list[dict[str, Any]], folder: str, batch_size: int) -> Pairs:
     return list(zip(scored("text_chosen"), scored("text_rejected"), strict=True))
 
 
-def log_ratios(rows: list[dict[str, Any]], folder: str, reference: str, batch_size: int) -> Pairs:
-    """The log-ratios of the answers, as the package's DPO inference gives them."""
+def log_ratios(rows: list[dict[str, Any]], folder: str, reference: str, batch_size: int, bos: bool) -> Pairs:
+    """The log-ratios of the answers, as the package's DPO inference gives them; without `bos` after the tokens of training."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # transformers 4 does not know the class that 5 names
     tokenizer.chat_template, tokenizer.pad_token = PLAIN, tokenizer.eos_token
-    models = [AutoModelForCausalLM.from_pretrained(name, torch_dtype=torch.float32) for name in (folder, reference)]
+    models = [causal(name) for name in (folder, reference)]
     dpo = DPOInference(*models, tokenizer=tokenizer, accelerator=Accelerator(cpu=True))
     found: Pairs = []
     texts = [dpo.tokenize_row(prepare_dialogue_from_tokenizer(dict(row), tokenizer)) for row in rows]
+    texts = [{key: ids if bos else ids[1:] for key, ids in row.items()} for row in texts]
     for start in range(0, len(texts), batch_size):
         with torch.no_grad():
             chosen, rejected = dpo.inference_step(collated(texts[start : start + batch_size], tokenizer.pad_token_id))
         found += zip(chosen.tolist(), rejected.tolist(), strict=True)
     return found
+
+
+def causal(folder: str) -> Any:
+    """A language model as transformers 5 saved it: 4 does not look for the base of its rotary positions where 5 writes it."""
+    config = AutoConfig.from_pretrained(folder)
+    positions = json.loads((Path(folder) / "config.json").read_text()).get("rope_parameters") or {}
+    config.rope_theta = positions.get("rope_theta", config.rope_theta)
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, torch_dtype=torch.float32)
 
 
 def collated(rows: list[dict[str, Any]], padding: int) -> dict[str, torch.Tensor]:
@@ -96,12 +106,15 @@ def main() -> None:
     parser.add_argument("ours", type=Path)
     parser.add_argument("--reference", help="the model that a policy is compared with")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument(
+        "--no-bos", action="store_true", help="without the BOS that the package puts before every prompt"
+    )
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.data.read_text().splitlines()]
     if options.kind == "reward":
         theirs = np.array(rewards(rows, options.model, options.batch_size))
     else:
-        theirs = np.array(log_ratios(rows, options.model, options.reference, options.batch_size))
+        theirs = np.array(log_ratios(rows, options.model, options.reference, options.batch_size, not options.no_bos))
     ours = json.loads(options.ours.read_text())
     mine = np.array([row["scores"] for row in ours["rows"]])
     right = theirs[:, 0] > theirs[:, 1]  # rewardbench/rewardbench.py: 1 if chosen > rejected else 0
