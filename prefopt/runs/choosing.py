@@ -61,9 +61,9 @@ class Choice:
         if self.train.keep_best is not None:
             on_main_process(self.accelerator, lambda: self._keep(model, step))
 
-    def reason_to_stop(self) -> str:
-        """Why to stop, by the evaluations so far; empty to go on."""
-        if self.train.patience is None:
+    def reason_to_stop(self, done: int, steps: int) -> str:
+        """Why to stop before all steps are done, by the evaluations so far; empty to go on."""
+        if self.train.patience is None or done >= steps:
             return ""
         return on_main_process(self.accelerator, self._reason)
 

@@ -98,11 +98,14 @@ def _train(
     measurements.keep(before, 0)
     choice, warned = Choice(prepared.recipe.train, folder, prepared.accelerator), set[str]()
     callbacks = _callbacks(prepared, folder)
-    stopped = choice.reason_to_stop()  # a kill may have come between the checkpoint and the end
+    stopped = choice.reason_to_stop(
+        trainer.done, trainer.steps
+    )  # a kill may have come between the checkpoint and the end
     for step in () if stopped else shown(trainer, prepared.plan.steps, console, done=done):
         _after(step, prepared, trainer, measurements, choice)
         limited = _limited(step, prepared.recipe.train, warned, console)
-        if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator) or choice.reason_to_stop():
+        waited = choice.reason_to_stop(step.number, trainer.steps)
+        if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator) or waited:
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
     trainer.check_finite()

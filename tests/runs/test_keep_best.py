@@ -103,7 +103,7 @@ def test_interrupted_anywhere_it_comes_to_the_same(home, tmp_path, monkeypatch, 
 
 
 def test_a_run_without_improvement_stops_and_counts(home, whole, tmp_path):
-    settings = load_recipe(home / "recipe.yaml", [*CHOOSING, "train.patience=2"])
+    settings = load_recipe(home / "recipe.yaml", [*CHOOSING, "train.patience=2", "train.steps=20"])
     folder = RunFolder(run(settings, folder=tmp_path / "run").folder)
     best = whole.summary()["chosen"]["step"]
     assert folder.summary()["steps"] == best + 4 and folder.summary()["chosen"]["step"] == best
@@ -126,6 +126,12 @@ def test_what_was_best_at_a_checkpoint_stays_until_a_later_checkpoint(home, tmp_
     with pytest.raises(KeyboardInterrupt):
         run(settings, folder=tmp_path / "run")
     assert sorted(one.name for one in (tmp_path / "run" / "best").iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_out_of_patience_at_its_last_step_a_run_is_not_stopped_but_done(home, tmp_path):
+    settings = load_recipe(home / "recipe.yaml", [*CHOOSING, "train.patience=2"])
+    folder = RunFolder(run(settings, folder=tmp_path / "run").folder)
+    assert folder.summary()["steps"] == 12 and "stopped" not in folder.summary()
 
 
 def test_equal_values_and_numbers_that_are_none():
