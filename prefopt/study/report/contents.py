@@ -137,7 +137,11 @@ def _why_empty(row: Row, heading: str) -> str:
         return "no seed has this number in this arm and in the baseline"
     if row.difference.mean.seeds == 1:
         return "takes two seeds, and one has this number in this arm and in the baseline"
-    return "the numbers of the seeds do not vary" if heading != "r" else "takes three seeds that vary"
+    if heading == "r":
+        return "takes three seeds that vary"
+    if row.difference.mean.low == row.difference.mean.high:
+        return "the numbers of the seeds do not vary"
+    return "comparisons of this kind have none: their intervals decide"
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:

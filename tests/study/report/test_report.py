@@ -16,7 +16,7 @@ from prefopt.cli import main
 from prefopt.study.comparison.compare import compare
 from prefopt.study.comparison.comparison import Table
 from prefopt.study.report import show, write_report
-from prefopt.study.report.contents import differing, grouped
+from prefopt.study.report.contents import cells_and_reasons, differing, grouped
 from prefopt.study.report.figures import drawn as figure_drawn
 from prefopt.study.report.figures import figures, rc_of
 from prefopt.study.report.page import script_hash
@@ -108,6 +108,13 @@ def test_what_does_not_apply_says_why(html):
     assert "the baseline is not compared with itself" in reasons
     assert "takes two seeds, and one has this number in this arm and in the baseline" in reasons
     assert not re.search(r"<td[^>]*>\s*–?\s*</td>", html)
+
+
+def test_comparisons_with_the_best_have_no_p_and_the_page_says_so(folder):
+    best = compare([folder], against="best")
+    cells = [cell for row in best.primary.rows for cell in cells_and_reasons(row)]
+    assert ("–", "comparisons of this kind have none: their intervals decide") in cells
+    assert not [why for _, why in cells if "do not vary" in why]
 
 
 def test_what_it_is_about_comes_first(html):
