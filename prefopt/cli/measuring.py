@@ -184,10 +184,13 @@ def _target(options: argparse.Namespace) -> "Recipe":
     """The recipe of a file; or of a run, or one of its checkpoints, with the trained policy in place of that at the start."""
     from prefopt.recipe import load_recipe
     from prefopt.runs.folder import run_of
+    from prefopt.runs.naming import refuse_unknown_names
 
     folder = Path(options.target)
     if not folder.is_dir():
-        return load_recipe(folder, options.overrides)
+        settings = load_recipe(folder, options.overrides)
+        refuse_unknown_names(settings)
+        return settings
     run_of(folder)[0].recipe(options.overrides)  # what is wrong with it is told before torch is imported
     from prefopt.runs.inspecting import trained
 

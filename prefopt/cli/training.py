@@ -20,6 +20,7 @@ def run(options: argparse.Namespace) -> None:
     from prefopt.recipe import load_recipe
     from prefopt.runs.claiming import refuse_taken, unfinished
     from prefopt.runs.folder import RunFolder
+    from prefopt.runs.naming import refuse_unknown_names
 
     folder = Path(options.out) if options.out else None
     if Path(options.recipe).is_dir():
@@ -35,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
             folder = unfinished(settings)
     if folder is not None and not options.dry_run:
         refuse_taken(RunFolder(folder), settings if options.resume else None)
+    refuse_unknown_names(settings)
     _train(settings, folder, options)
 
 

@@ -1,7 +1,6 @@
 """Loading rows from files, a Python function, or a data set of the Hugging Face hub."""
 
 import csv
-import glob
 import inspect
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from prefopt.data.formats import optional_columns, parse, recognise
 from prefopt.data.values import read_json
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.files import files_like
 from prefopt.support.given import Given, as_rows, refuse_text_of_object
 
 BATCH = 1024
@@ -133,7 +133,7 @@ def _sources(
         rows = _given(data, arguments)
         yield rows if split is None else _only(rows, split, data)
     elif path.suffix in _READERS:
-        for file in _files(data, folder):
+        for file in files_like(data, folder):
             rows = _READERS[file.suffix](file)
             yield rows if split is None else _only(rows, split, str(file))
     elif ":" in data:
@@ -148,22 +148,6 @@ def _sources(
         raise PrefoptError(f"{data}: is a directory; name its files, e.g. {data.rstrip('/')}/{files}")
     else:
         yield _hub(data, arguments, split)
-
-
-def _files(data: str, folder: Path | None) -> list[Path]:
-    given = Path(data).expanduser()
-    patterns = [folder / given, given] if folder else [given]
-    for pattern in patterns:
-        found = (
-            [pattern] if pattern.is_file() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
-        )
-        if len(found) == 1 and found[0].is_dir():
-            raise PrefoptError(f"{found[0]}: is a directory; name its files, e.g. {found[0]}/*{given.suffix}")
-        if found:
-            return [file for file in found if not file.is_dir()]
-    known = [file.name for pattern in patterns if pattern.parent.is_dir() for file in pattern.parent.iterdir()]
-    looked = " and ".join(str(Path(base or ".").resolve()) for base in ([folder, None] if folder else [None]))
-    raise PrefoptError(f"{data}: no such file (looked from {looked}).{nearest(given.name, known)}")
 
 
 def _only(rows: Iterator[NamedRow], split: str, name: str) -> Iterator[NamedRow]:

@@ -10,7 +10,7 @@ from peft import PeftConfig
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefopt.support.downloads import HUB_ID, is_awaited, note_model
+from prefopt.support.downloads import HOW_TO_GET_A_MODEL, HUB_ID, is_awaited, note_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given, refuse_text_of_object
 from prefopt.support.out_of_memory import LOADING, advising
@@ -27,11 +27,6 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 WEIGHTS = {".safetensors", ".bin"}
 """Endings of files of weights."""
-
-HOW_TO_GET_A_MODEL = (
-    "give a folder with config.json and weights (from save_pretrained), a finished run folder, a checkpoint of a run, "
-    "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
-)
 
 
 def find_model(names: Sequence[str]) -> str:

@@ -21,6 +21,10 @@ from prefopt.recipe.reading import (
 )
 from prefopt.recipe.renamed import with_new_names
 from prefopt.recipe.schema import (
+    DATA_FILES,
+    FEEDBACKS,
+    SAMPLERS,
+    TRANSFORMS,
     WRITERS,
     Adapter,
     AnyAdapter,
@@ -57,8 +61,12 @@ from prefopt.recipe.section import Section
 
 __all__ = [
     "BUILT_IN",
+    "DATA_FILES",
+    "FEEDBACKS",
     "OF_LABELLINGS",
     "OF_RUNS",
+    "SAMPLERS",
+    "TRANSFORMS",
     "WRITERS",
     "Adapter",
     "AnyAdapter",

@@ -12,6 +12,11 @@ from huggingface_hub import constants
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """owner/name, of a model or a data set."""
 
+HOW_TO_GET_A_MODEL = (
+    "give a folder with config.json and weights (from save_pretrained), a finished run folder, a checkpoint of a run, "
+    "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
+)
+
 
 @dataclass(frozen=True)
 class Downloads:

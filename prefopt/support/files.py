@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from prefopt.support.errors import PrefoptError
+from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.system_errors import naming
 
 LOCK = ".lock"
@@ -171,3 +172,24 @@ def is_empty(folder: Path) -> bool:
 
 def _is_staging(file: Path) -> bool:
     return file.name.startswith(".") and file.name.endswith(STAGING)
+
+
+def files_like(data: str, folder: Path | None = None) -> list[Path]:
+    """The files of a name or a pattern (`rows/*.jsonl`): in the folder, else in the current one.
+
+    Raises:
+        PrefoptError: there is none, with the nearest one; or it is a directory.
+    """
+    given = Path(data).expanduser()
+    patterns = [folder / given, given] if folder else [given]
+    for pattern in patterns:
+        found = (
+            [pattern] if pattern.is_file() else sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+        )
+        if len(found) == 1 and found[0].is_dir():
+            raise PrefoptError(f"{found[0]}: is a directory; name its files, e.g. {found[0]}/*{given.suffix}")
+        if found:
+            return [file for file in found if not file.is_dir()]
+    known = [file.name for pattern in patterns if pattern.parent.is_dir() for file in pattern.parent.iterdir()]
+    looked = " and ".join(str(Path(base or ".").resolve()) for base in ([folder, None] if folder else [None]))
+    raise PrefoptError(f"{data}: no such file (looked from {looked}).{nearest(given.name, known)}")

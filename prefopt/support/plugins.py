@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -94,7 +94,7 @@ def make(
         hint = "make it a dataclass with __call__" if inspect.isroutine(target) else "name its class instead"
         raise PrefoptError(f"{prefix}{name} is {kind}, which has no fields ({', '.join(fields)}); {hint}")
     instance: Any = target
-    _check_names(fields, [f.name for f in dataclasses.fields(target) if f.init], f"{prefix}{name}")
+    check_names(fields, [f.name for f in dataclasses.fields(target) if f.init], f"{prefix}{name}")
     return _checked(lambda: dataclasses.replace(instance, **fields), f"{prefix}{name}")
 
 
@@ -110,15 +110,21 @@ def find(
     if ":" not in name:
         if name in known:
             return known[name]
-        listed = f" Known: {', '.join(known)}." if known else ""
-        raise PrefoptError(
-            f"{prefix}unknown {what} {name!r}.{nearest(name, known)}{listed} "
-            "Your own is named `package.module:Name` or `file.py:Name`, or given as an object from Python."
-        )
+        raise unknown_name(name, what, known, where)
     try:
         return load_object(name, folder)
     except PrefoptError as error:
         raise PrefoptError(f"{prefix}{error}") from error
+
+
+def unknown_name(name: str, what: str, known: Collection[str], where: str = "") -> PrefoptError:
+    """The error that a name is none of the known ones, nor a path; says the nearest one."""
+    prefix = f"{where}: " if where else ""
+    listed = f" Known: {', '.join(known)}." if known else ""
+    return PrefoptError(
+        f"{prefix}unknown {what} {name!r}.{nearest(name, known)}{listed} "
+        "Your own is named `package.module:Name` or `file.py:Name`, or given as an object from Python."
+    )
 
 
 @contextmanager
@@ -197,7 +203,7 @@ def _constructed(cls: type, name: str, given: Mapping[str, Any], prefix: str, ru
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not open_ended:
-        _check_names(given, [n for n in named if n not in running], f"{prefix}{name}")
+        check_names(given, [n for n in named if n not in running], f"{prefix}{name}")
     needed = [n for n, p in named.items() if p.default is p.empty and n not in given]
     if missing := [n for n in needed if n not in running]:
         raise PrefoptError(f"{prefix}{name} needs {' and '.join(map(repr, missing))}{_offered(running)}")
@@ -212,7 +218,12 @@ def _offered(running: Mapping[str, Any]) -> str:
     return f"; beside fields of the recipe, it can ask for {', '.join(running)}" if running else ""
 
 
-def _check_names(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
+def check_names(given: Mapping[str, Any], known: Sequence[str], name: str) -> None:
+    """Refuse fields that a class does not have.
+
+    Raises:
+        UnknownFieldError: names the nearest one that it has.
+    """
     for field in given:
         if field not in known:
             listed = ", ".join(known) or "none"
@@ -311,13 +322,23 @@ def _from_module(place: str) -> ModuleType:
         raise _import_error(place, None, error) from error
 
 
-def _from_file(place: str, folder: Path | None) -> ModuleType:
+def file_of(place: str, folder: Path | None = None) -> Path:
+    """The file of a plug-in, `file.py` of `file.py:Name`: looked for in the folder, then in the current one.
+
+    Raises:
+        PrefoptError: there is none; names the nearest one.
+    """
     places = [base / Path(place).expanduser() for base in ([folder] if folder else []) + [Path.cwd()]]
     file = next((p.resolve() for p in places if p.is_file()), None)
     if file is None:
         known = [p.name for base in places if base.parent.is_dir() for p in base.parent.glob("*.py")]
         looked = ", ".join(dict.fromkeys(str(p.parent) for p in places))
         raise PrefoptError(f"no file {place}; looked in {looked}.{nearest(Path(place).name, known)}")
+    return file
+
+
+def _from_file(place: str, folder: Path | None) -> ModuleType:
+    file = file_of(place, folder)
     # A file has one module for as long as its text is the same, so that its classes keep their identity.
     key = f"prefopt_plugin_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]}"
     if key in sys.modules:

@@ -25,8 +25,9 @@ def folder(tmp_path):
         "source: {data: x.jsonl}\nobjective: DPO\ntrain: {stepps: 3}\npolicy: {model: m}\n"
     )
     (tmp_path / "good.yaml").write_text(
-        "source: {data: x.jsonl}\nobjective: DPO\ntrain: {steps: 3}\npolicy: {model: m}\n"
+        "source: {data: x.jsonl}\nobjective: DPO\ntrain: {steps: 3}\npolicy: {model: an/id}\n"
     )
+    (tmp_path / "x.jsonl").touch()
     (tmp_path / "odd-study.yaml").write_text("recipe: good.yaml\narms: {a: {}}\nseedz: 2\n")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").touch()
@@ -39,6 +40,11 @@ def folder(tmp_path):
         ("run nowhere.yaml", 2, "no recipe nowhere.yaml"),
         ("run typo.yaml", 2, "unknown key `train.stepps`. Did you mean 'steps'?"),
         ("run good.yaml train.stepps=3", 2, "unknown key `train.stepps`"),
+        ("run good.yaml objective=DPOO", 2, "Did you mean 'DPO'?"),
+        ("run good.yaml objective.betta=1", 2, "has no field 'betta'"),
+        ("run good.yaml source.data=nowhere.jsonl", 2, "no such file"),
+        ("run good.yaml policy.model=no/such/model", 2, "no model at no/such/model"),
+        ("evaluate good.yaml evaluate.gold=nowhere.py:f", 2, "no file nowhere.py"),
         ("run good.yaml --out taken", 2, "taken is there already, and nothing is overwritten"),
         ("run good.yaml --resume", 2, "nothing to resume: no unfinished run"),
         ("run taken --resume", 2, "taken is no run folder"),

@@ -1,15 +1,19 @@
 """The schema of recipes: every section and field of the YAML file that describes a run."""
 
 from prefopt.recipe.schema.evaluate import Evaluate
-from prefopt.recipe.schema.feedback import Feedback, FeedbackOrName, Metric, Transform
+from prefopt.recipe.schema.feedback import FEEDBACKS, TRANSFORMS, Feedback, FeedbackOrName, Metric, Transform
 from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Policy, Reference
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
-from prefopt.recipe.schema.sampling import Samples, Sampling
-from prefopt.recipe.schema.source import WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
+from prefopt.recipe.schema.sampling import SAMPLERS, Samples, Sampling
+from prefopt.recipe.schema.source import DATA_FILES, WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
 from prefopt.recipe.schema.track import MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Optimizer, Schedule, Train
 
 __all__ = [
+    "DATA_FILES",
+    "FEEDBACKS",
+    "SAMPLERS",
+    "TRANSFORMS",
     "WRITERS",
     "Acting",
     "Adapter",

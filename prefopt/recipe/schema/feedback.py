@@ -7,6 +7,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from prefopt.recipe.names import Named, Names, WithFields, named_section, named_sections
 
+FEEDBACKS = ("Rule", "RewardModel", "Judge", "Ensemble", "Panel")
+"""The feedbacks that come with prefopt, by name."""
+
+TRANSFORMS = ("LengthPenalty", "RepetitionPenalty", "Clip", "Normalise", "ReferenceNormalise", "MissingEOS")
+"""The transforms of scores that come with prefopt, by name."""
+
 
 class Transform(WithFields):
     """What is done to scores before anything learns from them; keys other than the name are its fields."""

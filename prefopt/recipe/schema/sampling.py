@@ -5,6 +5,9 @@ from pydantic import Field
 from prefopt.recipe.names import Named, Names
 from prefopt.recipe.section import Section
 
+SAMPLERS = ("transformers", "vllm")
+"""The samplers that come with prefopt, by name."""
+
 
 class Sampling(Section):
     """How completions are sampled."""

@@ -9,6 +9,9 @@ from prefopt.recipe.names import Named, Names, SomeNames, WithFields, named_sect
 from prefopt.recipe.schema.sampling import Samples
 from prefopt.recipe.section import Section
 
+DATA_FILES = (".jsonl", ".json", ".csv", ".parquet")
+"""Endings of files that hold rows."""
+
 
 class Data(Section):
     """Rows in one of the formats of docs/data.md."""
