@@ -1,4 +1,4 @@
-"""Rows that stand in the data more than once, and pairs that another row orders the other way."""
+"""Rows that stand in the data more than once, pairs that another row orders the other way, and rows that contradict themselves."""
 
 from collections import Counter
 
@@ -6,10 +6,11 @@ from prefopt.data.tokenised import Tokenised
 
 REPEATED = "rows that repeat an earlier one"
 CONTRADICTED = "pairs that an earlier row orders the other way"
+DISAGREEING = "rows whose scores and votes (or preference) order completions differently; scores decide"
 
 
 class Repeats:
-    """Counts both among the rows that were added; of each it keeps a hash of 64 bits.
+    """Counts them among the rows that were added; of each it keeps a hash of 64 bits.
 
     Attributes:
         counts: how many there are.
@@ -29,5 +30,14 @@ class Repeats:
             self.counts[CONTRADICTED] += better != worse and hash((row.prompt_ids, worse, better)) in self._seen
         else:
             key = hash((row.prompt_ids, row.completion_ids, row.scores, row.preference))
+        self.counts[DISAGREEING] += _disagrees(row)
         self.counts[REPEATED] += key in self._seen
         self._seen.add(key)
+
+
+def _disagrees(row: Tokenised) -> bool:
+    """Whether two completions have scores in one order and a preference in the other."""
+    if row.scores is None or row.preference is None:
+        return False
+    scored = [(i, score) for i, score in enumerate(row.scores) if score is not None]
+    return any(one > other and row.preference[i][j] < 0.5 for i, one in scored for j, other in scored)

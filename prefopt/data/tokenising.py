@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.encoding import Rendered, TextEncoder, common
 from prefopt.data.example import Example
+from prefopt.data.fitting import TooLong, first_that_fits, later_beginnings, too_long
 from prefopt.data.losses import Losses
 from prefopt.data.repeats import Repeats
 from prefopt.data.tokenised import Ids, Report, Tokenised
@@ -31,6 +32,11 @@ EMPTY = "completions dropped: empty"
 LEFT_EMPTY = "prompts dropped: too few completions left"
 PROMPT_CUT = "prompts cut at the beginning"
 COMPLETION_CUT = "completions cut at the end, so without EOS"
+TURNS_CUT = "conversations that lost their earliest turns"
+DROPPED = {
+    "prompt": "rows dropped: the prompt is too long",
+    "completion": "rows dropped: a completion is too long",
+}
 UNKNOWN = "{what} with words or characters that the tokenizer has no token for"
 MERGED = "prompts whose last tokens went to the completion, because they change when one follows"
 
@@ -43,10 +49,12 @@ def tokenise(
     *,
     fewest: int = 1,
     axes: Mapping[str, Axis] | None = None,
+    longer: TooLong = "cut",
 ) -> tuple[list[Tokenised], Report]:
     """Examples as tokens, in memory, and a report of what was dropped and cut; for rows that are used once, and soon.
 
-    Prompts that are too long lose their beginning (a BOS stays), completions that are too long their end, EOS included.
+    Unless `longer` says otherwise, prompts that are too long lose their beginning (a BOS stays), completions that are too long
+    their end, EOS included.
     Special tokens that are spelt out in a text count as special, as everywhere in the field.
 
     Args:
@@ -56,11 +64,12 @@ def tokenise(
         max_completion: most tokens of a completion, EOS included.
         fewest: a prompt that had completions and has fewer than this left is dropped.
         axes: of the examples' columns, `Needs.axes`, so that columns of completions lose those that are dropped.
+        longer: what becomes of rows with a prompt or a completion that is longer.
 
     Raises:
         PrefoptError: the tokenizer has no EOS, or no chat template for conversations, or its template refuses one.
     """
-    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {})
+    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {}, longer)
     rows = list(tokenising)
     return rows, tokenising.report()
 
@@ -73,13 +82,14 @@ def tokenise_to_disk(
     *,
     fewest: int = 1,
     axes: Mapping[str, Axis] | None = None,
+    longer: TooLong = "cut",
 ) -> tuple[DiskRows[Tokenised], Report]:
     """`tokenise` for data sets: every row goes to disk as soon as it is made.
 
     Raises:
         PrefoptError: as `tokenise`; or the disk is full.
     """
-    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {})
+    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {}, longer)
     rows = DiskRows.of(tokenising)
     return rows, tokenising.report()
 
@@ -95,12 +105,13 @@ class _Tokenising:
         max_completion: int | None,
         fewest: int,
         axes: Mapping[str, Axis],
+        longer: TooLong,
     ) -> None:
         for name, most in (("prompt", max_prompt), ("completion", max_completion)):
             if most is not None and most < 1:
                 raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
         self.examples, self.fewest, self.axes = examples, fewest, axes
-        self.longest = (max_prompt, max_completion)
+        self.longest, self.longer = (max_prompt, max_completion), longer
         self.encoder = TextEncoder.of(tokenizer)
         self.kept = 0
         self.counts: Counter[str] = Counter()
@@ -117,9 +128,11 @@ class _Tokenising:
             texts = [encoder.texts(example) for example in chunk]
             ids = iter(encoder.encode([one.text for of_one in texts for one in of_one]))
             for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
-                prompt, *joint = (next(ids) for _ in of_one)
-                row = _row(encoder, example, number, of_one[1:], prompt, joint, counts)
-                self.losses.add(example, of_one)
+                row, of_one, own = self._fitted(example, number, of_one, [next(ids) for _ in of_one])
+                counts.update(own)
+                if row is None:
+                    continue
+                self.losses.add(row.example, of_one)
                 row = _without_empty(_cut(row, encoder, *self.longest, counts), counts)
                 if before.size and row.size < self.fewest:
                     counts[LEFT_EMPTY] += 1
@@ -129,6 +142,30 @@ class _Tokenising:
                 self.prompt_lengths[len(row.prompt_ids)] += 1
                 self.completion_lengths.update(map(len, row.completion_ids))
                 yield row
+
+    def _fitted(
+        self, example: Example, number: int, texts: list[Rendered], ids: list[list[int]]
+    ) -> tuple[Tokenised | None, list[Rendered], Counter[str]]:
+        """A row that is no longer than it may be, unless it is to be cut; None where it is dropped. With its texts and counts."""
+        counts: Counter[str] = Counter()
+        row = _row(self.encoder, example, number, texts[1:], ids[0], ids[1:], counts)
+        if self.longer == "cut" or not (what := too_long(row, *self.longest)):
+            return row, texts, counts
+        beginnings = later_beginnings(example) if self.longer == "cut_turns" else []
+        later = first_that_fits(
+            beginnings, lambda one: self._alone(one, number)[0], lambda one: not too_long(one, *self.longest)
+        )
+        if later is None:
+            return None, texts, Counter({DROPPED[what]: 1})
+        row, texts, counts = self._alone(later, number)
+        return row, texts, counts + Counter({TURNS_CUT: 1})
+
+    def _alone(self, example: Example, number: int) -> tuple[Tokenised, list[Rendered], Counter[str]]:
+        """One example, with its texts and counts."""
+        counts: Counter[str] = Counter()
+        texts = self.encoder.texts(example)
+        prompt, *joint = self.encoder.encode([one.text for one in texts])
+        return _row(self.encoder, example, number, texts[1:], prompt, joint, counts), texts, counts
 
     def report(self) -> Report:
         lengths = _typical(self.prompt_lengths), _typical(self.completion_lengths)

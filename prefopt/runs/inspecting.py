@@ -132,7 +132,7 @@ def held_out_rows(
     Raises:
         PrefoptError: there are none, or they are others.
     """
-    rows = tokenised(planned.parts[part], part, planned.recipe.source, planned.needs, tokenizer, console)
+    rows, _ = tokenised(planned.parts[part], part, planned.recipe.source, planned.needs, tokenizer, console)
     if not rows:
         raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
     if changed := changed_parts(begun, {"data": {part: described(rows)}}):

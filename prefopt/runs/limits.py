@@ -14,6 +14,7 @@ import numpy as np
 from prefopt import recipe
 from prefopt.data import Example
 from prefopt.data.example import content_key
+from prefopt.data.overlaps import overlap
 from prefopt.data.rendering import REASONING
 from prefopt.runs.label.ledger import unfinished
 from prefopt.support.errors import nearest
@@ -153,6 +154,24 @@ def data_warnings(
         yield (
             f"all {len(held_out)} {part} rows have one completion each, so that accuracy and margins, which compare two of a "
             f"prompt, are not measured; give rows with both in source.{part}"
+        )
+
+
+def shared_prompts(part: str, held_out: Sequence[Example], train: Sequence[Example]) -> Iterator[str]:
+    """Where prompts that are measured are trained on, too.
+
+    Args:
+        part: of the data that is measured.
+        held_out: its rows.
+        train: the rows to train on.
+    """
+    same, near, first = overlap(held_out, train)
+    what = [f"{same} have a prompt that is trained on"] * bool(same)
+    what += [f"{near} have one that differs from such a prompt in case and blanks alone"] * bool(near)
+    if what:
+        yield (
+            f"of {len(held_out)} {part} rows, {' and '.join(what)} (the first is {first}): what is measured there may be "
+            "remembered. Leave these rows out of one of the two"
         )
 
 

@@ -74,6 +74,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             for one in judge_records(feedback)
         ],
         "data": {name: described(rows) for name, rows in prepared.data.items()},
+        "counts": plan.counts,
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "seeds": {name: settings.seed_of(name) for name in recipe.Seeds.model_fields},

@@ -29,6 +29,7 @@ from prefopt.runs.limits import (
     messages_as_text,
     rounded_scores,
     settings_warnings,
+    shared_prompts,
     trained_on,
     unfinished_labellings,
     unread_columns,
@@ -76,6 +77,7 @@ class Plan:
         sets: further held-out rows, by the name of the set.
         warnings: what can be and is hardly meant, a sentence each.
         notes: what the data were read as, and how many rows were left out.
+        counts: of each part, how many rows, prompts or completions were dropped, cut, repeated, …; known once they are tokens.
     """
 
     recipe: recipe.Recipe
@@ -89,6 +91,7 @@ class Plan:
     sets: Mapping[str, DiskRows[Example]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, DiskRows[Example]]:
@@ -203,6 +206,8 @@ def _warnings(planned: Plan) -> Iterator[str]:
     rows = list(training_rows(planned.data.train, planned.wanted, source)) if scored else []
     held_out = planned.held_out[settings.evaluate.part]
     yield from data_warnings(settings, planned.wanted, held_out, rows)
+    if trains:
+        yield from shared_prompts(settings.evaluate.part, held_out, planned.data.train)
     if trains:
         yield from _of_scores(planned, rows)
     yield from unread_columns(settings, planned.needs, planned.data.train)

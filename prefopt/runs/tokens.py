@@ -9,8 +9,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
-from prefopt.data import DiskRows, Example, Tokenised, preview, tokenise_to_disk
+from prefopt.data import DiskRows, Example, Report, Tokenised, preview, tokenise_to_disk
 from prefopt.data.selecting import IDENTICAL
+from prefopt.data.tokenising import DROPPED
 from prefopt.runs.lengths import longest_of, models_of, position_warnings, reward_model_warnings
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.matching import batch_rows, training_rows
@@ -52,10 +53,11 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         PrefoptError: fewer rows than a batch are left, or a model has no positions for what it is to read.
     """
     settings = planned.recipe
-    parts = {
+    read = {
         part: tokenised(rows, part, settings.source, planned.needs, tokenizer, console)
         for part, rows in _parts(planned).items()
     }
+    parts = {part: rows for part, (rows, _) in read.items()}
     counts: Counter[str] = Counter()
     train = batch_rows(parts["train"], planned.wanted, settings.source, counts)
     show_counts(console, counts)
@@ -72,7 +74,9 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         *_same_warning(counts[IDENTICAL], len(train)),
     ]
     show_warnings(console, found)
-    planned = replace(planned, warnings=(*planned.warnings, *found))
+    done = {part: dict(report.counts) for part, (_, report) in read.items()}
+    done["train"] |= +counts
+    planned = replace(planned, warnings=(*planned.warnings, *found), counts=done)
     refuse_few(planned)
     if train:
         show_example(console, preview(train[0], tokenizer))
@@ -83,7 +87,7 @@ def _own_rows(planned: Plan, number: int, tokenizer: PreTrainedTokenizerBase, co
     """The rows of a term with a source of its own, as its batches take them."""
     term, own = planned.recipe.objective[number], planned.own[number]
     assert term.source is not None
-    rows = tokenised(own.data.train, f"source of {term.name}", term.source, own.needs, tokenizer, console)
+    rows, _ = tokenised(own.data.train, f"source of {term.name}", term.source, own.needs, tokenizer, console)
     counts: Counter[str] = Counter()
     selected = batch_rows(rows, own.needs, term.source, counts)
     show_counts(console, counts)
@@ -97,8 +101,8 @@ def tokenised(
     needs: Needs,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
-) -> DiskRows[Tokenised]:
-    """Rows as token ids, with a line on what they are; the runs of a study tokenise_to_disk a part once.
+) -> tuple[Rows, Report]:
+    """Rows as token ids, with a line on what they are; the runs of a study tokenise a part once.
 
     Args:
         rows: of one part of the data.
@@ -107,14 +111,27 @@ def tokenised(
         needs: say which columns belong to completions or tokens.
         tokenizer: of the policy.
         console: where the line is shown.
+
+    Raises:
+        PrefoptError: all rows were too long, or the chat template leaves out what all of them have.
     """
     longest = (source.max_prompt_tokens, source.max_completion_tokens)
-    key = (stamp(tokenizer.name_or_path), current_date(), *longest, rows.identity, tuple(sorted(needs.axes.items())))
-    token_rows, report = shared("tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes))
+    longer = source.too_long
+    axes = tuple(sorted(needs.axes.items()))
+    key = (stamp(tokenizer.name_or_path), current_date(), *longest, longer, rows.identity, axes)
+    token_rows, report = shared(
+        "tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes, longer=longer)
+    )
     show_data(console, part, report)
+    dropped = sum(report.counts.get(what, 0) for what in DROPPED.values())
+    if dropped and not token_rows:
+        raise PrefoptError(
+            f"the {part} rows: none of {report.examples} is left. source.too_long is {source.too_long}, and {dropped} are longer "
+            f"than source.max_prompt_tokens ({longest[0]}) or source.max_completion_tokens ({longest[1]}): raise these"
+        )
     if report.refusal:
         raise PrefoptError(f"the {part} rows: {report.refusal}")
-    return token_rows
+    return token_rows, report
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,6 +1,7 @@
 """What a dry run says, against sums done by hand."""
 
 import io
+import json
 from itertools import islice
 
 import pytest
@@ -202,6 +203,54 @@ def test_the_data_are_shown_as_the_run_shows_them(make_recipe, tmp_path):
         shown.append(text[text.index("  train") :].partition("\n\n")[0].strip())
     assert shown[0] == shown[1]
     assert "completions cut" in shown[0] and "first training row" in shown[0]
+
+
+def test_what_is_dropped_and_what_contradicts_itself_is_counted_as_the_manifest_has_it(make_recipe, tmp_path):
+    settings = make_recipe("source.too_long=drop", "train.epochs=null", "train.steps=1", "evaluate.prompts=0")
+    lines = [PAIRS.replace("film", "film" + " very" * n) for n in range(14)]
+    same = PAIRS.replace("bad", "good")
+    other = '{"prompt": "a food", "chosen": "was good", "rejected": "was bad", "votes": [1, 3]}\n'
+    (tmp_path / "pairs.jsonl").write_text("".join([*lines, same, lines[0], other]))
+    console = Console(file=io.StringIO(), width=120)
+    counts = dry_run(settings, console).plan.counts
+    assert (
+        counts["train"].items()
+        >= {
+            "rows dropped: the prompt is too long": 4,
+            "rows that repeat an earlier one": 1,
+            "rows whose scores and votes (or preference) order completions differently; scores decide": 1,
+            "prompts kept: with completions that are the same": 1,
+        }.items()
+    )
+    shown = console.file.getvalue()
+    assert "13 of 17 rows" in shown and all(f"{count} {what}" in shown for what, count in counts["train"].items())
+    run(settings, folder=tmp_path / "run", console=Console(quiet=True))
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"] == {
+        **counts,
+        "validation": {},
+        "test": {},
+    }
+
+
+def test_a_part_of_which_nothing_fits_is_refused(make_recipe):
+    with pytest.raises(
+        PrefoptError, match=r"the train rows: none of 40 is left\. source\.too_long is drop, and 40 are longer"
+    ):
+        dry_run(make_recipe("source.too_long=drop", "source.max_completion_tokens=2"))
+
+
+def test_prompts_that_are_measured_and_trained_on_are_said(make_recipe, tmp_path):
+    (tmp_path / "test.jsonl").write_text(
+        PAIRS.replace("film", "film  VERY") + PAIRS.replace("film", "film very ") + PAIRS
+    )
+    said = [
+        w
+        for w in dry_run(make_recipe(f"source.test={{data: {tmp_path}/test.jsonl}}")).plan.warnings
+        if "remembered" in w
+    ]
+    assert (
+        len(said) == 1 and "of 3 test rows, 1 have a prompt that is trained on and 2 have one that differs" in said[0]
+    )
 
 
 def test_a_hub_id_would_be_downloaded_and_anything_else_is_refused(make_recipe, tmp_path, monkeypatch):

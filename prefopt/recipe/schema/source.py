@@ -90,10 +90,15 @@ class Source(Data):
         (0.8, 0.1, 0.1), description="shares of train, validation and test rows; rows of one group go to the same part"
     )
     max_prompt_tokens: int = Field(
-        512, gt=0, description="most tokens of a prompt; longer ones are cut at the beginning"
+        512, gt=0, description="most tokens of a prompt; `too_long` says what becomes of longer ones"
     )
     max_completion_tokens: int = Field(
-        512, gt=0, description="most tokens of a completion; longer ones are cut at the end"
+        512, gt=0, description="most tokens of a completion, EOS included; `too_long` says what becomes of longer ones"
+    )
+    too_long: Literal["cut", "drop", "cut_turns"] = Field(
+        "cut",
+        description="what becomes of longer ones: cut prompts at the beginning and completions at the end, drop the row, or "
+        "cut whole turns, the earliest first, and drop what is too long even so",
     )
     rollouts: Rollouts | None = Field(
         None, description="sample completions from the policy; {}: with these defaults; null: use those of the data"
