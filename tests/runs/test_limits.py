@@ -530,10 +530,10 @@ def test_a_reward_model_of_rollouts_is_held_against_its_positions(
 
 
 ELSEWHERE: dict[str, dict[str, Any]] = {
-    "HelpSteer2": {"response": "a", "helpfulness": 3, "correctness": 4},
-    "HelpSteer2, preferences": {"response_1": "a", "response_2": "b", "preference_strength": -1},
-    "Nectar": {"answers": [{"answer": "a", "model": "m", "rank": 1.0}], "turns": 1},
-    "PKU-SafeRLHF": {"response_0": "a", "response_1": "b", "better_response_id": 0},
+    "HelpSteer2 in part": {"response": "a", "helpfulness": 3, "correctness": 4},
+    "a pair with a margin": {"answer_a": "a", "answer_b": "b", "margin_of_a": 1},
+    "a list": {"replies": [{"text": "a", "model": "m", "place": 1.0}], "turns": 1},
+    "PKU-SafeRLHF in part": {"response_0": "a", "response_1": "b", "better_response_id": 0},
 }
 
 
@@ -554,7 +554,7 @@ def test_rows_with_their_completions_in_other_columns_are_refused_with_the_colum
 
 
 def test_a_judge_is_held_against_rows_as_adapt_makes_them(make: Any, tmp_path: Path) -> None:
-    file = make(rows=[{"prompt": f"w{i}", **ELSEWHERE["PKU-SafeRLHF"]} for i in range(3)]).source.data[0]
+    file = make(rows=[{"prompt": f"w{i}", **ELSEWHERE["PKU-SafeRLHF in part"]} for i in range(3)]).source.data[0]
     change = tmp_path / "change.py"
     change.write_text(
         "def pair(row):\n    return {'prompt': row['prompt'], 'chosen': row['response_0'], 'rejected': row['response_1']}"

@@ -20,7 +20,7 @@ from prefopt.data.dialects.dialect import (
     records,
     text,
 )
-from prefopt.data.dialects.transcripts import turns_of_transcript
+from prefopt.data.dialects.transcripts import HUMAN, turns_of_transcript
 from prefopt.data.values import fail, number_of
 from prefopt.types import Message
 
@@ -78,8 +78,9 @@ def _nectar(row: Row, where: str) -> Row:
     answers = records(row, "answers", where)
     ranks = [number(answer, "rank", where) for answer in answers]
     texts = [text(answer, "answer", where) for answer in answers]
+    prompt = text(row, "prompt", where)
     return {
-        "prompt": turns_of_transcript(text(row, "prompt", where), where),
+        "prompt": turns_of_transcript(prompt, where) if HUMAN.strip() in prompt else asked(prompt),
         "completions": answered(texts),
         "ranks": ranks,
     }
