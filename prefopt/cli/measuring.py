@@ -1,4 +1,4 @@
-"""Verbs that measure and write data: evaluate, sample, label, report, export."""
+"""Verbs that measure and write data: evaluate, sample, label, report, export, push."""
 
 import argparse
 import sys
@@ -176,8 +176,18 @@ def export(options: argparse.Namespace) -> None:
 
     quiet_libraries()
     with consoles.err.status(f"exporting {options.target}"):
-        exported = write_whole_weights(options.target, options.out, options.dtype)
+        exported = write_whole_weights(options.target, options.out, options.dtype, options.gguf)
     consoles.out.print(str(exported), soft_wrap=True)
+
+
+def push(options: argparse.Namespace) -> None:
+    """`prefopt push`."""
+    from prefopt.runs.pushing import push as upload
+
+    quiet_libraries()
+    with consoles.err.status(f"uploading {options.target}"):
+        address = upload(options.target, options.repo, options.private)
+    consoles.out.print(address, soft_wrap=True)
 
 
 def _target(options: argparse.Namespace) -> "Recipe":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from prefopt.cli.benchmarking import benchmark
 from prefopt.cli.fields_help import label_fields, run_fields, with_fields
 from prefopt.cli.looking_up import cache, check, objectives, recipes, runs
-from prefopt.cli.measuring import evaluate, export, label, report, sample
+from prefopt.cli.measuring import evaluate, export, label, push, report, sample
 from prefopt.cli.training import run, study
 
 Verb = Callable[[Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
@@ -145,6 +145,15 @@ def _add_measuring(verb: Verb) -> None:
         default="float32",
         help="of the weights (default: float32)",
     )
+    parser.add_argument(
+        "--gguf",
+        choices=("f32", "bf16", "f16", "q8_0"),
+        help="also write OUT/model-TYPE.gguf, by llama.cpp's converter (docs/models.md)",
+    )
+    parser = verb(push, "upload a finished run's policy, or an exported folder, to a model hub (docs/models.md)")
+    parser.add_argument("target", metavar="RUN|FOLDER", help="a finished run, or a folder that export wrote")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="a repository that is new or empty")
+    parser.add_argument("--private", action="store_true", help="nobody else sees it")
 
 
 def _add_benchmark(verb: Verb) -> None:

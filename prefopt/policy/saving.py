@@ -52,7 +52,11 @@ def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
             return
         merged(deepcopy(model)).save_pretrained(str(folder))
     elif isinstance(model, PeftModel):  # adapters add no tokens; to find that out, peft would ask the hub for the base
+        card = folder / "README.md"
+        there = card.exists()
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        if not there:  # peft's is a form to fill in, and names the base's folder where the hub takes ids alone
+            card.unlink(missing_ok=True)
         _name_magnitudes(folder / WEIGHTS[0])
     else:
         model.save_pretrained(str(folder))

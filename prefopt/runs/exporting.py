@@ -20,7 +20,9 @@ from prefopt.policy.policy import CRITIC
 from prefopt.policy.pretrained import Loader, load_unmerged, load_weights
 from prefopt.policy.scorer import FILE as MARK
 from prefopt.policy.scorer_loading import is_scorer
-from prefopt.runs.folder import run_of
+from prefopt.runs.card import write_card
+from prefopt.runs.folder import RunFolder, run_of
+from prefopt.runs.gguf import find_converter, write_gguf
 from prefopt.runs.inspecting import trained
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import is_empty, locked, replacing_folder
@@ -53,6 +55,7 @@ class Exported:
             its dtype, and the model as the run measured it, over rows of random tokens.
         compared: how many rewards or log-probs that is the largest of.
         arithmetic: the same of the measured model itself, between the run's arithmetic and float32: what no export can undercut.
+        gguf: the same weights for llama.cpp, where they were asked for.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class Exported:
     difference: float
     compared: int
     arithmetic: float
+    gguf: Path | None = None
 
     def __str__(self) -> str:
         what = f"{self.compared} rewards" if self.scorer else f"the log-probs of {self.compared} tokens"
@@ -70,14 +74,16 @@ class Exported:
         return (
             f"{self.folder} holds the whole weights in {self.dtype}: read again, they differ from the model as it was measured, in "
             f"{self.measured_in}, by at most {self.difference:.1g} in {what} of random text{own}"
+            + (f"\n{self.gguf} holds them for llama.cpp" if self.gguf is not None else "")
         )
 
 
 class _Source(NamedTuple):
-    """What is exported: the model, and the arithmetic of the run that trained it."""
+    """What is exported: the model, and the run that trained it, with the arithmetic of that."""
 
     spec: recipe.Policy
     autocast: bool
+    run: RunFolder | None = None
 
     @property
     def name(self) -> str:
@@ -92,8 +98,10 @@ class _Source(NamedTuple):
         return "bfloat16" if self.autocast else self.spec.dtype
 
 
-def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32") -> Exported:
+def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32", gguf: str | None = None) -> Exported:
     """Write a trained policy or reward model as whole weights: adapters merged, tokenizer, chat template, generation settings.
+
+    Of a finished run there is a model card, too.
 
     Adapters are merged in float32, and the sum is rounded once, to `dtype`. The folder is written whole or not at all, is read
     again, and compared with the model as it was measured, on the CPU.
@@ -102,15 +110,18 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32") -
         run_or_folder: a run folder; or a folder or hub id of a model or an adapter.
         out: a folder that is new or empty.
         dtype: of the weights: float32, bfloat16 or float16.
+        gguf: also write them as GGUF of this type, by llama.cpp's converter.
 
     Raises:
         PrefoptError: there is something in `out`; the run is not trained yet; the weights are quantised, or are no policy and no
-            reward model; the adapter cannot be merged, or `dtype` cannot hold the weights.
+            reward model; the adapter cannot be merged, or `dtype` cannot hold the weights; the
+            converter is not here, or refuses.
     """
     folder = Path(out).expanduser()
     if dtype not in DTYPES:
         raise PrefoptError(f"dtype {dtype!r}: weights are exported in {', '.join(DTYPES)}")
     _refuse_full(folder)
+    converter = None if gguf is None else find_converter()
     source = _source(run_or_folder)
     scorer = _checked(source)
     tokenizer = load_tokenizer(source.spec)
@@ -127,11 +138,14 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32") -
         expected = _round(model, rows, source.name, getattr(torch, dtype))
         with replacing_folder(place) as staging:
             _save(model, source.name, staging)
+            if source.run is not None and source.run.finished:
+                write_card(source.run, staging)
             del model  # before the folder is read again: room for one copy is enough
             spec = recipe.Policy(model=(str(staging),), dtype=dtype, remote_code=source.spec.remote_code)
             again = _read_again(_load(spec, scorer, tokenizer, load_weights), rows, expected, source.name)
+    converted = None if converter is None else write_gguf(converter, folder, str(gguf))
     difference, arithmetic = ((numbers - measured).abs().max().item() for numbers in (again, exact))
-    return Exported(folder, dtype, scorer, source.measured_in, difference, len(measured), arithmetic)
+    return Exported(folder, dtype, scorer, source.measured_in, difference, len(measured), arithmetic, converted)
 
 
 def _refuse_full(folder: Path) -> None:
@@ -151,7 +165,9 @@ def _source(run_or_folder: str | Path) -> _Source:
         return _Source(recipe.Policy(model=(str(run_or_folder),)), autocast=False)
     own = {"model": (str(model),), "tokenizer": None, "gradient_checkpointing": False}
     spec = trained(place).policy.model_copy(update=own)
-    return _Source(spec, autocast=run.manifest().get("device", {}).get("precision") == "bf16")
+    bf16 = run.manifest().get("device", {}).get("precision") == "bf16"
+    # What a run measured at its end is of policy/, and not of a checkpoint.
+    return _Source(spec, autocast=bf16, run=run if Path(model) == run.policy else None)
 
 
 def _checked(source: _Source) -> bool:

@@ -14,6 +14,7 @@ from prefopt import recipe
 from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.policy import Policy, Scorer
 from prefopt.runs.accounting import spent
+from prefopt.runs.card import write_card
 from prefopt.runs.choosing import Choice
 from prefopt.runs.claiming import claimed
 from prefopt.runs.extending import extensions, is_longer, set_policy_aside
@@ -228,6 +229,7 @@ def _conclude(
             "change": _records(result.change),
         }
         folder.write_summary(summary)
+        write_card(folder, folder.policy)
     accelerator.wait_for_everyone()
     return result
 
