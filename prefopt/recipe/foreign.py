@@ -66,7 +66,7 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("datasets", "source.data", "a list of files is read as one; a function mixes anything else"),
         Foreign("dataset_text_field dataset_kwargs", "source.adapt", "a function that turns a row into a known format"),
         Foreign("max_length max_seq_length", "source.max_prompt_tokens source.max_completion_tokens", LENGTHS),
-        Foreign("max_prompt_length", "source.max_prompt_tokens", "a longer prompt is cut at its beginning"),
+        Foreign("max_prompt_length", "source.max_prompt_tokens", "source.too_long says what becomes of longer ones"),
         Foreign(
             "max_completion_length max_new_tokens",
             "source.rollouts.sampling.max_tokens source.max_completion_tokens",
@@ -201,7 +201,8 @@ NONE: tuple[Foreign, ...] = (
     Foreign(
         "truncation_mode",
         "",
-        "prompts lose their beginning and completions their end, and both are counted before training",
+        "source.too_long says whether what is too long is cut (prompts at the beginning, completions at the end), dropped, or "
+        "loses whole turns; all are counted before training",
     ),
     Foreign(
         "disable_dropout",
