@@ -33,6 +33,7 @@ def parser_of_verbs() -> argparse.ArgumentParser:
     _add_training(verb)
     _add_evaluating(verb)
     _add_measuring(verb)
+    _add_handing_on(verb)
     _add_benchmark(verb)
     _add_looking_up(verb)
     return parser
@@ -134,6 +135,9 @@ def _add_measuring(verb: Verb) -> None:
     parser.add_argument(
         "--figures", action="store_true", help="also write figures/ for a paper: PDF, SVG, PNG, captions"
     )
+
+
+def _add_handing_on(verb: Verb) -> None:
     parser = verb(
         export, "write a trained model as whole weights, adapters merged, for transformers alone (docs/models.md)"
     )
