@@ -201,8 +201,7 @@ NONE: tuple[Foreign, ...] = (
     Foreign(
         "truncation_mode",
         "",
-        "source.too_long says whether what is too long is cut (prompts at the beginning, completions at the end), dropped, or "
-        "loses whole turns; all are counted before training",
+        "source.too_long says what becomes of what is too long; all is counted before training",
     ),
     Foreign(
         "disable_dropout",
