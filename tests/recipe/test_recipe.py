@@ -267,7 +267,15 @@ def test_every_field_is_described_and_its_default_can_be_given(tmp_path):
     for key, field in fields.items():
         assert field.description and field.kind, key
         if field.default not in ("", "required") and not key.startswith(
-            ("objective.", "feedback.", "source.validation", "source.test")
+            (
+                "objective.",
+                "feedback.",
+                "source.validation",
+                "source.test",
+                "train.keep_best.",
+                "evaluate.sets.",
+                "evaluate.metrics.",
+            )
         ):
             alone = {"train.steps": ["train.epochs=1"]}.get(key, [])
             load_recipe(write(tmp_path, LEAST), [f"{key}={field.default}", *alone])
