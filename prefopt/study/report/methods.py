@@ -125,7 +125,7 @@ def _term(term: Mapping[str, Any]) -> str:
 def _models(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:
     say = _sayer(comparison, runs)
     yield from say("The policy starts from {}.", _model)
-    yield from say("Adapter: {}.", lambda run: _section(run, "policy", "adapter", cite=LORA.key))
+    yield from say("Adapter: {}.", _adapter)
     yield from say("Data: {}.", lambda run: ", ".join(map(_asset, named(run.recipe, "source", "data"))))
     yield from say("Rows: {}.", _rows)
     yield from say("Fingerprint of the rows that are evaluated: {}.", _fingerprint)
@@ -180,12 +180,21 @@ def _sampling(sampling: Any) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {known[key]}" for key in keys if known.get(key) is not None)
 
 
+def _adapter(run: RunRecord) -> str:
+    adapter = _at(run.recipe, "policy", "adapter")
+    if not isinstance(adapter, Mapping):
+        return ""
+    fields = {key: value for key, value in flat(adapter).items() if key != "method" and value not in (None, [], "")}
+    shown = ", ".join(f"{key} = {value}" for key, value in fields.items())
+    return f"{adapter.get('method') or f'LoRA [@{LORA.key}]'}{f' ({shown})' if shown else ''}"
+
+
 def _training(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:
     say = _sayer(comparison, [run for run in runs if _at(run.recipe, "train", "steps") != 0])
     yield from say("Training takes {} steps.", lambda run: _text(run.history and _steps(run)))
     yield from say("A batch has {}.", _batch)
     yield from say("Optimiser: {}.", _optimiser)
-    yield from say("Schedule: {}.", lambda run: _listed(run, "schedule", "warmup", "clip_norm", "weight_decay"))
+    yield from say("Schedule: {}.", _schedule)
     yield from say("Arithmetic: {}.", lambda run: _text(_at(run.manifest, "device", "precision"), no="float32"))
 
 
@@ -204,12 +213,23 @@ def _batch(run: RunRecord) -> str:
 
 def _optimiser(run: RunRecord) -> str:
     train = run.recipe.get("train") or {}
-    name = train.get("optimizer")
-    cited = f"AdamW [@{ADAMW.key}]" if name == "adamw" else name
+    name = _choice(run, "optimizer")
+    cited = f"AdamW [@{ADAMW.key}]{name.removeprefix('adamw')}" if re.match(r"adamw\b", name) else name
     betas = train.get("betas")
     parts = [f"learning rate {train['lr']:g}"] if isinstance(train.get("lr"), int | float) else []
     parts += [f"betas {', '.join(map(str, betas))}"] if isinstance(betas, list) else []
     return ", ".join(filter(None, [cited, *parts]))
+
+
+def _schedule(run: RunRecord) -> str:
+    name, others = _choice(run, "schedule"), _listed(run, "warmup", "clip_norm", "weight_decay")
+    return ", ".join(filter(None, [name, others]))
+
+
+def _choice(run: RunRecord, key: str) -> str:
+    """A section of `train` that has a name, which older recipes have alone."""
+    given = _at(run.recipe, "train", key)
+    return _section(run, "train", key) if isinstance(given, Mapping) else _text(given)
 
 
 def _evaluation(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:

@@ -199,7 +199,10 @@ def _of_run(recipe: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[
             yield asset
     if (recipe.get("policy") or {}).get("adapter"):
         yield LORA
-    if (recipe.get("train") or {}).get("optimizer") == "adamw":
+    if (recipe.get("train") or {}).get("optimizer") in (
+        "adamw",
+        {"name": "adamw"},
+    ):  # older recipes have its name alone
         yield ADAMW
     yield from (reference for name, reference in LIBRARIES.items() if (manifest.get("versions") or {}).get(name))
 

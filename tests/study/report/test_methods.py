@@ -13,6 +13,7 @@ from _folders import finished_run, study
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
 from prefopt.objectives.papers import PAPERS
+from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.compare import compare
 from prefopt.study.comparison.confounds import together
 from prefopt.study.report import methods, paper_table
@@ -26,12 +27,40 @@ FULL = {
         "steps": 4,
         "batch_size": 8,
         "lr": 0.001,
-        "optimizer": "adamw",
+        "optimizer": {"name": "adamw"},
         "betas": [0.9, 0.95],
-        "schedule": "linear",
+        "schedule": {"name": "linear"},
     },
     "evaluate": {"part": "test", "prompts": 3, "completions": 1, "sampling": {"temperature": 1.0, "max_tokens": 48}},
 }
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("adamw", "AdamW [@loshchilov2017decoupled], learning rate 0.001"),
+        ({"name": "adamw"}, "AdamW [@loshchilov2017decoupled], learning rate 0.001"),
+        ({"name": "muon", "momentum": 0.9}, "muon (momentum = 0.9), learning rate 0.001"),
+    ],
+)
+def test_an_optimiser_is_named_as_any_recipe_has_it(optimizer, said):
+    recipe = {"train": {"optimizer": optimizer, "lr": 0.001, "schedule": {"name": "linear"}, "warmup": 0.1}}
+    run = RunRecord("a", 0, Path("run"), "finished", recipe=recipe)
+    assert methods._optimiser(run) == said
+    assert methods._schedule(run) == "linear, warmup 0.1"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"r": 8, "alpha": 16.0}, "LoRA [@hu2021lora] (r = 8, alpha = 16.0)"),
+        ({"method": "IA3", "targets": "x"}, "IA3 (targets = x)"),
+        ({"method": "VERA"}, "VERA"),
+        (None, ""),
+    ],
+)
+def test_an_adapter_is_named_by_its_method(adapter, said):
+    assert methods._adapter(RunRecord("a", 0, Path("run"), "finished", recipe={"policy": {"adapter": adapter}})) == said
 
 
 def full_study(folder: Path) -> Path:
