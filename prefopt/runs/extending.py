@@ -50,6 +50,10 @@ def refuse_extension(folder: RunFolder, now: Recipe) -> None:
         )
 
 
+CONSTANT = ("constant", "constant_with_warmup")
+"""Schedules that do not depend on how many steps there are."""
+
+
 def extension(trainer: "Trainer", settings: Recipe, folder: RunFolder) -> dict[str, Any]:
     """A record of a run that is restored, and from here on longer.
 
@@ -60,7 +64,7 @@ def extension(trainer: "Trainer", settings: Recipe, folder: RunFolder) -> dict[s
     """
     train, rollouts = settings.train, settings.source.rollouts
     rates = [line["lr"] for line in folder.history() if line.get("lr") is not None and line["step"] <= trainer.done]
-    falls = train.schedule != "constant" or 0 < train.warmup < 1
+    falls = train.schedule.name not in CONSTANT or 0 < train.warmup < 1
     paced = rollouts is not None and rollouts.order == "self-paced"
     return {
         "ended": _ending(folder).get("steps"),
