@@ -10,7 +10,7 @@ from peft import PeftConfig
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefopt.support.downloads import HOW_TO_GET_A_MODEL, HUB_ID, is_awaited, note_model
+from prefopt.support.downloads import HOW_TO_GET_A_MODEL, HUB_ID, is_awaited, no_model, note_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given, refuse_text_of_object
 from prefopt.support.out_of_memory import LOADING, advising
@@ -51,7 +51,9 @@ def find_model(names: Sequence[str]) -> str:
     if hub:
         cached = next((name for name in hub if any(_cached(name, file) for file in CONFIGS)), None)
         return cached or (hub[0] if note_model(hub[0]) else _on_hub(hub[0]))
-    raise PrefoptError(f"no model at {' or '.join(names)}: {_of_a_run(names) or HOW_TO_GET_A_MODEL}")
+    if of_a_run := _of_a_run(names):
+        raise PrefoptError(f"no model at {' or '.join(names)}: {of_a_run}")
+    raise no_model(names)
 
 
 def _of_a_run(names: Sequence[str]) -> str:

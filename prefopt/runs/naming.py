@@ -7,7 +7,7 @@ from typing import Any
 from prefopt import recipe
 from prefopt.objectives.names import check_terms
 from prefopt.recipe.flat import flat
-from prefopt.support.downloads import HOW_TO_GET_A_MODEL, HUB_ID
+from prefopt.support.downloads import HUB_ID, no_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import files_like
 from prefopt.support.given import Given
@@ -68,7 +68,7 @@ def _check_model(names: list[Any]) -> None:
         isinstance(name, Given) or HUB_ID.fullmatch(name.partition("@")[0]) or Path(name).expanduser().exists()
         for name in names
     ):
-        raise PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}")
+        raise no_model(names)
 
 
 def _located(key: str, value: str) -> None:

@@ -2,12 +2,15 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
+
+from prefopt.support.errors import PrefoptError, nearest
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """owner/name, of a model or a data set."""
@@ -16,6 +19,14 @@ HOW_TO_GET_A_MODEL = (
     "give a folder with config.json and weights (from save_pretrained), a finished run folder, a checkpoint of a run, "
     "or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct; ${pocket} is the small model that comes with prefopt"
 )
+
+
+def no_model(names: Sequence[str]) -> PrefoptError:
+    """The error that none of these models is there: how to get one, and the nearest folder."""
+    places = [Path(name).expanduser() for name in names]
+    beside = [str(one) for place in places if place.parent.is_dir() for one in place.parent.iterdir() if one.is_dir()]
+    near = next(filter(None, (nearest(str(place), beside) for place in places if not place.exists())), "")
+    return PrefoptError(f"no model at {' or '.join(names)}: {HOW_TO_GET_A_MODEL}.{near}")
 
 
 @dataclass(frozen=True)

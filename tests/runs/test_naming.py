@@ -5,6 +5,7 @@ import pytest
 from prefopt import feedback
 from prefopt.data.loading import _READERS
 from prefopt.policy.decode.making import KNOWN
+from prefopt.policy.finding import find_model
 from prefopt.recipe import DATA_FILES, FEEDBACKS, SAMPLERS, TRANSFORMS, load_recipe
 from prefopt.runs.naming import refuse_unknown_names
 from prefopt.support.errors import PrefoptError
@@ -43,3 +44,14 @@ def test_what_is_not_there_is_refused(override, message):
     with pytest.raises(PrefoptError) as refused:
         refuse_unknown_names(load_recipe("pocket/ppo", [override]))
     assert message in str(refused.value)
+
+
+def test_a_model_that_is_misspelt_is_told_with_the_nearest_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "pocket-sft").mkdir(parents=True)
+    for refuse in (
+        lambda name: find_model([name]),
+        lambda name: refuse_unknown_names(load_recipe("pocket/dpo", [f"policy.model={name}"])),
+    ):
+        with pytest.raises(PrefoptError, match=r"no model at ./runs/pocket-stf: .* Did you mean 'runs/pocket-sft'\?"):
+            refuse("./runs/pocket-stf")
