@@ -31,6 +31,14 @@ VERBS = {
 """Each verb: the first thing it calls, and arguments."""
 
 
+@pytest.fixture(autouse=True)
+def heeds_ctrl_c():
+    """A test run in the background ignores SIGINT, as shells have it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ended(monkeypatch, capsys, verb: str, what) -> tuple[int, str]:
     """Exit status and stderr of a verb in which this happens."""
     target, arguments = VERBS[verb]

@@ -169,9 +169,9 @@ def test_a_full_disk_is_said():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_folder_for_temporary_files_that_is_not_there_is_said(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    with pytest.raises(PrefoptError, match=r"a file in /nowhere.*TMPDIR"):
+def test_a_folder_for_temporary_files_that_is_not_there_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(PrefoptError, match=r"a file in .*/gone.*TMPDIR"):
         DiskRows.of(())
 
 
