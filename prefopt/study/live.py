@@ -41,7 +41,10 @@ def announced(planned: StudyPlan, jobs: Sequence[Job], processes: int | None) ->
         over.set()
         keeper.join()
         content["process"]["ended"] = time.time()
-        write_whole(jobs_file(planned.folder), json.dumps(content, indent=1))
+        with suppress(
+            OSError
+        ):  # a full disk: what its runs say of it counts, and that this process is gone is seen anyway
+            write_whole(jobs_file(planned.folder), json.dumps(content, indent=1))
         _write_page(planned)
 
 
