@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> None:
             folder = unfinished(settings)
     if folder is not None and not options.dry_run:
         refuse_taken(RunFolder(folder), settings if options.resume else None)
-    refuse_unknown_names(settings)
+    if not options.resume:  # what is left of a run may need less than it began with
+        refuse_unknown_names(settings)
     _train(settings, folder, options)
 
 

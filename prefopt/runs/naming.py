@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from prefopt import recipe
 from prefopt.objectives.names import check_terms
-from prefopt.recipe.flat import flat
+from prefopt.recipe.names import WithFields
 from prefopt.support.downloads import HUB_ID, no_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import files_like
@@ -15,47 +17,49 @@ from prefopt.support.plugins import file_of, unknown_name
 
 
 def refuse_unknown_names(settings: recipe.Recipe) -> None:
-    """Refuse what a look at names alone can tell; planning finds the rest.
+    """Refuse what a look at names alone can tell; planning finds the rest. Fields of one's own classes are theirs.
 
     Raises:
         PrefoptError: an objective or hyperparameter, a feedback, transform or sampler that there is not; a file of data or of a
             user's code that is not on disk; a model that is neither on disk nor a hub id.
     """
     check_terms(settings.objective)
-    tree = settings.to_tree()
-    for key, value in _sections(tree):
-        _check_section(key, value)
-    for key, value in flat(tree).items():
-        if isinstance(value, str) and not isinstance(value, Given) and ".py:" in value:
-            _located(key, value)
+    for key, section in _sections(settings):
+        _check_section(key, section)
 
 
-def _sections(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every section below a tree, with its dotted key; items of lists by their number."""
-    for key, value in tree.items():
-        items = enumerate(value) if isinstance(value, list) else ()
-        for where, one in [(f"{prefix}{key}", value), *((f"{prefix}{key}.{i}", item) for i, item in items)]:
-            if isinstance(one, Mapping):
-                yield where, one
-                yield from _sections(one, f"{where}.")
+def _sections(section: BaseModel, key: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """A section and those within it, each with its dotted key; the items of a list go by their number, of which one needs none."""
+    yield key, section
+    for name in type(section).model_fields:
+        value, where = getattr(section, name), f"{key}.{name}".lstrip(".")
+        within = dict(value) if isinstance(value, Mapping) else {}
+        if isinstance(value, tuple):
+            within = {str(number): item for number, item in enumerate(value)}
+        for part, item in within.items():
+            if isinstance(item, BaseModel):
+                yield from _sections(item, where if name == "objective" and len(within) == 1 else f"{where}.{part}")
+        if isinstance(value, BaseModel):
+            yield from _sections(value, where)
 
 
-def _check_section(key: str, section: Mapping[str, Any]) -> None:
-    kind = key.rpartition(".")[2] if not key.rpartition(".")[2].isdigit() else key.split(".")[-2]
-    known = {
-        **dict.fromkeys(("feedback", "cost", "gold", "judge", "members"), ("feedback", recipe.FEEDBACKS)),
-        "transforms": ("transform", recipe.TRANSFORMS),
-    }.get(kind)
-    if known is not None:
-        _check_known(section.get("name"), *known, key)
-    if "sampler" in section:
-        _check_known(section["sampler"], "sampler", recipe.SAMPLERS, f"{key}.sampler")
-    if kind in ("policy", "reference", "critic") and section.get("model"):
-        _check_model(section["model"])
-    if "hub_split" in section:
-        for name in section["data"]:
-            if isinstance(name, str) and not isinstance(name, Given) and Path(name).suffix in recipe.DATA_FILES:
+def _check_section(key: str, section: BaseModel) -> None:
+    if isinstance(section, recipe.Feedback):
+        _check_known(section.name, "feedback", recipe.FEEDBACKS, key)
+    elif isinstance(section, recipe.Transform):
+        _check_known(section.name, "transform", recipe.TRANSFORMS, key)
+    elif isinstance(section, recipe.Samples | recipe.Evaluate):
+        _check_known(section.sampler, "sampler", recipe.SAMPLERS, f"{key}.sampler")
+    elif isinstance(section, recipe.Policy | recipe.Reference | recipe.Critic):
+        _check_model(section.model)
+    if isinstance(section, recipe.Data):
+        for name in section.data:
+            if not isinstance(name, Given) and Path(name).suffix in recipe.DATA_FILES:
                 files_like(name)
+            _check_file(f"{key}.data", name)
+        _check_file(f"{key}.adapt", section.adapt)
+    if isinstance(section, WithFields):
+        _check_file(key, getattr(section, "name", None))
 
 
 def _check_known(name: Any, what: str, known: tuple[str, ...], where: str) -> None:
@@ -63,17 +67,18 @@ def _check_known(name: Any, what: str, known: tuple[str, ...], where: str) -> No
         raise unknown_name(name, what, known, where)
 
 
-def _check_model(names: list[Any]) -> None:
-    if not any(
+def _check_model(names: tuple[str, ...] | None) -> None:
+    if names and not any(
         isinstance(name, Given) or HUB_ID.fullmatch(name.partition("@")[0]) or Path(name).expanduser().exists()
         for name in names
     ):
         raise no_model(names)
 
 
-def _located(key: str, value: str) -> None:
-    place, _, name = value.rpartition(":")
-    if place.endswith(".py") and name.isidentifier():
+def _check_file(key: str, name: Any) -> None:
+    """Refuse `file.py:Name` whose file is not there."""
+    place = name.rpartition(":")[0] if isinstance(name, str) and not isinstance(name, Given) else ""
+    if place.endswith(".py"):
         try:
             file_of(place)
         except PrefoptError as error:

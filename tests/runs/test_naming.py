@@ -32,11 +32,14 @@ def test_recipes_that_name_what_there_is_pass(name):
         ("source.test.data=nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("feedback=RewardModl", "feedback: unknown feedback 'RewardModl'. Did you mean 'RewardModel'?"),
         ("feedback={name: Ensemble, members: [Ruule]}", "feedback.members.0: unknown feedback 'Ruule'"),
-        ("feedback={name: x.py:f, transforms: [Clipp]}", "feedback.transforms.0: unknown transform 'Clipp'"),
-        ("evaluate.gold=nowhere.py:f", "evaluate.gold.name: no file nowhere.py"),
-        ("objective=nowhere.py:Mine", "objective.name: no file nowhere.py"),
+        ("feedback={name: RewardModel, transforms: [Clipp]}", "feedback.transforms.0: unknown transform 'Clipp'"),
+        ("evaluate.gold=nowhere.py:f", "evaluate.gold: no file nowhere.py"),
+        ("objective=nowhere.py:Mine", "objective: no file nowhere.py"),
         ("evaluate.sampler=vlm", "evaluate.sampler: unknown sampler 'vlm'. Did you mean 'vllm'?"),
         ("source.rollouts.sampler=vlm", "source.rollouts.sampler: unknown sampler 'vlm'"),
+        ("evaluate.metrics={praise: nowhere.py:f}", "evaluate.metrics.praise: no file nowhere.py"),
+        ("evaluate.sets={hard: {data: nowhere.jsonl}}", "nowhere.jsonl: no such file"),
+        ("source.data=nowhere.py:rows", "source.data: no file nowhere.py"),
         ("objective.betta=1", "PPO has no field 'betta'. Did you mean 'beta'?"),
     ],
 )
@@ -44,6 +47,18 @@ def test_what_is_not_there_is_refused(override, message):
     with pytest.raises(PrefoptError) as refused:
         refuse_unknown_names(load_recipe("pocket/ppo", [override]))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "source.arguments={n: 100, sampler: uniform, judge: {name: mine}, policy: {model: a b}, file: gone.py:f}",
+        "feedback={name: prefopt.testbeds.pocket:gold, sampler: mine, judge: {name: mine}}",
+        "evaluate.metrics={praise: {name: prefopt.testbeds.pocket:gold, gold: {name: mine}}}",
+    ],
+)
+def test_fields_of_ones_own_functions_and_classes_mean_what_they_like(override):
+    refuse_unknown_names(load_recipe("pocket/ppo", [override]))
 
 
 def test_a_model_that_is_misspelt_is_told_with_the_nearest_folder(tmp_path, monkeypatch):
