@@ -23,12 +23,22 @@ VERBS = {
     "label": ("prefopt.runs.label.recipe.load_label_recipe", ["l.yaml", "--out", "labels"]),
     "report": ("prefopt.runs.records.find_runs", ["runs"]),
     "export": ("prefopt.runs.exporting.export", ["run", "out"]),
+    "push": ("prefopt.runs.pushing.push", ["run", "owner/name"]),
+    "benchmark": ("prefopt.runs.benchmark.measuring.benchmark", ["run", "--data", "rows.jsonl"]),
     "check": ("prefopt.objectives.load_objective", ["DPO"]),
     "objectives": ("prefopt.objectives.listing.entries", []),
+    "recipes": ("prefopt.recipe.shipped.shipped", []),
     "runs": ("prefopt.runs.listing.listed_runs", ["folder"]),
     "cache": ("prefopt.support.caches.usage", []),
 }
 """Each verb: the first thing it calls, and arguments."""
+
+
+def test_every_verb_is_in_the_table(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert set(re.findall(r"^    ([a-z]+)\b", said, re.MULTILINE)) == set(VERBS)
 
 
 @pytest.fixture(autouse=True)
