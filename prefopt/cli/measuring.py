@@ -116,9 +116,12 @@ def sample(options: argparse.Namespace) -> None:
 
 def label(options: argparse.Namespace) -> None:
     """`prefopt label`."""
-    from prefopt.runs.label.recipe import load_label_recipe
+    from prefopt.runs.label.recipe import load_label_recipe, refuse_folder
+    from prefopt.runs.naming import refuse_unknown_names
 
     settings = load_label_recipe(options.recipe, options.overrides)
+    refuse_folder(Path(options.out), settings)
+    refuse_unknown_names(settings)
 
     from prefopt.runs.label.labelling import label as make_labels
     from prefopt.training.devices import end_processes

@@ -64,9 +64,12 @@ def study(options: argparse.Namespace) -> None:
     """`prefopt study`."""
     if options.status or options.watch or options.stop:
         return _look_at_study(options)
+    from prefopt.study.naming import refuse_unknown_names
+    from prefopt.study.plan import StudyPlan
     from prefopt.study.spec import load_study, study_folder
 
     settings = load_study(options.study, options.overrides)
+    refuse_unknown_names(StudyPlan(settings, study_folder(settings, options.out)))
 
     from prefopt.study.question import plan_study  # with torch
     from prefopt.study.run import check, run_study, what_failed

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from prefopt import recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from prefopt.runs.preparing import Prepared
     from prefopt.training.loop import Trainer
 
@@ -115,5 +115,5 @@ def spent(prepared: "Prepared", trainer: "Trainer") -> Spent:
     return Spent(labels, work.sampled, work.trained, flops(work), round(trainer.seconds, 3))
 
 
-def _parameters(model: nn.Module) -> int:
+def _parameters(model: "nn.Module") -> int:
     return sum(p.numel() for p in model.parameters())

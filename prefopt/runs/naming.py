@@ -1,6 +1,6 @@
 """What a recipe names and that is not there: told at once, since nothing here imports torch or loads a model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from prefopt import recipe
 from prefopt.objectives.names import check_terms
 from prefopt.recipe.names import WithFields
+from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.support.downloads import HUB_ID, no_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import files_like
@@ -16,16 +17,21 @@ from prefopt.support.given import Given
 from prefopt.support.plugins import file_of, unknown_name
 
 
-def refuse_unknown_names(settings: recipe.Recipe) -> None:
+def refuse_unknown_names(settings: recipe.Recipe | LabelRecipe, later: Sequence[Path] = ()) -> None:
     """Refuse what a look at names alone can tell; planning finds the rest. Fields of one's own classes are theirs.
+
+    Args:
+        settings: of a run, or of a labelling.
+        later: folders that are written before this runs; what is below them may not be there yet.
 
     Raises:
         PrefoptError: an objective or hyperparameter, a feedback, transform or sampler that there is not; a file of data or of a
             user's code that is not on disk; a model that is neither on disk nor a hub id.
     """
-    check_terms(settings.objective)
+    if isinstance(settings, recipe.Recipe):
+        check_terms(settings.objective)
     for key, section in _sections(settings):
-        _check_section(key, section)
+        _check_section(key, section, later)
 
 
 def _sections(section: BaseModel, key: str = "") -> Iterator[tuple[str, BaseModel]]:
@@ -43,7 +49,7 @@ def _sections(section: BaseModel, key: str = "") -> Iterator[tuple[str, BaseMode
             yield from _sections(value, where)
 
 
-def _check_section(key: str, section: BaseModel) -> None:
+def _check_section(key: str, section: BaseModel, later: Sequence[Path]) -> None:
     if isinstance(section, recipe.Feedback):
         _check_known(section.name, "feedback", recipe.FEEDBACKS, key)
     elif isinstance(section, recipe.Transform):
@@ -51,10 +57,10 @@ def _check_section(key: str, section: BaseModel) -> None:
     elif isinstance(section, recipe.Samples | recipe.Evaluate):
         _check_known(section.sampler, "sampler", recipe.SAMPLERS, f"{key}.sampler")
     elif isinstance(section, recipe.Policy | recipe.Reference | recipe.Critic):
-        _check_model(section.model)
+        _check_model(section.model, later)
     if isinstance(section, recipe.Data):
         for name in section.data:
-            if not isinstance(name, Given) and Path(name).suffix in recipe.DATA_FILES:
+            if not isinstance(name, Given) and Path(name).suffix in recipe.DATA_FILES and not _is_below(name, later):
                 files_like(name)
             _check_file(f"{key}.data", name)
         _check_file(f"{key}.adapt", section.adapt)
@@ -67,12 +73,19 @@ def _check_known(name: Any, what: str, known: tuple[str, ...], where: str) -> No
         raise unknown_name(name, what, known, where)
 
 
-def _check_model(names: tuple[str, ...] | None) -> None:
+def _check_model(names: tuple[str, ...] | None, later: Sequence[Path]) -> None:
     if names and not any(
-        isinstance(name, Given) or HUB_ID.fullmatch(name.partition("@")[0]) or Path(name).expanduser().exists()
+        isinstance(name, Given)
+        or HUB_ID.fullmatch(name.partition("@")[0])
+        or Path(name).expanduser().exists()
+        or _is_below(name, later)
         for name in names
     ):
         raise no_model(names)
+
+
+def _is_below(name: str, folders: Sequence[Path]) -> bool:
+    return any(Path(name).is_relative_to(folder) for folder in folders)
 
 
 def _check_file(key: str, name: Any) -> None:

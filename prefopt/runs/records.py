@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 
+AT_KL = "_at_kl"
+"""Ending of the name of a metric that is read where two arms have the same KL."""
+
 
 @dataclass(frozen=True)
 class RunOfArm:

@@ -1,6 +1,5 @@
 """Running a study: stages, tuning, arms, then the report."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from prefopt.study.executors import (
 )
 from prefopt.study.jobs import Job, is_finished
 from prefopt.study.live import announced
+from prefopt.study.naming import errors_naming, jobs_of_first_seeds, refuse_unknown_names
 from prefopt.study.plan import StudyPlan, changed_declarations
 from prefopt.study.question import check_question, plan_study
 from prefopt.study.spec import Study, study_folder
@@ -117,11 +117,11 @@ def check(planned: StudyPlan) -> None:
                 f"{job.folder} was run with another recipe, which differs in {', '.join(differing)}: give the changed study a "
                 "folder of its own (--out), or the changed arm a new name"
             )
-    first_seeds = (planned.study.seeds[0], *(planned.study.tune.seeds[:1] if planned.study.tune else ()))
+    refuse_unknown_names(planned)
     measured = {}
-    for job in (*stages, *tuning, *arms):
-        if not job.finished and job.seed in first_seeds and not waits_for_stage(job):
-            with _errors_naming(job):
+    for job in jobs_of_first_seeds(planned):
+        if not waits_for_stage(job):
+            with errors_naming(job):
                 measured[job.name] = job.check()
     check_question(planned.study, {job.name: measured[job.name] for job in arms if job.name in measured})
 
@@ -129,15 +129,6 @@ def check(planned: StudyPlan) -> None:
 def waits_for_stage(job: Job) -> bool:
     """Whether it reads from a stage that has not finished yet: it can be checked only afterwards."""
     return any(not is_finished(stage) for stage in job.after)
-
-
-@contextlib.contextmanager
-def _errors_naming(job: Job) -> Iterator[None]:
-    """Begins messages of errors with the job's name."""
-    try:
-        yield
-    except PrefoptError as error:
-        raise PrefoptError(f"{job.name}: {error}") from error
 
 
 class _AskedToStopError(Exception):

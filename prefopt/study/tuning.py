@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefopt.runs.records import RunOfArm, read_run
-from prefopt.study.comparison.comparison import AT_KL
-from prefopt.study.executors import Outcome
+from prefopt.runs.records import AT_KL, RunOfArm, read_run
 from prefopt.study.jobs import Job, RunJob
 from prefopt.study.plan import StudyPlan
 from prefopt.study.spec import Choices, Range, Study
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
 from prefopt.support.seeds import seed_for
+
+if TYPE_CHECKING:
+    from prefopt.study.executors import Outcome
 
 Settings = Mapping[str, Any]
 
@@ -99,7 +100,7 @@ def choose(planned: StudyPlan, arm: str) -> Settings | None:
 
 
 def tune(
-    planned: StudyPlan, execute: Callable[[Sequence[Job]], Iterable[Outcome]], show: Callable[[Outcome], None]
+    planned: StudyPlan, execute: Callable[[Sequence[Job]], Iterable["Outcome"]], show: Callable[["Outcome"], None]
 ) -> tuple[dict[str, Settings], list[str]]:
     """Run the trials that are missing, and choose the best of each arm.
 

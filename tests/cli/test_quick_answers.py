@@ -29,6 +29,12 @@ def folder(tmp_path):
     )
     (tmp_path / "x.jsonl").touch()
     (tmp_path / "odd-study.yaml").write_text("recipe: good.yaml\narms: {a: {}}\nseedz: 2\n")
+    (tmp_path / "study.yaml").write_text("recipe: good.yaml\narms: {mild: {objective.beta: 0.1}, firm: {}}\n")
+    (tmp_path / "tuned.yaml").write_text("base: study.yaml\ntune: {trials: 1, fields: {objective.betta: [1]}}\n")
+    (tmp_path / "staged.yaml").write_text(
+        "recipe: good.yaml\nstages: {first: {objective: {name: SFT}}}\narms: {late: {policy.model: '${stages.first}/policy'}}\n"
+    )
+    (tmp_path / "label.yaml").write_text("source: {data: x.jsonl}\nfeedback: {name: RewardModel, model: an/id}\n")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").touch()
     return tmp_path
@@ -49,12 +55,27 @@ def folder(tmp_path):
         ("run good.yaml --resume", 2, "nothing to resume: no unfinished run"),
         ("run taken --resume", 2, "taken is no run folder"),
         ("study odd-study.yaml", 2, "unknown key `seedz`. Did you mean 'seeds'?"),
+        ("study study.yaml arms.firm.trian.lr=1", 2, "arm firm: unknown key `trian`. Did you mean 'train'?"),
+        ("study study.yaml arms.firm.objective=DPOO", 2, "firm: unknown objective 'DPOO'. Did you mean 'DPO'?"),
+        ("study study.yaml arms.firm.objective.betta=1", 2, "firm: DPO has no field 'betta'. Did you mean 'beta'?"),
+        ("study study.yaml arms.firm.source.data=nowhere.jsonl", 2, "firm: nowhere.jsonl: no such file"),
+        ("study study.yaml arms.firm.recipe=nowhere.yaml", 2, "no recipe nowhere.yaml"),
+        ("study study.yaml grid={train.rl:[1,2]}", 2, "unknown key `train.rl`"),
+        ("study tuned.yaml", 2, "mild trial 0: DPO has no field 'betta'"),
+        ("study staged.yaml arms.late.objective=DPOO", 2, "late: unknown objective 'DPOO'"),
+        ("study staged.yaml arms.late.source.data=nowhere.jsonl", 2, "late: nowhere.jsonl: no such file"),
+        ("study staged.yaml stages.first.objective.betta=1", 2, "stage first: SFT has no field 'betta'"),
+        ("study staged.yaml stages.first.label=nowhere.yaml", 2, "no recipe nowhere.yaml"),
         ("study taken --status", 2, "taken holds no study that has begun"),
         ("study taken --stop", 2, "taken holds no study"),
         ("evaluate typo.yaml", 2, "unknown key `train.stepps`"),
         ("evaluate taken", 2, "taken is no run folder"),
         ("sample typo.yaml", 2, "unknown key `train.stepps`"),
         ("label typo.yaml --out labels", 2, "unknown key"),
+        ("label label.yaml --out labels source.data=nowhere.jsonl", 2, "nowhere.jsonl: no such file"),
+        ("label label.yaml --out labels feedback=RewardModl", 2, "unknown feedback 'RewardModl'"),
+        ("label label.yaml --out labels policy.model=no/such/model", 2, "no model at no/such/model"),
+        ("label label.yaml --out taken", 2, "taken is there already, and is no labelling"),
         ("report nowhere", 2, "nowhere is no folder"),
         ("report taken", 2, "taken"),
         ("run --help", 0, "source.data"),

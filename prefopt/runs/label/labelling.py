@@ -20,7 +20,7 @@ from prefopt.policy import check_policy, check_sampler, check_stops, find_model
 from prefopt.recipe import Samples
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
 from prefopt.runs.label.ledger import Ledger
-from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
+from prefopt.runs.label.recipe import LabelRecipe, refuse_folder
 from prefopt.runs.label.rows import written_out
 from prefopt.runs.lengths import judge_warnings
 from prefopt.runs.manifest import circumstances, date_of, fingerprint_examples
@@ -121,7 +121,7 @@ class Labelling:
         self.settings, self.folder, self.ledger = settings, folder, Ledger(folder)
         self.accelerator = accelerator
         self.console = console if self.accelerator.is_main_process else Terminal(quiet=True)
-        _refuse_folder(folder, settings)
+        refuse_folder(folder, settings)
         self.rows = rows_of(settings)
 
     def finish(self) -> LabelResult:
@@ -265,17 +265,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """
     remedy = "restore it, or remove it: the same command then goes on, and compares nothing with what it was begun with"
     return read_json(folder / "manifest.json", remedy)
-
-
-def _refuse_folder(folder: Path, settings: LabelRecipe) -> None:
-    """A folder is new, or one that the same recipe has begun."""
-    if folder.is_file() or folder.suffix == ".jsonl":
-        raise PrefoptError(f"{folder}: name a folder; the rows will be its data.jsonl")
-    if not folder.is_dir() or all(file.name.startswith(".") for file in folder.iterdir()):
-        return
-    if not (folder / "recipe.yaml").is_file():
-        raise PrefoptError(f"{folder} is there already, and is no labelling: name another, for nothing is overwritten")
-    if different := in_the_way(load_label_recipe(folder / "recipe.yaml"), settings):
-        raise PrefoptError(
-            f"{folder} was begun with another recipe; it differs in {', '.join(different)}: name another folder"
-        )

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from prefopt import recipe
 from prefopt.recipe import Data, FeedbackOrName, FileName, Policy, Samples, Section
+from prefopt.support.errors import PrefoptError
 
 
 class LabelRecipe(Section):
@@ -67,3 +68,21 @@ def load_label_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LabelR
 def in_the_way(begun: LabelRecipe, now: LabelRecipe) -> list[str]:
     """The keys for which a labelling that has begun cannot go on by this recipe."""
     return list(recipe.material_differences(begun, now, recipe.OF_LABELLINGS))
+
+
+def refuse_folder(folder: Path, settings: LabelRecipe) -> None:
+    """A folder is new, or one that the same recipe has begun.
+
+    Raises:
+        PrefoptError: it is another.
+    """
+    if folder.is_file() or folder.suffix == ".jsonl":
+        raise PrefoptError(f"{folder}: name a folder; the rows will be its data.jsonl")
+    if not folder.is_dir() or all(file.name.startswith(".") for file in folder.iterdir()):
+        return
+    if not (folder / "recipe.yaml").is_file():
+        raise PrefoptError(f"{folder} is there already, and is no labelling: name another, for nothing is overwritten")
+    if different := in_the_way(load_label_recipe(folder / "recipe.yaml"), settings):
+        raise PrefoptError(
+            f"{folder} was begun with another recipe; it differs in {', '.join(different)}: name another folder"
+        )

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from prefopt.runs.records import RunRecord
+from prefopt.runs.records import AT_KL, RunRecord
 from prefopt.study.comparison.crossed import Crossed, crossed
 from prefopt.study.comparison.prompts import over_prompts
 from prefopt.study.comparison.statistics import Difference, at_kl, bonferroni, differences, rigid
 from prefopt.types import Estimate
-
-AT_KL = "_at_kl"
-"""Ending of the name of a metric that is read where two arms have the same KL."""
 
 Better = Literal["higher", "lower"]
 Claim = Literal["baseline", "better", "worse", "undecided", "same", "one seed", "no spread", "failures"]
