@@ -29,6 +29,7 @@ from prefopt.objectives.preference.caldpo import CalDPO
 from prefopt.objectives.preference.chipo import ChiPO
 from prefopt.objectives.preference.cpo import CPO
 from prefopt.objectives.preference.discopop import DiscoPOP
+from prefopt.objectives.preference.dmpo import DMPO
 from prefopt.objectives.preference.dpo import DPO
 from prefopt.objectives.preference.dponll import DPONLL
 from prefopt.objectives.preference.dpop import DPOP
@@ -81,6 +82,7 @@ CATALOGUE: dict[str, type[Objective]] = {
         ChiPO,
         CPO,
         DiscoPOP,
+        DMPO,
         DPO,
         DPONLL,
         DPOP,

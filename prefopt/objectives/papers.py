@@ -85,6 +85,7 @@ _TABLE = """
 2406.08414 | Lu, Chris and others | Discovering Preference Optimization Algorithms with and for Large Language Models
 2406.08673 | Wang, Zhilin and others | HelpSteer2: Open-source dataset for training top-performing reward models
 2406.11827 | Zhou, Wenxuan and others | WPO: Enhancing RLHF with Weighted Preference Optimization
+2406.14868 | Shi, Wentao and Yuan, Mengqi and Wu, Junkang and Wang, Qifan and Feng, Fuli | Direct Multi-Turn Preference Optimization for Language Agents
 2407.08639 | Wu, Junkang and others | β-DPO: Direct Preference Optimization with Dynamic β
 2407.13399 | Huang, Audrey and others | Correcting the Mythos of KL-Regularization: Direct Alignment without Overoptimization via Chi-Squared Preference Optimization
 2408.06266 | D'Oosterlinck, Karel and others | Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment

@@ -29,6 +29,8 @@ AXES: Mapping[str, Axis] = {
     "trained": "completion",
     "ended": "completion",
     "stop_reason": "completion",
+    "step_ends": "token",
+    "step_labels": "token",
 }
 """The axes of the columns that prefopt itself writes. Any other column is of the prompt unless its axis is stated."""
 
@@ -131,6 +133,27 @@ class Batch:
         """[B, K] int64, places of each completion up to the last token that the policy wrote."""
         return lengths_of(self.mask)
 
+    @property
+    def step_ends(self) -> Tensor:
+        """[B, K, T] bool, the last token of each step of a completion.
+
+        Its steps are those of the column of this name, where the data have them; otherwise the turns of the policy, each a run of
+        tokens in the mask.
+        """
+        ends = self.columns.get("step_ends")
+        return self.mask & (~pad(self.mask[..., 1:], (0, 1)) if ends is None else ends.bool())
+
+    @property
+    def steps(self) -> Tensor:
+        """[B, K, T] int64, the number of the step that a token belongs to, from 0; −1 outside the mask.
+
+        What follows the end of the last step (EOS) belongs to it.
+        """
+        ends = self.step_ends
+        before = ends.cumsum(-1) - ends.long()
+        last = (ends.sum(-1, keepdim=True) - 1).clamp(min=0)
+        return before.minimum(last).masked_fill(~self.mask, -1)
+
     def axis(self, column: str) -> Axis:
         """What the entries of a column belong to."""
         return axis_of(column, self.axes)
@@ -197,13 +220,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says about a batch. `values[t]` and `logps[t]` both see only the tokens before t.
+    """What a model says about a batch. `values[t]` and `logps[t]` see only the tokens before t, `step_rewards[t]` also t itself.
 
     Attributes:
         mask: [B, K, T] bool, the batch's.
         logps: [B, K, T] log-probabilities of the tokens, at the sampling temperature; 0 outside the mask.
         values: [B, K, T] from a value head or a critic.
         rewards: [B, K] from a scorer.
+        step_rewards: [B, K, T] from a scorer of steps, which gives a number at every token of the mask, having read it: the number
+            at the end of a step (`Batch.step_ends`) is the step's; 0 outside the mask. Its `rewards` sum them up.
         statistics: [B, K, T] full-vocabulary numbers, those that `Needs.statistics` named.
     """
 
@@ -211,6 +236,7 @@ class Outputs:
     logps: Tensor | None = None
     values: Tensor | None = None
     rewards: Tensor | None = None
+    step_rewards: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def sum(self) -> Tensor:
@@ -227,7 +253,7 @@ class Outputs:
         return self.logps
 
     def fields(self) -> dict[str, Tensor]:
-        """Every tensor that a loss may have a gradient for, by name: `logps`, `values`, `rewards` and the statistics."""
+        """Every tensor that a loss may have a gradient for, by name: `logps`, `values`, the rewards and the statistics."""
         named = {name: getattr(self, name) for name in _OUTPUT_FIELDS}
         return {name: value for name, value in named.items() if value is not None} | dict(self.statistics)
 
@@ -250,7 +276,7 @@ class Outputs:
         return _map_tensors(self, Tensor.detach)
 
 
-_OUTPUT_FIELDS = ("logps", "values", "rewards")
+_OUTPUT_FIELDS = ("logps", "values", "rewards", "step_rewards")
 
 
 def lengths_of(mask: Tensor) -> Tensor:

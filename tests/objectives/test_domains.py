@@ -70,6 +70,7 @@ def test_a_preference_loss_wants_beta_above_0(name: str, beta: float) -> None:
         ("SLiC", "delta", -1, 0),
         ("ORPO", "lam", -1, 0),
         ("LDDPO", "alpha", 1.1, 1),
+        ("DMPO", "gamma", 1.1, 1),
         ("RPODiagonal", "diagonal", 1.1, 1),
         ("BradleyTerry", "centering", -0.1, 0),
         ("XPO", "alpha", -1e-5, 0),

@@ -15,6 +15,7 @@ from prefopt.objectives.preference.caldpo import CalDPO
 from prefopt.objectives.preference.chipo import ChiPO
 from prefopt.objectives.preference.cpo import CPO
 from prefopt.objectives.preference.discopop import DiscoPOP
+from prefopt.objectives.preference.dmpo import DMPO
 from prefopt.objectives.preference.dpo import DPO
 from prefopt.objectives.preference.dponll import DPONLL
 from prefopt.objectives.preference.dpop import DPOP
@@ -42,6 +43,7 @@ AT_REFERENCE = {  # with defaults
     Hinge(): 1,
     LNDPO(): LN2,
     LDDPO(): LN2,
+    DMPO(): LN2,
     TDPO1(): LN2,
     TDPO2(): LN2,
     DPOP(): LN2,
@@ -113,8 +115,15 @@ def test_a_swap_negates_the_margin(objective):
 @pytest.mark.parametrize(
     "objective",
     [
-        *(DPO(0.3), RDPO(0.3, 0.2), LNDPO(), LDDPO(0.3, 0.4), TDPO1(0.3), TDPO2(0.3), ChiPO(0.3), FDPO(0.3, "js")),
-        *(FDPO(0.3, "alpha", 3.0), FDPO(0.3, "forward_kl"), SimPO(gamma=0), AlphaPO(gamma=0), CPO(0.3, alpha=0)),
+        *(DPO(0.3), RDPO(0.3, 0.2), LNDPO(), LDDPO(0.3, 0.4), DMPO(0.3), TDPO1(0.3), TDPO2(0.3), ChiPO(0.3)),
+        *(
+            FDPO(0.3, "js"),
+            FDPO(0.3, "alpha", 3.0),
+            FDPO(0.3, "forward_kl"),
+            SimPO(gamma=0),
+            AlphaPO(gamma=0),
+            CPO(0.3, alpha=0),
+        ),
         *(DPOP(0.3, 0.0), DPONLL(0.3, 0.0)),
     ],
     ids=repr,
