@@ -12,6 +12,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.support.downloads import HUB_ID
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
+from prefopt.support.wording import interval, number
 
 NAME = "README.md"
 
@@ -124,7 +125,7 @@ def _results(settings: recipe.Recipe, summary: Mapping[str, Any], manifest: Mapp
     if not names:
         return "Nothing was measured: there were no held-out rows."
     lines = "\n".join(
-        f"| {name} | {_interval(before.get(name))} | {_interval(after[name])} | {_interval(change.get(name), '+')} |"
+        f"| {name} | {_interval(before.get(name))} | {_interval(after[name])} | {_interval(change.get(name), signed=True)} |"
         for name in names
     )
     on = summary["evaluated_on"]
@@ -138,12 +139,12 @@ def _results(settings: recipe.Recipe, summary: Mapping[str, Any], manifest: Mapp
     )
 
 
-def _interval(estimate: Any, sign: str = "") -> str:
+def _interval(estimate: Any, signed: bool = False) -> str:
     if not isinstance(estimate, Mapping) or estimate.get("value") is None:
         return ""
-    value, low, high = (estimate.get(name) for name in ("value", "low", "high"))
-    return f"{value:{sign}.4g}" + (
-        f" [{low:{sign}.4g}, {high:{sign}.4g}]" if low is not None and high is not None else ""
+    low, high = estimate.get("low"), estimate.get("high")
+    return number(estimate["value"], signed) + (
+        f" {interval(low, high)}" if low is not None and high is not None else ""
     )
 
 

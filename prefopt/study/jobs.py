@@ -14,6 +14,7 @@ from prefopt.recipe import Recipe
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.label.recipe import LabelRecipe, in_the_way, load_label_recipe
 from prefopt.runs.records import RunOfArm, read_run
+from prefopt.support.wording import number
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class RunJob(Job):
     def summary(self, metric: str) -> list[str]:
         """The metric at the end; empty for a run that does not measure it: a reward model has no gold reward."""
         value = read_run(RunOfArm(self.name, self.seed, self.folder)).after.get(metric, math.nan)
-        return [] if math.isnan(value) else [f"{metric} {value:.3f}"]
+        return [] if math.isnan(value) else [f"{metric} {number(value)}"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from prefopt import load_recipe
 from prefopt.runs.card import NAME, card_of, write_card
 from prefopt.runs.folder import RunFolder
 from prefopt.support.errors import PrefoptError
+from prefopt.support.wording import interval, number
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HOME")
 
@@ -53,10 +54,8 @@ def test_the_card_says_what_was_done_and_what_came_of_it(finished):
     assert data["library_name"] == "peft" and data["license"] == "unknown" and data["pipeline_tag"] == "text-generation"
     assert {"prefopt", "dpo"} <= set(data["tags"]) and "base_model" not in data and "datasets" not in data
     estimate = summary["after"]["accuracy"]
-    assert (
-        f"| accuracy | 0.5 [0.5, 0.5] | {estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}] |"
-        in card.text
-    )
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    assert f"| accuracy | 0.500 [0.500, 0.500] | {number(value)} {interval(low, high)} |" in card.text
     assert "(7), and say nothing of what another seed would give" in card.text
     assert "[arXiv 2305.18290](https://arxiv.org/abs/2305.18290)" in card.text and "beta = 0.1" in card.text
     assert f"```yaml\n{RunFolder(finished).recipe().to_yaml()}```" in card.text

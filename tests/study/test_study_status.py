@@ -73,7 +73,7 @@ def test_the_page_says_it_too_and_loads_itself_anew_while_somebody_works(tmp_pat
     assert '<meta http-equiv="refresh"' in page
     assert "1 of 4 runs finished" in page and f"prefopt study {tmp_path} --stop" in page
     assert "<td>2/4</td><td>2</td>" in page and "the loss is nan" in page
-    assert "rewards/margin of done: between 0.2 and 0.8 up to step 4" in page
+    assert "rewards/margin of done: between 0.200 and 0.800 up to step 4" in page
     assert page.count("<polyline") == 2 * 4 - 0  # gold on both parts, margin and loss, of the two that have numbers
     (tmp_path / "jobs.json").write_text((tmp_path / "jobs.json").read_text().replace('"ended": null', '"ended": 1'))
     assert "refresh" not in live_page(read_status(tmp_path)).partition("</head>")[0]

@@ -74,7 +74,7 @@ def compare(
     tables = [_table(by_arm, name, better, confidence, paired, family) for name in (metric, *others)]
     return Comparison(
         question,
-        verdict.sentence(tables[0], better, confidence, family),
+        verdict.sentences(tables[0], better, confidence, family),
         metric,
         better,
         arms[0],

@@ -87,7 +87,7 @@ class Comparison:
 
     Attributes:
         question: that the study asks.
-        verdict: the answer in a sentence or two, worded from the simultaneous intervals of the primary metric.
+        sentences: the answer, from the simultaneous intervals of the primary metric: claims first, then what they are from.
         metric: the primary one.
         better: whether higher or lower values of it are better.
         baseline: the arm that the others are compared with; the best one, where the comparison is against it.
@@ -105,7 +105,7 @@ class Comparison:
     """
 
     question: str
-    verdict: str
+    sentences: tuple[str, ...]
     metric: str
     better: Better
     baseline: str
@@ -120,6 +120,11 @@ class Comparison:
     notes: tuple[str, ...]
     against: Against = "baseline"
     paper: PaperTable = USUAL_TABLE
+
+    @property
+    def verdict(self) -> str:
+        """The answer in one paragraph."""
+        return " ".join(self.sentences)
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from prefopt.runs.extending import extensions, in_words
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm
 from prefopt.support.errors import PrefoptError
+from prefopt.support.wording import listed
 
 IMMATERIAL = (
     *(
@@ -127,7 +128,7 @@ def confounds(
         sentences += [one for one in _against(trained, trained[0].arm, varies) if one not in sentences]
     bare = [f"{f.arm}, seed {f.seed}" for f in runs if not f.manifest]
     if bare:
-        sentences.append(f"{_listed(bare)}: no manifest.json, so weights, data, code and device cannot be compared")
+        sentences.append(f"{listed(bare)}: no manifest.json, so weights, data, code and device cannot be compared")
     return [*sentences, *_extended(runs), *_among([f for f in runs if f.manifest])]
 
 
@@ -143,7 +144,7 @@ def together(sentences: Sequence[str]) -> list[str]:
     for sentence in sentences:
         arm, colon, what = sentence.partition(": ")
         arms.setdefault(what if colon else sentence, []).extend([arm] * bool(colon))
-    return [f"{_listed(of)}: {_of_several(what) if len(of) > 1 else what}" if of else what for what, of in arms.items()]
+    return [f"{listed(of)}: {_of_several(what) if len(of) > 1 else what}" if of else what for what, of in arms.items()]
 
 
 def _of_several(what: str) -> str:
@@ -282,10 +283,6 @@ def seeds_note(results: Sequence[RunOfArm]) -> str:
     varied = varied_randomness(results)
     yes, no = ([SOURCES[name] for name, differs in varied.items() if differs is wanted] for wanted in (True, False))
     note = (
-        f"The {len(seeds)} seeds varied {_listed(yes)}." if yes else f"Nothing differed between the {len(seeds)} seeds."
+        f"The {len(seeds)} seeds varied {listed(yes)}." if yes else f"Nothing differed between the {len(seeds)} seeds."
     )
-    return f"{note} {_listed(no).capitalize()} did not vary: of other ones the intervals say nothing." if no else note
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"{note} {listed(no).capitalize()} did not vary: of other ones the intervals say nothing." if no else note

@@ -5,37 +5,42 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prefopt.runs.records import RunRecord
+from prefopt.study.comparison.verdict_of_many import MANY, against_a_baseline, of_pairs, of_the_best, sides
+from prefopt.support.wording import interval, listed, number
 
 if TYPE_CHECKING:
-    from prefopt.study.comparison.comparison import Against, Contrast, Row, Table
+    from prefopt.study.comparison.comparison import Against, Better, Contrast, Row, Table
 
 
-def sentence(table: "Table", better: str, confidence: float, against: "Against" = "baseline") -> str:
-    """The answer to the question, from the simultaneous intervals of the primary metric."""
+def sentences(table: "Table", better: "Better", confidence: float, against: "Against" = "baseline") -> tuple[str, ...]:
+    """The answer to the question, from the simultaneous intervals of the primary metric: claims first, then what they are from."""
     baseline, arms = table.rows[0].arm, table.rows[1:]
-    title = metric_title(table.metric)
+    compared, title = table.pairs or arms, metric_title(table.metric)
+    many = len(compared) > MANY
     if against == "all":
-        claims = f"Of all pairs, on {title}: {_of_pairs(table.pairs)}."
+        claims = [*of_pairs(table, better, title)] if many else [f"Of all pairs, on {title}: {_of_pairs(table.pairs)}."]
     elif against == "best":
-        claims = f"On {title}: {_of_the_best(baseline, arms)}."
+        claims = [*of_the_best(table, title)] if many else [f"On {title}: {_of_the_best(baseline, arms)}."]
+    elif many:
+        claims = [*against_a_baseline(table, better, title)]
     else:
         parts = [_better(table, better), _worse(table, better), _rest(arms)]
-        claims = f"Against {baseline}, on {title}: {'; '.join(part for part in parts if part)}."
-    if all(one.claim == "one seed" for one in table.pairs or arms):
-        return claims
-    source = _source(len(arms), len(table.pairs), confidence, against)
-    return f"{claims}{source}{_with_other_prompts(table.pairs or arms)}"
+        claims = [f"Against {baseline}, on {title}: {'; '.join(part for part in parts if part)}."]
+    if all(one.claim == "one seed" for one in compared):
+        return tuple(claims)
+    claims.append(_source(len(arms), len(table.pairs), confidence, against))
+    return tuple(filter(None, [*claims, _with_other_prompts(compared)]))
 
 
 def _source(arms: int, pairs: int, confidence: float, against: "Against") -> str:
     """What the claims are from."""
     if against == "best":
         how = "intervals to the best of the other arms that hold together"
-        return f" (From {how}: {confidence:.0%}, one-sided Student's t over seeds{', Bonferroni' if arms > 1 else ''}.)"
+        return f"(From {how}: {confidence:.0%}, one-sided Student's t over seeds{', Bonferroni' if arms > 1 else ''}.)"
     several = pairs > 1 or arms > 1
     family = f"all {pairs} pairs" if pairs > 1 else f"all {arms} arms"
     intervals = f"intervals that hold together for {family}" if several else "its interval"
-    return f" (From {intervals}: {confidence:.0%}, Student's t over seeds{', Bonferroni' if several else ''}.)"
+    return f"(From {intervals}: {confidence:.0%}, Student's t over seeds{', Bonferroni' if several else ''}.)"
 
 
 def _with_other_prompts(contrasts: "Sequence[Row | Contrast]") -> str:
@@ -45,10 +50,11 @@ def _with_other_prompts(contrasts: "Sequence[Row | Contrast]") -> str:
         return ""
     lost = [one for one in claims if one.crossed and one.crossed.both[0] < 0 < one.crossed.both[1]]
     prompts = max(one.crossed.prompts for one in claims if one.crossed)
-    shown = [f"{_called(one)} ({_ends(*one.crossed.both)})" for one in lost if one.crossed]
+    few = len(contrasts) <= MANY
+    shown = [_called(one) + (f" ({interval(*one.crossed.both)})" if few else "") for one in lost if one.crossed]
     if not lost:
-        return f" With other prompts than these {prompts}, too: the same."
-    return f" With other prompts than these {prompts}, too: not shown for {_and(shown)}."
+        return f"With other prompts than these {prompts}, too: the same."
+    return f"With other prompts than these {prompts}, too: not shown for {listed(shown)}."
 
 
 def _called(one: "Row | Contrast") -> str:
@@ -62,11 +68,12 @@ def _of_pairs(pairs: "Sequence[Contrast]") -> str:
     for pair in pairs:
         if pair.claim in ("better", "worse"):
             d = pair.difference
-            up = d.mean.value > 0
-            one, other = (pair.arm, pair.other) if up else (pair.other, pair.arm)
-            low, high = (d.low, d.high) if up else (-d.high, -d.low)
-            higher.setdefault(one, []).append(f"{other} ({_signed(abs(d.mean.value))} {_ends(low, high)})")
-    parts = [f"{arm} is higher than {_and(higher[arm])}" for arm in sorted(higher, key=lambda a: -len(higher[a]))]
+            one, other = sides(pair)
+            low, high = (d.low, d.high) if one == pair.arm else (-d.high, -d.low)
+            higher.setdefault(one, []).append(
+                f"{other} ({number(abs(d.mean.value), signed=True)} {interval(low, high)})"
+            )
+    parts = [f"{arm} is higher than {listed(higher[arm])}" for arm in sorted(higher, key=lambda a: -len(higher[a]))]
     open_ = [f"{pair.arm} and {pair.other}" for pair in pairs if pair.claim not in ("better", "worse")]
     if open_:
         parts.append(f"no difference is shown between {'; '.join(open_)}")
@@ -79,9 +86,9 @@ def _of_the_best(best: str, rows: "Sequence[Row]") -> str:
     rivals = [row.arm for row in rows if row.claim != "worse"]
     parts = [f"{best} has the best mean" if rivals else f"{best} is the best"]
     if rivals:
-        parts.append(f"{_and(rivals)} may be the best as well")
+        parts.append(f"{listed(rivals)} may be the best as well")
     if worse:
-        parts.append(f"not the best: {_and([f'{row.arm} ({_interval(row)})' for row in worse])}")
+        parts.append(f"not the best: {listed([f'{row.arm} ({_of_seeds(row)})' for row in worse])}")
     return "; ".join(parts)
 
 
@@ -92,8 +99,11 @@ def notes(table: "Table", runs: Sequence[RunRecord]) -> Iterator[str]:
         if run.state != "finished" or not math.isfinite(_value(table, run)):
             troubled.setdefault((run.state, run.trouble), {}).setdefault(run.arm, []).append(run.seed)
     for (state, trouble), seeds in troubled.items():
-        who = _and(
-            [f"{arm}, seed{'s' * (len(of_arm) > 1)} {_and([str(s) for s in of_arm])}" for arm, of_arm in seeds.items()]
+        who = listed(
+            [
+                f"{arm}, seed{'s' * (len(of_arm) > 1)} {listed([str(s) for s in of_arm])}"
+                for arm, of_arm in seeds.items()
+            ]
         )
         several = sum(map(len, seeds.values())) > 1
         were, they, have, arms = (
@@ -124,7 +134,7 @@ def _worse(table: "Table", better: str) -> str:
 
 
 def _listed(rows: "Sequence[Row]", how: str) -> str:
-    return f"{how} {_and([f'{row.arm} ({_interval(row)}{_flag(row)})' for row in rows])}" if rows else ""
+    return f"{how} {listed([f'{row.arm} ({_of_seeds(row)}{_flag(row)})' for row in rows])}" if rows else ""
 
 
 def _flag(row: "Row") -> str:
@@ -132,17 +142,9 @@ def _flag(row: "Row") -> str:
     return f"; {lost} of {len(row.values)} seeds have no number" if lost else ""
 
 
-def _interval(row: "Row") -> str:
+def _of_seeds(row: "Row") -> str:
     assert row.difference is not None
-    return f"{_signed(row.difference.mean.value)} {_ends(row.difference.low, row.difference.high)}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3g}".replace("-", "−")
-
-
-def _ends(low: float, high: float) -> str:
-    return f"[{low:.3g}, {high:.3g}]".replace("-", "−")
+    return f"{number(row.difference.mean.value, signed=True)} {interval(row.difference.low, row.difference.high)}"
 
 
 def _rest(rows: "Sequence[Row]") -> str:
@@ -154,20 +156,20 @@ def _rest(rows: "Sequence[Row]") -> str:
     parts = []
     if undecided := by_claim["undecided"]:
         parts.append(
-            f"seeds too few to say for {_and([f'{row.arm} ({_interval(row)}; {_needed(row)})' for row in undecided])}"
+            f"seeds too few to say for {listed([f'{row.arm} ({_of_seeds(row)}; {_needed(row)})' for row in undecided])}"
         )
     if single := by_claim["one seed"]:
-        parts.append(f"seeds too few to say for {_and([row.arm for row in single])}: fewer than two in common")
+        parts.append(f"seeds too few to say for {listed([row.arm for row in single])}: fewer than two in common")
         parts += [_of_policies(row) for row in single if row.over_prompts is not None]
     if same := by_claim["same"]:
-        parts.append(f"exactly the same numbers with {_and([row.arm for row in same])}")
+        parts.append(f"exactly the same numbers with {listed([row.arm for row in same])}")
     if rigid := by_claim["no spread"]:
         parts.append(
-            f"no verdict on {_and([row.arm for row in rigid])}: the difference is equal on every seed, so they did not vary"
+            f"no verdict on {listed([row.arm for row in rigid])}: the difference is equal on every seed, so they did not vary"
         )
     if failed := by_claim["failures"]:
-        shown = _and(
-            [f"{row.arm} ({_interval(row)} on {row.difference.mean.seeds} seeds)" for row in failed if row.difference]
+        shown = listed(
+            [f"{row.arm} ({_of_seeds(row)} on {row.difference.mean.seeds} seeds)" for row in failed if row.difference]
         )
         parts.append(f"no claim for {shown}: it favours the side that lost seeds")
     return "; ".join(parts)
@@ -177,9 +179,9 @@ def _of_policies(row: "Row") -> str:
     """What one seed does tell."""
     assert row.over_prompts is not None and row.difference is not None
     e, seed = row.over_prompts, row.difference.seeds[0]
-    interval = f"{_signed(e.value)} {_ends(e.low, e.high)}"
+    estimate = f"{number(e.value, signed=True)} {interval(e.low, e.high)}"
     return (
-        f"this one policy of {row.arm} (seed {seed}) differs from the baseline's by {interval} over {e.prompts} prompts, which "
+        f"this one policy of {row.arm} (seed {seed}) differs from the baseline's by {estimate} over {e.prompts} prompts, which "
         "tells what these two policies do, and not what the methods do with another seed"
     )
 
@@ -204,7 +206,3 @@ def seeds_in_words(needed: tuple[int, int]) -> str:
 
 def _value(table: "Table", run: RunRecord) -> float:
     return next(row.values[run.seed] for row in table.rows if row.arm == run.arm)
-
-
-def _and(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)

@@ -13,6 +13,7 @@ from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import AT_KL, Comparison, Row, Table
 from prefopt.study.report import text_tables
 from prefopt.support.errors import some_of
+from prefopt.support.wording import number
 
 PROMPTS = 8
 """The number of prompts whose samples are shown."""
@@ -69,7 +70,7 @@ def _size(run: RunRecord) -> str:
     parameters = _at(run.manifest, "model", "parameters")
     if not isinstance(parameters, int | float):
         return ""
-    return f" ({parameters / 1e9:.3g} B parameters)" if parameters >= 1e8 else f" ({parameters:,} parameters)"
+    return f" ({number(parameters / 1e9)} B parameters)" if parameters >= 1e8 else f" ({parameters:,} parameters)"
 
 
 def _rows(run: RunRecord, part: str) -> str:
@@ -178,7 +179,7 @@ def _rendered(pieces: Any) -> list[tuple[str, bool]]:
 def of_sample(sample: Mapping[str, Any]) -> str:
     """What was measured of a sample, in a line."""
     gold, length = sample.get("gold"), sample.get("length")
-    parts = [f"gold {text_tables.number(gold)}" if gold is not None else ""]
+    parts = [f"gold {number(gold)}" if gold is not None else ""]
     parts.append(f"{length:.0f} token{'s' * (length != 1)}" if length is not None else "")
     parts.append("cut" if sample.get("ended") == 0 else "")
     return ", ".join(filter(None, parts))

@@ -8,6 +8,7 @@ from prefopt.study.report.page import template
 from prefopt.study.status import JobStatus, StudyStatus
 from prefopt.study.status_table import headline, steps_of, stop_command
 from prefopt.support.durations import rough_duration
+from prefopt.support.wording import number
 
 REFRESH = 5
 """Seconds after which the page loads itself anew."""
@@ -47,6 +48,7 @@ def live_page(status: StudyStatus) -> str:
         again=f"prefopt study {status.folder / 'study.yaml'} --out {status.folder}",
         steps_of=steps_of,
         rough_duration=rough_duration,
+        number=number,
         report=report.exists() and not status.working,
         unfinished=status.of("running", "failed", "interrupted", "waiting"),
         curves=[(name, found) for name in _metrics(status) if (found := curves(status.jobs, name))],

@@ -30,6 +30,7 @@ from prefopt.study.report.references import (
 )
 from prefopt.study.report.tex import escaped
 from prefopt.support.terminal import one_line
+from prefopt.support.wording import amount, listed
 
 Say = Callable[[RunRecord], str]
 """What a run says about something; empty where it does not."""
@@ -93,7 +94,7 @@ def _arms(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:
     seeds = sorted({run.seed for run in comparison.runs})
     numbers = ", ".join(map(str, seeds))
     yield (
-        f"We compare {_and(list(comparison.arms))} with prefopt [@{PREFOPT.key}], with {len(seeds)} seed{'s' * (len(seeds) != 1)} "
+        f"We compare {listed(comparison.arms)} with prefopt [@{PREFOPT.key}], with {len(seeds)} seed{'s' * (len(seeds) != 1)} "
         f"({numbers}), {len(comparison.runs)} runs in all."
     )
     for state in ("failed", "stopped", "unfinished"):
@@ -222,7 +223,7 @@ def _optimiser(run: RunRecord) -> str:
 
 
 def _schedule(run: RunRecord) -> str:
-    name, others = _choice(run, "schedule"), _listed(run, "warmup", "clip_norm", "weight_decay")
+    name, others = _choice(run, "schedule"), _train_fields(run, "warmup", "clip_norm", "weight_decay")
     return ", ".join(filter(None, [name, others]))
 
 
@@ -283,8 +284,7 @@ def _costs(comparison: Comparison) -> Iterator[str]:
     said = []
     for arm in comparison.arms:
         costs = comparison.costs[arm]
-        numbers = [f"{costs[key]:.3g} {unit}" if key == "flops" else f"{costs[key]:,.0f} {unit}"
-                   for key, unit in units.items() if costs[key] == costs[key] and costs[key] > 0]  # fmt: skip
+        numbers = [f"{amount(costs[key])} {unit}" for key, unit in units.items() if costs[key] > 0]
         if numbers:
             said.append(f"{arm}: {', '.join(numbers)}")
     if said:
@@ -341,7 +341,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     for key, values in contents.differing(comparison):
         if not key.startswith(TOLD) and len({_setting(value) for value in values}) > 1:
             groups = contents.by_value([_setting(value) for value in values], list(comparison.arms))
-            said.append(f"{key}: {', '.join(f'{value} ({_and(arms)})' for value, arms in groups)}")
+            said.append(f"{key}: {', '.join(f'{value} ({listed(arms)})' for value, arms in groups)}")
     if said:
         yield f"The arms' recipes further differ in {'; '.join(said)}."
     odd = [sentence for sentence in together(comparison.confounds) if not re.search(r": [\w./-]+ is ", sentence)]
@@ -374,7 +374,7 @@ def _section(run: RunRecord, *keys: str, cite: str = "") -> str:
     return f"{name} ({shown})".strip() if shown else name
 
 
-def _listed(run: RunRecord, *keys: str) -> str:
+def _train_fields(run: RunRecord, *keys: str) -> str:
     train = run.recipe.get("train") or {}
     return ", ".join(f"{key.replace('_', ' ')} {train[key]}" for key in keys if train.get(key) is not None)
 
@@ -387,7 +387,3 @@ def _at(tree: Any, *keys: str) -> Any:
 
 def _text(value: Any, no: str = "") -> str:
     return "" if value is None else (no or "no") if value == "no" else str(value)
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

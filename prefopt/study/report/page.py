@@ -21,6 +21,7 @@ from prefopt.study.report.style import looks
 from prefopt.study.report.svg import swatch
 from prefopt.support.files import write_whole
 from prefopt.support.terminal import visible
+from prefopt.support.wording import amount, interval, number
 
 SHORT = 5
 """How many notes are shown before the rest is folded."""
@@ -67,8 +68,9 @@ def page(comparison: Comparison, folder: Path) -> str:
         headings=text_tables.HEADINGS,
         cells=contents.cells_and_reasons,
         ends=text_tables.ends,
-        number=text_tables.number,
-        interval=text_tables.interval,
+        number=number,
+        interval=interval,
+        amount=amount,
         metric_title=metric_title,
         caption=text_tables.caption(comparison),
         runs=contents.run_links(comparison, folder),

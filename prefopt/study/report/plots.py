@@ -9,7 +9,7 @@ import numpy as np
 from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import Comparison
 from prefopt.study.report.style import INK, Look, label, looks
-from prefopt.study.report.text_tables import number
+from prefopt.support.wording import interval, number
 
 Series = tuple[list[int], list[float]]
 """Steps, and values at them."""
@@ -51,7 +51,7 @@ def differences(comparison: Comparison, figure: Any) -> list[Point]:
         axis.plot(mean.value, place, marker="|", markersize=13, markeredgewidth=2, **same)
         offsets = place + 0.22 + np.zeros(len(difference.values))
         axis.plot(difference.values, offsets, look.marker, markersize=4, fillstyle="none", **same)
-        ends = f" [{number(difference.low)}, {number(difference.high)}]" if math.isfinite(difference.low) else ""
+        ends = f" {interval(difference.low, difference.high)}" if difference.low == difference.low else ""
         points.append(Point(axis, row.arm, mean.value, place, f"mean {number(mean.value, signed=True)}{ends}"))
         seeds = zip(difference.seeds, difference.values, offsets, strict=False)
         points += [Point(axis, row.arm, v, y, f"seed {seed}: {number(v, signed=True)}") for seed, v, y in seeds]

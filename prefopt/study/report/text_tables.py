@@ -16,6 +16,7 @@ from prefopt.study.comparison.confounds import together
 from prefopt.study.comparison.statistics import Mean
 from prefopt.study.comparison.verdict import metric_title, seeds_in_words
 from prefopt.support.terminal import one_line
+from prefopt.support.wording import interval, number
 
 HEADINGS = ("arm", "seeds", "mean", "difference", "simultaneous", "other prompts, too", "p (Holm)", "r", "verdict")
 SHOWN = {
@@ -24,25 +25,6 @@ SHOWN = {
     110: HEADINGS,
 }
 """The columns of terminals from each width on; the sentence below the table has what is left out."""
-
-
-def number(value: float, signed: bool = False) -> str:
-    """Three significant figures, with an exponent only for very small and large values; a real minus sign; – for NaN."""
-    if not math.isfinite(value):
-        return "–"
-    return _plain(value, "+" if signed else "").replace("-", "−")
-
-
-def _plain(value: float, sign: str) -> str:
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:{sign}.2e}"
-    places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:{sign}.{min(places, 4)}f}"
-
-
-def interval(low: float, high: float) -> str:
-    """[low, high]; – where there is no interval."""
-    return f"[{number(low)}, {number(high)}]" if math.isfinite(low + high) else "–"
 
 
 def spread(mean: Mean, signed: bool = False) -> str:
@@ -152,6 +134,9 @@ def show(console: Console, comparison: Comparison) -> None:
         style, texts = {"better": "green", "worse": "red"}.get(row.claim, ""), cells(row)
         table.add_row(*(Text(texts[column]) for column in shown), style=style)
     console.print(table)
-    console.print(Text(f"\n{comparison.verdict}", style="bold"))
+    claim, *more = comparison.sentences
+    console.print(Text(f"\n{claim}", style="bold"))
+    for sentence in more:
+        console.print(Text(sentence))
     for note in (*comparison.notes, *together(comparison.confounds)):
         console.print(Text(f"note: {note}", style="yellow"))

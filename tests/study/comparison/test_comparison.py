@@ -25,7 +25,7 @@ def test_a_clear_difference_is_said_with_its_simultaneous_interval(tmp_path):
     assert (b.difference.low, b.difference.high) == pytest.approx((low, high))
     assert (b.claim, c.claim) == ("better", "undecided")
     assert f"higher with b (+1.01 [{low:.3g}, {high:.3g}])" in found.verdict
-    assert f"seeds too few to say for c (+0.05 [−{-c.difference.low:.3g}, " in found.verdict
+    assert f"seeds too few to say for c (+0.0500 [−{-c.difference.low:.3g}, " in found.verdict
     few, many = c.difference.needed
     assert f"{few} to {many} seeds would be needed if the difference is as observed" in found.verdict
 
@@ -145,7 +145,7 @@ def test_one_seed_tells_what_its_policies_do_and_not_what_the_methods_do(tmp_pat
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.05, 0.05, 0.05)) and estimate.prompts == 3
     assert b.claim == "one seed" and math.isnan(b.difference.low)
     assert (
-        "this one policy of b (seed 0) differs from the baseline's by +0.05 [0.05, 0.05] over 3 prompts"
+        "this one policy of b (seed 0) differs from the baseline's by +0.0500 [0.0500, 0.0500] over 3 prompts"
         in found.verdict
     )
     assert "not what the methods do with another seed" in found.verdict

@@ -11,7 +11,8 @@ from _folders import study
 
 from prefopt.study.comparison.compare import compare
 from prefopt.study.report import write_report
-from prefopt.study.report.text_tables import interval, number, spread
+from prefopt.study.report.text_tables import spread
+from prefopt.support.wording import interval, number
 
 ARMS = {"dpo": [0.0, 0.1, 0.2, 0.1], "rpo": [1.0, 1.12, 1.21, 1.09], "odd": [0.3, -0.2, 0.4, None]}
 

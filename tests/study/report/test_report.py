@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -21,7 +22,7 @@ from prefopt.study.report.figures import drawn as figure_drawn
 from prefopt.study.report.figures import figures, rc_of
 from prefopt.study.report.page import script_hash
 from prefopt.study.report.style import COLOURS, looks
-from prefopt.study.report.text_tables import ends, number, spread
+from prefopt.study.report.text_tables import ends, spread
 
 
 class Outline(HTMLParser):
@@ -45,7 +46,7 @@ class Outline(HTMLParser):
 def test_everything_is_on_the_page(found, html):
     seen = Outline(html)
     for text in (
-        found.verdict,
+        *found.sentences,
         "Is <rpo> better?",
         *found.notes,
         *found.confounds,
@@ -221,12 +222,6 @@ def test_the_table_for_readmes(found, written):
     assert lines[-4].startswith("| dpo | 4 | 0.100 [−0.0299, 0.230] | baseline |")  # s = .0816, t_{3, .975} = 3.182
 
 
-def test_numbers_have_three_figures():
-    values = (0.0, 0.12345, -12.345, 1234.5, 1e-5, 2.5e9, float("nan"))
-    assert [number(value) for value in values] == ["0", "0.123", "−12.3", "1234", "1.00e−05", "2.50e+09", "–"]
-    assert number(0.5, signed=True) == "+0.500"
-
-
 def test_only_what_differs_is_listed(found):
     (line,) = differing(found)
     assert line == ("train.batch_size", [{"online": "8"}.get(arm, "4") for arm in found.arms])
@@ -312,3 +307,9 @@ def test_no_terminal_is_too_narrow_for_numbers(found, width):
     for row in found.primary.rows[1:]:
         for part in (spread(row.mean).split()[0], spread(row.difference.mean, signed=True).split()[0]):
             assert part in table, (part, table)
+
+
+def test_each_sentence_of_the_verdict_is_a_paragraph(found, html):
+    assert len(found.sentences) == 3
+    box = html.partition('<div class="verdict">')[2].partition("</div>")[0]
+    assert [unescape(text) for text in re.findall("<p>([^<]+)</p>", box)] == list(found.sentences)
