@@ -14,7 +14,7 @@ from pathlib import Path
 from templates import templates_table
 
 from curves import draw
-from prefopt.data.dialects import DIALECTS, REFUSED
+from prefopt.data.dialects import DIALECTS
 from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
 from prefopt.policy.methods import REFUSED as UNTRAINED
@@ -167,8 +167,7 @@ def dialects_table() -> str:
     for one in DIALECTS.values():
         columns = ", ".join(f"`{name}`" for name in one.columns)
         only = "" if one.recognised else " *(only by name)*"
-        becomes = "*refused*" if one.format == REFUSED else one.format
-        lines.append(f"| `{one.name}`{only} | {one.data} | {columns} | {becomes} | {one.reading} |")
+        lines.append(f"| `{one.name}`{only} | {one.data} | {columns} | {one.format} | {one.reading} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from prefopt.data import load_examples
-from prefopt.data.dialects import DIALECTS, REFUSED
+from prefopt.data.dialects import DIALECTS
 from prefopt.data.loading import load
 from prefopt.support.errors import PrefoptError
 
@@ -222,6 +222,29 @@ READ = {
         ],
         [(TURNS, said("a", "b"), (0.5, -0.5))],
     ),
+    "argilla": (
+        [
+            {
+                "id": "1",
+                "fields": {"instruction": "q", "response1": "a", "response2": "b"},
+                "responses": {"better": [{"value": "response2", "user_id": "u"}, {"value": "tie", "user_id": "v"}]},
+                "suggestions": {},
+            }
+        ],
+        [((user("q"),), said("a", "b"), 0.25)],
+    ),
+    "label-studio": (
+        [
+            {
+                "id": 1,
+                "data": {"prompt": "q", "answer1": "a", "answer2": "b"},
+                "annotations": [
+                    {"result": [{"from_name": "c", "to_name": "c", "type": "pairwise", "value": {"selected": "right"}}]}
+                ],
+            }
+        ],
+        [((user("q"),), said("a", "b"), 0.0)],
+    ),
     "stepwise-whole": (
         [{"prompt": "q", "completions": ["one", "two"], "labels": [True, False]}],
         [("q", ("one\ntwo",), (-0.5,))],
@@ -229,10 +252,6 @@ READ = {
 }
 """Rows of each dialect, and the prompt, completions and scores (or P(the first beats the second)) that are to come of them."""
 
-EXPORTED = {
-    "argilla": {"id": "1", "fields": {"prompt": "q"}, "responses": {}, "suggestions": {}, "status": "completed"},
-    "label-studio": {"id": 1, "data": {"prompt": "q"}, "annotations": []},
-}
 TWO_QUESTIONS = {"ultrafeedback-overall", "ultrafeedback-aspects", "saferlhf-better", "saferlhf-safer"}
 
 
@@ -249,10 +268,6 @@ def outcome(example):
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_rows_of_each_dialect(tmp_path, name):
-    if DIALECTS[name].format == REFUSED:
-        with pytest.raises(PrefoptError, match=r"rows\.jsonl:1: .*`source: \{adapt: mine\.py:pair\}`"):
-            load_examples(saved(tmp_path, [EXPORTED[name]]))
-        return
     rows, expected = READ[name]
     file = saved(tmp_path, rows)
     assert [outcome(example) for example in load_examples(file, adapt=name)] == expected

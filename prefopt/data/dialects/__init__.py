@@ -3,18 +3,19 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from prefopt.data.dialects.argilla import ARGILLA
 from prefopt.data.dialects.compared import COMPARED
-from prefopt.data.dialects.dialect import REFUSED, Dialect, NamedRow, Row
-from prefopt.data.dialects.exports import EXPORTS
+from prefopt.data.dialects.dialect import Dialect, NamedRow, Row
+from prefopt.data.dialects.label_studio import LABEL_STUDIO
 from prefopt.data.dialects.rated import RATED
 from prefopt.data.dialects.transcripts import TRANSCRIPTS
 from prefopt.data.values import fail
 from prefopt.support.errors import PrefoptError, nearest
 
-DIALECTS: Mapping[str, Dialect] = {one.name: one for one in (*RATED, *COMPARED, *TRANSCRIPTS, *EXPORTS)}
+DIALECTS: Mapping[str, Dialect] = {one.name: one for one in (*RATED, *COMPARED, *TRANSCRIPTS, ARGILLA, LABEL_STUDIO)}
 """All of them, by the name that `adapt` has for them."""
 
-__all__ = ["DIALECTS", "REFUSED", "Dialect", "NamedRow", "named", "recognised", "turned"]
+__all__ = ["DIALECTS", "Dialect", "NamedRow", "named", "recognised", "turned"]
 
 
 def named(name: str) -> Dialect:

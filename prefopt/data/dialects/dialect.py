@@ -15,9 +15,6 @@ NamedRow = tuple[str, Row]
 Reader = Callable[[Iterator[NamedRow], Counter[str]], Iterator[NamedRow]]
 """Rows of a dialect as rows of a format; rows that are left out are counted by the reason."""
 
-REFUSED = "refused"
-"""In the place of a format: the rows do not say what is to be learnt, and the reader says how to."""
-
 
 class LeftOut(Exception):  # noqa: N818 - a reason, and no error
     """Why a row is left out."""
@@ -31,7 +28,7 @@ class Dialect:
         name: what `adapt` calls it.
         data: the data sets that have it, hub ids where they are there.
         columns: that all its rows have; by them it is recognised.
-        format: what its rows become, of `FORMATS`, or `REFUSED`.
+        format: what its rows become, of `FORMATS`; several where its values decide.
         reading: what is read from what, a clause that follows "read as NAME: ".
         read: does it.
         without: columns that its rows do not have; with one of them they are another dialect's, or a format's.
@@ -72,17 +69,6 @@ def each(change: Callable[[Row, str], Row]) -> Reader:
     return read
 
 
-def refuses(advice: str) -> Reader:
-    """A reader that refuses the first row, and says what to do."""
-
-    def read(rows: Iterator[NamedRow], left_out: Counter[str]) -> Iterator[NamedRow]:
-        for where, _ in rows:
-            fail(where, advice)
-        yield from ()
-
-    return read
-
-
 # Values of a row, or a refusal that names the row.
 
 
@@ -106,6 +92,14 @@ def number(row: Row, name: str, where: str) -> float:
     value = number_of(row.get(name), name, where)
     if value is None:
         fail(where, f"{name!r} has no number; every row of this dialect has one")
+    return value
+
+
+def mapping(row: Row, name: str, where: str) -> Row:
+    """The object in a column that must have one."""
+    value = present(row, name, where)
+    if not isinstance(value, Mapping):
+        fail(where, f"{name!r} must be an object, not {shown(value)}")
     return value
 
 
