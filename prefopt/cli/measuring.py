@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,7 @@ def _add(options: argparse.Namespace) -> None:
     from prefopt.runs.additions import additions_to
 
     additions, left_out = additions_to(Path(options.target), options.overrides)
-    for sentence in left_out:
-        consoles.err.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    show_left_out(left_out)
 
     from prefopt.runs.adding import add
     from prefopt.support.sharing import sharing
@@ -63,6 +63,12 @@ def _add(options: argparse.Namespace) -> None:
             show_evaluation(consoles.out, title, added.estimates(), added.numbers)
             files = [str(one.folder.measured_file(name)) for name in one.names]
             consoles.out.print(f"kept      {', '.join(files)}\n", highlight=False, soft_wrap=True)
+
+
+def show_left_out(sentences: Sequence[str]) -> None:
+    """The runs of a study that get nothing added, and why."""
+    for sentence in sentences:
+        consoles.err.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _evaluate_judge(options: argparse.Namespace, target: Path | None) -> None:

@@ -165,7 +165,8 @@ def _add_benchmark(verb: Verb) -> None:
     parser.add_argument(
         "target",
         metavar="RUN|MODEL|RECIPE",
-        help="a run folder; a folder or hub id of a model; a recipe: its judge, feedback, or policy before training",
+        help="a run folder, with --add also a study's; a folder or hub id of a model; a recipe: its judge, feedback, or policy "
+        "before training",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
     parser.add_argument(
@@ -198,7 +199,9 @@ def _add_benchmark(verb: Verb) -> None:
     parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="in a forward pass (default: 16)")
     parser.add_argument("--name", metavar="NAME", help="of the result (default: the file's, or the tasks')")
     parser.add_argument("--out", metavar="FILE", help="also write everything, as JSON")
-    parser.add_argument("--add", action="store_true", help="keep it in the run folder, where `prefopt report` finds it")
+    parser.add_argument(
+        "--add", action="store_true", help="keep it in the folder of the run, or of all runs of a study"
+    )
 
 
 def _add_looking_up(verb: Verb) -> None:

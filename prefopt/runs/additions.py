@@ -1,14 +1,17 @@
 """What is to be measured of a finished run beyond what its recipe names; known, and refused, before torch is imported."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from prefopt import recipe
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm, find_runs
 from prefopt.support.errors import PrefoptError
+
+T = TypeVar("T")
 
 KEYS = re.compile(r"evaluate\.(?:(gold)|metrics\.(\w+)|sets\.([\w-]+))")
 """What can be added: a gold reward where there was none, metrics and sets of new names."""
@@ -86,13 +89,28 @@ def additions_to(target: Path, overrides: Sequence[str]) -> tuple[list[tuple[Run
     Raises:
         PrefoptError: `additions_of` refuses it for a run folder, or for all of several runs.
     """
-    runs = find_runs([target])
-    additions, refused = [], []
+    return for_each(find_runs([target]), lambda run: additions_of(run.folder, overrides))
+
+
+def for_each(runs: Sequence[RunOfArm], look: Callable[[RunOfArm], T]) -> tuple[list[tuple[RunOfArm, T]], list[str]]:
+    """What is to be done to each of several runs that can be taken.
+
+    Args:
+        runs: at least one.
+        look: what is done to a run; refuses one that cannot be taken.
+
+    Returns:
+        Each run that is taken, with what `look` returned; and a sentence on each run that is left out.
+
+    Raises:
+        PrefoptError: every run is refused; the last one's sentence.
+    """
+    taken, refused = [], []
     for run in runs:
         try:
-            additions.append((run, additions_of(run.folder, overrides)))
+            taken.append((run, look(run)))
         except PrefoptError as error:
-            if not additions and run is runs[-1]:
+            if not taken and run is runs[-1]:
                 raise
             refused.append(str(error))
-    return additions, refused
+    return taken, refused

@@ -76,6 +76,8 @@ def folder(tmp_path):
         ("label label.yaml --out labels feedback=RewardModl", 2, "unknown feedback 'RewardModl'"),
         ("label label.yaml --out labels policy.model=no/such/model", 2, "no model at no/such/model"),
         ("label label.yaml --out taken", 2, "taken is there already, and is no labelling"),
+        ("benchmark taken --tasks arc_easy --add", 2, "taken is no run folder"),
+        ("benchmark taken --data rows.jsonl --name a/b --add", 2, "'a/b' is no name for a result"),
         ("report nowhere", 2, "nowhere is no folder"),
         ("report taken", 2, "taken"),
         ("run --help", 0, "source.data"),

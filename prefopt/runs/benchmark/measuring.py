@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,11 @@ from rich.console import Console
 
 from prefopt.evaluation.benchmarks.cases import Case
 from prefopt.evaluation.benchmarks.measuring import Measured, load_cases, measure
+from prefopt.runs.benchmark.adding import name_of_rows, refuse_adding, result_name
 from prefopt.runs.benchmark.targets import Manner, Target, find_target
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import circumstances
 from prefopt.support.dates import fixed_date
-from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.training.devices import computing
 from prefopt.types import Estimate
@@ -55,7 +54,7 @@ def benchmark(
         PrefoptError: whatever a user can put right; what can be known before a model is loaded is refused before.
     """
     rows_of, cases = load_cases(data, kind, limit)
-    called = checked_name(called or re.sub(r"[^\w.-]+", "-", Path(data).stem))
+    called = result_name(called, name_of_rows(data))
     if add:
         refuse_adding(name, called)
     target = find_target(name, overrides, manner or Manner())
@@ -68,35 +67,6 @@ def benchmark(
     if add:
         RunFolder(Path(name)).write_measured(called, made, measured.evaluation)
     return measured, made
-
-
-def checked_name(name: str) -> str:
-    """A name under which something is kept.
-
-    Raises:
-        PrefoptError: it could be no file's.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise PrefoptError(f"{name!r} is no name for a result; it has letters, digits, and _ . - alone")
-    return name
-
-
-def refuse_adding(name: str, called: str) -> None:
-    """Refuse to add where it cannot be, before anything is measured.
-
-    Raises:
-        PrefoptError: no finished run, or it has a result of this name.
-    """
-    run = RunFolder(Path(name))
-    if not run.finished:
-        what = "is not finished" if run.begun else "is no run folder"
-        raise PrefoptError(
-            f"--add keeps the result in a finished run's folder, and {name} {what}; --out writes a file anywhere"
-        )
-    if (file := run.measured_file(called)).exists():
-        raise PrefoptError(
-            f"{file} is there already, and nothing is overwritten: give another name with --name, or remove it"
-        )
 
 
 def _made(

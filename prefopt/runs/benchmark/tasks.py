@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from prefopt.evaluation.benchmarks.harness import Tasks, check_tasks, run_tasks
-from prefopt.runs.benchmark.measuring import checked_name, refuse_adding
+from prefopt.runs.benchmark.adding import name_of_tasks, refuse_adding, result_name
 from prefopt.runs.benchmark.targets import Manner, Prompts, find_target, load_language_model
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import circumstances
@@ -51,7 +51,7 @@ def tasks(
     Raises:
         PrefoptError: whatever a user can put right; what can be known before a model is loaded is refused before.
     """
-    called = checked_name(called or "-".join(names).replace("*", ""))
+    called = result_name(called, name_of_tasks(",".join(names)))
     if add:
         refuse_adding(name, called)
     if prompts == "none":

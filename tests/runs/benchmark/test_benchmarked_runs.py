@@ -1,6 +1,7 @@
 """Runs, models and judges on a benchmark, from the command line to the report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,33 @@ def test_a_dpo_run_is_measured_by_its_log_ratios_and_the_report_has_it(tmp_path:
     with pytest.raises(SystemExit):
         main(["benchmark", str(folder), "--data", str(rows), "--add", "--name", "quiz"])
     assert "quiz.json is there already" in capsys.readouterr().err
+
+
+def test_all_runs_of_a_study_get_the_result_and_the_same_command_goes_on(
+    tmp_path: Path, rows: Path, capsys: Any
+) -> None:
+    study, first = tmp_path / "study", trained(tmp_path / "dpo", "DPO")
+    folders = [study / "arms" / arm / "seed-0" for arm in ("a", "b", "c")]
+    for folder in folders:
+        shutil.copytree(first, folder)
+    (folders[2] / "summary.json").unlink()
+    command = ["benchmark", str(study), "--data", str(rows), "--add"]
+    with pytest.raises(SystemExit):
+        main([*command, "--out", str(tmp_path / "out.json")])
+    assert "--out names one file" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
+    assert not (folders[0] / "measured").exists()
+    main(command)
+    assert "arms/c/seed-0 is not finished" in " ".join(capsys.readouterr().err.split())
+    assert [(folder / "measured" / "quiz.json").exists() for folder in folders] == [True, True, False]
+    values = [read_run(RunOfArm(folder.parent.name, 0, folder)).after["quiz"] for folder in folders[:2]]
+    assert values[0] == values[1]
+    (folders[0] / "measured" / "quiz.json").unlink()
+    main(command)
+    shown = capsys.readouterr()
+    assert "arms/a/seed-0" in shown.out and "arms/b/seed-0" not in shown.out
+    assert "arms/b/seed-0/measured/quiz.json is there already" in " ".join(shown.err.split())
+    with pytest.raises(SystemExit):
+        main(command)
 
 
 def test_log_ratios_are_those_of_policy_and_start(tmp_path: Path, rows: Path) -> None:
