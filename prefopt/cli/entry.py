@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from prefopt.cli import consoles
 from prefopt.cli.exits import ends_in_a_sentence
 from prefopt.cli.parser import parser_of_verbs
 from prefopt.support.allocator import keep_freed_memory
@@ -14,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a letter gets its number
             stream.reconfigure(errors="backslashreplace")
+    consoles.hush_other_processes()
     options = _options(arguments)
     keep_freed_memory()
     with ends_in_a_sentence():

@@ -31,9 +31,11 @@ def evaluate(options: argparse.Namespace) -> None:
         return _evaluate_judge(options, target)
     settings = _target(options)
     from prefopt.runs import inspecting
+    from prefopt.training.devices import end_processes
 
     quiet_libraries()
     evaluation = inspecting.evaluate(settings, consoles.err)
+    end_processes()
     title = f"{options.target}: {settings.evaluate.part} rows, with {evaluation.confidence:.0%} intervals"
     show_evaluation(consoles.out, title, evaluation.estimates(), evaluation.numbers)
     keep(target, evaluation.to_json())
@@ -54,6 +56,7 @@ def _add(options: argparse.Namespace) -> None:
 
     from prefopt.runs.adding import add
     from prefopt.support.sharing import sharing
+    from prefopt.training.devices import end_processes
 
     quiet_libraries()
     with sharing():
@@ -63,11 +66,12 @@ def _add(options: argparse.Namespace) -> None:
             show_evaluation(consoles.out, title, added.estimates(), added.numbers)
             files = [str(one.folder.measured_file(name)) for name in one.names]
             consoles.out.print(f"kept      {', '.join(files)}\n", highlight=False, soft_wrap=True)
+    end_processes()
 
 
 def show_left_out(sentences: Sequence[str]) -> None:
     """The runs of a study that get nothing added, and why."""
-    for sentence in sentences:
+    for sentence in sentences if consoles.is_main_process() else ():
         consoles.err.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -102,7 +106,7 @@ def new_file(name: str | None) -> Path | None:
 
 def keep(target: Path | None, text: str) -> None:
     """Write a file that was asked for."""
-    if target is not None:
+    if target is not None and consoles.is_main_process():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, text)
 

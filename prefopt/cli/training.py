@@ -54,7 +54,8 @@ def _train(settings: "Recipe", folder: Path | None, options: argparse.Namespace)
     with profiling() if options.profile else nullcontext() as clock:
         result = train(settings, folder, options.resume, consoles.err)
     end_processes()
-    consoles.err.print()
+    if consoles.is_main_process():
+        consoles.err.print()
     show_result(consoles.out, result, settings.evaluate.confidence)
     if clock is not None:
         show_profile(consoles.out, clock)

@@ -25,7 +25,7 @@ from prefopt.runs.preparing import sample_metrics
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked
-from prefopt.training.devices import computing, on_main_process
+from prefopt.training.devices import computing, entered_on_main_process, of_main_process, on_main_process
 
 
 def add(additions: Additions, console: Console) -> Evaluation:
@@ -44,10 +44,11 @@ def add(additions: Additions, console: Console) -> Evaluation:
     manifest = folder.manifest()
     added = Evaluation({}, seed=0, confidence=settings.evaluate.confidence)
     with (
-        locked(folder.path),
         computing(settings.train) as accelerator,
+        entered_on_main_process(accelerator, lambda: locked(folder.path)),
         fixed_date(on_main_process(accelerator, lambda: date_of(manifest))),
     ):
+        console = of_main_process(accelerator, console)
         made = {**circumstances(additions.settings, accelerator), "overrides": list(additions.overrides)}
         for name, before, after, more in _measured(additions, settings, manifest, accelerator, console):
             if accelerator.is_main_process:

@@ -11,6 +11,7 @@ policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
 earlier/             step-NNNNNN/, of a run that was extended: the policy and summary of its earlier end
+diverged.txt         training diverged, and no resume has gone on since: where and why
 error.txt            of a study's run that failed: the traceback
 TRACKER-id.txt       of a run that is logged to W&B, MLflow or trackio: its id there, with which a resume goes on
 """
@@ -115,6 +116,11 @@ class RunFolder:
         """Why a study's run failed."""
         return self.path / "error.txt"
 
+    @property
+    def diverged_file(self) -> Path:
+        """Where training diverged, and why."""
+        return self.path / "diverged.txt"
+
     def tracker_id_file(self, tracker: str) -> Path:
         """The run's id at a tracker: wandb-id.txt."""
         return self.path / f"{tracker}-id.txt"
@@ -151,6 +157,11 @@ class RunFolder:
     def failed(self) -> bool:
         """Whether a study noted an error."""
         return self.error_file.is_file()
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training diverged, so that a resume, which has the same settings, would diverge again."""
+        return self.diverged_file.is_file() and not self.finished
 
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe, with overrides; keys of the previous version are read under their new names.
@@ -209,6 +220,10 @@ class RunFolder:
     def error(self) -> str:
         """What a study noted when the run failed; empty where it did not."""
         return self.error_file.read_text(encoding="utf-8", errors="replace") if self.failed else ""
+
+    def divergence(self) -> str:
+        """Where training diverged, and why; empty where it did not."""
+        return self.diverged_file.read_text(encoding="utf-8", errors="replace").strip() if self.diverged else ""
 
     def tracker_id(self, tracker: str) -> str:
         """The run's id at a tracker; empty where it was never logged there."""
@@ -363,6 +378,10 @@ class RunFolder:
     def write_tracker_id(self, tracker: str, run_id: str) -> None:
         """Under which id a resume goes on at a tracker."""
         write_whole(self.tracker_id_file(tracker), f"{run_id}\n")
+
+    def write_divergence(self, sentence: str) -> None:
+        """Note where training diverged, and why."""
+        write_whole(self.diverged_file, f"{sentence}\n")
 
     def write_error(self, details: str) -> None:
         """Note why the run failed."""

@@ -32,7 +32,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import SAMPLING, advising
 from prefopt.support.seeds import seed_for
 from prefopt.support.terminal import Terminal
-from prefopt.training.devices import computing
+from prefopt.training.devices import computing, of_main_process
 from prefopt.types import Needs
 
 
@@ -84,7 +84,7 @@ def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
         PrefoptError: whatever a user can put right.
     """
     with computing(settings.train) as accelerator, fixed_date(_date_of(settings.policy)):
-        part = settings.evaluate.part
+        part, console = settings.evaluate.part, of_main_process(accelerator, console)
         return with_sets(part, measure(settings, [part, *settings.evaluate.sets], accelerator, console))
 
 
@@ -180,7 +180,10 @@ def sample(
             raise PrefoptError("there is no prompt to start from; give one with --prompt")
         most = settings.evaluate.sampling.max_tokens
         longest = sampled(rows, most, "samples", "evaluate.sampling.max_tokens", "source.max_prompt_tokens")
-        show_warnings(Terminal(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
+        show_warnings(
+            of_main_process(accelerator, Terminal(stderr=True)),
+            position_warnings({"policy.model": settings.policy.model}, longest),
+        )
         model = load_models(settings, Needs(), tokenizer, accelerator).trained
         assert isinstance(model, Policy)
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])

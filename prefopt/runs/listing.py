@@ -20,13 +20,14 @@ class ListedRun:
 
     Attributes:
         folder: its run folder.
-        state: finished, stopped, trained (its last evaluation is missing), unfinished, failed, or damaged.
+        state: finished, stopped, trained (its last evaluation is missing), diverged, unfinished, failed, or damaged.
         objective: names and weights of its terms, as in `DPO + 0.1 SFT`.
         seed: of the run; None where its recipe does not say.
         step: the last one.
         steps: planned; None where the recipe has epochs.
         result: the metric that a comparison of it would decide by, as in `gold 0.169`; with the step whose policy
             is kept, where that is the best, and where the run was extended; empty where nothing was measured at the end.
+        advice: what helps where a resume would not: of a run that diverged.
         begun: day and time, as in `2026-11-29 13:45`; empty where no manifest says so.
     """
 
@@ -38,6 +39,7 @@ class ListedRun:
     steps: int | None = None
     result: str = ""
     begun: str = ""
+    advice: str = ""
 
 
 def listed_runs(folder: Path) -> Iterator[ListedRun]:
@@ -61,16 +63,27 @@ def _listed(run: RunFolder) -> ListedRun:
     except PrefoptError:
         return ListedRun(run.path, "damaged")
     train, seed = record.recipe.get("train"), record.recipe.get("seed")
+    diverged = run.diverged and record.state == "unfinished"
     steps = train.get("steps") if isinstance(train, Mapping) else None
     return ListedRun(
         run.path,
-        "trained" if run.trained else record.state,
+        "trained" if run.trained else "diverged" if diverged else record.state,
         _objectives(record),
         seed if isinstance(seed, int) else None,
         int(max((line["step"] for line in record.history), default=0)),
         steps if isinstance(steps, int) else None,
         _result(record, run.summary()),
         str(record.manifest.get("started", ""))[:16].replace("T", " "),
+        _after_divergence(run, train) if diverged else "",
+    )
+
+
+def _after_divergence(run: RunFolder, train: Any) -> str:
+    lr = train.get("lr") if isinstance(train, Mapping) else None
+    smaller = f"{lr / 3:.1g}" if isinstance(lr, int | float) else "…"
+    return (
+        f"a resume has the same settings and would diverge again; begin anew with a smaller train.lr (or with train.clip_norm, "
+        f"train.warmup): prefopt run {run.recipe_file} train.lr={smaller}"
     )
 
 

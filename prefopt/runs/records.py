@@ -209,7 +209,7 @@ def read_run(result: RunOfArm) -> RunRecord:
     elif run.failed:
         state, trouble = "failed", (run.error().strip().splitlines() or ["no message"])[-1]
     else:
-        state, trouble = "unfinished", f"no summary.json in {run}"
+        state, trouble = "unfinished", run.divergence() or f"no summary.json in {run}"
     before, after = (_values(summary.get(when, {})) for when in ("before", "after"))
     for later in run.measured().values() if after else ():  # which never replaces what the run itself measured
         for known, added in ((after, later), (before, later.get("before", {}))):

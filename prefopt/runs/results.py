@@ -130,6 +130,8 @@ def show_runs(console: Console, folder: Path, runs: "Sequence[ListedRun]") -> No
     console.print(table)
     if waiting := next((run for run in runs if run.state in ("unfinished", "trained")), None):
         console.print(f"\nto go on  prefopt run {waiting.folder} --resume", highlight=False, soft_wrap=True)
+    if diverged := next((run for run in runs if run.advice), None):
+        console.print(f"\ndiverged  {diverged.folder}: {diverged.advice}", highlight=False, soft_wrap=True)
 
 
 def show_kept(console: Console, found: "Sequence[CacheUsage]") -> None:

@@ -1,10 +1,12 @@
 """Going on with a run: whether it is still made of what it began with, and from which checkpoint."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt import recipe
@@ -111,9 +113,21 @@ def restore(trainer: "Trainer", folder: RunFolder, console: Console) -> int:
     """Load the newest checkpoint of a resumed run that can be read; the number of steps behind it."""
     load_newest(trainer, folder.checkpoints)
     if trainer.accelerator.is_main_process:
+        folder.diverged_file.unlink(missing_ok=True)  # if it does again, that is noted again
         rewind(folder.metrics_file, trainer.done)
     console.print(f"resumed at step {trainer.done} of {trainer.steps}", highlight=False)
     return trainer.done
+
+
+@contextmanager
+def noting_divergence(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
+    """Have the folder say that training diverged, for whoever asks later how the run goes on."""
+    try:
+        yield
+    except DivergenceError as error:
+        if accelerator.is_main_process:
+            folder.write_divergence(str(error))
+        raise
 
 
 def kept(folder: RunFolder, error: BaseException) -> str:

@@ -25,7 +25,7 @@ from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluatio
 from prefopt.runs.outcome import RunResult
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_chosen, show_limit, show_warnings, shown
-from prefopt.runs.resuming import has_checkpoint, kept, restore, write_beginning, write_resumption
+from prefopt.runs.resuming import has_checkpoint, kept, noting_divergence, restore, write_beginning, write_resumption
 from prefopt.runs.step_metrics import check_limits
 from prefopt.sources.diagnostics import RolloutDiagnostics, beyond
 from prefopt.support.dates import fixed_date
@@ -37,7 +37,7 @@ from prefopt.support.system_errors import noting
 from prefopt.support.terminal import Terminal
 from prefopt.training.callbacks import Callback, make_callbacks, reason_to_stop
 from prefopt.training.checkpoints import check_state, save_checkpoint
-from prefopt.training.devices import computing, entered_on_main_process, on_main_process
+from prefopt.training.devices import computing, entered_on_main_process, of_main_process, on_main_process
 from prefopt.training.environment import said
 from prefopt.training.loop import Step, Trainer
 from prefopt.training.other_trackers import About, refuse_missing
@@ -69,9 +69,10 @@ def run(
         computing(settings.train) as accelerator,
         entered_on_main_process(accelerator, lambda: claimed(settings, folder, resume)) as opened,
         noting(lambda error: kept(opened, error)),
+        noting_divergence(opened, accelerator),
         fixed_date(on_main_process(accelerator, lambda: date_of(opened.manifest()))),
     ):
-        console = (console or Terminal(stderr=True)) if accelerator.is_main_process else Terminal(quiet=True)
+        console = of_main_process(accelerator, console or Terminal(stderr=True))
         for line in said(settings.track.wandb):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         if opened.trained and not is_longer(opened, settings):
@@ -99,12 +100,13 @@ def _train(
     measurements.keep(before, 0)
     choice, warned = Choice(prepared.recipe.train, folder, prepared.accelerator), set[str]()
     callbacks = _callbacks(prepared, folder)
-    stopped = choice.reason_to_stop(
-        trainer.done, trainer.steps
-    )  # a kill may have come between the checkpoint and the end
+    # A kill may have come between the checkpoint of the last step and the end.
+    stopped = _limited_before(prepared, trainer, folder) or choice.reason_to_stop(trainer.done, trainer.steps)
     for step in () if stopped else shown(trainer, prepared.plan.steps, console, done=done):
-        _after(step, prepared, trainer, measurements, choice)
+        if prepared.rollouts is not None:
+            step.metrics |= prepared.rollouts.metrics
         limited = _limited(step, prepared.recipe.train, warned, console)
+        _after(step, prepared, trainer, measurements, choice, bool(limited))
         waited = choice.reason_to_stop(step.number, trainer.steps)
         if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator) or waited:
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
@@ -153,12 +155,12 @@ def _rows_of_sets(prepared: Prepared) -> dict[str, int]:
     return {name: len(prepared.evaluators[name].rows) for name in prepared.recipe.evaluate.sets}
 
 
-def _after(step: Step, prepared: Prepared, trainer: Trainer, measurements: Measurements, choice: Choice) -> None:
-    """Log, evaluate and save, as often as the recipe says."""
+def _after(
+    step: Step, prepared: Prepared, trainer: Trainer, measurements: Measurements, choice: Choice, limited: bool
+) -> None:
+    """Log, evaluate and save, as often as the recipe says; a step that ends the run by its limits is logged in any case."""
     settings, train = prepared.recipe, prepared.recipe.train
-    if prepared.rollouts is not None:
-        step.metrics |= prepared.rollouts.metrics
-    if step.number % settings.track.every == 0:
+    if limited or step.number % settings.track.every == 0:
         of_step = {"tokens": step.tokens, "seconds": round(step.seconds, 4), "batch": step.batch}
         measurements.tracker.log(step.number, {**step.metrics, **of_step})
     last = step.number == prepared.plan.steps
@@ -197,6 +199,17 @@ def _limited(step: Step, train: recipe.Train, warned: set[str], console: Console
             warned.add(name)
             show_limit(console, step.number, what)
     return f"step {step.number}: {'; '.join(out.values())}" if out and train.beyond == "stop" else ""
+
+
+def _limited_before(prepared: Prepared, trainer: Trainer, folder: RunFolder) -> str:
+    """Why the limits had ended the run at the step of the checkpoint that it goes on from, by the line of that step."""
+    train = prepared.recipe.train
+    if train.beyond != "stop" or not train.limits or not trainer.done:
+        return ""
+    lines = on_main_process(prepared.accelerator, lambda: list(folder.history()))
+    of_step = {name: value for line in lines if line["step"] == trainer.done for name, value in line.items()}
+    out = beyond({name: value for name, value in of_step.items() if value is not None}, train.limits)
+    return f"step {trainer.done}: {'; '.join(out.values())}" if out else ""
 
 
 def _conclude(

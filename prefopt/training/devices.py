@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from rich.console import Console
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.system_errors import system_sentence
+from prefopt.support.terminal import Terminal
 
 T = TypeVar("T")
 
@@ -177,6 +179,11 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
     if wrong:
         raise PrefoptError(wrong)
     return result
+
+
+def of_main_process(accelerator: Accelerator, console: Console) -> Console:
+    """The console on the main process, and a silent one on the others: what concerns all is said once."""
+    return console if accelerator.is_main_process else Terminal(quiet=True)
 
 
 @contextmanager

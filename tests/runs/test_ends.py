@@ -109,6 +109,9 @@ def test_a_last_update_that_diverged_is_said_and_no_such_model_is_saved(recipe_f
         run(settings, folder=tmp_path / "run", console=Console(quiet=True))
     folder = RunFolder(tmp_path / "run")
     assert not folder.trained and not folder.policy.exists() and not list(folder.path.glob("checkpoints/*"))
+    assert folder.diverged and folder.diverged_file.read_text().startswith(
+        "training diverged: after the update of step 1"
+    )
 
 
 def test_a_run_that_its_limits_stopped_stays_stopped_when_only_its_evaluation_is_left(recipe_file, tmp_path, failing):
@@ -119,6 +122,22 @@ def test_a_run_that_its_limits_stopped_stays_stopped_when_only_its_evaluation_is
     run(settings, folder=tmp_path / "run", resume=True, console=Console(quiet=True))
     assert summary(tmp_path / "run")["steps"] == 1
     assert summary(tmp_path / "run")["stopped"].startswith("step 1: loss")
+
+
+def test_a_run_that_its_limits_stopped_at_a_checkpoint_stays_stopped_if_it_is_killed_before_it_is_saved(
+    recipe_file, tmp_path, monkeypatch
+):
+    """Also where that step is none of those that are logged."""
+    limits = ["train.limits={lr: [null, 0]}", "train.beyond=stop", "train.checkpoint_every=1", "track.every=3"]
+    settings = load_recipe(recipe_file, limits)
+    with monkeypatch.context() as patched:
+        patched.setattr("prefopt.runs.run._save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, folder=tmp_path / "run", console=Console(quiet=True))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000001"]
+    run(settings, folder=tmp_path / "run", resume=True, console=Console(quiet=True))
+    assert summary(tmp_path / "run")["steps"] == 1
+    assert summary(tmp_path / "run")["stopped"].startswith("step 1: lr")
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -7,6 +7,7 @@ from _folders import failed_run, finished_run, study
 
 from prefopt import PrefoptError
 from prefopt.cli import main
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.listing import listed_runs
 
 
@@ -58,6 +59,18 @@ def test_the_list_is_read_in_a_narrow_terminal_and_says_how_to_go_on(tmp_path, c
     shown = capsys.readouterr().out
     assert "dpo-seed3" in shown and "finished" in shown and "gold 0.500" in shown
     assert f"prefopt run {tmp_path / 'rpo-seed1'} --resume" in shown.replace("\n", " ").replace("  ", " ")
+
+
+def test_of_a_run_that_diverged_it_says_what_helps_and_offers_no_resume(tmp_path, capsys):
+    diverged = finished_run(tmp_path / "dpo", 3, 0.5)
+    (diverged / "summary.json").unlink()
+    RunFolder(diverged).write_divergence("step 3: the loss is nan")
+    (run,) = listed_runs(tmp_path)
+    assert run.state == "diverged"
+    main(["runs", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "--resume" not in shown
+    assert f"prefopt run {diverged}/recipe.yaml train.lr=0.0003" in shown.replace("\n", " ")  # a third
 
 
 def test_a_folder_that_is_not_there_or_is_empty_is_said(tmp_path, capsys):

@@ -25,7 +25,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
 from prefopt.support.seeds import seed_for
 from prefopt.support.terminal import Terminal
-from prefopt.training.devices import computing
+from prefopt.training.devices import computing, of_main_process
 from prefopt.types import Estimate
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def report(settings: JudgeRecipe, console: Console | None = None) -> JudgeReport
     check_feedback(settings.judge, "judge", fixed=True)
     rows = [RatedRow.of(example) for example in load_rows(settings.source)[: settings.rows]]
     with computing(settings) as accelerator:
-        return _report(settings, rows, accelerator, console)
+        return _report(settings, rows, accelerator, of_main_process(accelerator, console))
 
 
 def _report(settings: JudgeRecipe, rows: Sequence[RatedRow], accelerator: Accelerator, console: Console) -> JudgeReport:

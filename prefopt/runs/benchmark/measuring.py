@@ -18,7 +18,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import circumstances
 from prefopt.support.dates import fixed_date
 from prefopt.support.json_values import json_values
-from prefopt.training.devices import computing
+from prefopt.training.devices import computing, of_main_process
 from prefopt.types import Estimate
 
 
@@ -59,13 +59,14 @@ def benchmark(
         refuse_adding(name, called)
     target = find_target(name, overrides, manner or Manner())
     with computing(target) as accelerator, fixed_date(target.date):
+        console = of_main_process(accelerator, console)
         with console.status(f"loading {name}"):
             feedback = target.make(accelerator)
         with console.status(f"{len(cases)} rows of {rows_of.name}"):
             measured = measure(rows_of, target.shown(cases), feedback, accelerator, name=called)
         made = _made(target, measured, data, cases, accelerator)
-    if add:
-        RunFolder(Path(name)).write_measured(called, made, measured.evaluation)
+        if add and accelerator.is_main_process:
+            RunFolder(Path(name)).write_measured(called, made, measured.evaluation)
     return measured, made
 
 

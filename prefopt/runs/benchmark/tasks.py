@@ -16,7 +16,7 @@ from prefopt.runs.manifest import circumstances
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import json_values
-from prefopt.training.devices import computing
+from prefopt.training.devices import computing, of_main_process
 
 
 def tasks(
@@ -61,6 +61,7 @@ def tasks(
         raise PrefoptError(f"{name} is a {target.about['who']}, and lm-evaluation-harness measures language models")
     manager = check_tasks(names, include)
     with computing(target) as accelerator, fixed_date(target.date):
+        console = of_main_process(accelerator, console)
         with console.status(f"loading {name}"):
             policy = load_language_model(target.language_model, accelerator)
         turns = target.about["prompts"] == "turns"
@@ -68,8 +69,8 @@ def tasks(
             policy, names, manager, accelerator, limit=limit, fewshot=fewshot, batch_size=batch_size, turns=turns
         )
         made = {**found.made, "target": name, "limit": limit, **circumstances(target.settings, accelerator)}
-    if add:
-        RunFolder(Path(name)).write_measured(called, made, found.evaluation)
+        if add and accelerator.is_main_process:
+            RunFolder(Path(name)).write_measured(called, made, found.evaluation)
     return found, made
 
 

@@ -34,7 +34,13 @@ from prefopt.support.logs import silence_telemetry
 from prefopt.support.out_of_memory import LABELLING, advising
 from prefopt.support.system_errors import noting
 from prefopt.support.terminal import Terminal
-from prefopt.training.devices import computing, entered_on_main_process, on_main_process, refuse_environment
+from prefopt.training.devices import (
+    computing,
+    entered_on_main_process,
+    of_main_process,
+    on_main_process,
+    refuse_environment,
+)
 
 MADE_OF = ("plugins", "completions", "feedback", "data")
 """What of the manifest must be the same when a labelling goes on."""
@@ -120,7 +126,7 @@ class Labelling:
     def __init__(self, settings: LabelRecipe, folder: Path, accelerator: Accelerator, console: Console):
         self.settings, self.folder, self.ledger = settings, folder, Ledger(folder)
         self.accelerator = accelerator
-        self.console = console if self.accelerator.is_main_process else Terminal(quiet=True)
+        self.console = of_main_process(accelerator, console)
         refuse_folder(folder, settings)
         self.rows = rows_of(settings)
 
