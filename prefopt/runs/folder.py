@@ -3,7 +3,7 @@
 recipe.yaml          resolved, written when the run begins: from then on it can be resumed
 manifest.json        versions, code, data, weights, device, seeds
 metrics.jsonl        a line for each step and evaluation
-evaluations/         PART-step-NNNNNN.json, every observation and sample
+evaluations/         PART-step-NNNNNN.json, every observation and sample of the policy of that step
 measured/            NAME.json, what was measured of the finished run later, and how
 checkpoints/         step-NNNNNN/, what a resume goes on from, each with a policy/ of its own
 best/                step-NNNNNN/, the best policy on validation rows so far, of a run that keeps it

@@ -34,11 +34,17 @@ class Measurements:
     tracker: Tracker
     console: Console
 
-    def keep(self, evaluations: Mapping[str, Evaluation], step: int) -> None:
-        """Write down the evaluations of all parts at the start or end of the run, unless they are there already."""
+    def keep(self, evaluations: Mapping[str, Evaluation], step: int, of: int | None = None) -> None:
+        """Write down the evaluations of all parts at the start or end of the run, unless they are there already.
+
+        Args:
+            evaluations: by part.
+            step: of the run.
+            of: the step whose policy was measured, where that is another one: the best, which was kept.
+        """
         for part, evaluation in evaluations.items():
             main = self.prepared.accelerator.is_main_process
-            keep_evaluation(self.folder, self.tracker, evaluation, part, step, main)
+            keep_evaluation(self.folder, self.tracker, evaluation, part, step, step if of is None else of, main)
 
     def validate(self, model: Policy | Scorer, step: int) -> None:
         """Measure the model in the middle of training, on validation rows; its numbers are logged and shown."""
@@ -61,7 +67,7 @@ def parts_at_ends(prepared: Prepared) -> Sequence[str]:
 def evaluated(
     prepared: Prepared, folder: RunFolder, model: Policy | Scorer, step: int, console: Console
 ) -> dict[str, Evaluation]:
-    """What the model comes to at the start or end of a run, by the part of the data: measured, or read where it was before."""
+    """What the model of a step comes to, by the part of the data: measured, or read where it was before."""
     return {part: _evaluated(prepared, part, folder, model, step, console) for part in parts_at_ends(prepared)}
 
 
@@ -76,29 +82,33 @@ def _evaluated(
 
 
 def keep_evaluation(
-    folder: RunFolder, tracker: Tracker, evaluation: Evaluation, part: str, step: int, main: bool
+    folder: RunFolder, tracker: Tracker, evaluation: Evaluation, part: str, step: int, of: int, main: bool
 ) -> None:
     """Write an evaluation and its line of metrics, each unless it is there.
 
-    A kill may have come between the two, and a resume takes away lines that come after its checkpoint.
+    The file has its name from the policy's step, the line stands at the run's and says where the policy is of another one. A kill
+    may have come between the two, and a resume takes away lines that come after its checkpoint.
 
     Args:
         folder: of the run.
         tracker: where the numbers go.
-        evaluation: of the model at this step.
+        evaluation: of the model.
         part: of the data.
         step: of the run.
+        of: the step that the model is of.
         main: whether this is the process that writes.
     """
-    if main and not folder.evaluation_file(part, step).exists():
-        folder.write_evaluation(part, step, evaluation)
+    if main and not folder.evaluation_file(part, of).exists():
+        folder.write_evaluation(part, of, evaluation)
     if not has_line(folder.metrics_file, step, f"{part}/"):
-        log_evaluation(tracker, evaluation, part, step)
+        log_evaluation(tracker, evaluation, part, step, of)
 
 
-def log_evaluation(tracker: Tracker, evaluation: Evaluation, part: str, step: int) -> None:
-    """Send an evaluation's numbers to the trackers."""
+def log_evaluation(tracker: Tracker, evaluation: Evaluation, part: str, step: int, of: int | None = None) -> None:
+    """Send an evaluation's numbers to the trackers, with the step of the policy where that is another than the run's."""
     numbers = flat(evaluation.estimates()) | dict(evaluation.numbers)
+    if of not in (None, step):
+        numbers["of_step"] = of
     tracker.log(step, {f"{part}/{name}": value for name, value in numbers.items()})
 
 

@@ -122,8 +122,9 @@ def _train(
     choice.remove()
     after = before
     if trainer.done:
-        after = evaluated(prepared, folder, _bare(trainer), trainer.done, console)
-        measurements.keep(after, trainer.done)
+        of = chosen.get("step", trainer.done)
+        after = evaluated(prepared, folder, _bare(trainer), of, console)
+        measurements.keep(after, trainer.done, of)
     return _conclude(folder, prepared.accelerator, before, after)
 
 
@@ -253,18 +254,19 @@ def _conclude_trained(
     """What is left of a run whose model is trained and saved: the evaluation at the end, and the summary."""
     training, begun = folder.training(), folder.manifest()
     step, parts = training["steps"], training.get("parts", [settings.evaluate.part])
+    of_end = (training.get("chosen") or {}).get("step", step)
     console.print(f"trained already, {step} steps; what is left is the evaluation at the end", highlight=False)
 
-    def of(model: Callable[[], recipe.Recipe], at: int) -> dict[str, Evaluation]:
-        kept = {part: folder.evaluation(part, at) for part in parts}
+    def measured(model: Callable[[], recipe.Recipe], at: int, of: int) -> dict[str, Evaluation]:
+        kept = {part: folder.evaluation(part, of) for part in parts}
         missing = [part for part, evaluation in kept.items() if evaluation is None]
         evaluations = measure(model(), missing, accelerator, console, begun) if missing else {}
         evaluations |= {part: evaluation for part, evaluation in kept.items() if evaluation is not None}
         for part in parts:
-            keep_evaluation(folder, tracker, evaluations[part], part, at, accelerator.is_main_process)
+            keep_evaluation(folder, tracker, evaluations[part], part, at, of, accelerator.is_main_process)
         return evaluations
 
-    before, after = of(lambda: settings, 0), of(lambda: trained(folder.path), step)
+    before, after = measured(lambda: settings, 0, 0), measured(lambda: trained(folder.path), step, of_end)
     return _conclude(folder, accelerator, before, after)
 
 

@@ -70,6 +70,18 @@ def test_the_policy_of_the_best_evaluation_is_saved_and_measured(home, whole):
     assert f"(step {chosen['step']} kept)" in listed.result
 
 
+def test_evaluations_at_the_end_are_named_after_the_step_of_the_policy(whole):
+    chosen = whole.summary()["chosen"]["step"]
+    assert {file.name for file in (whole.path / "evaluations").iterdir()} == {
+        f"{part}-step-{step:06d}.json" for part in ("test", "validation") for step in (0, chosen)
+    }
+    last = whole.last_evaluation()
+    assert last is not None and last.estimates()["kl"].value == whole.summary()["after"]["kl"]["value"]
+    (line,) = [line for line in whole.history() if "test/kl" in line and line["step"]]
+    assert (line["step"], line["test/of_step"]) == (12, chosen)
+    assert not any("validation/of_step" in line for line in whole.history())  # at each step, that step's
+
+
 def test_what_is_on_disk_in_the_course_of_a_run_is_a_model(whole):
     """With checkpoints, from which it may be gone on with, the best one stays."""
     chosen = whole.summary()["chosen"]["step"]
