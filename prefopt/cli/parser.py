@@ -80,7 +80,9 @@ def _add_training(verb: Verb) -> None:
         "--status", action="store_true", help="what is finished, running, waiting or failed, and time left"
     )
     looks.add_argument("--watch", action="store_true", help="the same, until nobody works on it any more")
-    looks.add_argument("--stop", action="store_true", help="begin no further run; those that work come to their end")
+    looks.add_argument(
+        "--stop", action="store_true", help="runs that work save a checkpoint and end, and no other begins"
+    )
 
 
 def _add_evaluating(verb: Verb) -> None:

@@ -104,7 +104,9 @@ def _look_at_study(options: argparse.Namespace) -> None:
         folder = study_folder(load_study(options.study, options.overrides), options.out)
     if options.stop:
         ask_to_stop(folder)
-        consoles.out.print("asked to stop: runs that work now come to their end, and no other begins")
+        consoles.out.print(
+            "asked to stop: runs that work now save a checkpoint after their step and end, and no other begins"
+        )
     elif options.watch:
         watch(consoles.out, folder)
     else:

@@ -23,6 +23,7 @@ from prefopt.runs.inspecting import measure, trained
 from prefopt.runs.manifest import date_of
 from prefopt.runs.measuring import Measurements, evaluated, flat, keep_evaluation, parts_at_ends
 from prefopt.runs.outcome import RunResult
+from prefopt.runs.pausing import Asked, pause_if_asked, remove_checkpoint_of_pause
 from prefopt.runs.preparing import Prepared, prepare
 from prefopt.runs.progress import show_chosen, show_limit, show_warnings, shown
 from prefopt.runs.resuming import has_checkpoint, kept, noting_divergence, restore, write_beginning, write_resumption
@@ -47,7 +48,11 @@ from prefopt.types import Estimate
 
 
 def run(
-    settings: recipe.Recipe, folder: Path | None = None, resume: bool = False, console: Console | None = None
+    settings: recipe.Recipe,
+    folder: Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    pause: Asked | None = None,
 ) -> RunResult:
     """Train, evaluate before and after, and write everything down.
 
@@ -59,9 +64,11 @@ def run(
         resume: go on from the last checkpoint in `folder`, also to more steps than it was begun with; where training is over, only
             evaluate and conclude.
         console: where a person follows it.
+        pause: whether to save a checkpoint and end; asked after every step, on the main process. None: never.
 
     Raises:
         PrefoptError: whatever a user can put right. What was done so far is kept.
+        Paused: as it was asked.
     """
     silence_telemetry()
     refuse_missing(settings.track)
@@ -89,11 +96,16 @@ def run(
             write_resumption(prepared, trainer, opened, resumed, console)
         tracker = _tracker(settings, opened, accelerator)
         measurements = Measurements(prepared, opened, tracker, console)
-        return _tracked(tracker, lambda: _train(prepared, trainer, measurements, before, done))
+        return _tracked(tracker, lambda: _train(prepared, trainer, measurements, before, done, pause))
 
 
 def _train(
-    prepared: Prepared, trainer: Trainer, measurements: Measurements, before: Mapping[str, Evaluation], done: int
+    prepared: Prepared,
+    trainer: Trainer,
+    measurements: Measurements,
+    before: Mapping[str, Evaluation],
+    done: int,
+    pause: Asked | None,
 ) -> RunResult:
     """Up to the evaluation at the end; what was trained is saved before that, which may fail."""
     console, folder = measurements.console, measurements.folder
@@ -111,6 +123,7 @@ def _train(
         if stopped := limited or reason_to_stop(callbacks, step, prepared.accelerator) or waited:
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
+        pause_if_asked(pause, trainer, folder)
     trainer.check_finite()
     chosen = choice.put_back(_bare(trainer), trainer.done)
     show_chosen(console, chosen, trainer.done)
@@ -120,6 +133,7 @@ def _train(
         )
     _save(prepared, trainer, folder, stopped, chosen)
     choice.remove()
+    remove_checkpoint_of_pause(trainer, folder)
     after = before
     if trainer.done:
         of = chosen.get("step", trainer.done)

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,16 @@ class Job(abc.ABC):
         """Dotted fields of the recipe that differ from those with which the folder was begun; empty where nothing was."""
 
     @abc.abstractmethod
-    def run(self, console: Console) -> None:
-        """Run it, or continue it where its folder holds an unfinished one."""
+    def run(self, console: Console, pause: Callable[[], bool] | None = None) -> None:
+        """Run it, or continue it where its folder holds an unfinished one.
+
+        Args:
+            console: where a person follows it.
+            pause: whether to keep what is done and end.
+
+        Raises:
+            Paused: as it was asked.
+        """
 
     @abc.abstractmethod
     def summary(self, metric: str) -> list[str]:
@@ -87,10 +95,10 @@ class RunJob(Job):
             return []
         return list(recipe.material_differences(files.recipe(), self.recipe, recipe.OF_RUNS))
 
-    def run(self, console: Console) -> None:  # noqa: D102
+    def run(self, console: Console, pause: Callable[[], bool] | None = None) -> None:  # noqa: D102
         from prefopt.runs.run import run
 
-        run(self.recipe, self.folder, resume=(self.folder / "recipe.yaml").exists(), console=console)
+        run(self.recipe, self.folder, resume=(self.folder / "recipe.yaml").exists(), console=console, pause=pause)
 
     def summary(self, metric: str) -> list[str]:
         """The metric at the end; empty for a run that does not measure it: a reward model has no gold reward."""
@@ -114,10 +122,10 @@ class LabelJob(Job):
         file = self.folder / "recipe.yaml"
         return in_the_way(load_label_recipe(file), self.recipe) if file.exists() else []
 
-    def run(self, console: Console) -> None:  # noqa: D102
+    def run(self, console: Console, pause: Callable[[], bool] | None = None) -> None:  # noqa: D102
         from prefopt.runs.label.labelling import label
 
-        label(self.recipe, self.folder, console)
+        label(self.recipe, self.folder, console, pause)
 
     def summary(self, metric: str) -> list[str]:
         """How many prompts were labelled."""

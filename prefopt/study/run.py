@@ -26,7 +26,7 @@ from prefopt.study.naming import errors_naming, jobs_of_first_seeds, refuse_unkn
 from prefopt.study.plan import StudyPlan, changed_declarations
 from prefopt.study.question import check_question, plan_study
 from prefopt.study.spec import Study, study_folder
-from prefopt.study.stopping import NOT_STARTED, asked_to_stop
+from prefopt.study.stopping import NOT_STARTED, PAUSED, asked_to_stop
 from prefopt.study.tuning import all_trials, chosen, tune, tuned_arms
 from prefopt.study.wandb_log import log_comparison
 from prefopt.support.dates import current_date
@@ -132,7 +132,7 @@ def waits_for_stage(job: Job) -> bool:
 
 
 class _AskedToStopError(Exception):
-    """Somebody asked the study to stop, and a job has not begun because of it."""
+    """Somebody asked the study to stop, and a job has not begun, or not come to its end, because of it."""
 
 
 def _run_all(planned: StudyPlan, executor: Executor, console: Console) -> list[RunOfArm] | None:
@@ -153,7 +153,7 @@ def _run_phases(planned: StudyPlan, executor: Executor, show: "Progress") -> Non
 
     def execute(jobs: Sequence[Job]) -> Iterator[Outcome]:
         for outcome in checked_outcomes(executor, jobs):
-            if outcome.error != NOT_STARTED:
+            if outcome.error not in (NOT_STARTED, PAUSED):
                 yield outcome
         if asked_to_stop(planned.folder) and any(not job.finished for job in jobs):
             raise _AskedToStopError

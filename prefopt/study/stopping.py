@@ -1,4 +1,4 @@
-"""Asking a study to stop: a file in its folder, which every job looks for before it begins, wherever it runs."""
+"""Asking a study to stop: a file in its folder, for which every job looks before it begins and after every step."""
 
 from pathlib import Path
 
@@ -8,6 +8,9 @@ from prefopt.support.files import write_whole
 NOT_STARTED = "not started: the study was asked to stop"
 """What the outcome of a job says that was not begun because of it."""
 
+PAUSED = "paused: the study was asked to stop"
+"""And of one that had begun: it has saved a checkpoint, and goes on from there."""
+
 
 def stop_file(folder: Path) -> Path:
     """The file whose presence asks the study in a folder to stop."""
@@ -15,7 +18,7 @@ def stop_file(folder: Path) -> Path:
 
 
 def ask_to_stop(folder: Path) -> None:
-    """Ask the study in a folder to begin no further job; those that work come to their end.
+    """Ask the study in a folder to begin no further job; those that work keep what they have done and end, to be gone on with.
 
     Raises:
         PrefoptError: there is no study.
@@ -23,7 +26,8 @@ def ask_to_stop(folder: Path) -> None:
     if not (folder / "study.yaml").is_file():
         raise PrefoptError(f"{folder} holds no study: it has no study.yaml")
     write_whole(
-        stop_file(folder), "The study begins no further run while this file is here; its next start removes it.\n"
+        stop_file(folder),
+        "Runs pause, and none begins, while this file is here; the next start of the study removes it.\n",
     )
 
 

@@ -24,6 +24,7 @@ from prefopt.runs.label.recipe import LabelRecipe, refuse_folder
 from prefopt.runs.label.rows import written_out
 from prefopt.runs.lengths import judge_warnings
 from prefopt.runs.manifest import circumstances, date_of, fingerprint_examples
+from prefopt.runs.pausing import Asked, Paused
 from prefopt.runs.progress import followed, show_labelling, show_notes, show_warnings
 from prefopt.runs.written import read_json
 from prefopt.support.dates import fixed_date
@@ -71,20 +72,24 @@ class LabelResult:
         return self.counts["prompts"] > 0
 
 
-def label(settings: LabelRecipe, folder: str | Path, console: Console | None = None) -> LabelResult:
+def label(
+    settings: LabelRecipe, folder: str | Path, console: Console | None = None, pause: Asked | None = None
+) -> LabelResult:
     """Ask a feedback for its opinion of completions, and write it down as a data set.
 
     Args:
         settings: what to label, and whose opinion to ask.
         folder: new, or of the same recipe: then it goes on where it was interrupted, or says what it came to.
         console: where a person follows it.
+        pause: whether to end; asked after every batch, on the main process. None: never.
 
     Raises:
         PrefoptError: whatever a user can put right. What was labelled so far is kept.
+        Paused: as it was asked.
     """
     silence_telemetry()
     with computing(settings) as accelerator:
-        return Labelling(settings, Path(folder), accelerator, console or Terminal(stderr=True)).finish()
+        return Labelling(settings, Path(folder), accelerator, console or Terminal(stderr=True)).finish(pause)
 
 
 def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
@@ -130,7 +135,7 @@ class Labelling:
         refuse_folder(folder, settings)
         self.rows = rows_of(settings)
 
-    def finish(self) -> LabelResult:
+    def finish(self, pause: Asked | None = None) -> LabelResult:
         """Label what is not labelled yet."""
         if "finished" in _manifest(self.folder):
             return self._result()
@@ -143,8 +148,9 @@ class Labelling:
             completions = self._completions()
             feedback = make_feedback(self.settings.feedback, self.accelerator)
             begun = self._begin(completions, feedback)
-            for _ in self._followed(self._label(done, completions, feedback), len(done)):
-                pass
+            for finished in self._followed(self._label(done, completions, feedback), len(done)):
+                if pause and finished < len(self.rows) and on_main_process(self.accelerator, pause):
+                    raise Paused
             result = self._result()
             if self.accelerator.is_main_process:
                 ending = {"counts": result.counts, "spent": result.spent, "finished": True}

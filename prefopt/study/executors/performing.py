@@ -11,10 +11,11 @@ from rich.console import Console
 
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import date_of
+from prefopt.runs.pausing import Paused
 from prefopt.study.executors.executor import Outcome, record_failure
 from prefopt.study.jobs import Job, is_finished
 from prefopt.study.status import started_file
-from prefopt.study.stopping import NOT_STARTED, asked_to_stop
+from prefopt.study.stopping import NOT_STARTED, PAUSED, asked_to_stop
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.dates import fixed_date
 from prefopt.support.files import unused
@@ -34,7 +35,8 @@ def perform(job: Job) -> Outcome:
     """Run a job to its end; what was begun in its folder is continued as far as possible.
 
     It raises nothing but KeyboardInterrupt and SystemExit: an error is written to error.txt in the job's folder, beside the
-    partial work, and its first line is in the outcome. Where the study was asked to stop, the job is not begun.
+    partial work, and its first line is in the outcome. Where the study is asked to stop, the job is not begun, or
+    saves a checkpoint after the step that it is at and ends.
     """
     folder = _study_folder(job)
     if asked_to_stop(folder):
@@ -45,8 +47,10 @@ def perform(job: Job) -> Outcome:
         _prepare_folder(job)
         day = date_of(RunFolder(folder).manifest())
         with _log(job) as console, fixed_date(day):
-            job.run(console)
+            job.run(console, pause=lambda: asked_to_stop(folder))
         return Outcome(job)
+    except Paused:
+        return Outcome(job, PAUSED)
     except Exception as error:
         why = system_sentence(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         return record_failure(job, why, traceback.format_exc())

@@ -42,7 +42,7 @@ class Writing(Job):
     def summary(self, metric: str) -> list[str]:
         return []
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console, pause: Any = None) -> None:
         if self.recipe == "fails":
             raise ValueError("first line\nsecond line")
         console.print(f"this is {self}")
