@@ -13,7 +13,7 @@ summary.json         the run is over: before, after, change, costs
 earlier/             step-NNNNNN/, of a run that was extended: the policy and summary of its earlier end
 diverged.txt         training diverged, and no resume has gone on since: where and why
 error.txt            of a study's run that failed: the traceback
-TRACKER-id.txt       of a run that is logged to W&B, MLflow or trackio: its id there, with which a resume goes on
+TRACKER-id.txt       of a run that is logged to W&B, MLflow, trackio or Comet: its id there, with which a resume goes on
 """
 
 import json

@@ -1,17 +1,18 @@
-"""Trackers beside W&B: TensorBoard, MLflow and trackio. Whatever goes wrong in one ends it, and never the run.
+"""Trackers beside W&B: TensorBoard, MLflow, trackio and Comet. Whatever goes wrong in one ends it, and never the run.
 
 A run that goes on is one run there, too, without holes and doubles. What there is to be sent again is in metrics.jsonl, and what a
-tracker has already is asked of it; TensorBoard is told that all that follows replaces what it has. They are
-called directly, and not through accelerate 1.15: its tracker of MLflow lets MLFLOW_RUN_ID in the environment, which is the same for
-all runs of a study, decide which run is gone on with, and that of TensorBoard writes the settings as a further run.
+tracker has already is asked of it; TensorBoard is told that all that follows replaces what it has, and Comet's archive is written
+anew. They are called directly, and not through accelerate 1.15: its tracker of MLflow lets MLFLOW_RUN_ID in the environment, which
+is the same for all runs of a study, decide which run is gone on with, and that of TensorBoard writes the settings as a further run.
 """
 
 import importlib.util
+import logging
 import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -25,7 +26,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.json_values import Number
 from prefopt.training.trackers import PATIENCE, in_short, log, within
 
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio", "comet": "comet_ml"}
 """The package that each section of `track` needs; the extra of prefopt is named like the section."""
 
 STARTING = 4
@@ -239,7 +240,61 @@ def _sent_to_trackio(project: str, name: str) -> set[tuple[int, str]]:
     return {(line["step"], key) for line in SQLiteStorage.get_logs(project, name) for key in line}
 
 
-OPENED: Mapping[str, Callable[[Any, About], Open]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "trackio": Trackio}
+class Comet:
+    """An archive in the run folder, which `comet upload` sends to Comet: all of the run, also after a resume.
+
+    A second experiment in one process ends the first, whoever opened it (comet_ml 3.58), so beside the user's own there is none.
+    """
+
+    def __init__(self, settings: recipe.Comet, about: About):
+        import comet_ml
+
+        mine = comet_ml.get_running_experiment()
+        if mine is not None and not mine.ended:
+            raise RuntimeError("this process has an experiment of Comet open, which another one would end")
+        key = about.run_id or uuid.uuid4().hex
+        unasked = ("log_code", "log_graph", "parse_args", "log_env_details", "log_git_metadata", "log_git_patch")
+        automatic = ("auto_param_logging", "auto_metric_logging", "auto_output_logging")
+        with _quiet("comet_ml"):
+            self.run = comet_ml.OfflineExperiment(
+                project_name=settings.project,
+                workspace=settings.workspace,
+                offline_directory=str(about.folder / "comet"),
+                experiment_key=key,
+                display_summary_level=0,
+                **dict.fromkeys((*unasked, *automatic), False),
+            )
+            self.run.set_name(about.name)
+            self.run.log_parameters(flat(about.config))
+        about.keep(key)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one step."""
+        self.run.log_metrics(dict(metrics), step=step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the archive; one that an earlier process wrote is replaced."""
+        with _quiet("comet_ml"):
+            self.run.end()
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without what a package says that is no error."""
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
+
+
+OPENED: Mapping[str, Callable[[Any, About], Open]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+    "comet": Comet,
+}
 """What opens a run, by the section of `track`."""
 
 

@@ -1,7 +1,8 @@
-"""TensorBoard, MLflow and trackio: what they hold is metrics.jsonl, once, also after a resume, and none stops a run."""
+"""TensorBoard, MLflow, trackio and Comet: what they hold is metrics.jsonl, once, also after a resume, and none stops a run."""
 
 import json
 import math
+import zipfile
 from functools import partial
 
 import pytest
@@ -20,7 +21,7 @@ LATER = [{"step": 3, "loss": 0.125}, {"step": 3, "test/accuracy": 0.75}]
 WHOLE = {"test/accuracy": [(0, 0.5), (3, 0.75)], "loss": [(1, 0.5), (2, 0.25), (3, 0.125)]}
 
 
-@pytest.fixture(params=["tensorboard", "mlflow", "trackio"])
+@pytest.fixture(params=["tensorboard", "mlflow", "trackio", "comet"])
 def kind(request, tmp_path, monkeypatch):
     pytest.importorskip(other_trackers.PACKAGES[request.param])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -46,6 +47,15 @@ def found(kind, folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
         client = MlflowClient()
         names = client.get_run(name).data.metrics
         return {n: [(m.step, m.value) for m in client.get_metric_history(name, n)] for n in names}
+    if kind == "comet":
+        with zipfile.ZipFile(folder.path / "comet" / f"{name}.zip") as archive:
+            lines = [json.loads(line) for line in archive.read("messages.json").splitlines()]
+        sent = [line["payload"]["metric"] for line in lines if line["type"] == "metric_msg"]
+        own = [one for one in sent if one["metricName"] != "process duration"]  # Comet's, which has no step
+        return {
+            n: [(o["step"], o["metricValue"]) for o in own if o["metricName"] == n]
+            for n in {o["metricName"] for o in own}
+        }
     from trackio.sqlite_storage import SQLiteStorage
 
     held: dict[str, list[tuple[int, float]]] = {}
@@ -82,7 +92,8 @@ def test_a_tracker_holds_what_it_was_sent(kind, folder, capfd):
     send(tracker, [*FIRST, *LATER])
     tracker.finish({"finished": True})
     assert found(kind, folder) == WHOLE
-    assert "trackio" not in capfd.readouterr().out.lower()
+    said = "".join(capfd.readouterr()).lower()
+    assert "trackio" not in said and "comet" not in said
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2, 3], ids="{} lines were sent before the kill".format)
@@ -109,7 +120,7 @@ def test_two_runs_of_one_recipe_are_two_runs(kind, tmp_path):
     assert [sum(map(len, found(kind, one).values())) for one in folders] == [1, 2]
 
 
-def test_a_run_that_the_user_has_open_is_left_alone(kind, folder):
+def test_a_run_that_the_user_has_open_is_left_alone(kind, folder, caplog):
     if kind == "tensorboard":
         pytest.skip("its files are the run's own")
     if kind == "mlflow":
@@ -120,6 +131,15 @@ def test_a_run_that_the_user_has_open_is_left_alone(kind, folder):
             send(tracker, FIRST)
             tracker.finish({"finished": True})
             assert mlflow.active_run().info.run_id == mine.info.run_id != folder.tracker_id(kind)
+    elif kind == "comet":
+        import comet_ml
+
+        mine = comet_ml.OfflineExperiment(
+            "mine", offline_directory=str(folder.path), log_code=False, log_git_patch=False
+        )
+        tracker = begin(kind, folder)
+        assert tracker.run is None and not mine.ended and "has an experiment of Comet open" in caplog.text
+        mine.end()
     elif kind == "trackio":
         import trackio
 

@@ -6,7 +6,7 @@ from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Po
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import SAMPLERS, Samples, Sampling
 from prefopt.recipe.schema.source import DATA_FILES, WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
-from prefopt.recipe.schema.track import MLflow, TensorBoard, Track, Trackio, Wandb
+from prefopt.recipe.schema.track import Comet, MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Optimizer, Schedule, Train
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Acting",
     "Adapter",
     "AnyAdapter",
+    "Comet",
     "Critic",
     "Data",
     "Embeddings",

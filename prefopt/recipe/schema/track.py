@@ -42,6 +42,13 @@ class Trackio(Section):
     space: str | None = Field(None, description="Space that it is sent to, NAME or USER/NAME; null: this machine")
 
 
+class Comet(Section):
+    """Comet: an archive in the run folder's `comet/`, which `comet upload` sends."""
+
+    project: str = Field("prefopt", description="project in Comet")
+    workspace: str | None = Field(None, description="workspace in Comet; null: one's own")
+
+
 class Track(Section):
     """Tracking of metrics; metrics.jsonl is always written."""
 
@@ -50,8 +57,9 @@ class Track(Section):
     tensorboard: TensorBoard | None = Field(None, description="also write TensorBoard's event files; {} asks for it")
     mlflow: MLflow | None = Field(None, description="also log to MLflow; {} uses the defaults; null: no MLflow")
     trackio: Trackio | None = Field(None, description="also log to trackio; {} uses the defaults; null: no trackio")
+    comet: Comet | None = Field(None, description="also write an archive for Comet; {} uses the defaults; null: none")
     folder: str = Field("runs", description="folder in which run folders are created")
 
     def without_trackers(self) -> "Track":
         """The same, with nothing sent to any tracker."""
-        return self.model_copy(update=dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio")))
+        return self.model_copy(update=dict.fromkeys(("wandb", "tensorboard", "mlflow", "trackio", "comet")))
