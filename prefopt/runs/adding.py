@@ -17,7 +17,8 @@ from prefopt.evaluation.of_samples import SampleMetrics
 from prefopt.evaluation.win_rates import key
 from prefopt.feedback import judge_records
 from prefopt.policy import load_tokenizer
-from prefopt.runs.additions import OF_SETS, Additions
+from prefopt.runs.additions import Additions
+from prefopt.runs.folder import OF_SETS
 from prefopt.runs.inspecting import held_out_rows, measure, trained
 from prefopt.runs.manifest import circumstances, date_of
 from prefopt.runs.planning import Plan, plan
@@ -83,8 +84,13 @@ def _measured(
         before = measure(additions.settings, [name], accelerator, console)
         after = measure(settings, [name], accelerator, console)
         start, end = (with_sets(part, {part: _nothing(one[name]), **one}) for one in (before, after))
-        rows = plan(settings).sets[name]
-        yield f"{OF_SETS}{name}", start, replace(end, samples=after[name].samples), {"rows": len(rows)}
+        rows, data = plan(settings).sets[name], settings.evaluate.sets[name].data
+        yield (
+            f"{OF_SETS}{name}",
+            start,
+            replace(end, samples=after[name].samples),
+            {"rows": len(rows), "data": list(data)},
+        )
 
 
 def _nothing(like: Evaluation) -> Evaluation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from prefopt import recipe
-from prefopt.runs.folder import RunFolder
+from prefopt.runs.folder import OF_SETS, RunFolder
 from prefopt.runs.records import RunOfArm, find_runs
 from prefopt.support.errors import PrefoptError
 
@@ -15,9 +15,6 @@ T = TypeVar("T")
 
 KEYS = re.compile(r"evaluate\.(?:(gold)|metrics\.(\w+)|sets\.([\w-]+))")
 """What can be added: a gold reward where there was none, metrics and sets of new names."""
-
-OF_SETS = "set-"
-"""How the names of files begin that hold what was measured on a further set; no metric is called so."""
 
 
 @dataclass(frozen=True)

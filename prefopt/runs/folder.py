@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from prefopt.evaluation.evaluation import Evaluation
     from prefopt.evaluation.win_rates import Sample
 
+OF_SETS = "set-"
+"""How the names of files in measured/ begin that hold what was measured on a further set; no metric is called so."""
 MEASURED_AGAIN = "restore it, or remove it: a run that is not finished measures again"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.recipe.flat import flat, short_value, within
 from prefopt.recipe.immaterial import OF_RUNS, material
-from prefopt.runs.folder import RunFolder
+from prefopt.runs.folder import OF_SETS, RunFolder
 from prefopt.runs.written import metrics_of
 from prefopt.support.errors import PrefoptError
 from prefopt.support.terminal import one_line
@@ -76,6 +76,11 @@ class RunRecord:
         run = RunFolder(self.folder)
         return run.with_measured(run.last_evaluation(self.part)) if self.after else None
 
+    @cached_property
+    def measured_later(self) -> Mapping[str, Mapping[str, Any]]:
+        """How what was measured later came about, by its name."""
+        return {name: one["made"] for name, one in RunFolder(self.folder).measured().items()}
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric of training."""
         known = [(int(line["step"]), line[name]) for line in self.history if line.get(name) is not None]
@@ -110,6 +115,41 @@ def rows_of(runs: Sequence[RunRecord], curves: bool = False) -> str:
     """The held-out rows that tables of these runs are of, or their curves, in words: `test rows`; all of them where runs differ."""
     parts = sorted({run.part_of_curves if curves else run.part for run in runs if run.after or run.history})
     return f"{' and '.join(parts) or 'held-out'} rows"
+
+
+def rows_of_others(runs: Sequence[RunRecord], metric: str) -> str:
+    """The rows that a metric is of, in words, where they are not the run's own held-out ones; else empty.
+
+    They are those of a further set, which the recipe or a later command named, of a benchmark, or of a task of the harness.
+    """
+    name, slash, _ = metric.partition("[")[0].partition("/")
+    for run in runs:
+        evaluate = run.recipe.get("evaluate")
+        sets = (evaluate.get("sets") if isinstance(evaluate, Mapping) else None) or {}
+        if slash and name in sets:
+            return f"rows of the set {name}{_data(sets[name].get('data'))}"
+        if words := next(filter(None, (_later(name, *one) for one in run.measured_later.items())), ""):
+            return f"{words}, measured later"
+    return f"rows of {name}" if slash else ""
+
+
+def _later(name: str, file: str, made: Mapping[str, Any]) -> str:
+    """What a file of later measurements has metrics of this name of; empty where it has none, or of the run's own samples."""
+    data, tasks = made.get("data"), made.get("tasks")
+    if file == f"{OF_SETS}{name}":
+        return f"{made.get('rows', '')} rows of the set {name}{_data(data)}".lstrip()
+    if file == name and isinstance(data, Mapping):
+        return f"{data.get('rows', '')} rows of the benchmark {name}{_data(data.get('name'))}".lstrip()
+    if isinstance(tasks, Mapping) and name in tasks:
+        documents = tasks[name].get("documents", "") if isinstance(tasks[name], Mapping) else ""
+        return f"{documents} documents of the task {name} ({made.get('harness', 'lm-evaluation-harness')})".lstrip()
+    return ""
+
+
+def _data(names: Any) -> str:
+    """Files and data sets in brackets, those of this machine without their folders."""
+    every = [str(one) for one in ([names] if isinstance(names, str) else names or ())]
+    return f" ({', '.join(Path(one).name if one.startswith('/') else one for one in every)})" if every else ""
 
 
 def usual_metric(measured: Sequence[Collection[str]], own: Sequence[str]) -> str:

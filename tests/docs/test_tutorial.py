@@ -1,5 +1,6 @@
 """docs/tutorial.md does what it says: its files and commands are taken from the page and run, on less data and fewer steps."""
 
+import io
 import os
 import re
 import runpy
@@ -13,9 +14,13 @@ from pathlib import Path
 
 import pandas
 import pytest
+from _folders import study
 
 import prefopt
 from prefopt.cli import main
+from prefopt.study.comparison.compare import compare
+from prefopt.study.report import show
+from prefopt.support.terminal import Terminal
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "tutorial.md").read_text()
@@ -199,3 +204,20 @@ def interrupted(folder: Path, line: str, environment: dict[str, str]) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130 and "the same command goes on" in said
+
+
+def test_the_page_shows_what_a_study_of_its_numbers_prints_today(tmp_path: Path) -> None:
+    """The runs have the gold rewards of the page's table of seeds, in three decimals: so numbers are masked, and words are not."""
+    (seeds,) = [block for block in blocks("text") if block.startswith("arm     DPO")]
+    rows = [line.split() for line in seeds.splitlines() if re.match(r"\d ", line)]
+    golds = {arm: [float(row[n]) for row in rows] for n, arm in enumerate(("DPO", "LNDPO", "LevelDPO"), 1)}
+    console = Terminal(file=io.StringIO(), width=100)
+    show(console, compare([study(tmp_path, golds)], baseline="DPO"))
+    (shown,) = [block for block in blocks("text") if "Against DPO, on gold" in block]
+    table = shown[shown.index("gold, test rows") : shown.index("note: ")]
+    assert masked(table) == masked(console.file.getvalue().partition("note: ")[0])
+
+
+def masked(text: str) -> str:
+    """Words, with # for each number."""
+    return re.sub(r"[+−]?\d[\d.]*", "#", " ".join(text.split()))

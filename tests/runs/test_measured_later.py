@@ -73,6 +73,26 @@ def test_a_damaged_file_is_named(run: RunFolder, content: str, wrong: str) -> No
         run.measured()
 
 
+def test_captions_say_which_rows_a_metric_is_of(tmp_path: Path) -> None:
+    """Of a benchmark, a further set, a task, and of the run's own samples, from what the files say of themselves."""
+    made = {
+        "quiz": {"benchmark": "quiz", "data": {"name": "/data/quiz.jsonl", "rows": 30}},
+        "set-hard": {"rows": 6, "data": ["hard.jsonl"]},
+        "tasks": {"harness": "lm-evaluation-harness 0.4.9", "tasks": {"arc_easy": {"documents": 20}}},
+        "topic": {"judges": [], "samples": "evaluations/"},
+    }
+    folders = [finished_run(tmp_path / f"{arm}-seed0", 0, gold) for arm, gold in (("A", 0.1), ("B", 0.6))]
+    for name, content in made.items():
+        observed = quiz(1, 1, 1).observations["quiz"]
+        RunFolder(folders[1]).write_measured(name, content, Evaluation({name: observed}))
+    rows_of = compare([str(folder) for folder in folders]).rows_of
+    assert rows_of("quiz") == rows_of("quiz/easy") == "30 rows of the benchmark quiz (quiz.jsonl), measured later"
+    assert rows_of("hard/gold[source=a/b]") == "6 rows of the set hard (hard.jsonl), measured later"
+    assert rows_of("arc_easy/acc") == "20 documents of the task arc_easy (lm-evaluation-harness 0.4.9), measured later"
+    assert rows_of("topic") == rows_of("gold") == "test rows"
+    assert rows_of("elsewhere/gold") == "rows of elsewhere"
+
+
 def test_a_report_has_it_beside_gold_and_pairs_prompts_where_there_is_one_seed(tmp_path: Path) -> None:
     folders = [finished_run(tmp_path / f"{arm}-seed0", 0, gold) for arm, gold in (("A", 0.1), ("B", 0.6))]
     for folder, value in zip(folders, (0.0, 1.0), strict=True):

@@ -109,7 +109,10 @@ def test_comparisons_and_tables_have_them(result, recipe_file, tmp_path):
     runs = [RunOfArm("DPO", 0, result.folder), RunOfArm("IPO", 0, other)]
     comparison = compare(runs, metric="hard/gold")
     assert comparison.primary.rows[0].values == {0: result.after["hard/gold"].value}
-    assert comparison.rows_of("hard/gold") == "rows of hard" and rows_of(comparison.runs) == "test rows"
+    assert (
+        comparison.rows_of("hard/gold") == "rows of the set hard (hard.jsonl)"
+        and rows_of(comparison.runs) == "test rows"
+    )
     assert comparison.primary.rows[1].over_prompts is None or comparison.primary.rows[1].over_prompts.prompts == 6
     head = to_csv(comparison).splitlines()[0]
     assert "hard/gold" in head and "gold[topic=films]" in head

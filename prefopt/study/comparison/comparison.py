@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from prefopt.runs.records import RunRecord, rows_of
+from prefopt.runs.records import RunRecord, rows_of, rows_of_others
 from prefopt.study.comparison.contrasts import AT_KL, Better, Claim, Contrast
 from prefopt.study.comparison.crossed import Crossed
 from prefopt.study.comparison.statistics import Difference, Mean
@@ -133,9 +133,8 @@ class Comparison:
 
     def rows_of(self, metric: str) -> str:
         """The held-out rows that a metric's table is of, in words; what is at matched KL is read off curves."""
-        if "/" in metric:
-            return f"rows of {metric.partition('/')[0]}"
-        return rows_of(self.runs, curves=metric.endswith(AT_KL))
+        others = rows_of_others(self.runs, metric)
+        return others or rows_of(self.runs, curves=metric.endswith(AT_KL))
 
     def of(self, arm: str) -> tuple[RunRecord, ...]:
         """The runs of an arm."""
