@@ -1,4 +1,4 @@
-"""What a policy acts in: making environments, checking their shape, episodes of one turn, and functions as tools.
+"""What a policy acts in: making and checking environments, episodes of one turn, tools, and adapters to others' environments.
 
 May import support, types, recipe, data, objectives and policy.
 """
@@ -6,14 +6,20 @@ May import support, types, recipe, data, objectives and policy.
 from prefopt.environments.checking import check_environment
 from prefopt.environments.child import Limits
 from prefopt.environments.episodes import SingleTurn
+from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.in_child import Python
 from prefopt.environments.making import environment_factory, is_environment
+from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
+from prefopt.environments.trl import TRLEnvironment
 
 __all__ = [
+    "Gymnasium",
     "Limits",
     "Python",
     "SingleTurn",
+    "TRLEnvironment",
+    "TextArena",
     "Tools",
     "check_environment",
     "environment_factory",

@@ -44,10 +44,10 @@ _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<pa
 _BARE = re.compile(r"\s*(?:<\|python_tag\|>|\[TOOL_CALLS\])?\s*([\[{].*[\]}])\s*", re.DOTALL)
 
 
-def calls_in(text: str, tokenizer: Any = None) -> list[Call | Unparsed]:
+def calls_in(text: str, tokenizer: Any = None, tools: Sequence[Any] = ()) -> list[Call | Unparsed]:
     """The calls of a turn in their order; none where it answers.
 
-    A tokenizer with a `response_template` (transformers ≥ 5.13) says itself how its model calls. Otherwise a call is
+    A tokenizer with a `response_template` (transformers ≥ 5.15) says itself how its model calls. Otherwise a call is
 
     - in tags: `<tool_call>{"name": …, "arguments": {…}}</tool_call>` (Hermes, Qwen);
     - `<function=NAME>{…}</function>` (Llama 3.1), or with `<parameter=KEY>VALUE</parameter>` for each argument, whose values are
@@ -59,20 +59,21 @@ def calls_in(text: str, tokenizer: Any = None) -> list[Call | Unparsed]:
     Args:
         text: the turn with its special tokens, up to its end.
         tokenizer: the policy's.
+        tools: schemas, by which a tokenizer's parser brings arguments that are texts to their types.
     """
     spoken = _THOUGHT.sub("", text)
     if getattr(tokenizer, "response_template", None) is not None:
-        return _by_template(spoken, tokenizer)
+        return _by_template(spoken, tokenizer, tools)
     tagged = [_from_tag(match) for match in _TAGGED.finditer(spoken)]
     return tagged or _bare(spoken)
 
 
-def _by_template(text: str, tokenizer: Any) -> list[Call | Unparsed]:
+def _by_template(text: str, tokenizer: Any, tools: Sequence[Any]) -> list[Call | Unparsed]:
     """What the tokenizer's parser reads; some templates need the token that ended the turn, which is no part of the text."""
     reasons = []
     for ended in (text, text + (tokenizer.eos_token or "")):
         try:
-            message = tokenizer.parse_response(ended, prefix="")
+            message = tokenizer.parse_response(ended, prefix="", tools=list(tools))
             return [_from_json(call) for call in message.get("tool_calls") or []]
         except (ValueError, KeyError, TypeError) as error:
             reasons.append(str(error))

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +138,7 @@ class Child:
         for descriptor in (self._requests, self._replies):
             os.close(descriptor)
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.cleanup()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # at the interpreter's end little is left to close it with
@@ -148,7 +147,10 @@ class Child:
     def _start(self) -> None:
         if self._process is not None:
             return
-        self._folder = tempfile.mkdtemp(prefix="prefopt-tool-") if self.confined else None
+        self._folder = (
+            tempfile.TemporaryDirectory(prefix="prefopt-tool-", ignore_cleanup_errors=True) if self.confined else None
+        )
+        folder = self._folder.name if self._folder else None
         incoming, self._requests = os.pipe()
         self._replies, outgoing = os.pipe()
         self._process = subprocess.Popen(
@@ -156,8 +158,8 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd=self._folder,
-            env=_environment(self._folder),
+            cwd=folder,
+            env=_environment(folder),
             pass_fds=(incoming, outgoing),
             start_new_session=True,
         )
@@ -221,6 +223,4 @@ def _where(target: Any) -> dict[str, Any]:
             f"{name} cannot run in a child process, which finds functions and classes by their files: define it at the top level "
             "of one, or leave out `limits`, and it runs in this process"
         )
-    # The script that was run has another name there; a file that a recipe names, and this package's program, need nothing else.
-    by_file = module.__name__ == "__main__" or not module.__package__ or module is in_child
-    return {"module": module.__name__, "file": os.path.abspath(file) if by_file else None, "name": name}
+    return {"module": module.__name__, "file": os.path.abspath(file), "name": name}

@@ -6,7 +6,6 @@ they come from prefopt; replies are not, for they come from whatever ran here.
 
 import ast
 import contextlib
-import importlib
 import importlib.util
 import io
 import json
@@ -46,20 +45,19 @@ def main(requests: Any, replies: int) -> None:
         limit_time(None)
 
 
-def load(module: str, file: str | None, name: str, path: list[str]) -> Any:
-    """What a target names: a function, or an object of a class."""
+def load(module: str, file: str, name: str, path: list[str]) -> Any:
+    """What a target names: a function, or an object of a class.
+
+    The file alone is run, not the packages that it is in, unless it imports of them itself: that can take seconds.
+    """
     sys.path[:] = path
     if file == os.path.abspath(__file__):
         target: Any = globals()[name]
-    else:
-        if file is None:
-            loaded = importlib.import_module(module)
-        else:  # a plug-in, or the script that was run, whose `if __name__ == "__main__"` must not run again
-            spec = importlib.util.spec_from_file_location("__mp_main__" if module == "__main__" else module, file)
-            assert spec and spec.loader
-            loaded = sys.modules[module] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded)
-        target = loaded
+    else:  # of the script that was run, `if __name__ == "__main__"` must not run again
+        spec = importlib.util.spec_from_file_location("__mp_main__" if module == "__main__" else module, file)
+        assert spec and spec.loader
+        target = sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(target)
         for part in name.split("."):
             target = getattr(target, part)
     return target() if isinstance(target, type) else target

@@ -1,8 +1,8 @@
 """Where a function, or the methods of an object that an episode has of its own, are called: in this process or in a child."""
 
-import atexit
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from prefopt.environments.child import ENDED, Child, Limits, Reply
@@ -11,13 +11,11 @@ from prefopt.environments.in_child import answer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.seeds import seed_for
 
-_SERVING: dict[Any, Child] = {}
-"""Children of functions, which all episodes share: a function keeps nothing from one call to the next."""
 
-
-def _close_serving() -> None:
-    for child in _SERVING.values():
-        child.close()
+@cache
+def _serving(function: Any, limits: Limits) -> Child:
+    """The child of a function, which all episodes share, for it keeps nothing from one call to the next."""
+    return Child(function, limits)
 
 
 class Toolbox:
@@ -39,21 +37,14 @@ class Toolbox:
         self._object: Any = None
         self._child: Child | None = None
         if self.limits is not None:
-            self._child = self._own() if self._has_state else self._shared(self.limits)
+            self._child = self._own(self.limits) if self._has_state else _serving(target, self.limits)
 
     @property
     def _has_state(self) -> bool:
         return isinstance(self.target, type)
 
-    def _own(self) -> Child:
-        assert self.limits is not None
-        return Child(self.target, self.limits, confined=getattr(self.target, "runs_code", False))
-
-    def _shared(self, limits: Limits) -> Child:
-        child = Child(self.target, limits)
-        if not _SERVING:
-            atexit.register(_close_serving)
-        return _SERVING.setdefault((tuple(child.where.items()), limits), child)
+    def _own(self, limits: Limits) -> Child:
+        return Child(self.target, limits, confined=getattr(self.target, "runs_code", False))
 
     def begin(self, row: Mapping[str, Any], seed: int) -> Any:
         """A new object, where there is one; what its `reset(row, seed)` returns, or None.
