@@ -262,7 +262,7 @@ NONE: tuple[Foreign, ...] = (
     ),
     Foreign("chat_template_kwargs", "", "a chat template is rendered as the tokenizer has it"),
     Foreign("optim_target_modules", "", "an optimiser trains all weights that are trained, at one rate"),
-    Foreign("fp16 tf32", "", "train.precision is fp32 or bf16; there is no loss scaling, so no fp16"),
+    Foreign("fp16 tf32", "", "train.precision is fp32 or bf16; the loss is not scaled, which fp16 needs"),
     Foreign("streaming dataset_streaming", "", "rows are kept on disk, not in memory, and an order needs all of them"),
     Foreign(
         "dataset_num_proc dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "

@@ -136,8 +136,10 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
 
 
 def computes_in_bf16(precision: str) -> bool:
-    """Whether a recipe's precision is bf16 here; auto is, on GPUs that have it."""
-    return precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    """Whether a recipe's precision is bf16 here; auto is, on GPUs that have it and do not emulate it, as those before Ampere do."""
+    if precision != "auto":
+        return precision == "bf16"
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_accelerator(precision: str) -> Accelerator:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.recipe import Train
-from prefopt.training.devices import computing, launched_processes, refuse_environment
+from prefopt.training.devices import computes_in_bf16, computing, launched_processes, refuse_environment
 
 
 def state():
@@ -122,3 +123,14 @@ def test_what_launchers_set_is_let_pass(variables, monkeypatch):
         monkeypatch.setenv(name, value)
     refuse_environment()
     assert launched_processes() == int(variables.get("WORLD_SIZE", 1))
+
+
+@pytest.mark.parametrize(("major", "bf16"), [(7, False), (8, True)], ids=["V100", "A100"])
+def test_auto_is_bf16_where_the_gpu_has_it_and_not_where_it_is_emulated(major, bf16, monkeypatch):
+    """`torch.cuda.is_bf16_supported()` counts emulation (torch 2.13), which is slower than fp32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert computes_in_bf16("auto") is bf16
+    assert computes_in_bf16("bf16") and not computes_in_bf16("fp32")
