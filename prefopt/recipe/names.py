@@ -1,7 +1,7 @@
 """Fields of a recipe that name something, and take the thing itself from Python."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,24 @@ class WithFields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, content: Any) -> Any:
-        return {key: given(value) for key, value in content.items()} if isinstance(content, Mapping) else content
+        return _throughout(given, dict(content)) if isinstance(content, Mapping) else content
 
     @property
     def fields(self) -> dict[str, Any]:
         """What is given to the constructor of what the section names."""
-        extra = self.__pydantic_extra__ or {}
-        return {key: value.object if isinstance(value, Given) else value for key, value in extra.items()}
+        fields: dict[str, Any] = _throughout(_object, self.__pydantic_extra__ or {})
+        return fields
+
+
+def _object(value: Any) -> Any:
+    return value.object if isinstance(value, Given) else value
+
+
+def _throughout(change: Callable[[Any], Any], value: Any) -> Any:
+    """A value with whatever its dicts, lists and tuples hold changed, and they themselves left as they are."""
+    if isinstance(value, dict):
+        return {key: _throughout(change, item) for key, item in value.items()}
+    return type(value)(_throughout(change, item) for item in value) if type(value) in (list, tuple) else change(value)
 
 
 class Callback(WithFields):

@@ -94,7 +94,11 @@ def test_errors_are_trls(text: str, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "truncated"), [("<tool_call>buy tea</tool_call>", False), (call("buy", item="a", price=1), True)]
+    ("text", "truncated"),
+    [
+        (call("buy", item="a", price=1) + "<tool_call>buy tea</tool_call>", False),
+        (call("buy", item="a", price=1), True),
+    ],
 )
 def test_what_is_no_call_to_trl_or_was_cut_is_the_end(text: str, truncated: bool) -> None:
     turn = begun().step(text, truncated=truncated)

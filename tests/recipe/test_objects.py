@@ -65,6 +65,13 @@ def test_a_field_of_a_section_may_be_an_object():
     assert "weight: '<python object: test_objects.Words" in settings.to_yaml()
 
 
+def test_lists_in_a_field_may_hold_objects():
+    fields = {"name": Words, "weight": [words, {"of": Words(3), "to": (1, "a")}]}
+    settings = recipe_from(TREE, objects={"feedback": fields})
+    assert settings.feedback is not None and settings.feedback.fields == {"weight": fields["weight"]}
+    assert "weight:\n  - '<python object: test_objects.words, " in settings.to_yaml()
+
+
 def test_values_that_are_no_names_are_still_refused():
     with pytest.raises(PrefoptError, match="feedback"):
         recipe_from(TREE, objects={"feedback": 5})
