@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt import recipe
-from prefopt.objectives import DPO, GRPO, PPO, RLOO, SFT
+from prefopt.objectives import DPO, GDPO, GRPO, PPO, REINFORCE, RLOO, SFT
 from prefopt.objectives.preference.aot import AOT, AOTUnpaired
 from prefopt.objectives.preference.bco import BCO
 from prefopt.objectives.preference.betadpo import BetaDPO
@@ -89,8 +89,8 @@ class Batches:
         self.place = state["place"]
 
 
-def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -> Batch:
-    """Prompts and completions of all lengths, with embeddings of the prompts."""
+def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7, turns: bool = False) -> Batch:
+    """Prompts and completions of all lengths, with embeddings of the prompts; `turns` makes episodes, with holes and rewards."""
     draw = torch.Generator().manual_seed(seed)
 
     def number(high: int, low: int = 1) -> int:
@@ -107,7 +107,12 @@ def random_batch(rows: int, seed: int, completions: int = 2, longest: int = 7) -
         columns["sampler_logps"] = -2 * torch.rand(mask.shape, generator=draw) * mask
     if completions == 2:  # to KTO, the second completion is another prompt's
         columns["origin"] = torch.tensor([0, ORIGINS.index("mismatched")]).expand(rows, 2)
-    return Batch(prompts, ids, mask, scores, columns=columns)
+    rewards = None
+    if turns:  # an environment wrote about a third of the tokens before the last one
+        last = torch.arange(longest) == lengths[..., None] - 1
+        mask &= last | (torch.rand(mask.shape, generator=draw) > 1 / 3)
+        rewards = torch.randn(mask.shape, generator=draw) * (mask & (torch.rand(mask.shape, generator=draw) < 0.5))
+    return Batch(prompts, ids, mask, scores, columns=columns, rewards=rewards)
 
 
 def tiny_llama(dtype: torch.dtype = torch.float64, seed: int = 0) -> LlamaForCausalLM:
@@ -150,9 +155,23 @@ CASES: dict[str, list[Term]] = {
     "ppo+sft": [Term(PPO(target=0.1), 0.8), Term(SFT(), 0.7)],
     "grpo": [Term(GRPO())],
     "rloo": [Term(RLOO())],
+    "dpo of episodes": [Term(DPO())],
+    "ppo of episodes": [Term(PPO(tis=2.0))],
+    "grpo of episodes": [Term(GRPO(credit="reward_to_go"))],
+    "reinforce of episodes": [Term(REINFORCE(credit="reward_to_go"))],
+    "gdpo of episodes": [Term(GDPO(beta=0.1))],
 }
 
-GROUPS = {"ppo", "ppo+sft", "grpo", "rloo"}
+GROUPS = {
+    "ppo",
+    "ppo+sft",
+    "grpo",
+    "rloo",
+    "ppo of episodes",
+    "grpo of episodes",
+    "reinforce of episodes",
+    "gdpo of episodes",
+}
 """Cases of several scored completions, gone through twice in minibatches where a ratio allows it."""
 
 
@@ -176,7 +195,7 @@ def train(
         "schedule": "constant",
         "warmup": 0,
         "batch_size": len(batches[0]),
-        "passes": 2 if case in GROUPS - {"rloo"} else 1,
+        "passes": 2 if case in GROUPS - {"rloo", "reinforce of episodes"} else 1,
     }
     spec = recipe.Train(**(defaults | settings), micro_batch_size=micro)
     reference = make_reference(policy, recipe.Reference(), recipe.Policy(model=("none",)))
@@ -200,7 +219,7 @@ def update(case: str, dtype: torch.dtype, micro: int, batches: Sequence[Batch], 
 
 
 def seven_rows(case: str = "dpo") -> list[Batch]:
-    return [random_batch(7, seed, 4 if case in GROUPS else 2) for seed in range(3)]
+    return [random_batch(7, seed, 4 if case in GROUPS else 2, turns="episodes" in case) for seed in range(3)]
 
 
 def main() -> None:

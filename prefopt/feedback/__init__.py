@@ -34,6 +34,7 @@ from prefopt.feedback.transforms import (
     Transform,
     Transformed,
 )
+from prefopt.feedback.weighted import WeightedSum
 
 __all__ = [
     "FEEDBACKS",
@@ -50,6 +51,7 @@ __all__ = [
     "Rule",
     "Transform",
     "Transformed",
+    "WeightedSum",
     "as_scores",
     "ask",
     "bare",

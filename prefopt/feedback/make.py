@@ -36,6 +36,7 @@ from prefopt.feedback.transforms import (
     RepetitionPenalty,
     Transformed,
 )
+from prefopt.feedback.weighted import WeightedSum
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import LATER, NotYet, check_call, make
@@ -44,7 +45,7 @@ from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 T = TypeVar("T")
 
-FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel)}
+FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel, WeightedSum)}
 """Every feedback by the name that recipes give it."""
 
 CALLED_WITH = ("prompts", "completions", "rows")

@@ -9,6 +9,7 @@ from prefopt.objectives.online.a2c import A2C
 from prefopt.objectives.online.cispo import CISPO
 from prefopt.objectives.online.dapo import DAPO
 from prefopt.objectives.online.drgrpo import DrGRPO
+from prefopt.objectives.online.gdpo import GDPO
 from prefopt.objectives.online.grpo import GRPO
 from prefopt.objectives.online.gspo import GSPO
 from prefopt.objectives.online.lagrangian import LagrangianPPO
@@ -119,6 +120,7 @@ CATALOGUE: dict[str, type[Objective]] = {
         CISPO,
         DAPO,
         DrGRPO,
+        GDPO,
         GRPO,
         GSPO,
         LagrangianPPO,

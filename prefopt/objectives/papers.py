@@ -99,6 +99,7 @@ _TABLE = """
 2503.20783 | Liu, Zichen and others | Understanding R1-Zero-Like Training: A Critical Perspective
 2506.13585 | {MiniMax} | MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention
 2507.18071 | Zheng, Chujie and others | Group Sequence Policy Optimization
+2601.05242 | Liu, Shih-Yang and others | GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization
 """  # noqa: E501 (a line for each paper)
 
 PAPERS = {

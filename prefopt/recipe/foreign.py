@@ -141,11 +141,16 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("use_vllm", "source.rollouts.sampler", "`vllm`, with source.rollouts.server"),
         Foreign("vllm_server_base_url vllm_server_host vllm_server_port", "source.rollouts.server", "one address"),
         Foreign("reward_funcs", "feedback", "a function, `file.py:name`, or {name: RewardModel, model: FOLDER}"),
-        Foreign("reward_weights", "feedback", "one function that adds them, or {name: Ensemble, members: […]}"),
+        Foreign("reward_weights", "feedback", "{name: WeightedSum, weights: {NAME: 1, OTHER: 0.5}, members: […]}"),
         Foreign("reward_clip_range", "feedback.transforms", "[{name: Clip, low: -5, high: 5}]"),
         Foreign("epsilon", "objective.epsilon", CLIPPING),
         Foreign("epsilon_high", "objective.epsilon_high", "of DAPO, GSPO and CISPO; TRL's for `cispo` is 1 + ours"),
         Foreign("importance_sampling_level", "objective", "`sequence` is GSPO, `token` is GRPO"),
+        Foreign(
+            "multi_objective_aggregation",
+            "objective",
+            "`normalize_then_sum` is GDPO with its own weights, `sum_then_normalize` is GRPO",
+        ),
         Foreign("scale_rewards", "objective", "`group` is GRPO, `none` is DrGRPO"),
         Foreign("normalize_advantages", "objective.whiten_advantages", "of PPO"),
         Foreign(
@@ -249,7 +254,7 @@ NONE: tuple[Foreign, ...] = (
     Foreign(
         "delta sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg "
         "top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta "
-        "entropy_target off_policy_mask_threshold use_bias_correction_kl multi_objective_aggregation",
+        "entropy_target off_policy_mask_threshold use_bias_correction_kl",
         "",
         "a variant of a loss is a class here, and this one is not in the catalogue: `prefopt objectives` lists it, and your "
         "own is a file of twenty lines",

@@ -82,6 +82,17 @@ def test_padding_that_counts_is_caught_in_any_objective(cls):
     assert caught(cls, "Padded", loss=loss) == "padding"
 
 
+@pytest.mark.parametrize("cls", CATALOGUE.values())
+def test_an_environments_tokens_that_count_are_caught_in_any_objective(cls):
+    def loss(self, batch, policy, targets):
+        found = cls.loss(self, batch, policy, targets)
+        return Loss(
+            found.total * (1 + batch.lengths.sum(-1)), found.metrics
+        )  # to the last token, over what lies between
+
+    assert caught(cls, "Spread", loss=loss) == "environment tokens"
+
+
 @pytest.mark.parametrize("cls", [cls for cls in held_to("starts at the reference") if cls().needs.reference])
 def test_a_mean_for_a_sum_on_one_side_is_caught_in_any_objective(cls):
     def targets(self, batch, old, reference):
@@ -152,6 +163,16 @@ class MeanForSum(DPO):
 class PaddingInTheGradient(SFT):
     def loss(self, batch, policy, targets):
         return Loss(-policy.logps.sum(-1)[:, 0])
+
+
+@dataclass(frozen=True)
+class TimePasses(ReinforcePlusPlus):
+    """Discounts by places, over what an environment wrote as well."""
+
+    def targets(self, batch, old, reference):
+        found = super().targets(batch, old, reference)
+        passed = 0.9 ** torch.arange(batch.mask.shape[-1])
+        return Targets({**found.rows, "advantages": found.rows["advantages"] * passed}, found.metrics)
 
 
 @dataclass(frozen=True)
@@ -390,6 +411,7 @@ MUTANTS = [
     (PaddingCounted, "padding", r"Outputs.sum\(\)"),
     (MeanForSum, "starts at the reference", "a mean for a sum"),
     (PaddingInTheGradient, "no gradient on padding", "without the mask"),
+    (TimePasses, "environment tokens", "in a mean, a length, a place in T, the last token, or the next one"),
     (ReferenceIgnored, "uses reference", "ignores it"),
     (BatchStatistic, "row slices", "whole_batch=True"),
     (PlaceInBatch, "reordering", "place in the batch"),

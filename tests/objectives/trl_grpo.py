@@ -1,5 +1,7 @@
 """TRL's own GRPO and RLOO loss code, run on given log-probs: the oracle of the online objectives' tests."""
 
+import inspect
+import textwrap
 import warnings
 from collections import defaultdict
 from types import SimpleNamespace
@@ -65,6 +67,28 @@ def trl_rloo(policy, old, advantages, epsilon=0.2):
     trainer = _stub(RLOOTrainer, policy, {"epsilon_low": epsilon, "epsilon_high": epsilon})
     inputs = _inputs(policy) | {"advantages": advantages.flatten(), "old_logps": old.sum().flatten()}
     return trainer._compute_loss(trainer.model, inputs)
+
+
+def trl_gdpo(rewards, weights):
+    """Advantages [B, K] of rewards [B, K, N], by the lines of `GRPOTrainer` for `normalize_then_sum`.
+
+    They stand in the method that writes completions and asks for their rewards, too.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from trl.trainer import grpo_trainer
+    source = inspect.getsource(grpo_trainer.GRPOTrainer)
+    branch = source[source.index('elif self.multi_objective_aggregation == "normalize_then_sum"') :]
+    lines = branch[: branch.index("is_std_zero")].splitlines()[1:]
+    names = {
+        "self": SimpleNamespace(reward_funcs=weights, reward_weights=torch.tensor(weights).double()),
+        "num_generations": rewards.shape[1],
+        "device": rewards.device,
+        "rewards_per_func": rewards.flatten(0, 1),
+        "unscorable_mask": torch.zeros(rewards.shape[:2].numel(), dtype=torch.bool),
+    }
+    exec(textwrap.dedent("\n".join(lines)), {**vars(grpo_trainer), **names}, names)
+    return names["advantages"].view(rewards.shape[:2])
 
 
 def rollouts(prompts=3, completions=4, tokens=6, seed=0, absent=(), dtype=torch.float64, moved=0.3):

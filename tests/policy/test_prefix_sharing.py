@@ -64,15 +64,19 @@ def make_model(tiny):
 
 
 def groups(completions: int = 3, prompt: int = 12) -> Batch:
-    """Four prompts with a common start, long enough to be worth sharing, of unequal length; one completion is absent."""
+    """Four prompts with a common start, long enough to be worth sharing, of unequal length; one completion is absent.
+
+    In some, an environment wrote the first token or some in between.
+    """
     draw = torch.Generator().manual_seed(1)
     lengths = torch.randint(2, 9, (4, completions), generator=draw)
     lengths[2, 1] = 0
     mask = torch.arange(8) < lengths[..., None]
+    ids = torch.randint(1, 30, mask.shape, generator=draw) * mask
     mask[0, 0, 0] = False  # a tool began
-    ids = torch.randint(1, 30, mask.shape, generator=draw)
+    mask[3, :, 1:4] &= torch.arange(1, 4) >= lengths[3][:, None] - 1  # it answered, and the policy had the last word
     prompts = [torch.randint(1, 30, (prompt + 3 * row,), generator=draw).tolist() for row in range(4)]
-    return Batch(tuple(map(tuple, prompts)), ids * mask, mask)
+    return Batch(tuple(map(tuple, prompts)), ids, mask)
 
 
 def everything(policy: Policy, batch: Batch, needs: Needs, gradients) -> tuple[torch.Tensor, torch.Tensor]:

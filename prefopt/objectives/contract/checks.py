@@ -16,7 +16,7 @@ from prefopt.objectives.contract.directions import (
 )
 from prefopt.objectives.contract.finding import Finding, shape_of
 from prefopt.objectives.contract.gradients import gradients_of, with_leaves, with_outputs
-from prefopt.objectives.contract.invariance import absent, padding, reordering, row_slices
+from prefopt.objectives.contract.invariance import absent, environment_tokens, padding, reordering, row_slices
 from prefopt.types import Adaptive, Loss, Targets
 
 
@@ -137,6 +137,7 @@ CHECKS: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
     "deterministic": _deterministic,
     "padding": padding,
     "no gradient on padding": padding_gradient,
+    "environment tokens": environment_tokens,
     "absent completions": absent,
     "reordering": reordering,
     "row slices": row_slices,

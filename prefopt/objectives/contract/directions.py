@@ -96,6 +96,10 @@ def _judged(case: Case, row: int, k: int, sign: int) -> Case:
     if batch.scores is not None:
         changes["scores"] = batch.scores.clone()
         changes["scores"][row, k] += 10 * sign
+    if batch.named_scores:
+        changes["named_scores"] = {name: scores.clone() for name, scores in batch.named_scores.items()}
+        for scores in changes["named_scores"].values():
+            scores[row, k] += 10 * sign
     if batch.preference is not None:
         changes["preference"] = batch.preference.clone()
         changes["preference"][row, k] = (1 + sign) / 2

@@ -1,7 +1,7 @@
-"""Checks of what a loss may not depend on: padding, absent completions, the order of prompts, how the batch was cut."""
+"""Checks of what a loss may not depend on: padding, what an environment writes, absent completions, order, how it was cut."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from prefopt.objectives.contract.case import Case, same
 from prefopt.objectives.contract.finding import Finding, difference
-from prefopt.types import Batch, Outputs
+from prefopt.objectives.contract.gradients import gradients_of, with_leaves
+from prefopt.types import Batch, Outputs, Targets
 
 
 def padding(case: Case) -> Iterator[Finding]:
@@ -27,18 +28,81 @@ def padding(case: Case) -> Iterator[Finding]:
         of_tokens = {name: wider(value) for name, value in o.fields().items() if value.ndim == 3}
         return dataclasses.replace(o.with_fields(of_tokens), mask=wider(o.mask))
 
-    wide, own = case.transformed(batch, outputs), case.targets()
-    targets = wide.targets()
-    if case.draws():  # other draws for another shape: the same ones, where they are draws for tokens
-        shape = case.batch.mask.shape
-        targets = dataclasses.replace(own, rows={n: wider(v) if v.shape == shape else v for n, v in own.rows.items()})
-    expected, got = case.loss(own).total, wide.loss(targets).total
+    wide = case.transformed(batch, outputs)
+    expected, got = case.loss().total, wide.loss(_targets(case, wide, wider)).total
     if not same(expected, got):
         yield (
             "the same total with three more padding tokens",
             difference(expected, got),
             "padding counted: use batch.mask, Outputs.sum() and mean()",
         )
+
+
+def _targets(case: Case, other: Case, change: Callable[[Tensor], Tensor]) -> Targets:
+    """Those of the other case; if they are draws, those of the case itself, for its shape is another: with its tokens moved."""
+    own, shape = case.targets(), case.batch.mask.shape
+    if not case.draws():
+        return other.targets()
+    return dataclasses.replace(own, rows={n: change(v) if v.shape == shape else v for n, v in own.rows.items()})
+
+
+def environment_tokens(case: Case) -> Iterator[Finding]:
+    """What an environment writes between the policy's tokens, and before them, must not change the loss."""
+    other, spread = with_environment(case)
+    expected, got = case.loss().total, other.loss(_targets(case, other, spread)).total
+    cause = "tokens outside the mask counted: in a mean, a length, a place in T, the last token, or the next one"
+    if not same(expected, got):
+        yield (
+            "the same total with an environment's tokens in between, where the mask is False",
+            difference(expected, got),
+            cause,
+        )
+        return
+    traced, leaves = with_leaves(other)
+    for name, gradient in gradients_of(traced.loss(_targets(case, other, spread)).total.sum(), leaves).items():
+        if gradient.ndim == 3 and gradient[~other.batch.mask].abs().max() > 0:
+            yield "no gradient at an environment's tokens", f"one on policy.{name}", cause
+
+
+def with_environment(
+    case: Case, extra: int = 4, noise: float = 0.0, seed: int = 3
+) -> tuple[Case, Callable[[Tensor], Tensor]]:
+    """The same case with tokens of an environment in between, whose ids are random, and how [B, K, T] was spread for it.
+
+    Args:
+        case: as it is without them.
+        extra: how many in each completion; each completion has them at places of its own.
+        noise: what models say there, which is 0 of `Policy` and nothing that may be read.
+        seed: of places and ids.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    *lead, tokens = case.batch.mask.shape
+    places = torch.rand(*lead, tokens + extra, generator=draw).argsort(-1)[..., :tokens].sort(-1).values
+
+    def spread(value: Tensor) -> Tensor:
+        return value.new_zeros(*lead, tokens + extra).scatter(-1, places, value)
+
+    def outputs(o: Outputs) -> Outputs:
+        mask = spread(o.mask)
+        of_tokens = {
+            name: spread(value) + noise * torch.randn(mask.shape, generator=draw, dtype=value.dtype) * ~mask
+            for name, value in o.fields().items()
+            if value.ndim == 3
+        }
+        return dataclasses.replace(o.with_fields(of_tokens), mask=mask)
+
+    def batch(b: Batch) -> Batch:
+        mask = spread(b.mask)
+        ids = torch.randint(4, 100, mask.shape, generator=draw)
+        return dataclasses.replace(
+            b,
+            completion_ids=torch.where(mask, spread(b.completion_ids), ids),
+            mask=mask,
+            rewards=None if b.rewards is None else spread(b.rewards),
+            columns={name: spread(c) if b.axis(name) == "token" else c for name, c in b.columns.items()},
+        )
+
+    return case.transformed(batch, outputs), spread
 
 
 def absent(case: Case) -> Iterator[Finding]:

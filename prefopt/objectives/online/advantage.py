@@ -1,11 +1,25 @@
 """The part that says how much better than expected a completion, or a token of it, was."""
 
+from typing import Any, Literal, get_args
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prefopt.objectives.maths import gae, masked_sum, whiten
+from prefopt.objectives.maths import discounted_returns, gae, masked_sum, whiten
 from prefopt.types import ORIGINS, Batch, Outputs
+
+Credit = Literal["outcome", "reward_to_go"]
+"""What a token is credited with: all that its completion earns, or what is earned at and after it.
+
+They differ where turns or steps have rewards of their own, and where a KL is in the rewards.
+"""
+
+
+def check_credit(objective: Any) -> None:
+    """For `__post_init__`: refuses a `credit` that is none."""
+    if objective.credit not in get_args(Credit):
+        raise ValueError(f"credit must be one of {', '.join(get_args(Credit))}, got {objective.credit!r}")
 
 
 def scores_of(batch: Batch) -> Float[Tensor, "B K"]:
@@ -51,6 +65,13 @@ def token_rewards(batch: Batch, penalty: Float[Tensor, "B K T"]) -> Float[Tensor
     return rewards if batch.rewards is None else rewards + batch.rewards.masked_fill(~batch.mask, 0)
 
 
+def credited(batch: Batch, penalty: Float[Tensor, "B K T"], credit: Credit) -> Float[Tensor, "B K T"]:
+    """What each token is credited with; 0 outside the mask."""
+    if credit == "outcome":
+        return over_tokens(completion_rewards(batch, penalty), batch.mask)
+    return discounted_returns(token_rewards(batch, penalty), batch.mask, 1.0)
+
+
 def group_mean(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float[Tensor, "B 1"]:
     """The mean score of each prompt's completions."""
     return scores.masked_fill(~present, 0).sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1)
@@ -63,12 +84,16 @@ def centred(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float
     return torch.where(present & (low < high), scores - group_mean(scores, present), 0)
 
 
+def group_std(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float[Tensor, "B 1"]:
+    """The unbiased standard deviation of the scores of each prompt's completions; exactly 0 where they are equal."""
+    squares = centred(scores, present).square().sum(-1, keepdim=True)
+    return (squares / (present.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
+
+
 def standardised(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"], e: float) -> Float[Tensor, "B K"]:
     """(r_i − mean) / (std + e) within each group; 0 where all scores are equal. std is the unbiased one."""
-    difference = centred(scores, present)
-    variance = difference.square().sum(-1, keepdim=True) / (present.sum(-1, keepdim=True) - 1).clamp(min=1)
-    varied = variance > 0
-    return torch.where(varied, difference / (torch.where(varied, variance, 1).sqrt() + e), 0)
+    std = group_std(scores, present)
+    return torch.where(std > 0, centred(scores, present) / (torch.where(std > 0, std, 1) + e), 0)
 
 
 def leave_one_out(scores: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:

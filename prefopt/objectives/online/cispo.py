@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from prefopt.objectives.online.group import standardised_targets
+from prefopt.objectives.online.advantage import Credit, check_credit
+from prefopt.objectives.online.group import credited_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import (
     clipped_weight,
@@ -39,6 +40,7 @@ class CISPO:
         e: what is added to the standard deviation.
         estimator: of the KL, which is in the loss: "k1", "k2", "k3" or "exact".
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        credit: what a token is credited with: "outcome", or "reward_to_go" of the turns, as in `GRPO`.
     """
 
     beta: NonNegative = 0.0
@@ -47,12 +49,14 @@ class CISPO:
     e: Positive = 1e-4
     estimator: Estimator = "k3"
     tis: Positive | None = None
+    credit: Credit = "outcome"
     kl = property(kl_in_loss)
     needs = needs_per("token", contrast=True)
-    targets = standardised_targets
+    targets = credited_targets
 
     def __post_init__(self) -> None:
         check_kl(self)
+        check_credit(self)
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""

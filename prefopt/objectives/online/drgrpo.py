@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from prefopt.objectives.online.advantage import Credit, check_credit
 from prefopt.objectives.online.group import centred_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, token_ratio, token_sums
@@ -16,7 +17,7 @@ class DrGRPO:
     L = mean over completions of Σ_t [max(−A ρ_t, −A clip(ρ_t, 1 − ε, 1 + ε)) + β kl_t] / length,  A_i = score_i − mean_j score_j
 
     Shapes as in `GRPO`. `length` is one number for all completions, so that it only scales the learning rate: a token weighs the
-    same in short and in long ones. Take the source's max_tokens. A_i is (K − 1)/K times that of `RLOO`.
+    same in short and in long ones. Take the source's max_tokens. A_i is (K − 1)/K times that of `RLOO`. `credit` as in `GRPO`.
 
     Source: Liu et al., arXiv 2503.20783v2, §3: divided by a constant, the generation budget; no KL (β = 0) in its experiments.
     ε = 0.2 is PPO's.
@@ -27,6 +28,7 @@ class DrGRPO:
         epsilon: ε, how far a ratio may move.
         estimator: of the KL, which is in the loss: "k1", "k2", "k3" or "exact".
         tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        credit: what a token is credited with: "outcome", or "reward_to_go" of the turns.
     """
 
     length: Positive = 1024.0
@@ -34,12 +36,14 @@ class DrGRPO:
     epsilon: Positive = 0.2
     estimator: Estimator = "k3"
     tis: Positive | None = None
+    credit: Credit = "outcome"
     kl = property(kl_in_loss)
     needs = needs_per("completion", contrast=True)
     targets = centred_targets
 
     def __post_init__(self) -> None:
         check_kl(self)
+        check_credit(self)
         if not self.length > 0:
             raise ValueError(f"length must be above 0, got {self.length}")
 

@@ -6,7 +6,14 @@ from typing import Self
 
 import torch
 
-from prefopt.objectives.online.advantage import advantage_metrics, completion_rewards, episodes, over_tokens
+from prefopt.objectives.online.advantage import (
+    Credit,
+    advantage_metrics,
+    check_credit,
+    completion_rewards,
+    credited,
+    episodes,
+)
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
 from prefopt.support.domains import Finite, NonNegative
@@ -23,6 +30,10 @@ class REINFORCE:
     gradient is unbiased. There is no ratio, so a batch is good for one pass: `train.passes: 1` and no minibatches. The value of the
     loss means nothing. The KL as in `PPO`.
 
+    With `credit="reward_to_go"`, L = mean over completions of −Σ_t (R_t − b) log π(y_t|x, y_<t),  R_t = Σ_{s≥t} r_s,
+    r_t = reward_t − β kl_t + 1[t is the last token] · score: a token is not credited with what turns before it earned, nor with
+    their KL. The gradient has the same expectation, since nothing that is written later changes what came before.
+
     Source: Williams 1992, as in Ahmadian et al., arXiv 2402.14740v2 (REINFORCE with the moving-average baseline b_MA, a
     completion being one action). β = 0.05 is TRL's for RLOO.
 
@@ -32,6 +43,7 @@ class REINFORCE:
         placement: of the KL: "reward" or "loss".
         baseline: b; moved by `adapted`.
         seen: how many completions b is the mean of; moved by `adapted`.
+        credit: what a token is credited with: "outcome", or "reward_to_go".
     """
 
     beta: NonNegative = 0.05
@@ -39,10 +51,12 @@ class REINFORCE:
     placement: Placement = "reward"
     baseline: Finite = 0.0
     seen: NonNegative = 0.0
+    credit: Credit = "outcome"
     kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
         check_kl(self)
+        check_credit(self)
 
     @property
     def needs(self) -> Needs:
@@ -50,14 +64,15 @@ class REINFORCE:
         return rollout_needs(self.kl, "completion", old=self.kl.used, one_update=True)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
-        """The advantages, [B, K, T], the same at every token of a completion."""
+        """The advantages, [B, K, T]."""
         penalty = self.kl.penalty(batch.mask, old, reference)
         earned = completion_rewards(batch, penalty)
-        advantages = torch.where(batch.present, earned - self.baseline, 0)
+        advantages = torch.where(batch.mask, credited(batch, penalty, self.credit) - self.baseline, 0)
         seen = self.seen + batch.present.sum().item()
         mean = (self.seen * self.baseline + earned[batch.present].double().sum().item()) / max(seen, 1)
-        metrics = advantage_metrics(advantages, batch.present) | {"baseline/mean": mean, "baseline/seen": seen}
-        rows = {"advantages": over_tokens(advantages, batch.mask)} | self.kl.rows(reference)
+        relative = torch.where(batch.present, earned - self.baseline, 0)
+        metrics = advantage_metrics(relative, batch.present) | {"baseline/mean": mean, "baseline/seen": seen}
+        rows = {"advantages": advantages} | self.kl.rows(reference)
         return Targets(rows, metrics | episodes(batch.mask) | self.kl.metrics(old, reference))
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from prefopt.recipe.names import Named, Names, WithFields, named_section, named_sections
 
-FEEDBACKS = ("Rule", "RewardModel", "Judge", "Ensemble", "Panel")
+FEEDBACKS = ("Rule", "RewardModel", "Judge", "Ensemble", "Panel", "WeightedSum")
 """The feedbacks that come with prefopt, by name."""
 
 TRANSFORMS = ("LengthPenalty", "RepetitionPenalty", "Clip", "Normalise", "ReferenceNormalise", "MissingEOS")
@@ -26,7 +26,8 @@ class Feedback(WithFields):
     """What scores completions; keys other than these are its fields."""
 
     name: Named = Field(
-        description="RewardModel, Judge, Ensemble, Panel, or your own function or class: `package.module:name`, `file.py:name`"
+        description="RewardModel, Judge, Ensemble, Panel, WeightedSum, or your own function or class: `package.module:name`, "
+        "`file.py:name`"
     )
     timeout: float | None = Field(None, gt=0, description="seconds that a call may take; null is any time")
     transforms: typing.Annotated[tuple[Transform, ...], BeforeValidator(named_sections)] = Field(
@@ -34,7 +35,7 @@ class Feedback(WithFields):
     )
     members: typing.Annotated[tuple["Feedback", ...], BeforeValidator(named_sections)] = Field(
         (),
-        description="of an Ensemble or Panel, or of your own class: feedbacks, each a name or a section like this one",
+        description="of an Ensemble, Panel or WeightedSum, or of your own class: feedbacks, each a name or a section like this one",
     )
 
 
