@@ -147,11 +147,10 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("epsilon_high", "objective.epsilon_high", "of DAPO, GSPO and CISPO; TRL's for `cispo` is 1 + ours"),
         Foreign("importance_sampling_level", "objective", "`sequence` is GSPO, `token` is GRPO"),
         Foreign(
-            "multi_objective_aggregation",
+            "scale_rewards multi_objective_aggregation",
             "objective",
-            "`normalize_then_sum` is GDPO with its own weights, `sum_then_normalize` is GRPO",
+            "GRPO; `none` is DrGRPO, `normalize_then_sum` is GDPO",
         ),
-        Foreign("scale_rewards", "objective", "`group` is GRPO, `none` is DrGRPO"),
         Foreign("normalize_advantages", "objective.whiten_advantages", "of PPO"),
         Foreign(
             "vllm_importance_sampling_correction vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
