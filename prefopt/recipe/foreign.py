@@ -146,9 +146,7 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("epsilon", "objective.epsilon", CLIPPING),
         Foreign("epsilon_high", "objective.epsilon_high", "of DAPO, GSPO and CISPO; TRL's for `cispo` is 1 + ours"),
         Foreign("importance_sampling_level", "objective", "`sequence` is GSPO, `token` is GRPO"),
-        Foreign(
-            "scale_rewards multi_objective_aggregation", "objective", "`none` is DrGRPO, `normalize_then_sum` GDPO"
-        ),
+        Foreign("scale_rewards multi_objective_aggregation", "objective", "`none`: DrGRPO; normalised first: GDPO"),
         Foreign("normalize_advantages", "objective.whiten_advantages", "of PPO"),
         Foreign(
             "vllm_importance_sampling_correction vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
