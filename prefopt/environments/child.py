@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Child:
         self.where = _where(target)
         self.limits, self.confined = limits, confined
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
 
     def call(
         self,
@@ -116,24 +118,34 @@ class Child:
         """
         request = {"method": method, "arguments": dict(arguments), "seed": seed, "characters": characters}
         most = LONGEST_VALUE if characters is None else 12 * characters + 1000  # as JSON writes them
-        try:
-            self._start()
-            self._send(request)
-            reply = self._receive(seconds or self.limits.seconds, most)
-        except BaseException:  # what is still to come from it belongs to this call
-            self.close()
-            raise
-        if reply.kind in ENDED:
-            self.close()
-        return reply
+        with self._lock:  # a caller may have given up on a call, whose thread waits on
+            try:
+                self._start()
+                self._send(request)
+                reply = self._receive(seconds or self.limits.seconds, most)
+            except BaseException:  # what is still to come from it belongs to this call
+                self._end()
+                raise
+            if reply.kind in ENDED:
+                self._end()
+            return reply
 
     def close(self) -> None:
-        """End the process, and whatever it started."""
+        """End the process, and whatever it started; a call that another thread still waits for has died."""
+        self._kill()
+        with self._lock:
+            self._end()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        self._kill()
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for descriptor in (self._requests, self._replies):
             os.close(descriptor)
@@ -141,8 +153,8 @@ class Child:
             self._folder.cleanup()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at the interpreter's end little is left to close it with
-            self.close()
+        with contextlib.suppress(Exception):  # at the interpreter's end little is left to end it with
+            self._end()
 
     def _start(self) -> None:
         if self._process is not None:

@@ -82,15 +82,16 @@ class Tools:
             )
         self._box = {name: box for box in self.boxes for name in box.functions}
         self.stop: Sequence[str] = ()
+        self._plain = False
         _ = self._score
 
     def __deepcopy__(self, memo: Any) -> "Tools":
         return replace(self)  # with the same tokenizer, and objects of its own
 
-    @cached_property
+    @property
     def tools(self) -> list[Mapping[str, Any]]:
-        """JSON schemas, as chat templates take them."""
-        return [box.functions[name].schema for name, box in self._box.items()]
+        """JSON schemas, as chat templates take them; none for a prompt that is a plain text."""
+        return [] if self._plain else [box.functions[name].schema for name, box in self._box.items()]
 
     @cached_property
     def _score(self) -> Callable[..., Any]:

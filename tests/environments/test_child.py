@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_what_a_tool_does_wrong_is_its_reply(child: Any, how: str, size: int, ki
 def test_random_numbers_follow_the_seed(child: Any) -> None:
     draws = [child.call(None, {"how": "random"}, 50, seed).value for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_threads_that_were_given_up_mix_up_nothing(child: Any) -> None:
+    """A run waits for a call in a thread, and gives up on it after its own time."""
+    sizes = [5, 0, 7, 3]
+    with ThreadPoolExecutor(4) as pool:
+        how = ["text", "hang", "text", "text"]
+        calls = [pool.submit(child.call, None, {"how": h, "size": s}, 50) for h, s in zip(how, sizes, strict=True)]
+        assert [call.result().value for call in calls] == ["yyyyy", "", "yyyyyyy", "yyy"]
+        waiting = pool.submit(child.call, None, {"how": "hang"}, 50, 0, 60.0)
+        time.sleep(0.2)
+        child.close()
+        assert waiting.result(timeout=5).kind == "died"
 
 
 def test_an_object_keeps_its_state_until_its_end() -> None:

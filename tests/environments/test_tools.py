@@ -144,11 +144,11 @@ def test_code_always_runs_in_a_child() -> None:
 
 def test_a_plain_prompt_reads_tags() -> None:
     tools = begun(_tools.multiply, row={"prompt": "6 times 7?"})
-    assert tools.stop == ("</tool_call>",)
+    assert tools.stop == ("</tool_call>",) and tools.tools == []  # which the prompt says itself
     turn = tools.step(call("multiply", a=6, b=7).removesuffix("</tool_call>"), truncated=False)
     assert turn.text == "\n<tool_response>\n42\n</tool_response>\n"
     tools.reset(ROW, 0)
-    assert tools.stop == ()
+    assert tools.stop == () and len(tools.tools) == 1
 
 
 def test_a_reward_sees_the_row_the_answer_and_all_turns() -> None:
