@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.data.steps import ENDS, LABELS, step_ends, step_labels
 from prefopt.data.tokenised import Tokenised
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch
@@ -21,7 +22,8 @@ def collate(rows: Sequence[Tokenised], columns: Sequence[str] = ()) -> Batch:
     Args:
         rows: B of them.
         columns: names of the rows' columns to put in as tensors, shaped by their axes (`Example.axes`): [B, ...], [B, K, ...]
-            or [B, K, T]. `row`, [B] int64, the number of each row's example, is always there.
+            or [B, K, T]. `row`, [B] int64, the number of each row's example, is always there; `step_ends`, [B, K, T] bool,
+            where rows have steps.
 
     Raises:
         PrefoptError: a column that a row lacks, or that cannot be a tensor.
@@ -34,7 +36,11 @@ def collate(rows: Sequence[Tokenised], columns: Sequence[str] = ()) -> Batch:
         for k, ids in enumerate(row.completion_ids):
             completion_ids[b, k, : len(ids)] = torch.tensor(ids)
             mask[b, k, : len(ids)] = True if row.masks is None else torch.tensor(row.masks[k])
-    tensors = {name: _column(rows, name, size, length) for name in columns if name != "row"}
+    tensors = {name: _column(rows, name, size, length) for name in columns if name not in ("row", LABELS)}
+    if LABELS in columns:
+        tensors[LABELS] = step_labels(rows, size, length)
+    if any(row.step_ends is not None for row in rows):
+        tensors[ENDS] = step_ends(rows, size, length)
     return Batch(
         prompt_ids=tuple(row.prompt_ids for row in rows),
         completion_ids=completion_ids,

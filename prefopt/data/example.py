@@ -33,6 +33,7 @@ class Example:
         columns: every other column of the row. Those of completions or tokens are lists of K.
         axes: of the columns that are not of the prompt; `prefopt.types.AXES` has those that need not be named.
         chosen_first: the data call the first completion chosen, beside giving scores.
+        steps: for each completion, the texts of its steps, which joined are the completion; None where the data give none.
     """
 
     prompt: Prompt
@@ -44,6 +45,7 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Axis] = field(default_factory=dict)
     chosen_first: bool = False
+    steps: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def contents(self) -> tuple[Completion, ...]:
@@ -82,6 +84,7 @@ class Example:
             scores=None if self.scores is None else tuple(self.scores[i] for i in order),
             preference=select_matrix(self.preference, order),
             chosen_first=False,
+            steps=None if self.steps is None else tuple(self.steps[i] for i in order),
             columns={
                 name: column if self.axis(name) == "prompt" else [column[i] for i in order]
                 for name, column in self.columns.items()
@@ -108,6 +111,7 @@ def prompts(examples: Sequence[Example]) -> Iterator[Example]:
             completions=(),
             scores=None,
             preference=None,
+            steps=None,
             columns={name: value for name, value in example.columns.items() if example.axis(name) == "prompt"},
         )
 

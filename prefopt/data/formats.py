@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from prefopt.data.example import Completion, Example, Matrix, content_key
 from prefopt.data.messages import template_columns, turns_of
+from prefopt.data.steps import LABELS, joined_steps, labels_of
 from prefopt.data.values import (
     fail,
     list_of,
@@ -83,11 +84,14 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
     row = {name: value for name, value in row.items() if value is not None}
     _refuse_half_characters(row, where)
     _refuse_steps(row, kind, where)
+    row, steps = joined_steps(row, kind, where)
     prompt, completions, content_columns = _CONTENTS[kind](row, where)
     scores, preference, judgement_columns = _judgements(row, kind, len(completions), where)
     columns = {
         name: value for name, value in row.items() if name not in content_columns | judgement_columns | {"group"}
     }
+    if LABELS in columns:
+        columns[LABELS] = labels_of(columns[LABELS], completions, steps, where)
     for name in columns:
         if axis_of(name, {}) != "prompt":
             _refuse_one_value(columns[name], name, len(completions), where)
@@ -98,7 +102,7 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
         columns["label"] = _label(row["label"], where)
     group = row["group"] if "group" in row else content_key(prompt) if prompt else content_key(completions[0])
     named = kind == "paired" and "score_chosen" in row
-    return Example(prompt, completions, scores, preference, str(group), where, columns, chosen_first=named)
+    return Example(prompt, completions, scores, preference, str(group), where, columns, {}, named, steps)
 
 
 def shared_prefix(sequences: Sequence[Sequence[Any]]) -> int:
@@ -336,7 +340,8 @@ def _refuse_steps(row: Mapping[str, Any], kind: str, where: str) -> None:
         fail(
             where,
             "'completions' with 'labels' are the steps of one answer (TRL's stepwise supervision), not rival completions. "
-            "`source: {adapt: stepwise-whole}` makes them one completion, labelled true where every step is",
+            "`source: {adapt: stepwise}` makes them one completion with a label for each step, `adapt: stepwise-whole` one that is "
+            "labelled true where every step is",
         )
 
 

@@ -1,5 +1,6 @@
 """The turns of a conversation, and what a chat template takes beside them, as plain data."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,25 @@ def _turn(turn: Any, name: str, where: str) -> Message:
         fail(where, f"{name!r} has a message whose 'tool_calls' are {shown(calls)}; they must be a list of objects")
     if "content" not in message and not calls:
         fail(where, f"{name!r} has a message without 'content'")
+    if calls is not None:
+        message["tool_calls"] = [_call(call) for call in calls]
     return {**message, "content": _text(message.get("content"), name, where)}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call whose arguments are an object, as chat templates want them: OpenAI has them as JSON text.
+
+    Text that is no JSON object stays: it is what was written.
+    """
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, str):
+        return call
+    try:
+        decoded = json.loads(arguments)
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": decoded}} if isinstance(decoded, dict) else call
 
 
 def _text(content: Any, name: str, where: str) -> str | None:

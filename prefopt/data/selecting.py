@@ -27,6 +27,11 @@ EMBED = (
     "or `source: {embeddings: {model: …}}` for a sentence encoder"
 )
 
+LABEL_STEPS = (
+    "a label for each step: TRL's stepwise rows have them, or give `completion` as a list of steps and `step_labels` with a "
+    "truth value or a probability for each"
+)
+
 
 class Selectable(Protocol):
     """What the selection reads of a row: an `Example` or a `Tokenised`."""
@@ -136,7 +141,7 @@ def _check(row: Selectable, rows: Sequence[Selectable], needs: Needs) -> None:
         _refuse(rows, needs, f"{row.where} has no preference probabilities")
     missing = set(needs.columns) - set(row.columns) - {"row"}
     if missing:
-        hint = f" ({EMBED})" if "embeddings" in missing else ""
+        hint = f" ({EMBED})" if "embeddings" in missing else f" ({LABEL_STEPS})" if "step_labels" in missing else ""
         _refuse(rows, needs, f"{row.where} has no column {', '.join(map(repr, sorted(missing)))}{hint}")
     if _must_order(needs, row) and row.scores is None and row.preference is None:
         _refuse(rows, needs, f"{row.where} has {row.size} completions and nothing that orders them")

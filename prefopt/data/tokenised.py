@@ -25,6 +25,7 @@ class Tokenised:
         masks: for each completion, which of its tokens the policy wrote; None when it wrote all of them.
         prompt_cut: whether the prompt was cut at the beginning.
         completions_cut: for each completion, whether it was cut at the end.
+        step_ends: for each completion, the places of the last tokens of its steps; None where the data give no steps.
     """
 
     prompt_ids: Ids
@@ -36,6 +37,7 @@ class Tokenised:
     masks: tuple[tuple[bool, ...], ...] | None = None
     prompt_cut: bool = False
     completions_cut: tuple[bool, ...] = ()
+    step_ends: tuple[Ids, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -87,6 +89,7 @@ class Tokenised:
             example=self.example.select(order),
             masks=None if self.masks is None else tuple(self.masks[i] for i in order),
             completions_cut=tuple(self.completions_cut[i] for i in order) if self.completions_cut else (),
+            step_ends=None if self.step_ends is None else tuple(self.step_ends[i] for i in order),
         )
 
     def scored(self, scores: tuple[float | None, ...]) -> Self:

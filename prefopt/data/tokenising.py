@@ -16,6 +16,7 @@ from prefopt.data.example import Example
 from prefopt.data.fitting import TooLong, first_that_fits, later_beginnings, too_long
 from prefopt.data.losses import Losses
 from prefopt.data.repeats import Repeats
+from prefopt.data.steps import ends_of
 from prefopt.data.tokenised import Ids, Report, Tokenised
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis
@@ -219,6 +220,9 @@ def _row(
         number,
         masks,
         completions_cut=(False,) * len(joint),
+        step_ends=None
+        if example.steps is None
+        else ends_of(example.prompt, example.steps, joint, shared, encoder.encode),
     )
 
 
@@ -249,6 +253,8 @@ def _cut(
         completion_ids=tuple(ids[:max_completion] for ids in row.completion_ids),
         masks=None if row.masks is None else tuple(mask[:max_completion] for mask in row.masks),
         completions_cut=cut,
+        step_ends=row.step_ends
+        and tuple(tuple(at for at in ends if max_completion is None or at < max_completion) for ends in row.step_ends),
     )
 
 

@@ -13,7 +13,7 @@ from prefopt.data import Tokenised
 from prefopt.evaluation.corpus import CorpusMetric
 from prefopt.evaluation.intervals import Halved, halved
 from prefopt.evaluation.metrics import metric_key, value_names
-from prefopt.feedback import ask, together
+from prefopt.feedback import ask_whole, together
 from prefopt.support.profile import timed
 from prefopt.types import Feedback
 
@@ -72,7 +72,7 @@ class SampleMetrics:
         rows = [{**row.example.columns, "ended": of_row} for row, of_row in zip(prompts, ended, strict=True)]
         of_each: dict[str, Tensor] = {}
         for name, feedback in self.feedbacks.items():
-            verdict = ask(feedback, metric_key(name), asked, texts, rows, accelerator)
+            verdict = ask_whole(feedback, metric_key(name), asked, texts, rows, accelerator)
             scores = verdict.named if (several := value_names(name, self.specs)) else {name: verdict.scores}
             of_each |= {key: scores[value].double() for key, value in (several or {name: name}).items()}
         groups = [row.example.group for row in prompts]

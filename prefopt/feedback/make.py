@@ -36,7 +36,11 @@ from prefopt.feedback.transforms import (
     RepetitionPenalty,
     Transformed,
 )
+<<<<<<< HEAD
 from prefopt.feedback.weighted import WeightedSum
+=======
+from prefopt.feedback.verdicts import summed
+>>>>>>> d2390c3 (steps: completions as lists of steps, StepReward and SegmentBradleyTerry, scorers that give a number at every token, and both as feedback by turns)
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import LATER, NotYet, check_call, make
@@ -142,6 +146,22 @@ def ask(
     """
     with timed("feedback"):
         return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
+
+
+def ask_whole(
+    feedback: Feedback,
+    name: str,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    rows: Sequence[Mapping[str, Any]],
+    accelerator: Accelerator,
+) -> Verdict:
+    """`ask` for one score of each completion: numbers of turns or steps are added to it.
+
+    Raises:
+        PrefoptError: as `ask`.
+    """
+    return summed(ask(feedback, name, prompts, completions, rows, accelerator))
 
 
 def prefetching(feedback: Any) -> list[Prefetching]:

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.data import Example, Tokenised, collate, tokenise
 from prefopt.data.encoding import unknown_token
+from prefopt.data.steps import in_steps
 from prefopt.feedback.calling import refuse_alone
 from prefopt.feedback.rendering import Rendering, control_tokens, without_control
 from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
@@ -24,7 +25,7 @@ from prefopt.policy.parallel import forward
 from prefopt.policy.positions import positions_of
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import advising
-from prefopt.types import Completion, Needs, Prompt, Verdict
+from prefopt.types import Batch, Completion, Needs, Outputs, Prompt, StepRewards, Verdict
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -44,6 +45,11 @@ class RewardModel:
     only a part was read (`cut`), and such tokens (`control`).
 
     Every process calls it with the whole batch, scores its share, and has the whole verdict.
+
+    A model that was trained here on steps or segments gives `steps`, a number for each turn: the sum of its steps' rewards, or,
+    where it learnt labels, the probability Π σ(z) that all of them are right; 0 for a turn of which nothing was read. Its scores
+    are then 0, or NaN for no verdict, as steps come on top of them. The steps of a text are what ends in the separator of its
+    training data; a turn of a conversation is one step.
 
     With `average` it is a model whose weights are the mean over several checkpoints (WARM): in place of an ensemble, at the
     cost of one. All must have been fine-tuned from the same model, and a head that starts at random is part of that start: train
@@ -101,17 +107,37 @@ class RewardModel:
             note = notes[places[row.row][0]]
             note["cut"] += row.prompt_cut or row.completions_cut[0]
             note["unknown"] += unknown is not None and unknown in row.completion_ids[0]
+        steps = None if self._steps is None else [[[0.0] * turns_in(text) for text in texts] for texts in completions]
         if read:
-            what = f"the reward model {self._checkpoints[0][0]}"
+            batch, what = collate(read), f"the reward model {self._checkpoints[0][0]}"
             with advising(what, ("its batch_size", "max_prompt_tokens", "max_completion_tokens")):
-                outputs = forward(self.scorer, collate(read), Needs(rewards=True), self.batch_size, self._accelerator)
+                outputs = forward(self.scorer, batch, Needs(rewards=True), self.batch_size, self._accelerator)
             assert outputs.rewards is not None
             b, k = torch.tensor([places[row.row] for row in read]).T
             scores = scores.to(outputs.rewards.dtype)
-            scores[b, k] = outputs.rewards[:, 0].cpu()
+            scores[b, k] = outputs.rewards[:, 0].cpu() if steps is None else 0.0
+            if steps is not None:
+                for row, numbers in zip(read, self._of_turns(batch, outputs), strict=True):
+                    own = steps[places[row.row][0]][places[row.row][1]]
+                    _refuse_more_turns(numbers, own, row.where)
+                    own[: len(numbers)] = numbers  # turns that were cut off keep their 0
         for note, line, texts in zip(notes, scores.tolist(), completions, strict=True):
             note["empty"] = sum(map(math.isnan, line[: len(texts)]))
-        return Verdict(scores, notes=[dict(+note) for note in notes])
+        return Verdict(scores, notes=[dict(+note) for note in notes], steps=steps)
+
+    def _of_turns(self, batch: Batch, outputs: Outputs) -> list[list[float]]:
+        """Of each row's completion, a number for each turn that was read."""
+        assert outputs.step_rewards is not None
+        numbers, ends = outputs.step_rewards[:, 0].double().cpu(), batch.step_ends[:, 0]
+        turn = replace(batch, columns={}).steps[:, 0]
+        values: list[list[float]] = []
+        for own, at, of in zip(numbers, ends, turn, strict=True):
+            parts = [own[at & (of == n)] for n in range(int(of.max()) + 1)]
+            if self._steps == "logit":
+                values.append([part.sigmoid().prod().item() if len(part) else 0.0 for part in parts])
+            else:
+                values.append([part.sum().item() for part in parts])
+        return values
 
     def _read(self, examples: Sequence[Example]) -> list[Tokenised]:
         """The examples in which its tokenizer finds something, as the model was trained to read them."""
@@ -179,7 +205,9 @@ class RewardModel:
             asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
             return Example(asked, (tuple(completion),), where=where, columns=columns)
         if not self.prompt or isinstance(prompt, str):
-            return Example(prompt if self.prompt else "", (completion,), where=where, columns=columns)
+            separator = None if self._reading is None else self._reading.separator
+            example = Example(prompt if self.prompt else "", (completion,), where=where, columns=columns)
+            return in_steps(example, separator) if separator else example
         turns = ({"role": "assistant", "content": completion},) if completion else ()
         return Example(tuple(prompt), (turns,), where=where, columns=columns)
 
@@ -197,6 +225,11 @@ class RewardModel:
         """How prefopt trained it to read; None for a model from elsewhere."""
         return reading_of(self.found)
 
+    @property
+    def _steps(self) -> StepRewards | None:
+        """What it gives at the end of a step, where it is a model of steps."""
+        return None if self._reading is None else self._reading.steps
+
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
         return control_tokens(self._tokenizer)
@@ -208,6 +241,19 @@ class RewardModel:
     @cached_property
     def _accelerator(self) -> Accelerator:
         return self.accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+
+
+def turns_in(completion: Completion) -> int:
+    """The turns of the policy in a completion: of several messages those of the assistant, otherwise one."""
+    return 1 if isinstance(completion, str) else sum(turn.get("role") == "assistant" for turn in completion)
+
+
+def _refuse_more_turns(numbers: Sequence[float], turns: Sequence[float], where: str) -> None:
+    if len(numbers) > len(turns):
+        raise PrefoptError(
+            f"{where}: the reward model's chat template writes {len(turns)} turns of the assistant as {len(numbers)} parts, "
+            "so that the rewards of steps belong to no turn; name a tokenizer whose template keeps turns whole in `tokenizer`"
+        )
 
 
 def _refuse_architectures(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: str) -> None:

@@ -106,6 +106,17 @@ def _check_steps(steps: Any, name: str, completions: Sequence[Sequence[Any]]) ->
             )
 
 
+def summed(verdict: Verdict) -> Verdict:
+    """The same verdict with the numbers of turns or steps added to the scores, and none apart."""
+    if verdict.steps is None:
+        return verdict
+    scores = verdict.scores.clone()
+    for b, row in enumerate(verdict.steps):
+        for k, numbers in enumerate(row):
+            scores[b, k] += math.fsum(numbers)
+    return dataclasses.replace(verdict, scores=scores, steps=None)
+
+
 def refuse_infinite(scores: Tensor, name: str) -> None:
     """No sum or mean survives an infinite score, and it would surface far from where it was made.
 

@@ -57,10 +57,16 @@ from prefopt.objectives.preference.softdpo import SoftDPO
 from prefopt.objectives.preference.sppo import SPPO
 from prefopt.objectives.preference.tdpo import TDPO1, TDPO2
 from prefopt.objectives.preference.wpo import WPO
-from prefopt.objectives.reward.bradley_terry import BradleyTerry, MarginBradleyTerry, SoftBradleyTerry
+from prefopt.objectives.reward.bradley_terry import (
+    BradleyTerry,
+    MarginBradleyTerry,
+    SegmentBradleyTerry,
+    SoftBradleyTerry,
+)
 from prefopt.objectives.reward.k_wise import KWise
 from prefopt.objectives.reward.plackett_luce import PlackettLuceReward
 from prefopt.objectives.reward.regression import RatingRegression
+from prefopt.objectives.reward.steps import StepReward
 from prefopt.objectives.supervised import SFT
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
@@ -138,7 +144,9 @@ CATALOGUE: dict[str, type[Objective]] = {
         MarginBradleyTerry,
         PlackettLuceReward,
         RatingRegression,
+        SegmentBradleyTerry,
         SoftBradleyTerry,
+        StepReward,
     )
 }
 """Every objective by the name that recipes give it."""

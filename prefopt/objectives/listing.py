@@ -74,6 +74,10 @@ def needs_in_words(needs: Needs) -> str:
     if needs.completions == 1 and needs.ordered:
         first = "the best completion"
     names = ("scores", "preference", "reference", "old", "rollouts", "values", "rewards", "whole_batch")
-    say = {"rewards": "a scorer", "old": "the policy before the update", "values": "a value head"}
+    say = {
+        "rewards": "a scorer of steps" if needs.step_rewards else "a scorer",
+        "old": "the policy before the update",
+        "values": "a value head",
+    }
     parts = [first, *(say.get(name, name.replace("_", " ")) for name in names if getattr(needs, name))]
     return ", ".join([*parts, *needs.columns, *sorted(needs.statistics)])

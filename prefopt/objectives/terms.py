@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Axis, Batch, Needs, Objective, Outputs, Source, Targets, axis_of
+from prefopt.types import Axis, Batch, Needs, Objective, Outputs, Source, StepRewards, Targets, axis_of
 
 MetricKey = tuple[str | None, str]
 """Whose metric it is, and its name: the label of a term (`names`), or None for the run itself."""
@@ -68,7 +68,18 @@ def merged_needs(terms: Sequence[Term]) -> Needs:
         named_scores=tuple(dict.fromkeys(name for n in needs for name in n.named_scores)),
         contrast=any(n.contrast for n in needs),
         signs=any(n.signs for n in needs),
+        step_rewards=_merged_steps(needs),
     )
+
+
+def _merged_steps(needs: Sequence[Needs]) -> StepRewards | None:
+    kinds = {n.step_rewards for n in needs} - {None}
+    if len(kinds) > 1:
+        raise PrefoptError(
+            "one term learns rewards of steps, whose sum is the completion's, and another the log-odds that steps are right; one "
+            "scorer gives only one of them: train two"
+        )
+    return kinds.pop() if kinds else None
 
 
 def _merged_axes(terms: Sequence[Term]) -> dict[str, Axis]:
@@ -219,6 +230,7 @@ def _missing(needs: Needs, batch: Batch, policy: Outputs, reference: Outputs | N
         "the old policy's outputs: pass old=": not needs.old or old is not None,
         "policy.values": not needs.values or policy.values is not None,
         "policy.rewards: outputs of a scorer": not needs.rewards or policy.rewards is not None,
+        "policy.step_rewards: outputs of a scorer of steps": not needs.step_rewards or policy.step_rewards is not None,
         **{f"batch.columns[{name!r}]": name in batch.columns for name in needs.columns},
         **{f"batch.named_scores[{name!r}]": name in batch.named_scores for name in needs.named_scores},
         **{f"policy.statistics[{name!r}]": name in policy.statistics for name in needs.statistics},

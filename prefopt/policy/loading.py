@@ -28,7 +28,7 @@ from prefopt.policy.methods import adapter_settings
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.pretrained import Loader, load_weights
 from prefopt.policy.saving import end_ids
-from prefopt.policy.scorer_loading import is_scorers_adapter
+from prefopt.policy.scorer_loading import check_reads_steps, is_scorers_adapter
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
@@ -98,12 +98,13 @@ def no_writer(config: PretrainedConfig) -> str | None:
     )
 
 
-def check_policy(spec: recipe.Policy, scorer: bool) -> None:
+def check_policy(spec: recipe.Policy, scorer: bool, steps: bool = False) -> None:
     """Refuse, by configurations alone, what cannot be trained as a recipe says.
 
     Args:
         spec: the model, its adapter and its tokenizer.
         scorer: whether it is trained as a reward model, which encoders can be, too.
+        steps: whether it is trained to score steps, which encoders cannot.
 
     Raises:
         PrefoptError: a model of another kind, quantised weights, or a tokenizer of another vocabulary.
@@ -119,6 +120,8 @@ def check_policy(spec: recipe.Policy, scorer: bool) -> None:
             f"policy.model: {name} is a {other}, which does not write text by itself: name a causal language model "
             "(…ForCausalLM), or train it as a reward model with a reward objective such as BradleyTerry"
         )
+    if steps:
+        check_reads_steps(name, spec.remote_code)
     if method := quantisation(config):
         raise PrefoptError(
             f"policy.model: the weights of {name} are quantised ({method}), and what is trained on them "

@@ -10,6 +10,7 @@ import torch
 import yaml
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -18,7 +19,7 @@ from prefopt.policy.saving import save_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
 from prefopt.support.profile import counted
-from prefopt.types import Batch, Needs, Outputs
+from prefopt.types import Batch, Needs, Outputs, StepRewards
 
 FILE = "reward_model.json"
 """The mark that a reward model which prefopt saved carries, beside its weights."""
@@ -33,11 +34,16 @@ class Reading:
         max_completion_tokens: longer completions lost their end.
         skips_padding: whether the reward is read at the last token that is not the padding token, as transformers does, so
             before EOS where padding is EOS; otherwise at the last token, as before prefopt 0.2.
+        steps: of a scorer of steps, what it gives at the end of each: its "reward", or the "logit" of its being right; None of one
+            that reads completions as a whole.
+        separator: what followed each step of the texts that it was trained on; None where steps were turns.
     """
 
     max_prompt_tokens: int | None = None
     max_completion_tokens: int | None = None
     skips_padding: bool = True
+    steps: StepRewards | None = None
+    separator: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write the mark."""
@@ -87,6 +93,9 @@ def _of_an_old_run(folder: Path) -> Reading | None:
 class Scorer(nn.Module):
     """A reward model: `scorer(batch, needs)` gives `rewards` [B, K], 0 where a completion is absent.
 
+    A scorer of steps (`Reading.steps`) gives `step_rewards` [B, K, T] besides, at every token of the mask, which it has read.
+    `rewards` are then their sums over `batch.step_ends`: of rewards, or of log σ of the logits, log P(all steps are right).
+
     It reads prompt and completion as one sequence, tokenised by its own tokenizer. A decoder's reward is read where transformers
     reads it: at the last token that is not the padding token, so before EOS in a model whose padding is EOS. A bidirectional
     encoder pools as its architecture does.
@@ -124,17 +133,43 @@ class Scorer(nn.Module):
             raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
         rows = padded(batch, self.device, whole=True)
         counted(rows.tokens)
-        scores = self._scores(rows)
-        scores = scores if scores.dtype == torch.float64 else scores.float()
+        if self.reading.steps is not None:
+            return self._of_steps(batch, rows)
+        scores = _exact(self._scores(rows))
         present = batch.present.to(self.device)
         rewards = scores.new_zeros(present.shape).masked_scatter(present, scores)
         return Outputs(mask=batch.mask.to(self.device), rewards=rewards)
 
+    def _of_steps(self, batch: Batch, rows: Layout) -> Outputs:
+        """The head's number at every token of the mask, and their sums over steps."""
+        model = self._classifier
+        if not reads_steps(model):
+            raise PrefoptError(
+                f"{type(model).__name__} is no decoder, so it gives no number for each token: see `Needs.step_rewards`"
+            )
+        own = rows.predicts + 1  # in plain rows a token stands behind the one that predicts it
+        numbers = _exact(model.score(self._states(model, rows).flatten(0, 1)[own])[:, 0])
+        mask = batch.mask.to(self.device)
+        steps = numbers.new_zeros(mask.shape).masked_scatter(mask, numbers)
+        summed = logsigmoid(steps) if self.reading.steps == "logit" else steps
+        rewards = summed.masked_fill(~batch.step_ends.to(self.device), 0).sum(-1)
+        return Outputs(mask=mask, rewards=rewards, step_rewards=steps)
+
+    @property
+    def _classifier(self) -> Any:
+        """The model under the adapter."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def _states(self, model: Any, rows: Layout) -> Tensor:
+        """[N, L, H]."""
+        backbone: Any = getattr(model, str(model.base_model_prefix))
+        states: Tensor = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+        return states
+
     def _scores(self, rows: Layout) -> Tensor:
-        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        score = getattr(model, "score", None)
+        model = self._classifier
         padding = model.config.get_text_config().pad_token_id
-        if score is None or model.config.is_encoder_decoder:
+        if not reads_steps(model):
             ids = rows.input_ids.masked_fill(rows.attention_mask == 0, padding or 0)
             return self.model(input_ids=ids, attention_mask=rows.attention_mask).logits[:, 0]
         # The same as a decoder's own forward, which finds the end of a row by the padding token, and refuses several rows where
@@ -143,9 +178,9 @@ class Scorer(nn.Module):
         if padding is not None and self.reading.skips_padding:
             tokens = (rows.input_ids != padding) & (rows.attention_mask == 1)
             last = (torch.arange(tokens.shape[1], device=tokens.device) * tokens).argmax(-1)
-        backbone: Any = getattr(model, str(model.base_model_prefix))
-        states = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state
-        return score(states[torch.arange(len(last), device=states.device), last])[:, 0]
+        states = self._states(model, rows)
+        scores: Tensor = model.score(states[torch.arange(len(last), device=states.device), last])[:, 0]
+        return scores
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors) and tokenizer, in the Hugging Face format, and how it was trained to read.
@@ -166,6 +201,16 @@ class Scorer(nn.Module):
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         self.reading.save(folder)
+
+
+def reads_steps(model: Any) -> bool:
+    """Whether a classifier has a head on a decoder's states, so that it can give a number for each token that it has read."""
+    return getattr(model, "score", None) is not None and not model.config.is_encoder_decoder
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least fp32."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -17,7 +17,7 @@ from prefopt import recipe
 from prefopt.policy.adapters import adapted, adapter_weights
 from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config
 from prefopt.policy.pretrained import Loader, fresh_weights, load_weights
-from prefopt.policy.scorer import Reading, Scorer, reading_of
+from prefopt.policy.scorer import Reading, Scorer, reading_of, reads_steps
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
@@ -101,6 +101,31 @@ def _untrained_head(name: str, remote_code: bool) -> list[str]:
     with torch.device("meta"):
         model = loaded(name, "model", lambda: AutoModelForSequenceClassification.from_config(config))
     return [weight for weight, _ in model.named_parameters() if not weight.startswith(f"{model.base_model_prefix}.")]
+
+
+def check_reads_steps(name: str, remote_code: bool = False) -> None:
+    """Refuse what could be no scorer of steps, by its configuration.
+
+    Args:
+        name: as `find_model` returns it.
+        remote_code: whether its repository may run code.
+
+    Raises:
+        PrefoptError: an encoder, whose number for a token would have seen what follows.
+    """
+    adapter = adapter_config(name)
+    base = name if adapter is None else base_of(name, adapter)
+    if is_awaited(base):
+        return
+    config = _config(base, remote_code)
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = loaded(base, "model", lambda: AutoModelForSequenceClassification.from_config(config))
+    if not reads_steps(model):
+        raise PrefoptError(
+            f"policy.model: {name} is no decoder, and its number for a step would have seen the steps that follow: name a decoder, "
+            "or train on whole completions, e.g. with BradleyTerry"
+        )
 
 
 def _config(name: str, remote_code: bool) -> PretrainedConfig:

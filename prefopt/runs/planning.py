@@ -10,6 +10,7 @@ from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split
 from prefopt.data.loading import Loaded, load
 from prefopt.data.splits import divided
+from prefopt.data.steps import in_steps, separator_of
 from prefopt.environments import check_environment, environment_factory
 from prefopt.evaluation import win_rates
 from prefopt.evaluation.breakdown import check_by
@@ -164,6 +165,8 @@ def plan(settings: recipe.Recipe) -> Plan:
     of_own = [f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes]
     notes = [*notes, *of_own, *of_sets]
     planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes)
+    if needs.step_rewards and (separator := separator_of(data.train)):
+        planned = _in_steps(planned, separator)
     for held_out in planned.held_out.values():
         check_held_out(held_out[: settings.evaluate.rows])
     check_choice(settings, needs.rewards, None if rows_awaited() else data.validation)
@@ -171,7 +174,9 @@ def plan(settings: recipe.Recipe) -> Plan:
         refuse_few(planned)
         _check_sets(planned, steps)
         _check_prompts(settings, data)
-    check_policy(settings.policy, scorer=needs.rewards)  # last, because it reads the tokenizer; so does what follows
+    check_policy(
+        settings.policy, needs.rewards, needs.step_rewards is not None
+    )  # last, because it reads the tokenizer; so does what follows
     check_stops(settings.evaluate.samples, settings.policy, "evaluate")
     if settings.source.rollouts is not None:
         check_stops(settings.source.rollouts, settings.policy)
@@ -380,6 +385,16 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> _Parts:
         own["test"].rows if "test" in own else rows.select(test),
     )
     return _Parts(parts, sum(1 for _ in training_rows(parts.train, needs, source)), notes)
+
+
+def _in_steps(planned: Plan, separator: str) -> Plan:
+    """Held-out texts as the steps that end like those of the training rows, where the data do not say what their steps are."""
+
+    def cut(rows: DiskRows[Example]) -> DiskRows[Example]:
+        return DiskRows.of(in_steps(example, separator) for example in rows)
+
+    data = planned.data._replace(validation=cut(planned.data.validation), test=cut(planned.data.test))
+    return replace(planned, data=data, sets={name: cut(rows) for name, rows in planned.sets.items()})
 
 
 def _sets(evaluate: recipe.Evaluate) -> tuple[dict[str, DiskRows[Example]], list[str]]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.data import DiskRows, Tokenised
 from prefopt.data.ordering import ORDERS
+from prefopt.data.steps import separator_of
 from prefopt.environments import SingleTurn, environment_factory
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.metrics import make_metrics
@@ -161,7 +162,9 @@ def prepare(
     rows = _with_embeddings(train, settings.source, settings.policy, accelerator, console)
     columns = batch_columns(planned.wanted, settings.source)
     needs = replace(planned.needs, reference=planned.compares)
-    models = load_models(settings, needs, tokenizer, accelerator)
+    models = load_models(
+        settings, needs, tokenizer, accelerator, separator_of(planned.data.train) if needs.step_rewards else None
+    )
     learnt = _scores(settings, accelerator, models.trained) if isinstance(models.trained, Policy) else None
     measuring = judges(settings, accelerator, models.trained, learnt)
     source = _source(
@@ -176,7 +179,11 @@ def prepare(
 
 
 def load_models(
-    settings: recipe.Recipe, needs: Needs, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    settings: recipe.Recipe,
+    needs: Needs,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    separator: str | None = None,
 ) -> Models:
     """The model that a recipe trains, as it is before training, and its reference.
 
@@ -185,11 +192,14 @@ def load_models(
         needs: whether the model is a scorer (`rewards`), has a critic (`values`) and is held beside a `reference`.
         tokenizer: of the policy.
         accelerator: where they are put.
+        separator: what follows each step of the texts that a scorer of steps is trained on.
 
     Raises:
         PrefoptError: a model cannot be loaded, or two that share token ids have different vocabularies.
     """
-    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), accelerator, settings.source)
+    source = settings.source
+    reading = Reading(source.max_prompt_tokens, source.max_completion_tokens, True, needs.step_rewards, separator)
+    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), accelerator, reading)
     if isinstance(trained, Scorer) or not needs.reference:
         return Models(tokenizer, trained, None, None)
     spec = settings.reference
@@ -334,11 +344,10 @@ def _trained(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     accelerator: Accelerator,
-    source: recipe.Source,
+    reading: Reading,
 ) -> Policy | Scorer:
     """The model that is trained, with a critic where an objective needs values."""
     if needs.rewards:
-        reading = Reading(source.max_prompt_tokens, source.max_completion_tokens)
         return load_scorer(spec, tokenizer, seed, reading=reading).to(accelerator.device)
     policy = load_policy(spec, tokenizer, seed).to(accelerator.device)
     if needs.values:

@@ -6,7 +6,7 @@ May be imported by every room; imports support alone.
 from prefopt.types.batch import AXES, ORIGINS, Axis, Batch, Completion, Message, Outputs, Prompt, axis_of, lengths_of
 from prefopt.types.estimate import Estimate
 from prefopt.types.feedback import Closing, Environment, Equipped, Feedback, Stopping, Turn, Verdict
-from prefopt.types.objective import Adaptive, Loss, Model, Monitor, Moving, Needs, Objective, Targets, Unit
+from prefopt.types.objective import Adaptive, Loss, Model, Monitor, Moving, Needs, Objective, StepRewards, Targets, Unit
 from prefopt.types.writing import STOP_REASONS, Refusing, Sampled, Sampler, Source, StopReason, Synchronised, Written
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Sampled",
     "Sampler",
     "Source",
+    "StepRewards",
     "StopReason",
     "Stopping",
     "Synchronised",

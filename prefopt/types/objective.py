@@ -9,8 +9,11 @@ from torch import Tensor
 
 from prefopt.types.batch import Axis, Batch, Outputs
 
-Unit = Literal["prompt", "completion", "token"]
+Unit = Literal["prompt", "completion", "token", "step"]
 """What a loss is averaged over."""
+
+StepRewards = Literal["reward", "logit"]
+"""What a scorer of steps gives at the end of a step: its reward, or the log-odds that it is right."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Needs:
         rollouts: completions come from the current policy.
         values: outputs carry `values`.
         rewards: outputs carry `rewards`: the model is a scorer.
+        step_rewards: outputs carry `step_rewards` as well, and what they are: the scorer is one of steps, and is saved as such.
         statistics: outputs carry these of "entropy", "log_sum_squares", "kl_policy_ref", "kl_ref_policy".
         watched: outputs carry these statistics as well, without a gradient: they are logged and not learnt from.
         whole_batch: rows are coupled: `loss` sees the logical batch whole, never sliced.
@@ -62,11 +66,14 @@ class Needs:
     named_scores: tuple[str, ...] = ()
     contrast: bool = False
     signs: bool = False
+    step_rewards: StepRewards | None = None
 
     def count(self, batch: Batch) -> int:
         """The number of `per` units in a batch: the denominator of its summed loss."""
         if self.per == "prompt":
             return len(batch)
+        if self.per == "step":
+            return int(batch.step_ends.sum())
         return int((batch.present if self.per == "completion" else batch.mask).sum())
 
     def view(self, batch: Batch) -> Batch:

@@ -18,11 +18,14 @@ from prefopt.data.dialects.dialect import (
     records,
     text,
 )
-from prefopt.data.values import fail
+from prefopt.data.values import fail, list_of, without_arrays
 from prefopt.types import Message
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """What comes before each turn in Anthropic's transcripts."""
+
+TRUTHS = {"True", "False", "0", "1"}
+"""Labels of steps, as text."""
 
 ROLES = {"Human": "user", "Assistant": "assistant", "prompter": "user", "assistant": "assistant", "user": "user"}
 
@@ -91,6 +94,20 @@ def _ultrainteract(row: Row, where: str) -> Row:
 
 
 def _stepwise(row: Row, where: str) -> Row:
+    labels = [bool(label) for label in list_of(row["labels"], "labels", where)]
+    others = {name: value for name, value in row.items() if name not in ("completions", "labels")}
+    return {**others, "completion": row["completions"], "step_labels": labels, "label": all(labels)}
+
+
+def _has_steps(row: Row) -> bool:
+    """Truth values for a list of texts: ratings of rivals have another name or other values."""
+    labels, steps = (without_arrays(row.get(name)) for name in ("labels", "completions"))
+    if not isinstance(labels, list) or not isinstance(steps, list) or len(labels) != len(steps) or not labels:
+        return False
+    return all(str(label) in TRUTHS for label in labels) and all(isinstance(step, str) for step in steps)
+
+
+def _stepwise_whole(row: Row, where: str) -> Row:
     labels = list(present(row, "labels", where))
     return {"prompt": row["prompt"], "completion": "\n".join(row["completions"]), "label": all(labels)}
 
@@ -187,12 +204,22 @@ TRANSCRIPTS = (
         without=("prompt",),
     ),
     Dialect(
+        "stepwise",
+        "trl-lib/math_shepherd, trl-lib/prm800k and others in TRL's stepwise format",
+        ("prompt", "completions", "labels"),
+        "unpaired",
+        "the steps are one answer, each followed by a line break (`step_separator`); `labels` are of steps, and true of the answer "
+        "where all of them are",
+        each(_stepwise),
+        shape=_has_steps,
+    ),
+    Dialect(
         "stepwise-whole",
         "trl-lib/math_shepherd and others in TRL's stepwise format",
         ("prompt", "completions", "labels"),
         "unpaired",
         "the steps are one answer, a line each, labelled true where all of them are",
-        each(_stepwise),
+        each(_stepwise_whole),
         recognised=False,
     ),
 )

@@ -77,7 +77,7 @@ def make_case(
         mask=mask,
         scores=_scores(needs, shape, draw) if needs.scores else None,
         preference=_preference(needs, shape, draw) if needs.preference else None,
-        columns={name: _column(name, shape, draw, needs) for name in needs.columns},
+        columns=_steps(mask, seed, needs) | {name: _column(name, shape, draw, needs) for name in needs.columns},
         axes=needs.axes,
         rewards=_turn_rewards(mask, seed) if needs.rollouts and needs.scores else None,
         named_scores={name: torch.rand(shape[:2], generator=draw, dtype=torch.float64) for name in needs.named_scores},
@@ -94,6 +94,7 @@ def make_case(
             logps=None if needs.rewards else -(offset + noise) * mask,
             values=torch.randn(shape, generator=draw, dtype=torch.float64) * mask if needs.values else None,
             rewards=torch.randn(shape[:2], generator=draw, dtype=torch.float64) if needs.rewards else None,
+            step_rewards=torch.randn(shape, generator=draw, dtype=torch.float64) * mask if needs.step_rewards else None,
             statistics=statistics,
         )
 
@@ -121,6 +122,15 @@ def _turn_rewards(mask: Tensor, seed: int) -> Tensor:
     return torch.rand(mask.shape, generator=draw, dtype=torch.float64) * (at & mask)
 
 
+def _steps(mask: Tensor, seed: int, needs: Needs) -> dict[str, Tensor]:
+    """Of an objective that learns from steps: one ends at about every second token of the mask, and at the last one."""
+    if not needs.step_rewards:
+        return {}
+    at = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed + 1)) < 1 / 2
+    last = mask.sum(-1, keepdim=True) - 1
+    return {"step_ends": mask & (at | (torch.arange(mask.shape[-1]) == last))}
+
+
 def _preference(needs: Needs, shape: tuple[int, int, int], draw: torch.Generator) -> Tensor:
     strength = torch.randn(shape[:2], generator=draw, dtype=torch.float64)
     if needs.ordered:
@@ -137,6 +147,8 @@ def _column(name: str, shape: tuple[int, int, int], draw: torch.Generator, needs
         return torch.tensor([ORIGINS.index(origin) for origin in _origins(needs, shape[1])]).expand(shape[:2])
     if name == "trained":  # the last completion of several is a writer's
         return (torch.arange(shape[1]) < max(shape[1] - 1, 1)).expand(shape[:2])
+    if name == "step_labels":
+        return (torch.rand(shape, generator=draw) < 1 / 2).double()
     dimensions = {"prompt": 1, "completion": 2, "token": 3}[axis_of(name, needs.axes)]
     return torch.rand(shape[:dimensions], generator=draw, dtype=torch.float64)
 

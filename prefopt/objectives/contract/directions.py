@@ -55,10 +55,11 @@ def prefers_chosen(case: Case) -> Iterator[Finding]:
     push = _better(case)
     if push is None:
         return
-    name = "rewards" if case.objective.needs.rewards else "logps"
+    scores = "step_rewards" if needs.step_rewards else "rewards"
+    name = scores if needs.rewards else "logps"
     value = getattr(case.policy, name)
     assert value is not None
-    moved = value + 1e-3 * (push if value.ndim == 2 else push[..., None] * case.batch.mask)
+    moved = value + 1e-3 * (push if value.ndim == push.ndim else push[..., None] * case.batch.mask)
     before, after = case.loss().total, with_outputs(case, {name: moved}).loss().total
     if not (after <= before + 1e-12).all() or not (after < before).any():
         yield (
@@ -114,8 +115,10 @@ def _slope(case: Case, row: int, k: int) -> float:
 
 
 def _better(case: Case) -> Tensor | None:
-    """[B, K]: +1 for the best completion of a prompt, −1 for the worst; None where nothing says which."""
+    """[B, K]: +1 for the best completion of a prompt, −1 for the worst; [B, K, T] where steps are right and wrong; or None."""
     batch, needs = case.batch, case.objective.needs
+    if "step_labels" in needs.columns:
+        return (batch.columns["step_labels"] - 0.5).sign() * batch.step_ends
     merits = None
     if needs.ordered:
         merits = -torch.arange(batch.mask.shape[1], dtype=torch.float64).expand(batch.present.shape)

@@ -1,11 +1,11 @@
-"""The Bradley–Terry reward model: of choices, of choices with a margin, of shares of raters."""
+"""The Bradley–Terry reward model: of choices, of choices with a margin, of segments of several steps, of shares of raters."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.objectives.maths import pair_metrics
+from prefopt.objectives.maths import masked_sum, pair_metrics
 from prefopt.objectives.parts import nothing
 from prefopt.objectives.preference.softdpo import metrics_by_preference
 from prefopt.support.domains import NonNegative
@@ -73,6 +73,36 @@ class MarginBradleyTerry:
         margin = self.scale * (batch.scores[:, 0] - batch.scores[:, 1]).to(policy.rewards)
         total = -logsigmoid(chosen - rejected - margin) + self.centering * (chosen + rejected) ** 2
         return Loss(total, pair_metrics(policy.rewards))
+
+
+@dataclass(frozen=True)
+class SegmentBradleyTerry:
+    """Bradley–Terry on segments of trajectories: what is compared are sums of step rewards, and each step's own is learnt.
+
+    L = −log σ(R_w − R_l) + c (R_w + R_l)²,  R = Σ_i r_i over the steps of a segment
+
+    r_i is what the scorer gives the last token of step i, having read all up to it. Steps are the turns of an episode, or those of
+    data with lists of steps; R is [B, 2], chosen first. A comparison says only which sum is larger; the reward of a step is found
+    because the step comes back in other segments. With one step each this is `BradleyTerry`. Centring is of R, off by default.
+
+    Source: Christiano et al., arXiv 1706.03741, eq. 1 and the cross-entropy below it, without their 10% of random answers.
+
+    Attributes:
+        centering: c.
+    """
+
+    centering: NonNegative = 0.0
+    needs = Needs(completions=2, ordered=True, rewards=True, step_rewards="reward")
+
+    targets = nothing
+
+    def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
+        """Shapes: `policy.step_rewards` is [B, 2, T]; the total is [B]."""
+        assert policy.step_rewards is not None
+        segments = masked_sum(policy.step_rewards, batch.step_ends)  # [B, 2]
+        chosen, rejected = segments.unbind(-1)
+        total = -logsigmoid(chosen - rejected) + self.centering * (chosen + rejected) ** 2  # eq. 1
+        return Loss(total, pair_metrics(segments))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
+from prefopt.data.steps import split_steps
 from prefopt.support.seeds import seed_for
 
 from . import lexicon
@@ -24,6 +25,9 @@ from .requests import Split, Topics, draw
 from .reward import SHARPNESS, rating, score
 
 Columns = dict[str, Any]
+
+STOP = " ."
+"""What ends a sentence."""
 
 
 def corpus(
@@ -132,6 +136,51 @@ def proxy_labels(
         knobs: the others of `preferences`.
     """
     yield from preferences(n, seed, split, topics, length_bias=length_bias, **knobs)
+
+
+def segments(n: int, seed: int = 0, split: Split = "train", topics: Topics = "all", **knobs: Any) -> Iterator[Columns]:
+    """The pairs of `preferences` as segments: each text is a list of its sentences, which end in the `step_separator`.
+
+    Pairs with an empty text, of which the LM writes one in thousands, are left out.
+
+    Args:
+        n: number of pairs.
+        seed: fixes all of them.
+        split: of the prompts.
+        topics: of the prompts.
+        knobs: the others of `preferences`.
+    """
+    for row in preferences(n, seed, split, topics, **knobs):
+        texts = {name: sentences(row[name]) for name in ("chosen", "rejected")}
+        if all(texts.values()):
+            yield {**row, **texts, "step_separator": STOP}
+
+
+def steps(
+    n: int,
+    k: int = 1,
+    seed: int = 0,
+    split: Split = "train",
+    topics: Topics = "all",
+    temperature: float = 1.0,
+) -> Iterator[Columns]:
+    """k samples of the LM for each prompt, a row each, with a label for each sentence, as `prompt/completion/step_labels`.
+
+    A sentence is right if it would have a gold reward above 0 as the whole opinion. The label of a text is true if all of its
+    sentences are right. Empty texts are left out.
+    """
+    for _, row in _sampled("steps", n, k, seed, split, topics, temperature):
+        for text, gold in zip(row["completions"], row["gold"], strict=True):
+            if not (said := sentences(text)):
+                continue
+            labels = [score(row["prompt"], (sentence + STOP).strip()) > 0 for sentence in said]
+            one = {"prompt": row["prompt"], "completion": said, "step_labels": labels, "label": all(labels)}
+            yield {**one, "step_separator": STOP, "group": row["group"], "gold": [gold]}
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without the full stop that ends each."""
+    return [step.removesuffix(STOP) for step in split_steps(text, STOP)]
 
 
 def rankings(

@@ -19,6 +19,8 @@ FORMATS = {
     "proxy_labels": "paired",
     "rankings": "ranked",
     "ratings": "rated",
+    "segments": "paired",
+    "steps": "unpaired",
 }
 
 
