@@ -56,11 +56,10 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
     Text that is no JSON object stays: it is what was written.
     """
     function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if not isinstance(arguments, str):
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        decoded = json.loads(arguments)
+        decoded = json.loads(function["arguments"])
     except ValueError:
         return call
     return {**call, "function": {**function, "arguments": decoded}} if isinstance(decoded, dict) else call

@@ -164,9 +164,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     sets, of_sets = _sets(settings.evaluate)
     of_own = [f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes]
     notes = [*notes, *of_own, *of_sets]
-    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes)
-    if needs.step_rewards and (separator := separator_of(data.train)):
-        planned = _in_steps(planned, separator)
+    planned = _in_steps(Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes))
     for held_out in planned.held_out.values():
         check_held_out(held_out[: settings.evaluate.rows])
     check_choice(settings, needs.rewards, None if rows_awaited() else data.validation)
@@ -387,8 +385,11 @@ def _splits(source: recipe.Source, needs: Needs, seed: int) -> _Parts:
     return _Parts(parts, sum(1 for _ in training_rows(parts.train, needs, source)), notes)
 
 
-def _in_steps(planned: Plan, separator: str) -> Plan:
-    """Held-out texts as the steps that end like those of the training rows, where the data do not say what their steps are."""
+def _in_steps(planned: Plan) -> Plan:
+    """Of a scorer of steps, held-out texts as the steps that end like those of its training rows, unless they have steps."""
+    separator = separator_of(planned.data.train) if planned.needs.step_rewards else None
+    if separator is None:
+        return planned
 
     def cut(rows: DiskRows[Example]) -> DiskRows[Example]:
         return DiskRows.of(in_steps(example, separator) for example in rows)

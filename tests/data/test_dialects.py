@@ -245,6 +245,10 @@ READ = {
         ],
         [((user("q"),), said("a", "b"), 0.0)],
     ),
+    "stepwise": (
+        [{"prompt": "q", "completions": ["one", "two"], "labels": [True, False]}],
+        [("q", ("one\ntwo\n",), (-0.5,))],
+    ),
     "stepwise-whole": (
         [{"prompt": "q", "completions": ["one", "two"], "labels": [True, False]}],
         [("q", ("one\ntwo",), (-0.5,))],
