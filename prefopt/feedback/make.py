@@ -36,11 +36,8 @@ from prefopt.feedback.transforms import (
     RepetitionPenalty,
     Transformed,
 )
-<<<<<<< HEAD
-from prefopt.feedback.weighted import WeightedSum
-=======
 from prefopt.feedback.verdicts import summed
->>>>>>> d2390c3 (steps: completions as lists of steps, StepReward and SegmentBradleyTerry, scorers that give a number at every token, and both as feedback by turns)
+from prefopt.feedback.weighted import WeightedSum
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import LATER, NotYet, check_call, make
