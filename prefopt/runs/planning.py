@@ -172,9 +172,8 @@ def plan(settings: recipe.Recipe) -> Plan:
         refuse_few(planned)
         _check_sets(planned, steps)
         _check_prompts(settings, data)
-    check_policy(
-        settings.policy, needs.rewards, needs.step_rewards is not None
-    )  # last, because it reads the tokenizer; so does what follows
+    # Last, because it reads the tokenizer; so does what follows.
+    check_policy(settings.policy, needs.rewards, needs.step_rewards is not None)
     check_stops(settings.evaluate.samples, settings.policy, "evaluate")
     if settings.source.rollouts is not None:
         check_stops(settings.source.rollouts, settings.policy)
