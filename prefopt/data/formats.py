@@ -212,12 +212,23 @@ def _align(
 
 
 def _answers(completions: tuple[Completion, ...], where: str) -> tuple[Completion, ...]:
+    """The completions up to their last answer: results of tools that end an episode are followed by nothing."""
+    completions = tuple(_without_last_results(completion) for completion in completions)
     for completion in completions:
         if not isinstance(completion, str) and completion[-1]["role"] != "assistant":
             fail(
                 where, f"a completion ends with a turn of {completion[-1]['role']!r}; it must end with the assistant's"
             )
     return completions
+
+
+def _without_last_results(completion: Completion) -> Completion:
+    if isinstance(completion, str):
+        return completion
+    end = len(completion)
+    while end > 1 and completion[end - 1]["role"] == "tool":
+        end -= 1
+    return completion[:end]
 
 
 # Scores and preferences of the completions, and the names of the columns that held them.
