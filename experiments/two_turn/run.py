@@ -102,7 +102,6 @@ def faults(beta: float, best: Choices, group: Choices) -> Iterator[Problem]:
         f"PPO, answers in the loss, β = {beta:g}", PPO(beta=beta), best, **counted, steps=300, settings=PASSES
     )
     grpo = GRPO(beta=beta, e=0.0)
-    yield Problem(f"GRPO, y of four tokens, β = {beta:g}", grpo, group, 0.02, world=LONG)
     name = f"GRPO, y of four tokens, answers in the mean, β = {beta:g}"
     yield Problem(name, grpo, group, 0.02, fails=0.03, world=LONG, faulty=lengthy_means)
 
