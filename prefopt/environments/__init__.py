@@ -1,11 +1,11 @@
-"""What a policy acts in: making and checking environments, episodes of one turn, tools, and adapters to others' environments.
+"""What a policy acts in: making and containing environments, how what they say becomes tokens, tools, and adapters to others'.
 
 May import support, types, recipe, data, objectives and policy.
 """
 
 from prefopt.environments.checking import check_environment
 from prefopt.environments.child import Limits
-from prefopt.environments.episodes import SingleTurn
+from prefopt.environments.episodes import EnvironmentReward
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.in_child import Python
 from prefopt.environments.making import environment_factory, is_environment
@@ -14,10 +14,10 @@ from prefopt.environments.tools import Tools
 from prefopt.environments.trl import TRLEnvironment
 
 __all__ = [
+    "EnvironmentReward",
     "Gymnasium",
     "Limits",
     "Python",
-    "SingleTurn",
     "TRLEnvironment",
     "TextArena",
     "Tools",

@@ -1,12 +1,12 @@
 """What is wrong with the shape of an environment, found by resetting it and taking a step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
-from prefopt.types import Closing, Environment, Turn
+from prefopt.types import Closing, Environment, Message, Turn
 
 
 def check_environment(environment: Environment, row: Mapping[str, Any], name: str = "the environment") -> Turn:
@@ -27,7 +27,7 @@ def check_environment(environment: Environment, row: Mapping[str, Any], name: st
     return turn
 
 
-def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str) -> Any:
+def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str) -> str | Sequence[Message] | None:
     """What `reset` returns, checked: a text, messages or None.
 
     Raises:
@@ -39,28 +39,62 @@ def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str
         raise PrefoptError(
             f"{name}: reset(row, seed) raised {type(error).__name__}: {error}; the row has {', '.join(map(repr, row)) or 'nothing'}"
         ) from error
-    messages = isinstance(opening, list | tuple) and all(isinstance(message, Mapping) for message in opening)
-    if not (opening is None or isinstance(opening, str) or messages):
-        raise PrefoptError(
-            f"{name}: reset returned {opening!r}; it returns a text, messages, or None where the prompt says all"
-        )
-    return opening
+    return checked_opening(opening, name)
 
 
 def step(environment: Environment, text: str, truncated: bool, name: str) -> Turn:
     """What `step` answers to a text, checked.
 
     Raises:
-        PrefoptError: it raised something, returned no `Turn`, or one with a reward that is not a finite number.
+        PrefoptError: it raised something, or `checked_turn` refuses what it returned.
     """
     with users_code(f"{name}: step(text, truncated=…)"):
         turn = environment.step(text, truncated=truncated)
+    return checked_turn(turn, name)
+
+
+def checked_opening(opening: Any, name: str) -> str | Sequence[Message] | None:
+    """What `reset` returned, if it can follow a prompt.
+
+    Raises:
+        PrefoptError: it is no text, no messages and not None.
+    """
+    if not (opening is None or isinstance(opening, str) or _are_messages(opening)):
+        raise PrefoptError(
+            f"{name}: reset returned {opening!r}; it returns a text, messages, or None where the prompt says all"
+        )
+    return opening
+
+
+def checked_turn(turn: Any, name: str) -> Turn:
+    """What `step` returned, if an episode can go on with it.
+
+    Raises:
+        PrefoptError: it is no `Turn`, or one of which a field is of another kind.
+    """
     if not isinstance(turn, Turn):
         raise PrefoptError(f"{name}: step returned {turn!r}; it returns prefopt.Turn(text, reward, done, info)")
-    if isinstance(turn.reward, bool) or not isinstance(turn.reward, int | float) or not math.isfinite(turn.reward):
+    if not _is_number(turn.reward):
         raise PrefoptError(f"{name}: step returned the reward {turn.reward!r}; a reward is a finite number")
     if not isinstance(turn.done, bool):
         raise PrefoptError(
             f"{name}: step returned done={turn.done!r}; it is True where the episode is over, else False"
         )
+    if not (isinstance(turn.text, str) or _are_messages(turn.text)):
+        raise PrefoptError(f"{name}: step returned text={turn.text!r}; it is a text, or messages")
+    for key, value in turn.info.items():
+        if not _is_number(value):
+            raise PrefoptError(
+                f"{name}: step returned info[{key!r}]={value!r}; `info` holds finite numbers, to be logged"
+            )
     return turn
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(message, Mapping) and "role" in message for message in value
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)

@@ -19,12 +19,16 @@ from prefopt.evaluation.corpus import CorpusMetric, Distinct
 from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.held_out import best, distinct_prompts, gaps, pairs
 from prefopt.evaluation.intervals import Halved, halved
+from prefopt.evaluation.metrics import BUILT_IN
+from prefopt.evaluation.of_episodes import of_episodes
 from prefopt.evaluation.of_samples import SampleMetrics
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
 from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
-from prefopt.sources.writing import Completer, batch_of_written
+from prefopt.sources.acting import Acting
+from prefopt.sources.scoring import said_of
+from prefopt.sources.writing import Completer, batch_of_written, shown_completion
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
@@ -53,6 +57,7 @@ class Evaluator:
         metrics: further measures of samples, by name.
         sampler: draws samples; None is the transformers sampler.
         corpus: measures of all samples together, by name.
+        acting: what samples are written in; what their environments give and log is measured, too.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Evaluator:
         metrics: Mapping[str, Feedback] = MappingProxyType({}),
         sampler: Sampler | None = None,
         corpus: Mapping[str, CorpusMetric] = MappingProxyType({}),
+        acting: Acting | None = None,
     ):
         self.rows = list(rows[: settings.rows])
         self.prompts = list(islice(distinct_prompts(rows), settings.prompts))
@@ -77,6 +83,7 @@ class Evaluator:
         feedbacks = ({} if gold is None else {"gold": gold}) | dict(metrics)
         self.metrics = SampleMetrics(feedbacks, corpus, settings.metrics)
         self.seed = seed
+        self.acting = acting
         self.sampler = sampler or TransformersSampler(settings.samples.batch_size, accelerator.autocast)
         self._reference_logps: Tensor | None = None  # [pairs, 2]; a reference does not move, so once is enough
         self._reference_samples: list[list[Sample]] = []
@@ -175,12 +182,17 @@ class Evaluator:
             "ended": torch.tensor(ended, dtype=torch.float64),
         }
         measured |= self._divergence(model, batch)
-        notes: list[list[dict[str, Any]]] = [[{"stop": one.stop} for one in row] for row in written]
+        measured |= of_episodes(written, {*BUILT_IN, *self.metrics.names})
+        notes: list[list[dict[str, Any]]] = [[_told(one) for one in row] for row in written]
         if self.contest is not None:
             won, against = self._compared(self.contest, model, _paired(texts, ended))
             measured |= won
             notes = [[{**a, **b} for a, b in zip(*rows, strict=True)] for rows in zip(notes, against, strict=True)]
-        scores = self.metrics(self.prompts, texts, ended, self.accelerator, self._resampling)
+        shown = [
+            [shown_completion(one, text, row.example.prompt) for one, text in zip(*of_row, strict=True)]
+            for row, *of_row in zip(self.prompts, written, texts, strict=True)
+        ]
+        scores = self.metrics(self.prompts, shown, list(map(said_of, written)), self.accelerator, self._resampling)
         measured |= scores.of_each
         measured = {name: value.cpu() for name, value in measured.items()}
         numbers = scores.missing()
@@ -205,16 +217,17 @@ class Evaluator:
 
     def _write(self, writer: Any, policy: Policy, noise: str) -> tuple[list[list[Written]], list[list[str]]]:
         """Samples of the policy or of the reference on the held-out prompts, and the same as text."""
-        settings, prompts = self.settings, [row.prompt_ids for row in self.prompts]
-        completer = Completer.of(self.sampler, policy, settings.sampling, self.accelerator)
-        seeds = torch.tensor([seed_for(self.seed, noise, str(prompt)) for prompt in prompts])
+        settings, prompts = self.settings, [str(row.prompt_ids) for row in self.prompts]
+        completer = Completer.of(self.sampler, policy, settings.sampling, self.accelerator, self.acting)
+        seeds = torch.tensor([seed_for(self.seed, noise, prompt) for prompt in prompts])
+        tasks = [seed_for(self.seed, "environment", prompt) for prompt in prompts]
         completer.sync(writer)
-        written = completer.write(writer, prompts, settings.completions, settings.sampling, seeds)
+        written = completer.write(writer, self.prompts, settings.completions, settings.sampling, seeds, tasks=tasks)
         return written, [[completer.text(one) for one in row] for row in written]
 
     def _batch_of(self, written: Sequence[Sequence[Written]]) -> Batch:
         """The samples, for models to read."""
-        batch = batch_of_written([row.prompt_ids for row in self.prompts], written)
+        batch = batch_of_written(self.prompts, written)
         return replace(
             batch,
             columns={
@@ -263,6 +276,12 @@ class Evaluator:
         assert mine.logps is not None and other.logps is not None
         ratio = (mine.logps - other.logps).double()  # 0 outside the mask
         return {"kl": kl_estimate(ratio, "k1").sum(-1), "kl_k3": kl_estimate(ratio, "k3").sum(-1)}
+
+
+def _told(one: Written) -> dict[str, Any]:
+    """What is kept of a sample beside its text: why it ended, and of an episode who said what, and what each turn earned."""
+    episode = {} if one.prompt is None else {"messages": list(one.messages), "turn_rewards": list(one.rewards)}
+    return {"stop": one.stop, **episode}
 
 
 def _paired(texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> list[list[Sample]]:

@@ -22,9 +22,9 @@ BUILT_IN = frozenset(
         *(f"{kind}_{part}" for kind in ("logratio", "rewards") for part in ("chosen", "rejected", "margin")),
         *(f"accuracy_{size}_gap" for size in ("small", "medium", "large")),
         *("gap_small_to", "gap_medium_to"),
-        *("length", "ended", "kl", "kl_k3", "distinct_1", "distinct_2"),
+        *("return", "turns", "length", "ended", "kl", "kl_k3", "distinct_1", "distinct_2"),
         *("gold", "reward", "win_rate", "win_rate_length_controlled", "ties"),
-        *("prompt", "completion", "against"),
+        *("prompt", "completion", "against", "messages", "turn_rewards"),
     }
 )
 """Names that evaluations use already, for metrics and for what else is written beside a sample."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from prefopt.evaluation.intervals import Halved, halved
 from prefopt.evaluation.metrics import metric_key, value_names
 from prefopt.feedback import ask_whole, together
 from prefopt.support.profile import timed
-from prefopt.types import Feedback
+from prefopt.types import Completion, Feedback
 
 
 class SampleScores(NamedTuple):
@@ -48,11 +48,16 @@ class SampleMetrics:
     corpus: Mapping[str, CorpusMetric] = field(default_factory=dict)
     specs: Mapping[str, recipe.Metric] = field(default_factory=dict)
 
+    @property
+    def names(self) -> set[str]:
+        """Of the metrics that it measures."""
+        return {name for key in (*self.feedbacks, *self.corpus) for name in value_names(key, self.specs) or [key]}
+
     def __call__(
         self,
         prompts: Sequence[Tokenised],
-        texts: Sequence[Sequence[str]],
-        ended: Sequence[Sequence[bool]],
+        completions: Sequence[Sequence[Completion]],
+        columns: Sequence[Mapping[str, Any]],
         accelerator: Accelerator,
         seed: int,
     ) -> SampleScores:
@@ -60,8 +65,8 @@ class SampleMetrics:
 
         Args:
             prompts: B of them.
-            texts: K samples of each; a feedback sees text, in which an end token is not to be seen.
-            ended: whether each came to an end by itself.
+            completions: K samples of each; a feedback sees text, in which an end token is not to be seen, or messages.
+            columns: of each prompt, beside those of its row: how its samples came to an end, and what an environment gave.
             accelerator: knows the processes.
             seed: of the halves of prompts.
 
@@ -69,10 +74,10 @@ class SampleMetrics:
             PrefoptError: a feedback or function failed.
         """
         asked = [row.example.prompt for row in prompts]
-        rows = [{**row.example.columns, "ended": of_row} for row, of_row in zip(prompts, ended, strict=True)]
+        rows = [{**row.example.columns, **more} for row, more in zip(prompts, columns, strict=True)]
         of_each: dict[str, Tensor] = {}
         for name, feedback in self.feedbacks.items():
-            verdict = ask_whole(feedback, metric_key(name), asked, texts, rows, accelerator)
+            verdict = ask_whole(feedback, metric_key(name), asked, completions, rows, accelerator)
             scores = verdict.named if (several := value_names(name, self.specs)) else {name: verdict.scores}
             of_each |= {key: scores[value].double() for key, value in (several or {name: name}).items()}
         groups = [row.example.group for row in prompts]
@@ -80,7 +85,9 @@ class SampleMetrics:
         for name, metric in self.corpus.items():
 
             def of(numbers: np.ndarray, metric: CorpusMetric = metric) -> float:
-                return metric([asked[i] for i in numbers], [texts[i] for i in numbers], [rows[i] for i in numbers])
+                return metric(
+                    [asked[i] for i in numbers], [completions[i] for i in numbers], [rows[i] for i in numbers]
+                )
 
             with timed("feedback"):
                 of_all[name] = halves_together(metric, of, groups, seed, accelerator)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 
 from prefopt import recipe
+from prefopt.environments.episodes import EnvironmentReward
 from prefopt.feedback.calling import (
     Composite,
     Loadable,
@@ -46,7 +47,9 @@ from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 T = TypeVar("T")
 
-FEEDBACKS: dict[str, type] = {cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel, WeightedSum)}
+FEEDBACKS: dict[str, type] = {
+    cls.__name__: cls for cls in (Rule, RewardModel, Judge, Ensemble, Panel, WeightedSum, EnvironmentReward)
+}
 """Every feedback by the name that recipes give it."""
 
 CALLED_WITH = ("prompts", "completions", "rows")

@@ -3,12 +3,13 @@
 Every process holds the whole batch (token ids are small), forwards its own rows of it, and gathers the small outputs.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -17,6 +18,7 @@ from prefopt.support.profile import timed
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler, lengths_of
 
 Key = TypeVar("Key", bound=Hashable)
+T = TypeVar("T")
 
 ROUNDING = 1e-3
 """By which arithmetic may put a log-prob above 0."""
@@ -174,6 +176,25 @@ def draw(
     width = int(lengths_of(mask).max()) if mask.numel() else 0
     logps = None if sampled.logps is None else whole(sampled.logps)[..., :width]
     return Sampled(whole(sampled.completion_ids)[..., :width], mask[..., :width], logps)
+
+
+def gathered_objects(accelerator: Accelerator, call: Callable[[], T]) -> list[T]:
+    """What a call returns on each process, on every process; no two of them communicate within it.
+
+    Raises:
+        PrefoptError: on every process, for the others would wait for ever.
+    """
+    if accelerator.num_processes == 1:
+        return [call()]
+    result, error = None, ""
+    try:
+        result = call()
+    except PrefoptError as raised:
+        error = str(raised)
+    outcomes: Any = gather_object([(result, error)])
+    if errors := [error for _, error in outcomes if error]:
+        raise PrefoptError(errors[0])
+    return [result for result, _ in outcomes]
 
 
 def _check_sampled(sampled: Any, name: str, prompts: int, completions: int) -> None:

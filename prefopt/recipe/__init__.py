@@ -57,6 +57,7 @@ from prefopt.recipe.schema import (
     Train,
     Transform,
     Wandb,
+    most_tokens,
 )
 from prefopt.recipe.section import Section
 
@@ -117,6 +118,7 @@ __all__ = [
     "load",
     "load_recipe",
     "material_differences",
+    "most_tokens",
     "other_name",
     "read",
     "recipe_from",

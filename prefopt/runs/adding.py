@@ -1,6 +1,6 @@
 """Measuring a finished run by more than its recipe named: its kept samples by further metrics, its policy on further sets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Tokenised
+from prefopt.environments.episodes import FAILED, REWARDS
 from prefopt.evaluation.breakdown import Measured, broken_down
 from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.evaluation.held_out import distinct_prompts
@@ -145,9 +146,8 @@ def _of_samples(
         raise PrefoptError(
             f"{where} rows give other prompts than those that it kept {len(of_prompts)} samples for: bring the data back"
         )
-    texts = [[sample["completion"] for sample in of_one] for of_one in of_prompts]
-    ended = [[bool(sample["ended"]) for sample in of_one] for of_one in of_prompts]
-    scores = metrics(prompts, texts, ended, accelerator, kept.seed)
+    completions = [[_completion(sample) for sample in of_one] for of_one in of_prompts]
+    scores = metrics(prompts, completions, list(map(_columns, of_prompts)), accelerator, kept.seed)
     values = {name: one.cpu() for name, one in scores.of_each.items()}
     samples = [
         {"prompt": sample["prompt"], "completion": sample["completion"]}
@@ -157,3 +157,18 @@ def _of_samples(
     ]
     observations = broken_down({name: Measured(one, prompts) for name, one in values.items()}, settings.evaluate.by)
     return Evaluation(observations, scores.missing(), samples, kept.confidence, kept.seed, scores.of_all)
+
+
+def _completion(sample: Mapping[str, Any]) -> str | tuple[Mapping[str, Any], ...]:
+    """What feedback saw of a kept sample: of an episode in a conversation its messages."""
+    messages = sample.get("messages")
+    return sample["completion"] if isinstance(sample["prompt"], str) or not messages else tuple(messages)
+
+
+def _columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns of a prompt's kept samples that feedback saw; see `said_of`."""
+    columns: dict[str, Any] = {"ended": [bool(sample["ended"]) for sample in samples]}
+    if any("turn_rewards" in sample for sample in samples):
+        columns[REWARDS] = [sample.get("turn_rewards", []) for sample in samples]
+        columns[FAILED] = [sample["stop"] == "error" for sample in samples]
+    return columns

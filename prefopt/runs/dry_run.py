@@ -99,7 +99,8 @@ def batching_of(planned: Plan) -> Batching:
     minibatch = train.minibatch_size or train.batch_size
     longest = source.max_completion_tokens
     if source.rollouts is not None:
-        completions, longest = source.rollouts.completions, source.rollouts.sampling.max_tokens
+        completions = source.rollouts.completions
+        longest, _ = recipe.most_tokens(source.rollouts.sampling, source.rollouts.environment)
     else:
         completions = planned.needs.completions or max((row.size for row in planned.data.train), default=1)
     return Batching(

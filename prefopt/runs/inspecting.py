@@ -26,6 +26,7 @@ from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
 from prefopt.runs.progress import show_warnings
 from prefopt.runs.tokens import tokenised
+from prefopt.sources.acting import Acting
 from prefopt.sources.writing import Completer
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
@@ -178,8 +179,8 @@ def sample(
         rows = list(islice(distinct_prompts(token_rows), None if own else number))
         if not rows:
             raise PrefoptError("there is no prompt to start from; give one with --prompt")
-        most = settings.evaluate.sampling.max_tokens
-        longest = sampled(rows, most, "samples", "evaluate.sampling.max_tokens", "source.max_prompt_tokens")
+        most, key = recipe.most_tokens(settings.evaluate.sampling, settings.evaluated_in)
+        longest = sampled(rows, most, "samples", f"evaluate.{key}", "source.max_prompt_tokens")
         show_warnings(
             of_main_process(accelerator, Terminal(stderr=True)),
             position_warnings({"policy.model": settings.policy.model}, longest),
@@ -189,10 +190,11 @@ def sample(
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
         sampling = settings.evaluate.sampling
         sampler = make_sampler(settings.evaluate.samples, accelerator, "evaluate", model)
-        completer = Completer.of(sampler, model, sampling, accelerator)
+        acting = Acting.of(settings.evaluated_in, "evaluate.environment")
+        completer = Completer.of(sampler, model, sampling, accelerator, acting)
         completer.sync(model)
         with advising("sampling", SAMPLING):
-            written = completer.write(model, [row.prompt_ids for row in rows], completions, sampling, seeds)
+            written = completer.write(model, rows, completions, sampling, seeds)
         return [
             (
                 str(tokenizer.decode(list(row.prompt_ids))),

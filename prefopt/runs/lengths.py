@@ -14,6 +14,7 @@ from prefopt.feedback import judges_of, reward_models_of
 from prefopt.feedback.judges import Judge
 from prefopt.policy import find_model
 from prefopt.policy.positions import positions_of
+from prefopt.recipe import most_tokens
 from prefopt.support.errors import PrefoptError
 
 
@@ -44,16 +45,11 @@ def longest_of(settings: recipe.Recipe, data: Mapping[str, Sequence[Tokenised]])
         if part != "train" or rollouts is None:
             found += _recorded(rows, f"{part} row")
         if part == "train" and rollouts is not None:
-            key = "source.rollouts.sampling.max_tokens"
-            found += sampled(rows, rollouts.sampling.max_tokens, "rollouts", key, "source.max_prompt_tokens")
+            most, key = most_tokens(rollouts.sampling, rollouts.environment)
+            found += sampled(rows, most, "rollouts", f"source.rollouts.{key}", "source.max_prompt_tokens")
         if part != "train" and settings.evaluate.prompts:
-            found += sampled(
-                rows,
-                sampling.max_tokens,
-                f"samples of {part} rows",
-                "evaluate.sampling.max_tokens",
-                "source.max_prompt_tokens",
-            )
+            most, key = most_tokens(sampling, settings.evaluated_in)
+            found += sampled(rows, most, f"samples of {part} rows", f"evaluate.{key}", "source.max_prompt_tokens")
     return found
 
 
@@ -127,8 +123,8 @@ def reward_model_warnings(settings: recipe.Recipe, train: Sequence[Tokenised]) -
     rollouts = settings.source.rollouts
     if rollouts is None or not train:
         return
-    key = "source.rollouts.sampling.max_tokens"
-    (longest,) = sampled(train, rollouts.sampling.max_tokens, "rollouts", key, "source.max_prompt_tokens")
+    most, key = most_tokens(rollouts.sampling, rollouts.environment)
+    (longest,) = sampled(train, most, "rollouts", f"source.rollouts.{key}", "source.max_prompt_tokens")
     sections = {"feedback": settings.feedback, "cost": settings.cost}
     described = {name: reward_models_of(spec, name) for name, spec in sections.items() if spec is not None}
     for section, name in ((section, model.found) for section, models in described.items() for model in models):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from prefopt.data import Tokenised
 from prefopt.data.ordering import Shuffled
 from prefopt.policy.parallel import cut
+from prefopt.recipe import most_tokens
 from prefopt.runs.planning import Plan
 from prefopt.training.devices import launched_processes
 
@@ -59,7 +60,8 @@ def largest(planned: Plan, rows: Sequence[Tokenised], completions: int) -> Micro
     sizes = [(len(row.prompt_ids), [len(ids) for ids in row.completion_ids]) for row in rows]  # read once, from disk
     prompts = [prompt for prompt, _ in sizes]
     if settings.source.rollouts is not None:
-        return most(planned, completions, max(prompts), settings.source.rollouts.sampling.max_tokens)
+        rollouts = settings.source.rollouts
+        return most(planned, completions, max(prompts), most_tokens(rollouts.sampling, rollouts.environment)[0])
     longest = max(length for _, of_row in sizes for length in of_row)
     written = [sum(of_row) + max(completions - len(of_row), 0) * longest for _, of_row in sizes]
     lengths = [prompt + completion for prompt, completion in zip(prompts, written, strict=True)]

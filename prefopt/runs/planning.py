@@ -238,11 +238,12 @@ def _of_judges(settings: recipe.Recipe, held_out: Sequence[Example], train: Sequ
     fixed |= {metric_key(name): spec for name, spec in evaluate.metrics.items()}
     for key, spec in fixed.items():
         if spec is not None and evaluate.prompts:
-            yield from judge_warnings(spec, key, held_out, evaluate.sampling.max_tokens, "evaluate.sampling.max_tokens")
+            most, shorten = recipe.most_tokens(evaluate.sampling, settings.evaluated_in)
+            yield from judge_warnings(spec, key, held_out, most, f"evaluate.{shorten}")
     for key, spec in (("feedback", settings.feedback), ("cost", settings.cost)):
         if spec is not None and rollouts is not None:
-            most, shorten = rollouts.sampling.max_tokens, "source.rollouts.sampling.max_tokens"
-            yield from judge_warnings(spec, key, train, most, shorten)
+            most, shorten = recipe.most_tokens(rollouts.sampling, rollouts.environment)
+            yield from judge_warnings(spec, key, train, most, f"source.rollouts.{shorten}")
 
 
 def _check_prompts(settings: recipe.Recipe, data: Split[Example]) -> None:
@@ -286,14 +287,8 @@ def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None
     spec, key = _environment(settings), "source.rollouts.environment"
     if spec is None or not rows:
         return
-    if settings.feedback is not None:
-        raise PrefoptError(f"the rewards of {key} are the scores, and `feedback` would give others: leave one out")
     row = {**rows[0].columns, "prompt": rows[0].prompt}
-    if not check_environment(environment_factory(spec, key)(), row, f"{key}: {spec.name}").done:
-        raise PrefoptError(
-            f"{key}: an episode of {spec.name} is not done after one turn, and episodes of several turns cannot be "
-            "trained on yet: return Turn(reward=…, done=True)"
-        )
+    check_environment(environment_factory(spec, key)(), row, f"{key}: {spec.name}")
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:

@@ -15,7 +15,7 @@ from prefopt import recipe
 from prefopt.data import DiskRows, Tokenised
 from prefopt.data.ordering import ORDERS
 from prefopt.data.steps import separator_of
-from prefopt.environments import SingleTurn, environment_factory
+from prefopt.environments import EnvironmentReward
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.metrics import make_metrics
 from prefopt.evaluation.of_samples import SampleMetrics
@@ -42,6 +42,7 @@ from prefopt.runs.matching import batch_columns
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.progress import show_heading
 from prefopt.runs.tokens import with_tokens
+from prefopt.sources.acting import Acting
 from prefopt.sources.recorded import Recorded
 from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
@@ -227,7 +228,7 @@ def judges(
     settings: recipe.Recipe,
     accelerator: Accelerator,
     model: Policy | Scorer,
-    learnt: Transformed | SingleTurn | None = None,
+    learnt: Transformed | None = None,
 ) -> Judges:
     """What `evaluate` names, ready to be called, and the feedback that is learnt from, without its transforms.
 
@@ -289,6 +290,7 @@ def make_evaluator(
         metrics=metrics.feedbacks,
         sampler=sampler,
         corpus=metrics.corpus,
+        acting=Acting.of(settings.evaluated_in, "evaluate.environment"),
     )
 
 
@@ -362,14 +364,13 @@ def _feedback(
     return None if spec is None else make_feedback(spec, accelerator, key, policy)
 
 
-def _scores(settings: recipe.Recipe, accelerator: Accelerator, policy: Policy) -> Transformed | SingleTurn | None:
-    """What scores the policy's own completions: a feedback, or an environment."""
+def _scores(settings: recipe.Recipe, accelerator: Accelerator, policy: Policy) -> Transformed | None:
+    """What scores the policy's own completions: a feedback, or else the environment that they are written in."""
     if settings.source.rollouts is None:
         return None
-    environment = settings.source.rollouts.environment
-    if environment is None:
-        return _feedback("feedback", settings.feedback, accelerator, policy)
-    return SingleTurn(environment_factory(environment), settings.seed_of("sampling"), environment.name)
+    if settings.feedback is None and settings.source.rollouts.environment is not None:
+        return Transformed(EnvironmentReward(), name="EnvironmentReward")
+    return _feedback("feedback", settings.feedback, accelerator, policy)
 
 
 def _source(
@@ -377,7 +378,7 @@ def _source(
     models: Models,
     rows: DiskRows[Tokenised],
     columns: Sequence[str],
-    learnt: Transformed | SingleTurn | None,
+    learnt: Transformed | None,
     gold: Feedback | None,
     accelerator: Accelerator,
     folder: Path | None,
@@ -398,7 +399,13 @@ def _source(
         rows,
         ORDERS[source.rollouts.order](array("L", (len(row.prompt_ids) for row in rows)), seed, planned.steps),
         writers(source, policy, models.reference),
-        Completer.of(sampler, policy, source.rollouts.sampling, accelerator),
+        Completer.of(
+            sampler,
+            policy,
+            source.rollouts.sampling,
+            accelerator,
+            Acting.of(source.rollouts.environment, "source.rollouts.environment"),
+        ),
         Scoring({name: f for name, f in feedback.items() if f is not None}, accelerator, folder),
         planned.needs,
         source.rollouts,

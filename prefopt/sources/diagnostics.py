@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prefopt.objectives.maths import kl_estimate
+from prefopt.objectives.online.advantage import total_scores
 from prefopt.sources.writing import turns_of
 from prefopt.types import ORIGINS, STOP_REASONS, Batch, Needs, Outputs
 
@@ -35,7 +36,8 @@ class RolloutDiagnostics:
             "entropy": _mean(old.statistics["entropy"], tokens),
         }
         if batch.scores is not None:
-            metrics |= {"reward": _mean(batch.scores, own), "reward_std": _spread(batch.scores, own)}
+            rewards = total_scores(batch)
+            metrics |= {"reward": _mean(rewards, own), "reward_std": _spread(rewards, own)}
         for name in ("gold", "cost", "ended"):
             if name in batch.columns:
                 metrics[name] = _mean(batch.columns[name], own)

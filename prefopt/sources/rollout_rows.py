@@ -15,8 +15,9 @@ from prefopt.types import STOP_REASONS, Axis, Batch, Verdict, Written
 COLUMNS = ("origin", "trained", "ended", "stop_reason", "temperature", "sampler_logps", "cost", "gold")
 """Columns of a batch of rollouts, those of feedback where there is one."""
 
-REWARDS, VERSION, NAMED = "rollouts: rewards", "rollouts: version", "rollouts: score "
-"""Columns that become fields of the batch of their own, and the beginning of those that become `named_scores`."""
+REWARDS, WHOLE, VERSION, NAMED = "rollouts: rewards", "rollouts: whole", "rollouts: version", "rollouts: score "
+"""Columns that become fields of the batch of their own (rewards of turns, scores of whole completions without them, versions), and
+the beginning of those that become `named_scores`."""
 
 
 def judged_row(
@@ -43,7 +44,7 @@ def judged_row(
     columns = {**group.row.columns, **_of_written(group.written), **further}
     columns |= {name: verdicts[name].scores[number].tolist() for name in ("cost", "gold") if name in verdicts}
     if (verdict := verdicts.get("scores")) is not None:
-        given = verdict.scores[number]
+        given = verdict.totals[number]
         if constrained:
             given = given + 0 * verdicts["cost"].scores[number]  # NaN where the cost is
         scores = tuple(None if math.isnan(score) else score for score in given.tolist())
@@ -52,6 +53,7 @@ def judged_row(
             columns[f"{NAMED}{name}"], axes[f"{NAMED}{name}"] = values[number].tolist(), "completion"
         if verdict.steps is not None:
             columns[REWARDS], axes[REWARDS] = _rewards(group.written, verdict.steps[number]), "token"
+            columns[WHOLE], axes[WHOLE] = verdict.scores[number].nan_to_num().tolist(), "completion"
     example = dataclasses.replace(
         group.row.example,
         completions=tuple(group.texts),
@@ -62,6 +64,7 @@ def judged_row(
     )
     return dataclasses.replace(
         group.row,
+        prompt_ids=next((one.prompt for one in group.written if one.prompt is not None), group.row.prompt_ids),
         completion_ids=tuple(one.ids for one in group.written),
         scores=scores,
         preference=preference,
@@ -100,22 +103,36 @@ def _rewards(completions: Sequence[Written], steps: Sequence[Sequence[float]]) -
     return rewards
 
 
-def batch_of(rows: Sequence[Tokenised], columns: Sequence[str]) -> Batch:
+def episode_metrics(groups: Sequence[Sequence[Written]]) -> dict[str, float]:
+    """Means over episodes of their turns and of what their environments log, `environment/…`; {} where there is none."""
+    episodes = [one for group in groups for one in group if one.prompt is not None]
+    if not episodes:
+        return {}
+    names = dict.fromkeys(name for one in episodes for name in one.info)
+    means = {name: math.fsum(one.info.get(name, 0.0) for one in episodes) / len(episodes) for name in names}
+    means = {"turns": sum(len(one.turns) for one in episodes) / len(episodes)} | means
+    return {f"environment/{name}": value for name, value in means.items()}
+
+
+def batch_of(rows: Sequence[Tokenised], columns: Sequence[str], whole: bool = False) -> Batch:
     """Rows of `judged_row` as a batch.
 
     Args:
         rows: of which one batch is made.
         columns: of the prompts, to go into the batch as well.
+        whole: the objective reads scores of whole completions alone, as those do that were made for recorded data: rewards of
+            turns are in `scores`, and not beside them.
     """
     known = rows[0].columns
-    further = [name for name in known if name in (REWARDS, VERSION) or name.startswith(NAMED)]
+    further = [name for name in known if name in (REWARDS, WHOLE, VERSION) or name.startswith(NAMED)]
     batch = collate(rows, [*columns, *(name for name in COLUMNS if name in known), *further])
     named = {name.removeprefix(NAMED): batch.columns[name] for name in further if name.startswith(NAMED)}
     return dataclasses.replace(
         batch,
         columns={name: column for name, column in batch.columns.items() if name not in further},
         axes={name: axis for name, axis in batch.axes.items() if name not in further},
-        rewards=batch.columns.get(REWARDS),
+        scores=batch.scores if whole else batch.columns.get(WHOLE, batch.scores),
+        rewards=None if whole else batch.columns.get(REWARDS),
         named_scores=named,
         version=batch.columns[VERSION],
     )

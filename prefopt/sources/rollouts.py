@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from prefopt.data.ordering import Order, permutation
 from prefopt.data.selecting import KEPT, Ties, select_checked
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
-from prefopt.sources.rollout_rows import batch_of, judged_row
+from prefopt.sources.rollout_rows import batch_of, episode_metrics, judged_row
 from prefopt.sources.scoring import MISREAD, PromptCompletions, Scoring, misread
 from prefopt.sources.writers import Writer, mismatched
 from prefopt.sources.writing import Completer, recorded
@@ -94,6 +95,7 @@ class Rollouts:
         # A mismatched completion joins when the batch is made, after the choice among the others.
         wants = None if needs.completions is None else needs.completions - self.joins_mismatched
         self.needs = dataclasses.replace(needs, rollouts=False, columns=(), axes={}, completions=wants)
+        self.needs_rollouts = needs.rollouts
         self.constrained = "cost" in needs.columns
         self.ties = ties
         self.batch_size = batch_size
@@ -105,6 +107,7 @@ class Rollouts:
         self.judged = 0
         self.counts: Counter[str] = Counter()
         self.misread: Counter[str] = Counter()
+        self.of_environment: dict[str, float] = {}
         self.silent = 0  # batches in a row on which feedback gave no verdict at all
         self.warned = False
         self.skipped = False  # whether nothing could be learnt from the last batch
@@ -132,10 +135,12 @@ class Rollouts:
         return "; ".join(f"{count} {what}" for what, count in (+self.counts).items() if what != VERDICTS)
 
     @property
-    def metrics(self) -> dict[str, int]:
-        """Of the last batch: whether it was empty, what was dropped, and what feedback did not read as it was written."""
+    def metrics(self) -> dict[str, float]:
+        """Of the last batch: whether it was empty, what was dropped, what feedback did not read as it was written, and of the
+        policy's episodes the means of what the environment logs.
+        """
         counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
-        return dict(zip(COUNTS, counts, strict=True))
+        return dict(zip(COUNTS, counts, strict=True)) | self.of_environment
 
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
@@ -161,7 +166,7 @@ class Rollouts:
             return self._empty()
         self.silent = 0
         self.version += 1
-        batch = batch_of(rows, self.columns)
+        batch = batch_of(rows, self.columns, whole=not self.needs_rollouts)
         return mismatched(batch) if self.joins_mismatched else batch
 
     def _note_empty(self) -> None:
@@ -200,6 +205,7 @@ class Rollouts:
         self._check_named(verdicts)
         self._account(groups, verdicts, numbers)
         self.misread.update(misread(verdicts.values()))
+        self.of_environment = episode_metrics([g.written[: self.settings.completions] for g in groups])
         dropped: Counter[str] = Counter()
         further = self._further_columns()
         judged = [judged_row(group, verdicts, i, self.constrained, further) for i, group in enumerate(groups)]
@@ -221,7 +227,7 @@ class Rollouts:
             sum(one.mask) for g in groups for one, by_model in zip(g.written, drawn, strict=True) if by_model
         )
         if "scores" in verdicts:
-            scores = verdicts["scores"].scores
+            scores = verdicts["scores"].totals
             self.judged += sum(len(group.texts) for group in groups)
             own = scores[:, : self.settings.completions]  # the policy's, who writes first
             self.order.observe(numbers, own.nanmean(-1).tolist())
@@ -263,16 +269,18 @@ class Rollouts:
         if writer.model is None:
             return
         seeds = torch.tensor([seed_for(*noise, place, group.row.row) for place, group in places])
-        prompts = [group.row.prompt_ids for _, group in places]
+        # All writers face the task of a prompt: it is of the draw, and not of the writer.
+        tasks = [seed_for(*noise[:-1], "environment", place, group.row.row) for place, group in places]
+        rows = [group.row for _, group in places]
         version = None if writer.origin == "reference" else self.version
-        written = self.completer.write(writer.model, prompts, writer.completions, writer.sampling, seeds, version)
+        written = self.completer.write(writer.model, rows, writer.completions, writer.sampling, seeds, version, tasks)
         for (_, group), completions in zip(places, written, strict=True):
             for completion in completions:
                 self._append(group, completion)
 
     def _append(self, group: PromptCompletions, completion: Written) -> None:
         group.written.append(completion)
-        group.texts.append(self.completer.text(completion))
+        group.texts.append(self.completer.completion(completion, group.row.example.prompt))
 
     @property
     def _present(self) -> list[Writer]:
@@ -321,6 +329,12 @@ class Rollouts:
 
 def _alike(groups: Sequence[PromptCompletions], verdicts: Mapping[str, Verdict]) -> set[int]:
     """The numbers of the prompts whose completions have one score before any transform: a penalty says nothing of the task."""
-    notes = verdicts["scores"].notes if "scores" in verdicts else ()
-    raw = [{score for score in note.get("untransformed", ()) if score is not None} for note in notes]
-    return {group.row.row for group, scores in zip(groups, raw, strict=False) if len(scores) == 1}
+    verdict = verdicts.get("scores")
+    alike = set()
+    for b, (group, note) in enumerate(zip(groups, verdict.notes if verdict else (), strict=False)):
+        raw = note.get("untransformed", ())
+        steps = verdict.steps[b] if verdict and verdict.steps is not None else [()] * len(raw)
+        scores = {score + math.fsum(of_turns) for score, of_turns in zip(raw, steps, strict=True) if score is not None}
+        if len(scores) == 1:
+            alike.add(group.row.row)
+    return alike

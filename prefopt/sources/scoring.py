@@ -11,11 +11,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from prefopt.data import Tokenised
+from prefopt.environments.episodes import FAILED, REWARDS
 from prefopt.feedback import ask, prefetching, together
 from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
-from prefopt.types import Feedback, Verdict, Written
+from prefopt.types import Completion, Feedback, Message, Verdict, Written
 
 MISREAD = ("cut", "control", "unknown")
 """What the note of a reward model counts of texts that it did not read as they were written."""
@@ -28,12 +29,12 @@ class PromptCompletions:
     Attributes:
         row: the prompt.
         written: K completions.
-        texts: the same as text, up to its end.
+        texts: the same as feedback sees them: as text up to its end, or as the messages of an episode.
     """
 
     row: Tokenised
     written: list[Written] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    texts: list[str | tuple[Message, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Scoring:
             for part in self.prefetching:
                 part.prefetch(*_shown(groups))
 
-    def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[str]], batch: int) -> str:
+    def _saved(self, prompts: Sequence[Any], texts: Sequence[Sequence[Completion]], batch: int) -> str:
         """Writes the texts to a file; where it is, in a sentence."""
         if self.folder is None or not self.accelerator.is_main_process:
             return ""
@@ -137,10 +138,19 @@ def misread(verdicts: Iterable[Verdict]) -> Counter[str]:
     return counts
 
 
-def _shown(groups: Sequence[PromptCompletions]) -> tuple[list[Any], list[list[str]], list[dict[str, Any]]]:
+def said_of(written: Sequence[Written]) -> dict[str, Any]:
+    """Columns for feedback, beside those of the data: how a prompt's completions came to an end, and what an environment gave."""
+    columns: dict[str, Any] = {"ended": [one.ended for one in written]}
+    if any(one.rewards or one.stop == "error" for one in written):
+        columns[REWARDS] = [list(one.rewards) for one in written]
+        columns[FAILED] = [one.stop == "error" for one in written]
+    return columns
+
+
+def _shown(groups: Sequence[PromptCompletions]) -> tuple[list[Any], list[list[Any]], list[dict[str, Any]]]:
     """What feedback sees: prompts, completions, and the other columns of their rows."""
     return (
         [group.row.example.prompt for group in groups],
         [group.texts for group in groups],
-        [{**group.row.columns, "ended": [one.ended for one in group.written]} for group in groups],
+        [{**group.row.columns, **said_of(group.written)} for group in groups],
     )

@@ -7,17 +7,19 @@ from functools import cache
 from itertools import groupby
 from typing import Any, Self
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from prefopt.data import Example, Tokenised, collate
-from prefopt.data.texts import decode_completion, decode_everything
+from prefopt.data.encoding import TextEncoder
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
-from prefopt.policy.parallel import draw
+from prefopt.policy.parallel import draw, gathered_objects
 from prefopt.recipe import Sampling
+from prefopt.sources.acting import Acting, EpisodeWriter, turn_text
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Batch, Sampled, Sampler, Synchronised, Written
+from prefopt.types import Batch, Message, Prompt, Sampled, Sampler, Synchronised, Written
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +33,32 @@ class Completer:
         tokenizer: of the policy, to read them.
         ends: the tokens that end a completion.
         accelerator: knows the processes, which draw together and all have the result.
+        episodes: writes completions of several turns, in an environment; None where there is none.
     """
 
     sampler: Sampler
     tokenizer: Any
     ends: EndTokens
     accelerator: Accelerator
+    episodes: EpisodeWriter | None = None
 
     @classmethod
-    def of(cls, sampler: Sampler, policy: Policy, sampling: Sampling, accelerator: Accelerator) -> Self:
-        """With the tokenizer of a policy, and the tokens that end its completions."""
+    def of(
+        cls,
+        sampler: Sampler,
+        policy: Policy,
+        sampling: Sampling,
+        accelerator: Accelerator,
+        acting: Acting | None = None,
+    ) -> Self:
+        """With the tokenizer of a policy, the tokens that end its completions, and what it acts in, if anything."""
         ends = EndTokens.of(policy, sampling.stop)
         tokenizer: Any = policy.tokenizer
         if ends.turn and ends.turn[0] not in ends.stop:
             turn, *eos = tokenizer.convert_ids_to_tokens([ends.turn[0], *sorted(ends.eos)])
             _warn_of_turn(turn, ", ".join(eos))
-        return cls(sampler, tokenizer, ends, accelerator)
+        episodes = None if acting is None else EpisodeWriter(acting, sampler, TextEncoder.of(tokenizer), ends)
+        return cls(sampler, tokenizer, ends, accelerator, episodes)
 
     def sync(self, policy: Any, version: int | None = None) -> None:
         """Let a sampler that holds a copy of the weights take over the policy's; call it once per update, before `write`.
@@ -61,27 +73,49 @@ class Completer:
     def write(
         self,
         model: Any,
-        prompt_ids: Sequence[Sequence[int]],
+        rows: Sequence[Tokenised],
         completions: int,
         sampling: Sampling,
         seeds: Tensor,
         version: int | None = None,
+        tasks: Sequence[int] | None = None,
     ) -> list[list[Written]]:
         """Completions of all prompts, B × K.
 
         Args:
             model: a policy, a reference, or a mixture of the two.
-            prompt_ids: B prompts.
+            rows: B, with their prompts, and with the columns that an environment reads.
             completions: K of each.
             sampling: the recipe's.
             seeds: [B] int64, of each prompt's noise.
             version: how many updates the policy has had; None for what another model writes.
+            tasks: B seeds of environments; None takes those of the noise.
 
         Raises:
-            PrefoptError: the sampler drew a completion without tokens, or refuses the model or the settings.
+            PrefoptError: the sampler drew a completion without tokens, or refuses the model or the settings; an environment that
+                is none, or a chat template that cannot hold an episode.
         """
-        sampled = draw(self.sampler, model, prompt_ids, completions, sampling, seeds, self.accelerator)
-        return written(sampled, self.ends, version)
+        if self.episodes is None:
+            prompts = [row.prompt_ids for row in rows]
+            sampled = draw(self.sampler, model, prompts, completions, sampling, seeds, self.accelerator)
+            return written(sampled, self.ends, version)
+        tasks = seeds.tolist() if tasks is None else tasks
+        own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+
+        def write_own() -> dict[int, list[Written]]:
+            assert self.episodes is not None
+            mine, at = [rows[i] for i in own], torch.tensor(list(own), dtype=torch.long)
+            groups = self.episodes(model, mine, completions, sampling, seeds[at], [tasks[i] for i in own], version)
+            return dict(zip(own, groups, strict=True))
+
+        shares: dict[int, list[Written]] = {}
+        for share in gathered_objects(self.accelerator, write_own):
+            shares |= share
+        return [shares[i] for i in range(len(rows))]
+
+    def completion(self, written: Written, prompt: Prompt) -> str | tuple[Message, ...]:
+        """A completion as feedback sees it; see `shown_completion`."""
+        return shown_completion(written, self.text(written), prompt)
 
     def text(self, completion: Written) -> str:
         """A completion as it was written up to its end, with every special token in it.
@@ -90,11 +124,7 @@ class Completer:
         is the end of a completion that came to one: the special token that ended it, and before it what the chat template writes
         there, as that would stand twice if the text were put into a conversation again.
         """
-        ids = completion.ids
-        if completion.ended and not decode_completion(self.tokenizer, ids[-1:]):
-            ids, turn = ids[:-1], self.ends.turn
-            ids = ids[: len(ids) - len(turn)] if ids[len(ids) - len(turn) :] == turn else ids
-        return decode_everything(self.tokenizer, ids)
+        return turn_text(self.tokenizer, completion.ids, self.ends, completion.ended)[0]
 
 
 @cache
@@ -148,24 +178,29 @@ def recorded(ids: Sequence[int], mask: Sequence[bool] | None, ends: EndTokens) -
     return _one(ids, [True] * len(ids) if mask is None else mask, None, ends, None)
 
 
-def batch_of_written(prompt_ids: Sequence[Sequence[int]], written: Sequence[Sequence[Written]]) -> Batch:
+def shown_completion(written: Written, text: str, prompt: Prompt) -> str | tuple[Message, ...]:
+    """What feedback sees: of an episode in a conversation its messages, otherwise its text."""
+    return text if isinstance(prompt, str) or not written.messages else written.messages
+
+
+def batch_of_written(rows: Sequence[Tokenised], written: Sequence[Sequence[Written]]) -> Batch:
     """Completions as models read them, without scores.
 
     Args:
-        prompt_ids: B prompts.
+        rows: B, of which the prompts are read, unless an environment added to them.
         written: K completions of each.
     """
     return collate(
         [
             Tokenised(
-                tuple(prompt),
+                next((one.prompt for one in completions if one.prompt is not None), row.prompt_ids),
                 tuple(one.ids for one in completions),
                 None,
                 None,
                 Example(""),
                 masks=tuple(one.mask for one in completions),
             )
-            for prompt, completions in zip(prompt_ids, written, strict=True)
+            for row, completions in zip(rows, written, strict=True)
         ]
     )
 

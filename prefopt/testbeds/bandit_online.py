@@ -17,9 +17,10 @@ from prefopt.data.example import Example
 from prefopt.data.ordering import Shuffled
 from prefopt.data.selecting import Ties
 from prefopt.objectives.terms import Term
+from prefopt.policy.decode.drawing import chosen_tokens
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.decode.noise import row_keys
-from prefopt.policy.decode.sampler import Mixture, chosen_tokens
+from prefopt.policy.decode.sampler import Mixture
 from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import TRAINED, Writer

@@ -1,5 +1,6 @@
 """What scores completions, and what a policy acts in."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -27,6 +28,13 @@ class Verdict:
     notes: Sequence[Mapping[str, Any]] = ()
     steps: Sequence[Sequence[Sequence[float]]] | None = None
     named: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def totals(self) -> Tensor:
+        """[B, K]: the score of each completion and what its turns or steps have on top of it; NaN without a verdict."""
+        if self.steps is None:
+            return self.scores
+        return self.scores + self.scores.new_tensor([[math.fsum(turns) for turns in row] for row in self.steps])
 
 
 @runtime_checkable

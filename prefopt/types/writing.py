@@ -1,16 +1,16 @@
 """Where batches come from, and what draws completions."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
-from prefopt.types.batch import Batch, lengths_of
+from prefopt.types.batch import Batch, Message, lengths_of
 
 StopReason = Literal["eos", "stop", "length", "turns", "error"]
-"""Why a completion ended: an end token of the model, a text of `sampling.stop`, its length, its number of turns, or an
-environment that failed."""
+"""Why a completion ended: an end token of the model, a text of `sampling.stop` or of an environment's `stop`, its length, its
+number of turns, or an environment that failed."""
 
 STOP_REASONS: tuple[StopReason, ...] = get_args(StopReason)
 """In order; the column `stop_reason` holds places in this list."""
@@ -38,7 +38,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Written:
-    """One completion of T tokens as it was written.
+    """One completion of T tokens as it was written: an answer, or an episode of several turns in an environment.
 
     Token ids are what the policy drew or what it was given to read, never text that was tokenised again. The mask may have
     holes, so the length is that of `ids`, and not the number of True in `mask`.
@@ -50,6 +50,11 @@ class Written:
         turns: the positions of each turn of the policy, in order.
         stop: why it ended.
         version: how many updates the policy had had; None where it had no part in it.
+        prompt: tokens of the prompt where an environment added to it: its opening, its tools. None where it is the row's own.
+        messages: of an episode, what the policy and the environment said, in order; the last answer of an environment is among
+            them, though no policy reads it. Empty where there is no environment.
+        rewards: of an episode, a reward for each of `turns`.
+        info: of an episode, the sums over its turns of the numbers that the environment logs.
     """
 
     ids: tuple[int, ...]
@@ -58,6 +63,10 @@ class Written:
     turns: tuple[range, ...]
     stop: StopReason
     version: int | None = None
+    prompt: tuple[int, ...] | None = None
+    messages: tuple[Message, ...] = ()
+    rewards: tuple[float, ...] = ()
+    info: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:

@@ -28,6 +28,7 @@ from prefopt.types import ORIGINS, STOP_REASONS, Sampled, Verdict
 PROMPTS = ["the film was", "a room is", "the food", "view", "room was not and"]
 SAMPLING = {"max_tokens": 6}
 ANY = Needs()
+ONLINE = dataclasses.replace(ANY, rollouts=True)
 
 
 def vowels(prompts, completions, rows):
@@ -240,11 +241,18 @@ def test_several_scores_stay_apart(make):
 
 def test_the_number_of_a_turn_is_on_its_last_token(make):
     steps = [[[0.5], [1.5], [2.5], [3.5]]] * 3
-    batch = first(make(feedback={"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), steps=steps)}))
+    feedback = {"scores": lambda p, c, r: Verdict(torch.full((3, 4), 0.25), steps=steps)}
+    batch = first(make(feedback=feedback, needs=ONLINE))
+    assert batch.scores.tolist() == [[0.25] * 4] * 3
     last = (batch.lengths - 1)[..., None]
     assert batch.rewards.gather(-1, last)[..., 0].tolist() == [[0.5, 1.5, 2.5, 3.5]] * 3
     assert batch.rewards.sum(-1).tolist() == [[0.5, 1.5, 2.5, 3.5]] * 3
     assert first(make()).rewards is None
+    # An objective for recorded data knows scores of whole completions alone.
+    whole = first(make(feedback=feedback))
+    assert whole.rewards is None and whole.scores.tolist() == [[0.75, 1.75, 2.75, 3.75]] * 3
+    ordered = first(make(feedback=feedback, needs=dataclasses.replace(ANY, completions=2, ordered=True)))
+    assert ordered.scores.tolist() == [[3.75, 0.75]] * 3
 
 
 def test_each_turn_of_a_completion_has_its_own_reward(make, llama):
@@ -254,7 +262,8 @@ def test_each_turn_of_a_completion_has_its_own_reward(make, llama):
         mask = torch.tensor([1, 1, 0, 0, 1, 1], dtype=torch.bool).expand(len(prompts), completions, 6)
         return Sampled(torch.full(mask.shape, 5), mask)
 
-    rollouts = make(feedback={"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), steps=[[[1.0, 2.0]] * 4] * 3)})
+    feedback = {"scores": lambda p, c, r: Verdict(torch.zeros(3, 4), steps=[[[1.0, 2.0]] * 4] * 3)}
+    rollouts = make(feedback=feedback, needs=ONLINE)
     use(rollouts, sampler)
     batch = first(rollouts)
     assert 5 not in ends.eos

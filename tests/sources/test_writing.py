@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from prefopt.data import Example, Tokenised
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.recipe import Sampling
@@ -80,12 +81,16 @@ def test_a_completion_without_tokens_is_refused():
         written(empty, ENDS)
 
 
+def rows_of(*prompts):
+    return [Tokenised(prompt, (), None, None, Example("")) for prompt in prompts]
+
+
 def test_a_sampler_is_given_what_the_caller_gave_and_the_weights_when_it_says_so():
     sampler = Recording()
     completer = Completer(sampler, Numbers(), ENDS, Accelerator(cpu=True))
     completer.sync("policy", 3)
     sampling = Sampling(max_tokens=4)
-    completions = completer.write("policy", [(1,), (2,)], 2, sampling, torch.tensor([7, 8]), version=3)
+    completions = completer.write("policy", rows_of((1,), (2,)), 2, sampling, torch.tensor([7, 8]), version=3)
     assert sampler.synced == [("policy", 3)]
     assert sampler.given == ("policy", [(1,), (2,)], 2, sampling, [7, 8])
     assert completions == written(SAMPLED, ENDS, 3)
@@ -97,7 +102,7 @@ def test_a_sampler_without_a_copy_of_the_weights_is_not_synchronised():
 
 
 def test_what_was_written_is_a_batch_again():
-    batch = batch_of_written([(1,), (2, 3)], written(SAMPLED, ENDS))
+    batch = batch_of_written(rows_of((1,), (2, 3)), written(SAMPLED, ENDS))
     assert torch.equal(batch.completion_ids, SAMPLED.completion_ids) and torch.equal(batch.mask, SAMPLED.mask)
     assert batch.prompt_ids == ((1,), (2, 3)) and batch.scores is None
 

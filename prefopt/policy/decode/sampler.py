@@ -11,22 +11,19 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
+from prefopt.policy.decode.conversation import Conversation, KeptConversation, Rereading, keeps_turns, row_seeds
+from prefopt.policy.decode.drawing import DrawnTokens, draw_rows, truncation
 from prefopt.policy.decode.ends import end_tokens
-from prefopt.policy.decode.noise import RowNoise, row_keys, sampled_tokens
+from prefopt.policy.decode.noise import RowNoise, row_keys
 from prefopt.policy.decode.reading import Reading, reading_of
+from prefopt.policy.decode.stops import StopTexts
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
-from prefopt.support.profile import counted
 from prefopt.types import Sampled
-
-LEAVE = 1 / 8
-"""Share of rows that must have ended before they are taken out of the cache: doing so after each would cost more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +80,61 @@ class TransformersSampler:
             range(len(prompt_ids)), key=lambda i: len(prompt_ids[i])
         )  # rows of like length need the least padding
         completed: dict[tuple[int, int], DrawnTokens] = {}
-        was_training = policy.training
-        policy.eval()
         ends = end_tokens(policy, settings.stop)
         decode = _draw_by_generate if is_stateful(policy) else _draw_by_cache
-        try:
-            with self.autocast(), own_weights(model):
-                for chunk, copies in _chunks(order, completions, self.batch_size):
-                    part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
-                    places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
-                    completed |= zip(places, part, strict=True)
-        finally:
-            policy.train(was_training)
+        with evaluating(policy), self.autocast(), own_weights(model):
+            for chunk, copies in _chunks(order, completions, self.batch_size):
+                part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
+                places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
+                completed |= zip(places, part, strict=True)
         return padded([completed[i, k] for i in range(len(prompt_ids)) for k in range(completions)], completions)
+
+    def conversation(
+        self,
+        model: TextModel,
+        prompt_ids: Sequence[Sequence[int]],
+        completions: int,
+        settings: Sampling,
+        seeds: Tensor,
+        stop: StopTexts,
+    ) -> Conversation:
+        """Completions of each prompt that are written in turns, B·K rows, prompt by prompt; the arguments are those of a call.
+
+        What a model reads is kept from turn to turn where it has keys and values of full attention alone.
+        """
+        policy, seeds = _policy_of(model), row_seeds(seeds, completions)
+        if isinstance(model, Mixture) or is_stateful(policy) or not keeps_turns(policy):
+            prompts = [prompt for prompt in prompt_ids for _ in range(completions)]
+            return Rereading(self, model, prompts, seeds, settings, stop)
+        ends = end_tokens(policy, settings.stop)
+        kept = KeptConversation(policy, prompt_ids, completions, seeds, settings, ends, stop)
+        return _Evaluating(kept, policy, lambda: own_weights(model), self.autocast)
+
+
+class _Evaluating:
+    """A `Conversation` whose model is in evaluation mode, with its own weights and the sampler's arithmetic, while it writes."""
+
+    def __init__(self, conversation: Conversation, policy: Policy, weights: Callable, autocast: Callable):
+        self.conversation, self.policy, self.weights, self.autocast = conversation, policy, weights, autocast
+
+    @torch.no_grad()
+    def turn(
+        self, rows: Sequence[int], read: Sequence[Sequence[int]], most: Sequence[int], turn: int
+    ) -> list[DrawnTokens]:
+        """Write a turn."""
+        with evaluating(self.policy), self.autocast(), self.weights():
+            return self.conversation.turn(rows, read, most, turn)
+
+
+@contextmanager
+def evaluating(policy: Policy) -> Iterator[None]:
+    """A policy in evaluation mode; afterwards in the mode that it was in."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
 
 
 def _policy_of(model: TextModel) -> Policy:
@@ -118,14 +157,6 @@ def _chunks(order: Sequence[int], completions: int, rows: int) -> Iterator[tuple
     for start in range(0, len(order), prompts):
         for first in range(0, completions, most):
             yield list(order[start : start + prompts]), slice(first, min(first + most, completions))
-
-
-@dataclass
-class DrawnTokens:
-    """The tokens of one completion, and the sampler's log-prob of each; None where it has none."""
-
-    tokens: list[int]
-    logps: list[float] | None = None
 
 
 class _MixtureReading:
@@ -164,51 +195,7 @@ def _draw_by_cache(
         _MixtureReading(model) if isinstance(model, Mixture) else reading_of(_policy_of(model), prompts, keys.shape[1])
     )
     logits = reading.start(prompts, keys.shape[1])
-    device, count = logits.device, keys.numel()
-    rows, keys = torch.arange(count, device=device), keys.flatten().to(device)
-    stops = torch.tensor(list(ends), dtype=torch.long, device=device)
-    tokens = torch.zeros(count, settings.max_tokens, dtype=torch.long, device=device)
-    logps = torch.zeros(count, settings.max_tokens, dtype=logits.dtype, device=device)
-    lengths = torch.zeros(count, dtype=torch.long, device=device)
-    going = torch.ones(count, dtype=torch.bool, device=device)  # of the rows that are still held
-    computed = 0
-    for position in range(settings.max_tokens):
-        scores = logits if settings.temperature in (0, 1) else logits / settings.temperature
-        chosen, of_chosen = chosen_tokens(scores, settings, keys, position)
-        tokens[rows, position], logps[rows, position] = chosen, of_chosen
-        lengths[rows] += going
-        computed += len(rows)
-        going = going & ~torch.isin(chosen, stops)
-        left = int(going.sum())
-        if not left or position + 1 == settings.max_tokens:
-            break
-        if left <= (1 - LEAVE) * len(rows):
-            held = going.nonzero()[:, 0]
-            reading.keep(held)
-            rows, keys, chosen, going = rows[held], keys[held], chosen[held], going[held]
-        logits = reading.step(chosen)
-    counted(lambda: (int(lengths.sum()), computed))
-    rows_drawn = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
-    return [DrawnTokens(ids[:length], of_ids[:length]) for ids, of_ids, length in rows_drawn]
-
-
-def chosen_tokens(scores: Tensor, settings: Sampling, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
-    """The next token of each row and its log-prob before truncation, [N] each, from scores at the temperature, [N, V]."""
-    truncated = scores
-    for warper in _truncation(settings):
-        truncated = warper(None, truncated)  # neither looks at the tokens so far
-    if settings.temperature == 0:
-        chosen, normaliser = scores.argmax(-1), scores.logsumexp(-1)
-    else:
-        chosen, normaliser = sampled_tokens(truncated, keys, position)
-        normaliser = normaliser if truncated is scores else scores.logsumexp(-1)
-    return chosen, scores.gather(-1, chosen[:, None])[:, 0] - normaliser
-
-
-def _truncation(settings: Sampling) -> list[Any]:
-    """What takes unlikely tokens out."""
-    warpers: list[Any] = [TopKLogitsWarper(settings.top_k)] if settings.top_k else []
-    return warpers + ([TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else [])
+    return draw_rows(reading, logits, settings, keys.flatten(), ends)
 
 
 def _draw_by_generate(
@@ -229,7 +216,7 @@ def _draw_by_generate(
         pad_token_id=ends[0] if ends else 0,
     )
     warmth = [TemperatureLogitsWarper(settings.temperature)] if settings.temperature not in (0, 1) else []
-    noise = [*warmth, *_truncation(settings), RowNoise(keys.flatten(), longest)] if settings.temperature else []
+    noise = [*warmth, *truncation(settings), RowNoise(keys.flatten(), longest)] if settings.temperature else []
     causal: Any = policy.causal
     with _no_defaults(policy):
         output = causal.generate(

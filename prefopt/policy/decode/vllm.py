@@ -11,8 +11,9 @@ import requests
 from accelerate import Accelerator
 from torch import Tensor
 
+from prefopt.policy.decode.drawing import DrawnTokens
 from prefopt.policy.decode.ends import end_tokens
-from prefopt.policy.decode.sampler import DrawnTokens, padded
+from prefopt.policy.decode.sampler import padded
 from prefopt.policy.parallel import ROUNDING
 from prefopt.policy.policy import Policy
 from prefopt.recipe import Recipe, Sampling

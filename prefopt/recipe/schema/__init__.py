@@ -4,8 +4,8 @@ from prefopt.recipe.schema.evaluate import Evaluate
 from prefopt.recipe.schema.feedback import FEEDBACKS, TRANSFORMS, Feedback, FeedbackOrName, Metric, Transform
 from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Policy, Reference
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
-from prefopt.recipe.schema.sampling import SAMPLERS, Samples, Sampling
-from prefopt.recipe.schema.source import DATA_FILES, WRITERS, Acting, Data, Embeddings, Environment, Rollouts, Source
+from prefopt.recipe.schema.sampling import SAMPLERS, Acting, Environment, Samples, Sampling, most_tokens
+from prefopt.recipe.schema.source import DATA_FILES, WRITERS, Data, Embeddings, Rollouts, Source
 from prefopt.recipe.schema.track import Comet, MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Optimizer, Schedule, Train
 
@@ -47,4 +47,5 @@ __all__ = [
     "Train",
     "Transform",
     "Wandb",
+    "most_tokens",
 ]

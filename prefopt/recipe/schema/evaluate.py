@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from prefopt.recipe.names import Named, Names
 from prefopt.recipe.schema.feedback import FeedbackOrName, MetricOrName
-from prefopt.recipe.schema.sampling import Samples, Sampling
+from prefopt.recipe.schema.sampling import Acting, Samples, Sampling
 from prefopt.recipe.schema.source import Data
 from prefopt.recipe.section import Section
 
@@ -40,6 +40,9 @@ class Evaluate(Section):
     sampling: Sampling = Field(Sampling(), description="how completions are sampled")
     sampler: Named = Field("transformers", description="transformers, vllm, or `file.py:Class`")
     server: str | None = Field(None, description="address of a vLLM server")
+    environment: Acting | None = Field(
+        None, description="what samples are written in; null: what rollouts are written in, if anything"
+    )
     gold: FeedbackOrName | None = Field(
         None,
         description="feedback that scores samples, and rollouts to be watched: the reward that counts; nothing learns from it",

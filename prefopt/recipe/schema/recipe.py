@@ -8,6 +8,7 @@ from prefopt.recipe.names import FileName, Named, WithFields, named_sections
 from prefopt.recipe.schema.evaluate import Evaluate
 from prefopt.recipe.schema.feedback import FeedbackOrName
 from prefopt.recipe.schema.models import Policy, Reference
+from prefopt.recipe.schema.sampling import Environment
 from prefopt.recipe.schema.source import Source
 from prefopt.recipe.schema.track import Track
 from prefopt.recipe.schema.train import Train
@@ -69,6 +70,13 @@ class Recipe(Section):
         """The seed for one use of randomness, by its name in `Seeds`."""
         given = getattr(self.seeds, what)
         return self.seed if given is None else given
+
+    @property
+    def evaluated_in(self) -> Environment | None:
+        """What samples are written in when the policy is evaluated: an environment of its own, or that of the rollouts."""
+        if self.evaluate.environment is not None or self.source.rollouts is None:
+            return self.evaluate.environment
+        return self.source.rollouts.environment
 
     @model_validator(mode="after")
     def _something_to_choose_among(self) -> "Recipe":

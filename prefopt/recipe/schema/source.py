@@ -1,11 +1,10 @@
 """Sections of a recipe about training batches: recorded data, rollouts, and environments."""
 
-import typing
 from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from prefopt.recipe.names import Named, Names, SomeNames, WithFields, named_section
+from prefopt.recipe.names import Named, Names, SomeNames
 from prefopt.recipe.schema.sampling import Samples
 from prefopt.recipe.section import Section
 
@@ -43,25 +42,12 @@ class Embeddings(Section):
     batch_size: int = Field(64, gt=0, description="prompts in one forward pass; memory only")
 
 
-class Environment(WithFields):
-    """What the policy acts in; keys other than its name are its fields."""
-
-    name: Named = Field(description="your class, `package.module:Class` or `file.py:Class`")
-
-
-Acting = typing.Annotated[Environment, BeforeValidator(named_section)]
-"""An environment, which may be given by its name alone."""
-
-
 class Rollouts(Samples):
     """The policy samples the completions of each batch; the data give the prompts, `feedback` gives the scores."""
 
     order: Literal["shuffled", "length", "reward", "self-paced"] = Field(
         "shuffled",
         description="of the prompts: random, shortest first, highest reward first, or first the easiest and then gradually all",
-    )
-    environment: Acting | None = Field(
-        None, description="what the policy acts in, whose rewards score its completions: `file.py:Class`; null is none"
     )
     refill: bool = Field(
         False, description="replace prompts whose completions all have one score, or that cannot be used (DAPO)"

@@ -13,10 +13,12 @@ from prefopt.data import DiskRows, Example, prompts, tokenise_to_disk
 from prefopt.data.formats import ADAPT_COLUMNS
 from prefopt.data.texts import texts
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
-from prefopt.recipe import Samples
+from prefopt.recipe import Samples, most_tokens
 from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.runs.lengths import position_warnings, sampled
 from prefopt.runs.progress import show_warnings
+from prefopt.sources.acting import Acting
+from prefopt.sources.scoring import said_of
 from prefopt.sources.writing import Completer
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
@@ -83,27 +85,28 @@ class PolicyCompletions:
         self.samples = settings.samples or Samples()
         tokenizer: Any = load_tokenizer(settings.policy)
         self.tokenised, self.report = tokenise_to_disk(rows, tokenizer, settings.max_prompt_tokens)
-        key = "samples.sampling.max_tokens"
-        longest = sampled(self.tokenised, self.samples.sampling.max_tokens, "samples", key, "max_prompt_tokens")
+        most, key = most_tokens(self.samples.sampling, self.samples.environment)
+        longest = sampled(self.tokenised, most, "samples", f"samples.{key}", "max_prompt_tokens")
         show_warnings(Terminal(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
         self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
         sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
-        self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator)
+        acting = Acting.of(self.samples.environment, "samples.environment")
+        self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator, acting)
         self.completer.sync(self.policy, version=0)  # its weights stay as they are
         self.source = {"policy": find_model(settings.policy.model), "weights": fingerprint_weights(self.policy)}
 
     @torch.no_grad()
     def __call__(self, numbers: Sequence[int]) -> list[Example]:
         """These prompts, completed; the column `ended` says which completions came to an end by themselves."""
-        prompt_ids = [self.tokenised[number].prompt_ids for number in numbers]
+        rows = [self.tokenised[number] for number in numbers]
         seeds = torch.tensor([seed_for(self.seed, "label", number) for number in numbers])
         count, sampling = self.samples.completions, self.samples.sampling
-        written = self.completer.write(self.policy, prompt_ids, count, sampling, seeds)
+        written = self.completer.write(self.policy, rows, count, sampling, seeds)
         return [
             dataclasses.replace(
                 self.rows[number],
-                completions=tuple(self.completer.text(one) for one in completions),
-                columns={**self.rows[number].columns, "ended": [one.ended for one in completions]},
+                completions=tuple(self.completer.completion(one, self.rows[number].prompt) for one in completions),
+                columns={**self.rows[number].columns, **said_of(completions)},
             )
             for number, completions in zip(numbers, written, strict=True)
         ]

@@ -17,7 +17,7 @@ from prefopt.data import DiskRows, Example
 from prefopt.data.loading import load
 from prefopt.feedback import ask_whole, check_feedback, judge_records, make_feedback, reward_models, spent_by
 from prefopt.policy import check_policy, check_sampler, check_stops, find_model
-from prefopt.recipe import Samples
+from prefopt.recipe import Samples, most_tokens
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
 from prefopt.runs.label.ledger import Ledger
 from prefopt.runs.label.recipe import LabelRecipe, refuse_folder
@@ -107,8 +107,10 @@ def rows_of(settings: LabelRecipe) -> DiskRows[Example]:
     rows, notes = load(list(source.data), source.arguments, split=source.hub_split, adapt=source.adapt)
     show_notes(Terminal(stderr=True), notes)
     chosen = to_label(rows[: source.limit], settings)
-    most = None if settings.policy is None else (settings.samples or Samples()).sampling.max_tokens
-    shorten = "the completions of the data" if most is None else "samples.sampling.max_tokens"
+    samples, most, shorten = settings.samples or Samples(), None, "the completions of the data"
+    if settings.policy is not None:
+        most, key = most_tokens(samples.sampling, samples.environment)
+        shorten = f"samples.{key}"
     if settings.policy is not None:
         check_policy(settings.policy, scorer=False)  # late, because it reads the tokenizer; so does what follows
         check_stops(settings.samples or Samples(), settings.policy, "samples")

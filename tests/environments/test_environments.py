@@ -10,7 +10,7 @@ from rich.console import Console
 import prefopt
 from prefopt import PrefoptError, Turn, recipe
 from prefopt.cli import main
-from prefopt.environments import SingleTurn, check_environment, environment_factory
+from prefopt.environments import EnvironmentReward, check_environment, environment_factory
 
 QUIET = Console(quiet=True)
 
@@ -38,23 +38,16 @@ def test_every_completion_has_an_environment_of_its_own(named: Any) -> None:
     spec = section(named, **({"bonus": 2} if named is Guess else {}))
     factory = environment_factory(spec)
     assert factory() is not factory() and factory().bonus == 2  # type: ignore[attr-defined]
-    rows = [{"answer": "w1", "ended": [True, False]}]
-    verdict = SingleTurn(factory)(["say w1"], [["w1 w2", "w3"]], rows)
-    assert verdict.scores.tolist() == [[2.0, 0.0]]
-    assert verdict.notes == [{"info": [{"truncated": 0.0}, {"truncated": 1.0}]}]
 
 
-def test_completions_of_a_prompt_share_its_seed() -> None:
-    seeds = []
-
-    class Seeded(Guess):
-        def reset(self, row: Any, seed: int) -> None:
-            super().reset(row, seed)
-            seeds.append(seed)
-
-    rows = [{"answer": "w1", "ended": [True, True]}] * 2
-    SingleTurn(Seeded)(["one", "two"], [["a", "b"], ["c", "d"]], rows)
-    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+def test_rewards_of_turns_are_steps_of_a_verdict() -> None:
+    rows = [{"turn_rewards": [[1.0, 2.0], [0.5]], "failed": [False, True]}]
+    verdict = EnvironmentReward()(["p"], [["a", "b"]], rows)
+    assert verdict.scores[0, 0] == 0 and verdict.scores.isnan().tolist() == [[False, True]]
+    assert verdict.steps == [[[1.0, 2.0], [0.5]]]
+    assert verdict.totals[0, 0] == verdict.named["environment"][0, 0] == 3 and verdict.totals.isnan()[0, 1]
+    with pytest.raises(PrefoptError, match=r"not written in an environment"):
+        EnvironmentReward()(["p"], [["a"]], [{}])
 
 
 class Bare:
@@ -80,6 +73,8 @@ class Bare:
         ({"answer": 1.0}, r"step returned 1\.0; it returns prefopt\.Turn"),
         ({"answer": Turn(reward=float("nan"))}, "step returned the reward nan; a reward is a finite number"),
         ({"answer": Turn(done=1)}, "step returned done=1"),  # type: ignore[arg-type]
+        ({"answer": Turn(text=3)}, "step returned text=3; it is a text, or messages"),  # type: ignore[arg-type]
+        ({"answer": Turn(info={"x": "y"})}, r"info\['x'\]='y'; `info` holds finite numbers"),  # type: ignore[dict-item]
     ],
 )
 def test_the_shape_is_checked(changes: dict[str, Any], message: str) -> None:
@@ -113,15 +108,8 @@ def test_a_run_learns_from_an_environment(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("environment", "more", "message"),
     [
-        (
-            type("Long", (Bare,), {"answer": Turn()}),
-            {},
-            "not done after one turn, and episodes of several turns cannot",
-        ),
-        (type("Talks", (Bare,), {"opening": "hello"}), {}, "reset returned a text of its own"),
         (type("Wrong", (Bare,), {"answer": 1.0}), {}, r"step returned 1\.0"),
         (type("None", (), {}), {}, "has no method 'reset'; an environment has reset"),
-        (Guess, {"feedback": "x.py:f"}, "the rewards of source.rollouts.environment are the scores"),
         ({"name": Guess, "bonsu": 1}, {}, "has no field 'bonsu'. Did you mean 'bonus'"),
     ],
 )

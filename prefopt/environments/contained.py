@@ -1,0 +1,186 @@
+"""An environment that can stop nothing but its own episode: its errors, its time and its random numbers are contained."""
+
+import logging
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefopt.environments.checking import checked_opening, checked_turn
+from prefopt.types import Closing, Environment, Message, Turn
+
+log = logging.getLogger(__name__)
+
+COUNTS = ("retried", "failed", "timed_out")
+"""What is counted of an episode, beside the numbers that its environment logs."""
+
+
+class EpisodeError(Exception):
+    """An environment raised something twice, or did not answer in time: its episode is over, and has no verdict."""
+
+
+class Contained:
+    """The environment of one completion.
+
+    What it raises has it made again, reset with the same row and seed and taken through the same turns; if it fails again, or
+    says something else on the way, the episode has failed. A call that takes too long fails at once: it goes on in a thread to
+    which nobody listens, because Python cannot stop one.
+
+    The generators of `random`, NumPy and torch that all of the process share are the environment's own while it is called, and
+    begin with its seed: packages that seed them, or draw from them, change nothing outside, and no episode changes another.
+
+    Args:
+        factory: makes it.
+        row: of the data, with its prompt.
+        seed: of the task.
+        name: what messages call it.
+        timeout: seconds for one call; None is any time.
+
+    Attributes:
+        counts: what happened, by the names in `COUNTS`.
+    """
+
+    def __init__(
+        self, factory: Callable[[], Environment], row: Mapping[str, Any], seed: int, name: str, timeout: float | None
+    ):
+        self.factory, self.row, self.seed, self.name, self.timeout = factory, row, seed, name, timeout
+        self.counts: Counter[str] = Counter()
+        self._past: list[tuple[str, bool, Turn]] = []
+        self._opening: Any = None
+        self._make()
+
+    def _make(self) -> None:
+        self._random = _States(self.seed)
+        with self._random.own():
+            self.environment = self.factory()
+
+    def begin(self) -> str | Sequence[Message] | None:
+        """What `reset` returns.
+
+        Raises:
+            EpisodeError: it failed.
+            PrefoptError: it returned something else than it should.
+        """
+        self._opening = self._twice(lambda: self._call(self.environment.reset, dict(self.row), self.seed))
+        return checked_opening(self._opening, self.name)
+
+    def step(self, text: str, truncated: bool) -> Turn:
+        """What it answers to a turn of the policy.
+
+        Raises:
+            EpisodeError: it failed.
+            PrefoptError: it returned something else than it should.
+        """
+        answer = self._twice(lambda: self._call(self.environment.step, text, truncated=truncated))
+        turn = checked_turn(answer, self.name)
+        self._past.append((text, truncated, turn))
+        return turn
+
+    def close(self) -> None:
+        """Release what it holds; what it raises then is logged."""
+        if isinstance(self.environment, Closing):
+            try:
+                self._call(self.environment.close)
+            except Exception as error:
+                log.warning("%s: close() raised %s: %s", self.name, type(error).__name__, error)
+
+    def _twice(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except EpisodeError:
+            raise
+        except Exception as error:
+            self.counts["retried"] += 1
+            log.warning("%s raised %s: %s; its episode is played again", self.name, type(error).__name__, error)
+        try:
+            self.close()
+            self._make()
+            if self._past:
+                self._replay()
+            return call()
+        except EpisodeError:
+            raise
+        except Exception as error:
+            self.counts["failed"] += 1
+            log.warning("%s raised %s: %s again; its episode has no verdict", self.name, type(error).__name__, error)
+            raise EpisodeError from error
+
+    def _replay(self) -> None:
+        """Take a new environment to where the old one was."""
+        opening = self._call(self.environment.reset, dict(self.row), self.seed)
+        same = opening == self._opening
+        for text, truncated, turn in self._past:
+            same = same and self._call(self.environment.step, text, truncated=truncated) == turn
+        if not same:
+            raise RuntimeError("the same row, seed and turns had other answers than before")
+
+    def _call(self, function: Callable[..., Any], *args: Any, **given: Any) -> Any:
+        """Call it with its own random states, and for no longer than it may take.
+
+        Raises:
+            EpisodeError: it took longer.
+        """
+        results: list[Any] = []
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                results.append(function(*args, **given))
+            except (Exception, SystemExit) as error:
+                errors.append(error if isinstance(error, Exception) else RuntimeError(f"sys.exit({error})"))
+
+        with self._random.own():
+            if self.timeout is None:
+                call()
+            else:
+                # A daemon, so that a call which never returns cannot keep the program from ending.
+                thread = threading.Thread(target=call, name=self.name, daemon=True)
+                thread.start()
+                thread.join(self.timeout)
+                if thread.is_alive():
+                    self.counts["timed_out"] += 1
+                    log.warning("%s was not back after %g seconds; its episode has no verdict", self.name, self.timeout)
+                    raise EpisodeError
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+class _States:
+    """The states of the generators that a process shares, as one environment left them."""
+
+    def __init__(self, seed: int):
+        self.seed: int | None = seed
+        self.states: Any = None
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """They are the environment's within, and what they were afterwards."""
+        outside = _states()
+        if self.states is None:
+            assert self.seed is not None
+            random.seed(self.seed)
+            np.random.seed(self.seed % 2**32)
+            torch.default_generator.manual_seed(self.seed)
+        else:
+            _restore(self.states)
+        try:
+            yield
+        finally:
+            self.states = _states()
+            _restore(outside)
+
+
+def _states() -> tuple[Any, Any, Any]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _restore(states: tuple[Any, Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])

@@ -1,0 +1,275 @@
+"""Writing episodes: the policy writes a turn, its environment answers, and so on, for all rows of a batch together."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from prefopt import recipe
+from prefopt.data import Tokenised
+from prefopt.data.encoding import TextEncoder
+from prefopt.data.texts import decode_completion, decode_everything
+from prefopt.environments import environment_factory
+from prefopt.environments.contained import COUNTS, Contained, EpisodeError
+from prefopt.environments.transcript import Transcript, transcript
+from prefopt.policy.decode.conversation import Conversation, Rereading, row_seeds
+from prefopt.policy.decode.drawing import DrawnTokens
+from prefopt.policy.decode.ends import EndTokens
+from prefopt.policy.decode.sampler import TransformersSampler, prompts_together
+from prefopt.policy.decode.stops import StopTexts
+from prefopt.recipe import Sampling
+from prefopt.support.errors import PrefoptError
+from prefopt.support.profile import timed
+from prefopt.types import Equipped, Message, Sampler, Stopping, StopReason, Turn, Written
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What a policy acts in, and for how long.
+
+    Attributes:
+        factory: makes an environment for each completion.
+        name: what messages call it.
+        max_turns: turns of the policy, at most.
+        max_tokens: tokens of an episode, at most, those of the environment among them.
+        timeout: seconds for one call of the environment; None is any time.
+    """
+
+    factory: Callable[[], Any]
+    name: str
+    max_turns: int
+    max_tokens: int
+    timeout: float | None
+
+    @classmethod
+    def of(cls, spec: recipe.Environment | None, where: str) -> "Acting | None":
+        """As a recipe says; None where it names no environment."""
+        if spec is None:
+            return None
+        return cls(environment_factory(spec, where), str(spec.name), spec.max_turns, spec.max_tokens, spec.timeout)
+
+
+@dataclass
+class Episode:
+    """One completion while it is being written; the attributes are those of `Written`."""
+
+    environment: Contained
+    transcript: Transcript
+    prompt: tuple[int, ...] = ()
+    ids: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    logps: list[float] | None = field(default_factory=list)
+    turns: list[range] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    info: Counter[str] = field(default_factory=Counter)
+    read: list[int] = field(default_factory=list)  # what the environment said last
+    stop: StopReason | None = None
+
+    def wrote(self, drawn: DrawnTokens) -> None:
+        """Take up a turn of the policy, behind what it read."""
+        start = len(self.ids) + len(self.read)
+        self.ids += [*self.read, *drawn.tokens]
+        self.mask += [False] * len(self.read) + [True] * len(drawn.tokens)
+        if self.logps is not None:
+            self.logps = None if drawn.logps is None else [*self.logps, *[0.0] * len(self.read), *drawn.logps]
+        self.turns.append(range(start, len(self.ids)))
+        self.read = []
+
+    def written(self, version: int | None, filler: int) -> Written:
+        """The completion. One whose environment could not begin is absent: a token that nobody wrote."""
+        assert self.stop is not None
+        ids, mask, logps = (self.ids, self.mask, self.logps) if self.ids else ([filler], [False], [0.0])
+        info = dict(self.info) | {name: float(self.environment.counts[name]) for name in COUNTS}
+        return Written(
+            tuple(ids),
+            tuple(mask),
+            None if logps is None else tuple(logps),
+            tuple(self.turns),
+            self.stop,
+            version,
+            self.prompt,
+            tuple(self.messages),
+            tuple(self.rewards),
+            info,
+        )
+
+
+@dataclass(frozen=True)
+class EpisodeWriter:
+    """Writes episodes with a sampler.
+
+    Turns of a batch go on together, and episodes that are over leave it. The noise of a token is a function of the seeds, the
+    turn and the position, so that an episode does not depend on its companions.
+
+    Attributes:
+        acting: the environment and its limits.
+        sampler: draws the tokens.
+        encoder: of the policy's tokenizer.
+        ends: the tokens that end a turn.
+    """
+
+    acting: Acting
+    sampler: Sampler
+    encoder: TextEncoder
+    ends: EndTokens
+
+    def __call__(
+        self,
+        model: Any,
+        rows: Sequence[Tokenised],
+        completions: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        tasks: Sequence[int],
+        version: int | None,
+    ) -> list[list[Written]]:
+        """K episodes of each of B rows.
+
+        Args:
+            model: a policy, a reference, or a mixture of the two.
+            rows: with their prompts and columns, which the environment is reset with.
+            completions: K.
+            sampling: the recipe's; `max_tokens` is of a turn.
+            seeds: [B] int64, of each prompt's noise.
+            tasks: B seeds of the environments; the K episodes of a row have the same.
+            version: how many updates the policy has had.
+
+        Raises:
+            PrefoptError: an environment that is none, a chat template that does not keep its prefix, or a sampler that refuses.
+        """
+        together = len(rows)
+        if isinstance(
+            self.sampler, TransformersSampler
+        ):  # the rows of a part keep what they have read until it is over
+            together = prompts_together(self.sampler.batch_size, completions)
+        written: list[list[Written]] = []
+        for start in range(0, len(rows), together):
+            part = slice(start, start + together)
+            episodes = [
+                [self._begun(row, task) for _ in range(completions)]
+                for row, task in zip(rows[part], tasks[part], strict=True)
+            ]
+            try:
+                self._play(model, episodes, sampling, seeds[part])
+            finally:
+                for episode in (one for group in episodes for one in group):
+                    episode.environment.close()
+            filler = min(self.ends.eos, default=0)
+            written += [[one.written(version, filler) for one in group] for group in episodes]
+        return written
+
+    def _begun(self, row: Tokenised, task: int) -> Episode:
+        acting = self.acting
+        given = {**row.columns, "prompt": row.example.prompt}
+        episode = Episode(
+            Contained(acting.factory, given, task, acting.name, acting.timeout),
+            transcript(row, self.encoder, acting.name),
+            row.prompt_ids,
+        )
+        try:
+            with timed("environment"):
+                opening = episode.environment.begin()
+        except EpisodeError:
+            episode.stop = "error"
+            return episode
+        own = episode.environment.environment
+        episode.prompt = episode.transcript.prompt(opening, own.tools if isinstance(own, Equipped) else ())
+        return episode
+
+    def _play(self, model: Any, episodes: Sequence[Sequence[Episode]], sampling: Sampling, seeds: Tensor) -> None:
+        """Write the episodes of some prompts to their ends."""
+        prompts = [self._common_prompt(group) for group in episodes]
+        every = [episode for group in episodes for episode in group]
+        stop = StopTexts(self.encoder.tokenizer, _stop_texts(every))
+        conversation = self._conversation(model, prompts, len(episodes[0]), sampling, seeds, stop)
+        for turn in range(self.acting.max_turns):
+            going = [number for number, episode in enumerate(every) if episode.stop is None]
+            if not going:
+                return
+            read = [every[number].read for number in going]
+            most = [
+                min(sampling.max_tokens, self.acting.max_tokens - len(every[n].ids) - len(every[n].read)) for n in going
+            ]
+            with timed("sampling"):
+                drawn = conversation.turn(going, read, most, turn)
+            with timed("environment"):
+                for number, one in zip(going, drawn, strict=True):
+                    every[number].wrote(one)
+                    self._act(every[number], stop, last=turn + 1 == self.acting.max_turns)
+
+    def _common_prompt(self, group: Sequence[Episode]) -> tuple[int, ...]:
+        prompts = {episode.prompt for episode in group if episode.stop is None} or {group[0].prompt}
+        if len(prompts) > 1:
+            raise PrefoptError(
+                f"{self.acting.name}: reset(row, seed) said different things for one row and seed, and the completions of a prompt "
+                "face the same task: draw what it says from the seed"
+            )
+        return prompts.pop()
+
+    def _conversation(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        completions: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        stop: StopTexts,
+    ) -> Conversation:
+        if isinstance(self.sampler, TransformersSampler):
+            return self.sampler.conversation(model, prompts, completions, sampling, seeds, stop)
+        rows = [prompt for prompt in prompts for _ in range(completions)]
+        return Rereading(self.sampler, model, rows, row_seeds(seeds, completions), sampling, stop)
+
+    def _act(self, episode: Episode, stop: StopTexts, last: bool) -> None:
+        """Let the environment answer the turn that was just written."""
+        ids = [episode.ids[place] for place in episode.turns[-1]]
+        why = self.ends.reason(ids[-1])
+        if why == "length" and stop.end(ids) is not None:
+            why = "stop"
+        own, end = turn_text(self.encoder.tokenizer, ids, self.ends, ended=why != "length")
+        episode.messages.append({"role": "assistant", "content": own})
+        try:
+            turn = episode.environment.step(own, truncated=why == "length")
+        except EpisodeError:
+            episode.rewards.append(0.0)
+            episode.stop = "error"
+            return
+        episode.rewards.append(float(turn.reward))
+        episode.info.update({name: float(value) for name, value in turn.info.items()})
+        past = tuple(episode.messages)
+        answer = episode.transcript.messages(turn.text)
+        episode.messages += answer
+        episode.stop = self._stop(why, turn, last)
+        if episode.stop is None:
+            episode.read = episode.transcript.answer(past, end, answer)
+            if len(episode.ids) + len(episode.read) >= self.acting.max_tokens:
+                episode.read, episode.stop = [], "length"
+
+    def _stop(self, why: StopReason, turn: Turn, last: bool) -> StopReason | None:
+        """Why an episode is over after a turn; None where it goes on. A turn that was cut by its length is the last."""
+        if why == "length" or turn.done:
+            return why
+        return "turns" if last else None
+
+
+def _stop_texts(episodes: Sequence[Episode]) -> list[str]:
+    owns = (episode.environment.environment for episode in episodes)
+    return list(dict.fromkeys(text for own in owns if isinstance(own, Stopping) for text in own.stop if text))
+
+
+def turn_text(tokenizer: Any, ids: Sequence[int], ends: EndTokens, ended: bool) -> tuple[str, str]:
+    """What a policy wrote, with every special token in it, and what it ended with.
+
+    The end is the special token that ended it, and before it what the chat template writes there, as both would stand twice if
+    the text were put into a conversation again; empty where it ended otherwise.
+    """
+    cut = len(ids)
+    if ended and ids and not decode_completion(tokenizer, ids[-1:]):
+        cut -= 1
+        turn = ends.turn
+        if turn and tuple(ids[cut - len(turn) : cut]) == turn:
+            cut -= len(turn)
+    return decode_everything(tokenizer, ids[:cut]), decode_everything(tokenizer, ids[cut:]) if cut < len(ids) else ""

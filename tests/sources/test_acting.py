@@ -1,0 +1,318 @@
+"""Episodes: what is written, which tokens are whose, why they end, and what an environment can do to a run (nothing)."""
+
+import math
+import random
+import time
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _tiny import tiny_model
+from accelerate import Accelerator
+
+from prefopt import PrefoptError, Turn, recipe
+from prefopt.data import Example, tokenise
+from prefopt.policy import Policy, TransformersSampler, load_policy
+from prefopt.policy.loading import load_tokenizer
+from prefopt.sources.acting import Acting
+from prefopt.sources.writing import Completer
+from prefopt.types import Sampled, Written
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} w50 {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+SAMPLING = recipe.Sampling(max_tokens=5)
+
+
+@dataclass
+class Talks:
+    """Answers `answers` times; what it was told is kept for the test."""
+
+    answers: int = 2
+    opening: Any = None
+    stop: tuple[str, ...] = ()
+    told: list[Any] = field(default_factory=list)
+    closed: int = 0
+
+    def reset(self, row: Any, seed: int) -> Any:
+        self.row, self.seed, self.turn = row, seed, 0
+        return self.opening
+
+    def step(self, text: str, *, truncated: bool) -> Turn:
+        self.turn += 1
+        self.told.append((text, truncated))
+        return Turn(f" w{self.turn} w9", float(self.turn), self.turn > self.answers, {"steps": 1.0})
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: Any) -> dict[bool, Policy]:
+    home = tmp_path_factory.mktemp("models")
+    found = {}
+    for chat in (False, True):
+        spec = recipe.Policy(model=str(tiny_model(home / str(chat), chat)))
+        found[chat] = load_policy(spec, load_tokenizer(spec), 0)
+        found[chat].tokenizer.chat_template = CHAT if chat else None
+    return found
+
+
+def write(
+    policy: Policy,
+    environment: Any,
+    prompts: Any = ("w3 w4", "w5"),
+    completions: int = 2,
+    sampler: Any = None,
+    sampling: recipe.Sampling = SAMPLING,
+    seeds: Any = None,
+    **more: Any,
+) -> list[list[Written]]:
+    acting = Acting(environment, "Talks", **{"max_turns": 8, "max_tokens": 60, "timeout": 5.0} | more)
+    completer = Completer.of(sampler or TransformersSampler(), policy, sampling, Accelerator(cpu=True), acting)
+    rows, _ = tokenise([Example(prompt, where=f"row {i}") for i, prompt in enumerate(prompts)], policy.tokenizer)
+    return completer.write(policy, rows, completions, sampling, torch.tensor(seeds or range(len(rows))))
+
+
+def long_turns(policy: Policy, environment: Any, **more: Any) -> list[Written]:
+    """Those episodes of a hundred in which every turn is a word, so that each is one token long."""
+    every = [one for group in write(policy, environment, completions=50, **more) for one in group]
+    words = [one for one in every if all(id < 57 for id, own in zip(one.ids, one.mask, strict=True) if own)]
+    assert len(words) > 10
+    return words
+
+
+ENDS = tuple(f"{i}" for i in range(10))  # any word ends a turn: every turn is one token
+
+
+def test_tokens_of_the_environment_are_inside_and_nobodys(models: Any) -> None:
+    policy = models[False]
+    for one in long_turns(policy, lambda: Talks(stop=ENDS)):
+        assert len(one.ids) == len(one.mask) == len(one.logps or ()) and one.stop in ("stop", "eos")
+        assert [len(turn) for turn in one.turns] == [1, 1, 1] and one.rewards == (1.0, 2.0, 3.0)
+        assert one.mask == (True, False, False, True, False, False, True)
+        decoded = policy.tokenizer.convert_ids_to_tokens(list(one.ids))
+        assert decoded[1:3] == ["w1", "w9"] and decoded[4:6] == ["w2", "w9"]
+        assert all((logp == 0) == (not by_policy) for logp, by_policy in zip(one.logps or (), one.mask, strict=True))
+        assert [m["role"] for m in one.messages] == ["assistant", "environment"] * 3
+        assert one.info == {"steps": 3.0, "retried": 0.0, "failed": 0.0, "timed_out": 0.0}
+
+
+def test_a_turn_of_a_conversation_follows_the_template(models: Any) -> None:
+    policy = models[True]
+    prompt = [{"role": "user", "content": "w3"}]
+    for one in long_turns(policy, lambda: Talks(stop=ENDS), prompts=[prompt]):
+        text = policy.tokenizer.decode(list(one.prompt or ()) + list(one.ids))
+        messages = [*prompt, *one.messages[:-1]]
+        assert [m["role"] for m in messages] == ["user", *["assistant", "user"] * 2, "assistant"]
+        rendered = policy.tokenizer.apply_chat_template(messages, tokenize=False)
+        expected = rendered.replace("assistant", "<unk>").replace("user", "<unk>")
+        assert text.split() == expected.split()[:-1]  # an end of the turn that the policy did not write
+
+
+@pytest.mark.parametrize(
+    ("more", "environment", "stop", "turns"),
+    [
+        ({"max_turns": 2}, lambda: Talks(stop=ENDS), "turns", 2),
+        ({"max_tokens": 6}, lambda: Talks(stop=ENDS), "length", 2),
+        ({"max_tokens": 7}, lambda: Talks(stop=ENDS), "stop", 3),
+        ({"sampling": recipe.Sampling(max_tokens=1)}, lambda: Talks(), "length", 1),
+    ],
+)
+def test_why_an_episode_ends(models: Any, more: Any, environment: Any, stop: str, turns: int) -> None:
+    for one in long_turns(models[False], environment, **more):
+        assert (one.stop, len(one.turns), len(one.rewards)) == (stop, turns, turns)
+        assert one.mask[-1] and one.ended == (stop == "stop")
+
+
+def test_a_turn_that_was_cut_is_told_as_such(models: Any) -> None:
+    made: list[Talks] = []
+
+    def factory() -> Talks:
+        made.append(Talks())
+        return made[-1]
+
+    written = [one for group in write(models[False], factory, completions=20) for one in group]
+    for one, env in zip(written, made, strict=True):
+        assert [truncated for _, truncated in env.told] == [*[False] * (len(one.turns) - 1), one.stop == "length"]
+        assert env.closed == 1
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_opening_follows_the_prompt(models: Any, chat: bool) -> None:
+    policy = models[chat]
+    prompt = [{"role": "user", "content": "w3"}] if chat else "w3"
+    (one, other), *_ = write(policy, lambda: Talks(opening=" w7 w8"), prompts=[prompt])
+    assert one.prompt == other.prompt
+    decoded = policy.tokenizer.decode(list(one.prompt or ()))
+    assert decoded.split() == (
+        ["<unk>", "w3", "w50", "<unk>", "w7", "w8", "w50", "<unk>"] if chat else ["w3", "w7", "w8"]
+    )
+
+
+def test_the_completions_of_a_prompt_face_one_task(models: Any) -> None:
+    made: list[Talks] = []
+
+    def factory() -> Talks:
+        made.append(Talks())
+        return made[-1]
+
+    write(models[False], factory, completions=3)
+    seeds = [env.seed for env in made]
+    assert len(set(seeds[:3])) == len(set(seeds[3:])) == 1 and seeds[0] != seeds[3]
+    assert made[0].row == {"prompt": "w3 w4"}
+
+
+def test_an_episode_does_not_depend_on_its_companions(models: Any) -> None:
+    class Draws(Talks):
+        """Its chance is that of the process, which it seeds, as TextArena's environments do."""
+
+        def reset(self, row: Any, seed: int) -> Any:
+            random.seed(3)
+            return super().reset(row, seed)
+
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            turn = super().step(text, truncated=truncated)
+            drawn = f" w{random.randrange(50)} w{np.random.randint(50)} w{int(torch.randint(50, ()))}"
+            return turn._replace(text=drawn, done=False)
+
+    prompts = ("w3 w4", "w5", "w6 w7 w8")
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[union-attr]
+    together = write(models[False], lambda: Draws(stop=ENDS), prompts, seeds=[1, 2, 3])
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1] and torch.equal(torch.get_rng_state(), states[2])  # type: ignore[union-attr]
+    alone = write(models[False], lambda: Draws(stop=ENDS), prompts[2:], seeds=[3])
+    assert alone[0] == together[2]
+    assert together[0][0].messages != together[0][1].messages and len(together[0][0].turns) > 3
+
+
+def test_every_sampler_writes_the_same_episodes(models: Any) -> None:
+    class Other:
+        """No `TransformersSampler`, so that rows are read again at every turn; it has no log-probs, either."""
+
+        def __call__(self, *args: Any) -> Sampled:
+            sampled = TransformersSampler()(*args)
+            return Sampled(sampled.completion_ids, sampled.mask)
+
+    kept, reread = (write(models[False], lambda: Talks(stop=ENDS[:4]), sampler=s) for s in (None, Other()))
+    for one, other in zip(*(chain.from_iterable(groups) for groups in (kept, reread)), strict=True):
+        assert (one.ids, one.mask, one.turns, one.stop) == (other.ids, other.mask, other.turns, other.stop)
+        assert other.logps is None and one.logps is not None
+
+
+class Fails(Talks):
+    """Raises in its second turn, the first so many times that it gets there."""
+
+    failures = 0
+    shared: list[int]
+
+    def step(self, text: str, *, truncated: bool) -> Turn:
+        turn = super().step(text, truncated=truncated)
+        if self.turn == 2 and self.shared[0]:
+            self.shared[0] -= 1
+            raise OSError("the service is away")
+        return turn
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_an_environment_that_raises_is_tried_again(models: Any, failures: int) -> None:
+    def factory() -> Fails:
+        env = Fails(stop=ENDS)
+        env.shared = shared
+        return env
+
+    shared = [failures]
+    ((one,),) = write(models[False], factory, prompts=["w3"], completions=1)
+    assert one.info["retried"] == min(failures, 1) and one.info["failed"] == (failures == 2)
+    assert len(one.turns) == (2 if failures == 2 else 3) and (one.stop == "error") == (failures == 2)
+    if failures < 2:
+        untouched = write(models[False], lambda: Talks(stop=ENDS), prompts=["w3"], completions=1)
+        assert one.ids == untouched[0][0].ids and one.rewards == untouched[0][0].rewards
+
+
+def test_an_environment_that_cannot_begin_makes_its_completion_absent(models: Any) -> None:
+    class Bad(Talks):
+        def reset(self, row: Any, seed: int) -> Any:
+            if row["prompt"] == "w5":
+                raise ValueError("no such task")
+            return super().reset(row, seed)
+
+    good, bad = write(models[False], lambda: Bad(stop=ENDS))
+    assert all(one.stop == "error" and not any(one.mask) and len(one.ids) == 1 for one in bad)
+    assert all(len(one.turns) == 3 for one in good)
+
+
+def test_an_environment_that_hangs_loses_its_episode_alone(models: Any) -> None:
+    class Hangs(Talks):
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            if self.row["prompt"] == "w5":
+                time.sleep(30)
+            return super().step(text, truncated=truncated)
+
+    start = time.monotonic()
+    good, bad = write(models[False], lambda: Hangs(stop=ENDS), completions=1, timeout=0.2)
+    assert time.monotonic() - start < 10
+    assert bad[0].stop == "error" and bad[0].info["timed_out"] == 1 and any(bad[0].mask)
+    assert good[0].stop != "error"
+
+
+@pytest.mark.parametrize(
+    ("environment", "prompt", "message"),
+    [
+        (
+            lambda: Talks(opening=[{"role": "user", "content": "w1"}]),
+            "w3",
+            "row 0 has a text as its prompt: return a text",
+        ),
+        (
+            lambda: type("E", (Talks,), {"tools": [{"name": "f"}]})(),
+            "w3",
+            "it offers tools, which a chat template writes",
+        ),
+        (lambda: Talks(), [{"role": "assistant", "content": "w3"}], "ends in the beginning of an answer"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(models: Any, environment: Any, prompt: Any, message: str) -> None:
+    with pytest.raises(PrefoptError, match=message):
+        write(models[not isinstance(prompt, str)], environment, prompts=[prompt])
+
+
+FORGETS = (
+    "{% for m in messages %}{% if loop.last or m['role'] != 'assistant' %}{{ m['content'] }} {% endif %}{% endfor %}"
+)
+TRIMS = "{% for m in messages %}{{ m['content'] | replace('w', 'W') if m['role'] == 'assistant' else m['content'] }} {% endfor %}"
+
+
+@pytest.mark.parametrize("template", [FORGETS, TRIMS])
+def test_a_template_that_does_not_keep_its_prefix_is_refused(models: Any, template: str) -> None:
+    policy = models[True]
+    own, policy.tokenizer.chat_template = policy.tokenizer.chat_template, template
+    try:
+        with pytest.raises(
+            PrefoptError, match=r"does not keep what the policy wrote in turn 1: it was '.*' and .* '.*', which"
+        ):
+            write(policy, lambda: Talks(stop=ENDS), prompts=[[{"role": "user", "content": "w3"}]])
+    finally:
+        policy.tokenizer.chat_template = own
+
+
+def test_the_trainer_reads_what_the_sampler_wrote(models: Any) -> None:
+    from prefopt.sources.writing import batch_of_written
+    from prefopt.types import Needs
+
+    policy = models[False]
+    rows, _ = tokenise([Example(prompt) for prompt in ("w3 w4", "w5")], policy.tokenizer)
+    written = write(policy, lambda: Talks(opening=" w7", stop=ENDS[:5]), completions=4)
+    batch = batch_of_written(rows, written)
+    logps = policy(batch, Needs()).logps.detach()
+    worst = 0.0
+    for b, group in enumerate(written):
+        for k, one in enumerate(group):
+            assert batch.mask[b, k, : len(one.mask)].tolist() == list(one.mask)
+            for t, logp in enumerate(one.logps or ()):
+                worst = max(worst, abs(logp - float(logps[b, k, t])))
+    assert 0 < worst < 1e-5 and not math.isnan(worst)
