@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from prefopt import recipe
+from prefopt.environments.tools import Tools
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import find, make
 from prefopt.types import Environment
@@ -14,7 +15,13 @@ from prefopt.types import Environment
 WHERE = "source.rollouts.environment"
 
 
-def environment_factory(spec: recipe.Environment, where: str = WHERE) -> Callable[[], Environment]:
+ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Tools,)}
+"""Every environment by the name that recipes give it."""
+
+
+def environment_factory(
+    spec: recipe.Environment, where: str = WHERE, tokenizer: Any = None
+) -> Callable[[], Environment]:
     """What makes an environment for each completion.
 
     A class is called with the section's fields, and a function likewise. Of an object that is made already, each completion gets
@@ -23,16 +30,22 @@ def environment_factory(spec: recipe.Environment, where: str = WHERE) -> Callabl
     Args:
         spec: the section that names it.
         where: what messages call the section.
+        tokenizer: the policy's, for an environment whose constructor asks for it by this name.
 
     Raises:
         PrefoptError: an unknown name or field, or something that makes no environment: no `reset` and `step`.
     """
-    named = find(spec.name, "environment", where=where)
+
+    def made() -> Any:
+        running = {"tokenizer": tokenizer}
+        return make(spec.name, spec.fields, "environment", known=ENVIRONMENTS, where=where, running=running)
+
+    named = find(spec.name, "environment", known=ENVIRONMENTS, where=where)
     if inspect.isroutine(named):
         return lambda: _checked(partial(named, **spec.fields)(), f"{where}: what {spec.name} returned")
-    environment = _checked(make(spec.name, spec.fields, "environment", where=where), f"{where}: {spec.name}")
+    environment = _checked(made(), f"{where}: {spec.name}")
     if isinstance(named, type):
-        return lambda: make(spec.name, spec.fields, "environment", where=where)
+        return made
     return lambda: deepcopy(environment)
 
 

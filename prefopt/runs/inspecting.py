@@ -190,7 +190,7 @@ def sample(
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
         sampling = settings.evaluate.sampling
         sampler = make_sampler(settings.evaluate.samples, accelerator, "evaluate", model)
-        acting = Acting.of(settings.evaluated_in, "evaluate.environment")
+        acting = Acting.of(settings.evaluated_in, "evaluate.environment", tokenizer)
         completer = Completer.of(sampler, model, sampling, accelerator, acting)
         completer.sync(model)
         with advising("sampling", SAMPLING):

@@ -290,7 +290,7 @@ def make_evaluator(
         metrics=metrics.feedbacks,
         sampler=sampler,
         corpus=metrics.corpus,
-        acting=Acting.of(settings.evaluated_in, "evaluate.environment"),
+        acting=Acting.of(settings.evaluated_in, "evaluate.environment", getattr(models.trained, "tokenizer", None)),
     )
 
 
@@ -404,7 +404,7 @@ def _source(
             policy,
             source.rollouts.sampling,
             accelerator,
-            Acting.of(source.rollouts.environment, "source.rollouts.environment"),
+            Acting.of(source.rollouts.environment, "source.rollouts.environment", policy.tokenizer),
         ),
         Scoring({name: f for name, f in feedback.items() if f is not None}, accelerator, folder),
         planned.needs,

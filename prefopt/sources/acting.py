@@ -44,11 +44,18 @@ class Acting:
     timeout: float | None
 
     @classmethod
-    def of(cls, spec: recipe.Environment | None, where: str) -> "Acting | None":
-        """As a recipe says; None where it names no environment."""
+    def of(cls, spec: recipe.Environment | None, where: str, tokenizer: Any) -> "Acting | None":
+        """As a recipe says; None where it names no environment.
+
+        Args:
+            spec: the section.
+            where: its key, for messages.
+            tokenizer: the policy's, for an environment that asks for it.
+        """
         if spec is None:
             return None
-        return cls(environment_factory(spec, where), str(spec.name), spec.max_turns, spec.max_tokens, spec.timeout)
+        factory = environment_factory(spec, where, tokenizer)
+        return cls(factory, str(spec.name), spec.max_turns, spec.max_tokens, spec.timeout)
 
 
 @dataclass

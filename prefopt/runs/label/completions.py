@@ -90,7 +90,7 @@ class PolicyCompletions:
         show_warnings(Terminal(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
         self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
         sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
-        acting = Acting.of(self.samples.environment, "samples.environment")
+        acting = Acting.of(self.samples.environment, "samples.environment", tokenizer)
         self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator, acting)
         self.completer.sync(self.policy, version=0)  # its weights stay as they are
         self.source = {"policy": find_model(settings.policy.model), "weights": fingerprint_weights(self.policy)}
