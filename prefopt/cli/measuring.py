@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from prefopt.cli import consoles
@@ -18,6 +19,7 @@ from prefopt.support.logs import quiet_libraries
 
 if TYPE_CHECKING:
     from prefopt.recipe import Recipe
+    from prefopt.runs.inspecting import SampledText
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -120,8 +122,31 @@ def sample(options: argparse.Namespace) -> None:
     for prompt, completions in inspecting.sample(settings, options.prompt, options.number, options.completions):
         consoles.out.print(Text(prompt, style="bold"))
         for completion in completions:
+            if completion.messages:
+                consoles.out.print(Padding(episode(completion), (0, 0, 1, 2)))
+                continue
             cut = "" if completion.ended else f" … (cut at {completion.tokens} tokens)"
             consoles.out.print(Padding(Text.assemble(f"→ {completion.text.strip()}", (cut, "dim")), (0, 0, 0, 2)))
+
+
+def episode(completion: "SampledText") -> Table:
+    """The turns of an episode, one below the other: who, what, and what a turn of the policy earned."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_column(justify="right")
+    rewards = iter(completion.rewards)
+    for message in completion.messages:
+        role = message["role"]
+        own = role == "assistant"
+        said = Text(str(message.get("content") or "").strip())
+        table.add_row("→ policy" if own else role, said, f"{next(rewards, 0.0):+.3g}" if own else "")
+    table.add_row(
+        "",
+        Text(f"ended by {completion.stop}, {completion.tokens} tokens", style="dim"),
+        f"{sum(completion.rewards):+.3g}",
+    )
+    return table
 
 
 def label(options: argparse.Namespace) -> None:

@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 from prefopt import recipe
+from prefopt.environments.gymnasium import Gymnasium
+from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
+from prefopt.environments.trl import TRLEnvironment
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import find, make
-from prefopt.types import Environment
+from prefopt.types import Environment, Logging
 
 WHERE = "source.rollouts.environment"
 
 
-ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Tools,)}
+ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Tools, Gymnasium, TextArena, TRLEnvironment)}
 """Every environment by the name that recipes give it."""
 
 
@@ -47,6 +50,12 @@ def environment_factory(
     if isinstance(named, type):
         return made
     return lambda: deepcopy(environment)
+
+
+def logged_by(spec: recipe.Environment) -> tuple[str, ...]:
+    """The numbers that an environment says it logs."""
+    environment = environment_factory(spec)()
+    return tuple(environment.logs) if isinstance(environment, Logging) else ()
 
 
 def is_environment(named: Any) -> bool:

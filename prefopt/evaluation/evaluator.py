@@ -28,7 +28,7 @@ from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
-from prefopt.sources.writing import Completer, batch_of_written, shown_completion
+from prefopt.sources.writing import Completer, batch_of_written, shown_completion, told
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
@@ -196,6 +196,8 @@ class Evaluator:
         measured |= scores.of_each
         measured = {name: value.cpu() for name, value in measured.items()}
         numbers = scores.missing()
+        if "return" in measured:
+            numbers["return_missing"] = measured["return"].isnan().double().mean().item()
         if "win_rate" in measured:
             numbers["win_rate_missing"] = measured["win_rate"].isnan().double().mean().item()
         groups = [row.example.group for row in self.prompts]
@@ -279,9 +281,8 @@ class Evaluator:
 
 
 def _told(one: Written) -> dict[str, Any]:
-    """What is kept of a sample beside its text: why it ended, and of an episode who said what, and what each turn earned."""
-    episode = {} if one.prompt is None else {"messages": list(one.messages), "turn_rewards": list(one.rewards)}
-    return {"stop": one.stop, **episode}
+    """What is kept of a sample beside its text: why it ended, and of an episode its turns."""
+    return {"stop": one.stop, **told(one)}
 
 
 def _paired(texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]]) -> list[list[Sample]]:

@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from prefopt.environments.contained import COUNTS
 from prefopt.types import Written
 
 
 def of_episodes(written: Sequence[Sequence[Written]], taken: Collection[str]) -> dict[str, Tensor]:
     """[B, K] by the metric: `return`, the sum of rewards; `turns` of the policy; and what the environment logs, summed over turns.
 
-    An episode whose environment failed has no return, NaN.
+    An episode whose environment failed has no return, NaN; the share of these is `return_missing`.
 
     Args:
         written: K samples of each of B prompts.
@@ -23,7 +24,7 @@ def of_episodes(written: Sequence[Sequence[Written]], taken: Collection[str]) ->
     """
     if not any(one.prompt is not None for row in written for one in row):
         return {}
-    names = dict.fromkeys(name for row in written for one in row for name in one.info)
+    names = dict.fromkeys(name for row in written for one in row for name in one.info if name not in COUNTS)
     measured = {
         "return": [[math.nan if one.stop == "error" else math.fsum(one.rewards) for one in row] for row in written]
     }

@@ -108,13 +108,7 @@ def _check_steps(steps: Any, name: str, completions: Sequence[Sequence[Any]]) ->
 
 def summed(verdict: Verdict) -> Verdict:
     """The same verdict with the numbers of turns or steps added to the scores, and none apart."""
-    if verdict.steps is None:
-        return verdict
-    scores = verdict.scores.clone()
-    for b, row in enumerate(verdict.steps):
-        for k, numbers in enumerate(row):
-            scores[b, k] += math.fsum(numbers)
-    return dataclasses.replace(verdict, scores=scores, steps=None)
+    return dataclasses.replace(verdict, scores=verdict.totals, steps=None)
 
 
 def refuse_infinite(scores: Tensor, name: str) -> None:

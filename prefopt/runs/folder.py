@@ -75,6 +75,12 @@ class RunFolder:
         """Lines of numbers."""
         return self.path / "metrics.jsonl"
 
+    def write_rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the policy wrote for a step; a resume that makes the step again writes the same."""
+        file = self.path / "rollouts" / f"step-{step}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        write_whole(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""

@@ -8,6 +8,7 @@ from prefopt.data import Example
 from prefopt.evaluation.breakdown import part_name, values_of
 from prefopt.evaluation.calibration import GAPS, by_gap
 from prefopt.evaluation.held_out import best, gaps, pairs
+from prefopt.environments.making import logged_by
 from prefopt.evaluation.metrics import own_names
 from prefopt.feedback import is_bare
 
@@ -30,6 +31,7 @@ MEASURED_BY = {
         ("kl", "kl_k3"), f"{OF_SAMPLES} and evaluate.sampling with temperature above 0, top_p 1 and top_k 0"
     ),
     **dict.fromkeys(("length", "ended", "distinct_1", "distinct_2"), OF_SAMPLES),
+    **dict.fromkeys(("return", "turns", "return_missing"), "evaluate.environment, or that of the rollouts"),
 }
 """What a recipe must have for a metric to be measured; one's own metrics are in `evaluate.metrics`."""
 
@@ -42,7 +44,9 @@ def measured_by(name: str) -> str:
         return f"`evaluate.sets: {{{of_set}: {{data: …}}}}`, and {measured_by(rest)}"
     if part:
         return f"`evaluate.by: {part.partition('=')[0]}`, and {measured_by(metric)}"
-    return MEASURED_BY.get(name, f"`evaluate.metrics: {{{name}: file.py:function}}`")
+    return MEASURED_BY.get(
+        name, f"`evaluate.metrics: {{{name}: file.py:function}}`, or an environment that has it in `logs` and its turns' `info`"
+    )
 
 
 def held_out_metrics(
@@ -60,11 +64,12 @@ def held_out_metrics(
         sets: rows of further sets, by name.
     """
     rewarded = settings.source.rollouts is not None and settings.feedback is not None and is_bare(settings.feedback)
-    names = _measured(settings.evaluate, scorer, rows, rewarded)
+    logged = () if scorer or settings.evaluated_in is None else ("return", "turns", *logged_by(settings.evaluated_in))
+    names = _measured(settings.evaluate, scorer, rows, rewarded, logged)
     for of_set, own in sets.items():
         # A run keeps samples of test rows alone, so sets meet no other run.
         alone = settings.evaluate if settings.evaluate.against is None else _without_judge(settings.evaluate)
-        names += [f"{of_set}/{name}" for name in _measured(alone, scorer, own, rewarded)]
+        names += [f"{of_set}/{name}" for name in _measured(alone, scorer, own, rewarded, logged)]
     return names
 
 
@@ -72,7 +77,13 @@ def _without_judge(evaluate: recipe.Evaluate) -> recipe.Evaluate:
     return evaluate.model_copy(update={"judge": None, "against": None})
 
 
-def _measured(evaluate: recipe.Evaluate, scorer: bool, rows: Sequence[Example] | None, rewarded: bool) -> list[str]:
+def _measured(
+    evaluate: recipe.Evaluate,
+    scorer: bool,
+    rows: Sequence[Example] | None,
+    rewarded: bool,
+    logged: Sequence[str],
+) -> list[str]:
     """On one part of the data."""
     known = None if rows is None else rows[: evaluate.rows]
     in_pairs = None if known is None else pairs(known)
@@ -82,8 +93,8 @@ def _measured(evaluate: recipe.Evaluate, scorer: bool, rows: Sequence[Example] |
         if means or (known is not None and best(known)):
             means.append("nll")
         if evaluate.prompts and (rows is None or rows):
-            means += _of_samples(evaluate, rewarded)
-            numbers += _numbers_of_samples(evaluate, rewarded)
+            means += [*_of_samples(evaluate, rewarded), *logged]
+            numbers += [*_numbers_of_samples(evaluate, rewarded), *["return_missing"] * bool(logged)]
     parts = [(column, value) for column in evaluate.by for value in values_of(rows or (), column)]
     return [*means, *(part_name(name, *part) for part in parts for name in means), *numbers]
 

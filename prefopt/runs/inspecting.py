@@ -150,11 +150,17 @@ class SampledText(NamedTuple):
         text: without its end.
         tokens: its end included.
         ended: whether it came to an end by itself; otherwise it was cut at the most tokens that are sampled.
+        messages: of an episode in an environment, who said what; empty of any other.
+        rewards: of each turn of the policy in it.
+        stop: why it ended.
     """
 
     text: str
     tokens: int
     ended: bool
+    messages: Sequence[Mapping[str, Any]] = ()
+    rewards: Sequence[float] = ()
+    stop: str = ""
 
 
 def sample(
@@ -197,8 +203,11 @@ def sample(
             written = completer.write(model, rows, completions, sampling, seeds)
         return [
             (
-                str(tokenizer.decode(list(row.prompt_ids))),
-                [SampledText(completer.text(one), len(one.ids), one.ended) for one in of_prompt],
+                str(tokenizer.decode(list(of_prompt[0].prompt or row.prompt_ids))),
+                [
+                    SampledText(completer.text(one), len(one.ids), one.ended, one.messages, one.rewards, one.stop)
+                    for one in of_prompt
+                ],
             )
             for row, of_prompt in zip(rows, written, strict=True)
         ]

@@ -241,7 +241,8 @@ def judges(
     evaluate, policy = settings.evaluate, model if isinstance(model, Policy) else None
     if learnt is None and policy is not None and settings.feedback is not None and is_bare(settings.feedback):
         learnt = _feedback("feedback", settings.feedback, accelerator, model)
-    reward = bare(learnt) if isinstance(learnt, Transformed) else None
+    # What an environment gives is measured as `return` in any case.
+    reward = bare(learnt) if learnt is not None and settings.feedback is not None else None
     judge = _feedback("evaluate.judge", evaluate.judge, accelerator, model)
     return Judges(judge, sample_metrics(evaluate, accelerator, policy, reward))
 

@@ -153,13 +153,13 @@ def _data(names: Any) -> str:
 
 
 def usual_metric(measured: Sequence[Collection[str]], own: Sequence[str]) -> str:
-    """The primary metric where none is named: the first of gold, win_rate, the recipes' own and accuracy that all runs measure.
+    """The primary metric where none is named: the first of gold, win_rate, the recipes' own, return and accuracy that all runs measure.
 
     Args:
         measured: the held-out metrics of each run.
         own: names of the recipes' own.
     """
-    order = ["gold", "win_rate", *own, "accuracy", *(name for names in measured for name in names)]
+    order = ["gold", "win_rate", *own, "return", "accuracy", *(name for names in measured for name in names)]
     return next((name for name in order if all(name in names for names in measured)), order[0])
 
 

@@ -178,6 +178,8 @@ def _after(
     if limited or step.number % settings.track.every == 0:
         of_step = {"tokens": step.tokens, "seconds": round(step.seconds, 4), "batch": step.batch}
         measurements.tracker.log(step.number, {**step.metrics, **of_step})
+    if settings.track.rollouts and prepared.rollouts is not None and prepared.accelerator.is_main_process:
+        measurements.folder.write_rollouts(step.number, prepared.rollouts.records(settings.track.rollouts))
     last = step.number == prepared.plan.steps
     measures = settings.evaluate.every and step.number % settings.evaluate.every == 0 and not last
     measures = measures or (last and train.keep_best is not None)  # otherwise the end is measured when all is over

@@ -18,7 +18,7 @@ from prefopt.policy.decode.sampler import prompts_together
 from prefopt.sources.rollout_rows import batch_of, episode_metrics, judged_row
 from prefopt.sources.scoring import MISREAD, PromptCompletions, Scoring, misread
 from prefopt.sources.writers import Writer, mismatched
-from prefopt.sources.writing import Completer, recorded
+from prefopt.sources.writing import Completer, recorded, told
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import ROLLOUTS, advising
 from prefopt.support.seeds import seed_for
@@ -108,6 +108,7 @@ class Rollouts:
         self.counts: Counter[str] = Counter()
         self.misread: Counter[str] = Counter()
         self.of_environment: dict[str, float] = {}
+        self.judged_groups: list[tuple[PromptCompletions, Sequence[float] | None]] = []  # of the last batch
         self.silent = 0  # batches in a row on which feedback gave no verdict at all
         self.warned = False
         self.skipped = False  # whether nothing could be learnt from the last batch
@@ -142,6 +143,21 @@ class Rollouts:
         counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
         return dict(zip(COUNTS, counts, strict=True)) | self.of_environment
 
+    def records(self, most: int) -> list[dict[str, Any]]:
+        """The first completions of the last batch, for a person to read: prompts, turns, scores and why they ended."""
+        return [
+            {
+                "prompt": group.row.example.prompt,
+                "completion": text if isinstance(text, str) else self.completer.text(one),
+                "score": None if scores is None or math.isnan(scores[k]) else scores[k],
+                "stop": one.stop,
+                "tokens": len(one.ids),
+                **told(one),
+            }
+            for group, scores in self.judged_groups
+            for k, (one, text) in enumerate(zip(group.written, group.texts, strict=True))
+        ][:most]
+
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
         if not self.scoring.unfitted:
@@ -155,6 +171,7 @@ class Rollouts:
         rows: list[Tokenised] = []
         self.counts.clear()
         self.misread.clear()
+        self.judged_groups = []
         self.completer.sync(self.writers[0].model, self.version)
         for _ in range(ROUNDS if self.settings.refill else 1):
             rows += self._judged(self.batch_size - len(rows))
@@ -204,6 +221,8 @@ class Rollouts:
         verdicts = self.scoring.verdicts(groups, self.draws)
         self._check_named(verdicts)
         self._account(groups, verdicts, numbers)
+        scores = verdicts["scores"].totals.tolist() if "scores" in verdicts else [None] * len(groups)
+        self.judged_groups += zip(groups, scores, strict=True)
         self.misread.update(misread(verdicts.values()))
         self.of_environment = episode_metrics([g.written[: self.settings.completions] for g in groups])
         dropped: Counter[str] = Counter()

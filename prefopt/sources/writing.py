@@ -183,6 +183,13 @@ def shown_completion(written: Written, text: str, prompt: Prompt) -> str | tuple
     return text if isinstance(prompt, str) or not written.messages else written.messages
 
 
+def told(one: Written) -> dict[str, Any]:
+    """What a person reads of an episode beside its text: who said what, what each turn earned, what was logged. {} of others."""
+    if one.prompt is None:
+        return {}
+    return {"messages": list(one.messages), "turn_rewards": list(one.rewards), "info": dict(one.info)}
+
+
 def batch_of_written(rows: Sequence[Tokenised], written: Sequence[Sequence[Written]]) -> Batch:
     """Completions as models read them, without scores.
 

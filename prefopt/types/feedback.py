@@ -55,7 +55,7 @@ class Turn(NamedTuple):
         text: what the policy reads next; one message of the environment, or several.
         reward: of the policy's turn, which goes to its last token.
         done: whether the episode is over.
-        info: numbers to log.
+        info: numbers to log, which are summed over the turns of an episode.
     """
 
     text: str | Sequence[Message] = ""
@@ -67,7 +67,7 @@ class Turn(NamedTuple):
 class Environment(Protocol):
     """What a policy acts in: one object for each completion, made by a factory that a recipe names.
 
-    An environment may also have `stop`, `tools` and `close`: see `Stopping`, `Equipped` and `Closing`.
+    An environment may also have `stop`, `tools`, `logs` and `close`: see `Stopping`, `Equipped`, `Logging` and `Closing`.
     """
 
     def reset(self, row: Mapping[str, Any], seed: int) -> str | Sequence[Message] | None:
@@ -91,6 +91,13 @@ class Equipped(Protocol):
     """An environment that offers tools: JSON schemas, as chat templates take them."""
 
     tools: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class Logging(Protocol):
+    """An environment that says which numbers its turns log, so that a study can ask about them."""
+
+    logs: Sequence[str]
 
 
 @runtime_checkable

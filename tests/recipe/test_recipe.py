@@ -275,6 +275,8 @@ def test_every_field_is_described_and_its_default_can_be_given(tmp_path):
                 "train.keep_best.",
                 "evaluate.sets.",
                 "evaluate.metrics.",
+                "evaluate.environment.",
+                "source.rollouts.environment.",
             )
         ):
             alone = {"train.steps": ["train.epochs=1"]}.get(key, [])

@@ -58,6 +58,12 @@ class Track(Section):
     mlflow: MLflow | None = Field(None, description="also log to MLflow; {} uses the defaults; null: no MLflow")
     trackio: Trackio | None = Field(None, description="also log to trackio; {} uses the defaults; null: no trackio")
     comet: Comet | None = Field(None, description="also write an archive for Comet; {} uses the defaults; null: none")
+    rollouts: int = Field(
+        0,
+        ge=0,
+        description="completions of each step's rollouts that are kept, with their turns and scores, in the run folder's "
+        "`rollouts/`; 0: none",
+    )
     folder: str = Field("runs", description="folder in which run folders are created")
 
     def without_trackers(self) -> "Track":

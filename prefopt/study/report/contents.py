@@ -1,6 +1,7 @@
 """What a page shows of a comparison beside its tables and figures: facts, samples, differences, further metrics, environment."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,10 +177,30 @@ def _rendered(pieces: Any) -> list[tuple[str, bool]]:
     return [(str(text), special is True) for text, special in pieces] if whole else []
 
 
+def turns_of_sample(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns of an episode: who said what, and what a turn of the policy earned; empty for a sample of one answer."""
+    rewards = iter(sample.get("turn_rewards") or ())
+    turns = []
+    for message in sample.get("messages") or ():
+        own = message.get("role") == "assistant"
+        reward = next(rewards, None) if own else None
+        turns.append(
+            {
+                "own": own,
+                "role": "policy" if own else str(message.get("role")),
+                "text": str(message.get("content") or "").strip() or "(nothing)",
+                "reward": number(reward, signed=True) if reward else "",
+            }
+        )
+    return turns
+
+
 def of_sample(sample: Mapping[str, Any]) -> str:
     """What was measured of a sample, in a line."""
     gold, length = sample.get("gold"), sample.get("length")
-    parts = [f"gold {number(gold)}" if gold is not None else ""]
+    rewards = sample.get("turn_rewards")
+    parts = [f"return {number(math.fsum(rewards))}, ended by {sample.get('stop')}" if rewards else ""]
+    parts += [f"gold {number(gold)}" if gold is not None else ""]
     parts.append(f"{length:.0f} token{'s' * (length != 1)}" if length is not None else "")
     parts.append("cut" if sample.get("ended") == 0 else "")
     return ", ".join(filter(None, parts))

@@ -78,6 +78,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         figures=[(figure, Markup(svg)) for figure in figures(comparison) if (svg := figure.svg(legend=False))],
         samples=samples,
         of_sample=contents.of_sample,
+        turns_of_sample=contents.turns_of_sample,
         costs=[(title, [comparison.costs[arm][name] for arm in comparison.arms]) for name, title in CALLED.items()],
         differing=contents.differing(comparison),
         by_value=contents.by_value,
