@@ -5,10 +5,10 @@ from types import MappingProxyType
 
 from prefopt import recipe
 from prefopt.data import Example
+from prefopt.environments.making import logged_by
 from prefopt.evaluation.breakdown import part_name, values_of
 from prefopt.evaluation.calibration import GAPS, by_gap
 from prefopt.evaluation.held_out import best, gaps, pairs
-from prefopt.environments.making import logged_by
 from prefopt.evaluation.metrics import own_names
 from prefopt.feedback import is_bare
 
@@ -45,7 +45,8 @@ def measured_by(name: str) -> str:
     if part:
         return f"`evaluate.by: {part.partition('=')[0]}`, and {measured_by(metric)}"
     return MEASURED_BY.get(
-        name, f"`evaluate.metrics: {{{name}: file.py:function}}`, or an environment that has it in `logs` and its turns' `info`"
+        name,
+        f"`evaluate.metrics: {{{name}: file.py:function}}`, or an environment that has it in `logs` and its turns' `info`",
     )
 
 

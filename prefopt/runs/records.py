@@ -153,7 +153,7 @@ def _data(names: Any) -> str:
 
 
 def usual_metric(measured: Sequence[Collection[str]], own: Sequence[str]) -> str:
-    """The primary metric where none is named: the first of gold, win_rate, the recipes' own, return and accuracy that all runs measure.
+    """Where none is named: the first of gold, win_rate, the recipes' own, return and accuracy that all runs measure.
 
     Args:
         measured: the held-out metrics of each run.
