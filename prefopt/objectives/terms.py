@@ -12,7 +12,12 @@ from prefopt.types import Axis, Batch, Needs, Objective, Outputs, Source, StepRe
 MetricKey = tuple[str | None, str]
 """Whose metric it is, and its name: the label of a term (`names`), or None for the run itself."""
 
-RUN_METRICS = frozenset({"loss", "grad_norm", "lr", "padding", "weights_moved", "step", "tokens", "seconds", "batch"})
+RUN_METRICS = frozenset(
+    (
+        *("loss", "grad_norm", "lr", "padding", "weights_moved", "loss_scale", "overflow"),
+        *("step", "tokens", "seconds", "batch"),
+    )
+)
 """Names of the run's own numbers, which no term's metric may take."""
 
 

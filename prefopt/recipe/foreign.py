@@ -108,7 +108,7 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("adam_beta1 adam_beta2 adam_betas", "train.betas", "both in one list: [0.9, 0.999]"),
         Foreign("adam_epsilon", "train.eps"),
         Foreign("max_grad_norm", "train.clip_norm", "0 there is null here"),
-        Foreign("bf16", "train.precision", "`true` is `train.precision: bf16`, `false` is fp32; left out, it is auto"),
+        Foreign("bf16 fp16", "train.precision", "the name is the value; both false: fp32; left out: auto"),
     ),
     "Offline objectives": (
         Foreign("loss_type loss_weights", "objective", "each loss is an objective of its own; weights are of terms"),
@@ -262,7 +262,7 @@ NONE: tuple[Foreign, ...] = (
     ),
     Foreign("chat_template_kwargs", "", "a chat template is rendered as the tokenizer has it"),
     Foreign("optim_target_modules", "", "an optimiser trains all weights that are trained, at one rate"),
-    Foreign("fp16 tf32", "", "train.precision is fp32 or bf16; the loss is not scaled, which fp16 needs"),
+    Foreign("tf32", "", "train.precision has no such kind: fp32 is as torch multiplies, by default without TF32"),
     Foreign("streaming dataset_streaming", "", "rows are kept on disk, not in memory, and an order needs all of them"),
     Foreign(
         "dataset_num_proc dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "

@@ -46,16 +46,16 @@ class Kept(NamedTuple):
         return tokens * (layers * self.by_token_and_layer + self.by_token + self.recomputed) + layers * self.by_layer
 
 
-def kept(name: str, policy: recipe.Policy, bf16: bool) -> Kept | None:
+def kept(name: str, policy: recipe.Policy, low: bool) -> Kept | None:
     """What a model keeps, by its configuration; None where its forward pass cannot be followed in this way.
 
     Args:
         name: a folder or hub id with weights of its own, whose configuration is on disk.
         policy: says how it is trained.
-        bf16: whether arithmetic is in bf16 on weights of more bits.
+        low: whether arithmetic is in 16 bits, bf16 or fp16, on weights of more.
     """
     try:
-        measure = partial(_saved, model_config(name, policy.remote_code), policy, bf16)
+        measure = partial(_saved, model_config(name, policy.remote_code), policy, low)
         found = _fitted(measure, policy.gradient_checkpointing)
         if not policy.gradient_checkpointing:
             return found
@@ -87,7 +87,7 @@ def _linear(sums: Sequence[float]) -> tuple[float, float]:
 
 
 def _saved(
-    config: PretrainedConfig, policy: recipe.Policy, bf16: bool, checkpointing: bool, layers: int, tokens: int
+    config: PretrainedConfig, policy: recipe.Policy, low: bool, checkpointing: bool, layers: int, tokens: int
 ) -> int:
     """Bytes that autograd saves in a forward pass without the head, weights aside."""
     backbone = _backbone(config, policy, checkpointing, layers)
@@ -108,7 +108,7 @@ def _saved(
 
         given = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=low):
             output = torch.func.functional_call(backbone, state, (), given)  # held, and with it the graph
     del output
     return sum(size for size, _ in saved.values())

@@ -18,7 +18,7 @@ from prefopt.policy.head import CHUNK_ELEMENTS
 from prefopt.runs.activations import kept
 from prefopt.runs.micro_batches import MicroBatch
 from prefopt.runs.planning import Plan
-from prefopt.training.devices import computes_in_bf16
+from prefopt.training.devices import mixed_precision
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 2, "adamw_8bit": 0.5, "muon": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
@@ -274,8 +274,8 @@ def _copy(what: str, name: str, dtype: str) -> Part:
 
 
 def _mixed(settings: recipe.Recipe) -> bool:
-    """Whether arithmetic is in bf16 on weights in fp32: where it is asked for, and where a device has it."""
-    return computes_in_bf16(settings.train.precision) and BYTES[settings.policy.dtype] > 2
+    """Whether arithmetic is in 16 bits on weights of more: where it is asked for, and where a device has bf16."""
+    return mixed_precision(settings.train.precision) != "no" and BYTES[settings.policy.dtype] > 2
 
 
 def _count(number: float) -> str:

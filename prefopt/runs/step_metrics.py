@@ -44,7 +44,8 @@ def step_metrics(settings: recipe.Recipe, objectives: Sequence[Objective]) -> li
     """
     labels = names([LossTerm(objective) for objective in objectives])
     low = getattr(torch, settings.policy.dtype) in LOW and settings.policy.adapter is None
-    own = ("loss", "grad_norm", "lr", "padding", *["weights_moved"] * low)
+    scaled = settings.train.precision == "fp16"
+    own = ("loss", "grad_norm", "lr", "padding", *["weights_moved"] * low, *["loss_scale", "overflow"] * scaled)
     metrics: dict[MetricKey, float] = {(None, name): 0.0 for name in own}
     for label, objective, term in zip(labels, objectives, settings.objective, strict=True):
         # What another term or the watch over rollouts asks for is given to all.

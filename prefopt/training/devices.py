@@ -135,30 +135,37 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
         yield make_accelerator(settings.precision)
 
 
-def computes_in_bf16(precision: str) -> bool:
-    """Whether a recipe's precision is bf16 here; auto is, on GPUs that have it and do not emulate it, as those before Ampere do."""
-    if precision != "auto":
-        return precision == "bf16"
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def mixed_precision(precision: str) -> str:
+    """A recipe's precision here, as accelerate calls it: no (fp32), bf16 or fp16.
+
+    auto is bf16 on GPUs that have it, and not on those that emulate it, as GPUs before Ampere do.
+    """
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return "no" if precision == "fp32" else precision
 
 
 def make_accelerator(precision: str) -> Accelerator:
     """Devices and processes from the environment, and everything that changes an update from the recipe.
 
     Args:
-        precision: fp32, bf16, or auto, which is bf16 on GPUs that have it.
+        precision: fp32, bf16, fp16, or auto, which is bf16 on GPUs that have it.
     """
-    bf16 = computes_in_bf16(precision)
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
     # MPS has no float64, in which sampling noise and metrics are made.
     cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision=mixed_precision(precision),
         # A number would be replaced by that of the launcher's environment, and so would a backend that is not given.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
     )
+    if accelerator.mixed_precision == "fp16":
+        # accelerate 1.15 computes in fp32 on CPUs then, without a word. The training loop scales its loss itself, everywhere.
+        accelerator.native_amp, accelerator.scaler = True, None
+    return accelerator
 
 
 def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:

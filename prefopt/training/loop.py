@@ -32,6 +32,7 @@ from prefopt.support.seeds import generator, seed_for
 from prefopt.training.checkpoints import save_batch
 from prefopt.training.noise import Noisy, has_noise, without_noise
 from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, parameter_groups
+from prefopt.training.overflow import FP16_ENDS, LossScale, has_finite_squares
 from prefopt.training.schedules import make_schedule
 from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
 
@@ -109,6 +110,7 @@ class Trainer:
         self.tokens = 0  # trained on so far, and the seconds that it took
         self.seconds = 0.0
         optimizer = make_optimizer(parameter_groups(model, settings), settings)
+        self.loss_scale = LossScale(model, accelerator)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._low, self._noise = LowPrecisionWeights.of(self.model), has_noise(model)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
@@ -143,7 +145,7 @@ class Trainer:
             DivergenceError: says so.
         """
         model = self.accelerator.unwrap_model(self.model)
-        finite = all(_has_finite_squares(weight) for weight in model.parameters() if weight.requires_grad)
+        finite = all(has_finite_squares(weight) for weight in model.parameters() if weight.requires_grad)
         if finite and self._last is not None and len(self._last):
             row = self._last.rows(torch.zeros(1, dtype=torch.long, device=self.accelerator.device))
             training = model.training
@@ -174,6 +176,7 @@ class Trainer:
                 for term, start in zip(self.terms, self._at_start, strict=True)
             ],
             "schedule": self.schedule.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "reference": self.reference.state_dict() if isinstance(self.reference, Moving) else None,
         }
 
@@ -198,6 +201,7 @@ class Trainer:
         place = state["schedule"]["last_epoch"]
         self.schedule.load_state_dict({**state["schedule"], "last_epoch": place - 1})
         self.schedule.step()
+        self.loss_scale.load_state_dict(state.get("loss_scale", {}))  # older checkpoints lack it
         if isinstance(self.reference, Moving):
             self.reference.load_state_dict(state["reference"])
 
@@ -326,9 +330,10 @@ class Trainer:
                 of_group |= {(label, name): value for name, value in prepared[0].metrics.items()}
             metrics |= of_group
         with timed("optimiser"):
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
-        metrics[None, "grad_norm"] = float(norm) if norm is not None else math.nan
-        if not (math.isfinite(metrics[None, "loss"]) and math.isfinite(metrics[None, "grad_norm"])):
+            gradient = self.loss_scale.clip(self.model, self.optimizer, self.settings.clip_norm)
+        metrics |= {(None, name): value for name, value in gradient.items()}
+        left_out = gradient.get("overflow") == 1
+        if not (math.isfinite(metrics[None, "loss"]) and (left_out or math.isfinite(gradient["grad_norm"]))):
             self._stop(batch, metrics)
         metrics[None, "lr"] = float(self.schedule.get_last_lr()[0])
         before = self._low.copy()
@@ -370,7 +375,8 @@ class Trainer:
                     loss = _surrogate(of_rows, cached[0].rows(micro.rows))
                 # Processes average their gradients; the loss is a sum over all of them.
                 with timed("backward"):
-                    self.accelerator.backward(loss * (0.0 if micro.filler else self.accelerator.num_processes))
+                    weight = 0.0 if micro.filler else self.accelerator.num_processes
+                    self.accelerator.backward(self.loss_scale.scaled(loss * weight))
         by_row = cached[1] if cached else shards.gather_each(by_micro_batch) if shards.split else by_micro_batch[0]
         # Of its own metrics the run has each row's share of a sum; those of terms are means over prompts.
         averaged: Metrics = {
@@ -405,19 +411,13 @@ class Trainer:
         raise DivergenceError(
             f"step {self.done + 1}: the loss is {metrics[None, 'loss']} and the gradient's norm {metrics[None, 'grad_norm']}: "
             f"stopped before the weights were touched.{where} Usual causes: train.lr too high, bf16 or fp16 weights, an objective "
-            "that overflows (`prefopt check` tries extreme log-ratios)."
+            f"that overflows (`prefopt check` tries extreme log-ratios){FP16_ENDS if self.loss_scale.used else ''}."
         )
 
 
 def _monitored(needs: Needs, monitor: Monitor | None) -> Needs:
     """The same, and the statistics that the monitor reads."""
     return needs if monitor is None else replace(needs, watched=monitor.needs.statistics)
-
-
-def _has_finite_squares(weight: Tensor) -> bool:
-    """Whether every number is one whose square is finite in 32 bits, or in 64 where it has as many."""
-    largest = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).max ** 0.5
-    return bool((weight.detach().abs() <= largest).all())  # of NaN it is False
 
 
 def _surrogate(outputs: Outputs, gradient: Outputs) -> Tensor:

@@ -97,7 +97,7 @@ def test_activations_are_those_that_the_loaded_model_keeps(make_recipe, override
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         states = model.causal.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
     assert states.last_hidden_state.requires_grad
-    found = kept(settings.policy.model[0], settings.policy, bf16=False)
+    found = kept(settings.policy.model[0], settings.policy, low=False)
     assert found is not None
     assert found._replace(recomputed=0).of(tokens, layers=2) == pytest.approx(
         sum(size for size, _ in saved.values()), rel=0.1

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.recipe import Train
-from prefopt.training.devices import computes_in_bf16, computing, launched_processes, refuse_environment
+from prefopt.training.devices import computing, launched_processes, mixed_precision, refuse_environment
 
 
 def state():
@@ -132,5 +132,5 @@ def test_auto_is_bf16_where_the_gpu_has_it_and_not_where_it_is_emulated(major, b
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
-    assert computes_in_bf16("auto") is bf16
-    assert computes_in_bf16("bf16") and not computes_in_bf16("fp32")
+    assert mixed_precision("auto") == ("bf16" if bf16 else "no")
+    assert [mixed_precision(name) for name in ("fp32", "bf16", "fp16")] == ["no", "bf16", "fp16"]

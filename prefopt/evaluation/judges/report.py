@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from pydantic import ConfigDict, Field
@@ -59,7 +59,7 @@ class JudgeRecipe(Section):
     require: dict[str, Bounds] = Field(
         default_factory=dict, description="bounds within which whole intervals must be: `{auc: [0.7, null]}`"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: recipe.Precision = Field(
         "auto", description="arithmetic of models; auto is bf16 on devices that have it"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")

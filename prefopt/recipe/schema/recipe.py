@@ -79,6 +79,15 @@ class Recipe(Section):
         return self.source.rollouts.environment
 
     @model_validator(mode="after")
+    def _weights_of_more_bits_than_fp16(self) -> "Recipe":
+        if self.train.precision == "fp16" and self.policy.adapter is None and self.policy.dtype != "float32":
+            raise ValueError(
+                f"train.precision: fp16 computes in 16 bits on weights of 32, and policy.dtype is {self.policy.dtype}: make it "
+                "float32, or train an adapter (policy.adapter), whose weights have 32 bits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_choose_among(self) -> "Recipe":
         if self.train.keep_best is not None and self.evaluate.every is None:
             raise ValueError(

@@ -11,6 +11,9 @@ from prefopt.support.domains import Decay, Factor
 from prefopt.support.errors import nearest
 from prefopt.support.given import Given
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Arithmetic of models; auto is bf16 on devices that have it, and otherwise fp32."""
+
 SCHEDULES = (
     *("linear", "cosine", "constant", "wsd", "constant_with_warmup", "warmup_stable_decay", "cosine_with_min_lr"),
     *("cosine_warmup_with_min_lr", "cosine_with_restarts", "polynomial", "inverse_sqrt"),
@@ -107,8 +110,9 @@ class Train(Section):
     )
     weight_decay: Factor = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic; auto: bf16 on devices that support it, otherwise fp32"
+    precision: Precision = Field(
+        "auto",
+        description="arithmetic; auto: bf16 on devices that support it, otherwise fp32; fp16, for GPUs without it, scales the loss",
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's default")
     limits: dict[str, tuple[float | None, float | None]] = Field(

@@ -59,7 +59,7 @@ class Target:
         shown: the cases as it reads them.
         about: what a record says of it beside its settings.
         threads: of the CPU; None leaves torch's choice.
-        precision: auto, fp32 or bf16.
+        precision: as in a recipe.
         date: that chat templates write.
         language_model: what it is, where it is a policy; None of others.
     """
@@ -83,7 +83,7 @@ class JudgedRecipe(Section):
     seed: int = Field(0, ge=0, description="not used")
     judge: FeedbackOrName | None = Field(None, description="what is measured")
     feedback: FeedbackOrName | None = Field(None, description="what is measured, where there is no judge")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of models")
+    precision: recipe.Precision = Field("auto", description="arithmetic of models")
     threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
 
     @model_validator(mode="after")

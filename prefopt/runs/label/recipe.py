@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -42,7 +41,7 @@ class LabelRecipe(Section):
         description="of a feedback that only scores, soft labels are σ(sharpness · (score − other score)); null is none",
     )
     batch_size: int = Field(16, gt=0, description="prompts that are labelled, and written to disk, at a time")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: recipe.Precision = Field(
         "auto", description="arithmetic of models; auto is bf16 on devices that have it"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
