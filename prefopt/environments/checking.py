@@ -74,8 +74,7 @@ def checked_turn(turn: Any, name: str) -> Turn:
     """
     if not isinstance(turn, Turn):
         raise PrefoptError(f"{name}: step returned {turn!r}; it returns prefopt.Turn(text, reward, done, info)")
-    if not _is_number(turn.reward):
-        raise PrefoptError(f"{name}: step returned the reward {turn.reward!r}; a reward is a finite number")
+    checked_reward(turn.reward, f"{name}: step")
     if not isinstance(turn.done, bool):
         raise PrefoptError(
             f"{name}: step returned done={turn.done!r}; it is True where the episode is over, else False"
@@ -88,6 +87,17 @@ def checked_turn(turn: Any, name: str) -> Turn:
                 f"{name}: step returned info[{key!r}]={value!r}; `info` holds finite numbers, to be logged"
             )
     return turn
+
+
+def checked_reward(reward: Any, what: str) -> float:
+    """A reward, if it is one.
+
+    Raises:
+        PrefoptError: it is no finite number.
+    """
+    if not _is_number(reward):
+        raise PrefoptError(f"{what} returned the reward {reward!r}; a reward is a finite number")
+    return float(reward)
 
 
 def _are_messages(value: Any) -> bool:

@@ -6,13 +6,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from prefopt.environments.checking import checked_opening, checked_turn
-from prefopt.types import Closing, Environment, Message, Turn
+from prefopt.environments.checking import checked_opening, checked_reward, checked_turn
+from prefopt.types import Closing, Ending, Environment, Message, Turn
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,19 @@ class Contained:
         turn = checked_turn(answer, self.name)
         self._past.append((text, truncated, turn))
         return turn
+
+    def end(self) -> float:
+        """The reward that it has left for an episode which it did not end itself; 0 where it says none.
+
+        Raises:
+            EpisodeError: it failed.
+            PrefoptError: it returned something else than a number.
+        """
+        if not isinstance(self.environment, Ending):
+            return 0.0
+        return checked_reward(
+            self._twice(lambda: self._call(cast(Ending, self.environment).end)), f"{self.name}: end()"
+        )
 
     def close(self) -> None:
         """Release what it holds; what it raises then is logged."""

@@ -41,6 +41,8 @@ class TextArena:
     player: int | None = None
     players: int | None = None
 
+    logs = ("invalid_move", "turn_count")
+
     def __post_init__(self) -> None:
         self._textarena = extra("textarena", "agents", "TextArena")
         known = list(self._textarena.envs.registration.ENV_REGISTRY)

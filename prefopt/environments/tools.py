@@ -46,13 +46,13 @@ class Tools:
     `calls_in`. What goes wrong with a call is its result, for the policy to read, and is counted: no such tool, other arguments,
     an exception, too much time or memory.
 
-    The numbers of a turn are `calls`, `calls_KIND` for each of `KINDS`, and `results_cut`.
+    The numbers of a turn are `calls`, `calls_KIND` for each of `KINDS`, and `results_cut`: `logs` has them all.
 
     Attributes:
         functions: functions and classes, by path or as they are.
-        reward: (row, text, messages) → the reward of the episode, where no class has one: the row with its `prompt` and whether
-            the last turn `ended` or was cut, the text of that turn, and all turns and results. An episode that ends by its number
-            of turns has none. None gives 0.
+        reward: (row, text, messages) → the reward of the episode, where no class has one. The text is the answer, and `ended` in
+            the row is False where it was cut; it is "" and False where turns or tokens ran out before there was an answer.
+            `messages` are all turns and results. None gives 0.
         limits: run the tools in a child process that has these; null runs them in this one. Classes that run code which the policy
             writes, such as `Python`, always have a child. A child is no security sandbox.
         characters: most of a result; what is longer is cut, which the policy is told.
@@ -67,6 +67,8 @@ class Tools:
     limits: Limits | None = None
     characters: int = 8000
     tokenizer: Any = None
+
+    logs = ("calls", *(f"calls_{kind}" for kind in KINDS), "results_cut")
 
     def __post_init__(self) -> None:
         if self.characters < 1:
@@ -124,15 +126,19 @@ class Tools:
         calls = [] if truncated else calls_in(text, self.tokenizer)
         self._messages.append({"role": "assistant", "content": text})
         if not calls:
-            return Turn(reward=self._rewarded(text, not truncated), done=True, info=self._counts([]))
-        self._end = time.monotonic()
-        replies = [self._reply(call, self._end) for call in calls]
+            return Turn(reward=self._rewarded(text, ended=not truncated), done=True, info=self._counts([]))
+        began = time.monotonic()
+        replies = [self._reply(call, began) for call in calls]
         messages = [
             {"role": "tool", **({"name": name} if name else {}), "content": self._shown(name, reply)}
             for name, reply in replies
         ]
         self._messages += messages
         return Turn(_tagged(messages) if self._plain else messages, info=self._counts([reply for _, reply in replies]))
+
+    def end(self) -> float:
+        """The reward of an episode without an answer."""
+        return self._rewarded("", ended=False)
 
     def close(self) -> None:
         """End the episode's objects and processes."""
@@ -177,7 +183,7 @@ class Tools:
         counts = {f"calls_{kind}": float(kinds.count(kind)) for kind in KINDS}
         return {"calls": float(len(kinds)), **counts, "results_cut": float(sum(map(self._is_cut, replies)))}
 
-    def _rewarded(self, text: str, ended: bool) -> float:
+    def _rewarded(self, text: str, *, ended: bool) -> float:
         reward = self._score(row={**self._row, "ended": ended}, text=text, messages=list(self._messages))
         try:
             number = float(reward)

@@ -23,7 +23,7 @@ class TRLEnvironment:
     here, too, so the same actions make the same episode (TRL 1.16). A turn that was cut calls nothing, which in TRL it may.
 
     The reward is what TRL sums, once the episode is over: `get_reward()` and the reward functions, which are called with `prompts`,
-    `completions`, `environments` and the row's columns, each a list of one. An episode that ends by its number of turns has none.
+    `completions`, `environments` and the row's columns, each a list of one.
 
     Attributes:
         factory: a class or function, by path or as it is, called without arguments.
@@ -37,6 +37,8 @@ class TRLEnvironment:
     factory: Any
     rewards: Any = ()
     tokenizer: Any = None
+
+    logs = ("calls", "calls_failed")
 
     def __post_init__(self) -> None:
         given = self.rewards if isinstance(self.rewards, list | tuple) else [self.rewards]
@@ -77,6 +79,10 @@ class TRLEnvironment:
         self._completion += results
         failed = sum(failed for _, failed in answers)
         return Turn(results, info={"calls": float(len(calls)), "calls_failed": float(failed)})
+
+    def end(self) -> float:
+        """The reward of an episode that ran out of turns or tokens."""
+        return self._reward()
 
     def close(self) -> None:
         """Release what async methods used."""

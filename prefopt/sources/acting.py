@@ -254,6 +254,15 @@ class EpisodeWriter:
             episode.read = episode.transcript.answer(past, end, answer)
             if len(episode.ids) + len(episode.read) >= self.acting.max_tokens:
                 episode.read, episode.stop = [], "length"
+        if episode.stop is not None and not turn.done and why != "length":
+            self._end(episode)
+
+    def _end(self, episode: Episode) -> None:
+        """Give the last turn of an episode that ran out of turns or tokens what the environment has left for it."""
+        try:
+            episode.rewards[-1] += episode.environment.end()
+        except EpisodeError:
+            episode.stop = "error"
 
     def _stop(self, why: StopReason, turn: Turn, last: bool) -> StopReason | None:
         """Why an episode is over after a turn; None where it goes on. A turn that was cut by its length is the last."""

@@ -5,7 +5,7 @@ May be imported by every room; imports support alone.
 
 from prefopt.types.batch import AXES, ORIGINS, Axis, Batch, Completion, Message, Outputs, Prompt, axis_of, lengths_of
 from prefopt.types.estimate import Estimate
-from prefopt.types.feedback import Closing, Environment, Equipped, Feedback, Logging, Stopping, Turn, Verdict
+from prefopt.types.feedback import Closing, Ending, Environment, Equipped, Feedback, Logging, Stopping, Turn, Verdict
 from prefopt.types.objective import Adaptive, Loss, Model, Monitor, Moving, Needs, Objective, StepRewards, Targets, Unit
 from prefopt.types.writing import STOP_REASONS, Refusing, Sampled, Sampler, Source, StopReason, Synchronised, Written
 
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Closing",
     "Completion",
+    "Ending",
     "Environment",
     "Equipped",
     "Estimate",

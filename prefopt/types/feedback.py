@@ -67,7 +67,8 @@ class Turn(NamedTuple):
 class Environment(Protocol):
     """What a policy acts in: one object for each completion, made by a factory that a recipe names.
 
-    An environment may also have `stop`, `tools`, `logs` and `close`: see `Stopping`, `Equipped`, `Logging` and `Closing`.
+    An environment may also have `stop`, `tools`, `logs`, `end` and `close`: see `Stopping`, `Equipped`, `Logging`, `Ending` and
+    `Closing`.
     """
 
     def reset(self, row: Mapping[str, Any], seed: int) -> str | Sequence[Message] | None:
@@ -98,6 +99,18 @@ class Logging(Protocol):
     """An environment that says which numbers its turns log, so that a study can ask about them."""
 
     logs: Sequence[str]
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """An environment that rewards an episode by where it stands at its end, whoever ended it."""
+
+    def end(self) -> float:
+        """The reward of an episode that is over by its number of turns or tokens, in the place of a turn that would be `done`.
+
+        Not called after a turn that was `done` or cut, whose own reward is the last. It goes on top of the last turn's.
+        """
+        ...
 
 
 @runtime_checkable

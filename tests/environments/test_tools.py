@@ -165,6 +165,14 @@ def test_a_reward_sees_the_row_the_answer_and_all_turns() -> None:
     assert [message["role"] for message in seen["messages"]] == ["assistant", "tool", "assistant"]
 
 
+def test_an_episode_without_an_answer_has_a_reward_too() -> None:
+    seen: list[Any] = []
+    tools = begun(_tools.multiply, reward=lambda **given: seen.append(given) or 0.5)
+    tools.step(call("multiply", a=21), truncated=False)
+    assert tools.end() == 0.5 and (seen[0]["text"], seen[0]["row"]["ended"]) == ("", False)
+    assert set(tools.logs) == {"calls", "results_cut", *(f"calls_{kind}" for kind in KINDS)}
+
+
 def test_a_recipe_names_tools_by_path(tmp_path: Any) -> None:
     (tmp_path / "mine.py").write_text(
         'def double(a: int) -> int:\n    """Double.\n\n    Args:\n        a: What.\n    """\n    return 2 * a\n\n\n'

@@ -1,12 +1,22 @@
 """Environments in TRL's form behave as in TRL's own loop: its results, its errors, its rewards."""
 
-import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from _callers import call, calling_model
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefopt import PrefoptError
-from prefopt.environments import TRLEnvironment
+from prefopt import PrefoptError, recipe
+from prefopt.data import Example, tokenise
+from prefopt.environments.trl import TRLEnvironment
+from prefopt.policy import TransformersSampler, load_policy
+from prefopt.policy.loading import load_tokenizer
+from prefopt.sources.acting import Acting
+from prefopt.sources.writing import Completer
 
 
 class Shop:
@@ -52,10 +62,6 @@ class Silent:
 
 
 ROW = {"prompt": [{"role": "user", "content": "Buy."}], "budget": 10, "environment": "shop"}
-
-
-def call(name: str, **arguments: Any) -> str:
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
 def begun(**fields: Any) -> TRLEnvironment:
@@ -138,3 +144,101 @@ def test_reward_functions_are_called_as_trl_calls_them() -> None:
 def test_what_trl_would_not_take_is_refused(fields: Any, message: str) -> None:
     with pytest.raises(PrefoptError, match=message):
         TRLEnvironment(**fields)
+
+
+class Walk:
+    """Where a walker stands is the reward; `reset` adds nothing to the prompt."""
+
+    def reset(self, *, start: int, **row: Any) -> None:
+        self.at = start
+
+    def move(self, by: int) -> dict[str, int]:
+        """Move.
+
+        Args:
+            by: How far.
+        """
+        if self.at + by > 4:
+            raise ValueError("a wall")
+        self.at += by
+        return {"at": self.at}
+
+    def look(self) -> str:
+        """Look around."""
+        return f"You are at {self.at}."
+
+    def get_reward(self) -> float:
+        return float(self.at)
+
+
+TEXTS = [
+    call("move", by=1),
+    call("move", by=3),
+    call("look"),
+    call("jump"),
+    "I am there.",
+    "<tool_call>\nhm\n</tool_call>",
+]
+WALKS = [{"prompt": [{"role": "user", "content": "Walk" + "." * n}], "start": n % 3} for n in range(24)]
+TOKENS, TURNS = 400, 6
+
+
+def in_trl(folder: Path, home: Path) -> tuple[list[Any], Any]:
+    """Of each row the ids of prompt and completion, the mask and the reward, and the tokenizer, from TRL's own loop."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    config = GRPOConfig(
+        output_dir=str(home),
+        per_device_train_batch_size=2 * len(WALKS),
+        num_generations=2,
+        max_completion_length=TOKENS,
+        max_tool_calling_iterations=TURNS - 1,
+        top_k=1,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        args=config,
+        train_dataset=Dataset.from_list(WALKS),
+        environment_factory=Walk,
+    )
+    out = trainer._generate_and_score_completions([row for row in WALKS for _ in range(2)])
+    episodes = []
+    for i in range(0, 2 * len(WALKS), 2):
+        asked, written = out["prompt_mask"][i].bool(), out["completion_mask"][i].bool()
+        ids, mask = out["completion_ids"][i][written].tolist(), out["tool_mask"][i][written].bool().tolist()
+        episodes.append((out["prompt_ids"][i][asked].tolist(), ids, mask, trainer.environments[i].get_reward()))
+    return episodes, trainer.processing_class
+
+
+def here(folder: Path, response_template: Any) -> list[Any]:
+    """The same, from prefopt's."""
+    spec = recipe.Policy(model=str(folder))
+    policy = load_policy(spec, load_tokenizer(spec), 0)
+    policy.tokenizer.response_template = response_template
+    sampling = recipe.Sampling(temperature=0.0, max_tokens=TOKENS)
+    acting = Acting(lambda: TRLEnvironment(Walk, tokenizer=policy.tokenizer), "Walk", TURNS, TOKENS, 5.0)
+    completer = Completer.of(TransformersSampler(), policy, sampling, Accelerator(cpu=True), acting)
+    examples = [Example(row["prompt"], columns={"start": row["start"]}) for row in WALKS]
+    rows, _ = tokenise(examples, policy.tokenizer)
+    written = completer.write(policy, rows, 1, sampling, torch.arange(len(rows)))
+    return [(list(one.prompt or ()), list(one.ids), list(one.mask), sum(one.rewards)) for (one,) in written]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what TRL 1.16 calls in transformers 5.23
+@pytest.mark.parametrize("seed", [1, 4, 5])
+def test_episodes_are_trls_token_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """The same class, model and rows: prompts, completions, masks and rewards of GRPOTrainer and of prefopt, drawn greedily."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    folder = calling_model(tmp_path / "model", TEXTS, seed)
+    theirs, tokenizer = in_trl(folder, tmp_path / "trl")
+    ours = here(folder, tokenizer.response_template)
+    assert ours == theirs
+    holes = [mask for _, _, mask, _ in ours if not all(mask)]
+    assert len(holes) > 5 and len({reward for *_, reward in ours}) > 3  # there was something to agree on

@@ -102,6 +102,29 @@ def test_tokens_of_the_environment_are_inside_and_nobodys(models: Any) -> None:
         assert one.info == {"steps": 3.0, "retried": 0.0, "failed": 0.0, "timed_out": 0.0}
 
 
+class Ends(Talks):
+    def end(self) -> float:
+        return 10.0
+
+
+@pytest.mark.parametrize(
+    ("more", "stop", "last"),
+    [
+        ({"max_turns": 2}, "turns", 12.0),  # what the turn itself has, and the end
+        ({"max_tokens": 3}, "length", 11.0),  # what the environment answered leaves no room for a turn
+        ({}, "stop", 3.0),  # it ended itself
+    ],
+)
+def test_an_environment_rewards_the_end_of_what_it_did_not_end(models: Any, more: Any, stop: str, last: float) -> None:
+    for one in long_turns(models[False], lambda: Ends(stop=ENDS), **more):
+        assert one.stop in (stop, "eos" if stop == "stop" else stop) and one.rewards[-1] == last
+
+
+def test_a_turn_that_was_cut_had_its_last_reward(models: Any) -> None:
+    cut = [one for group in write(models[False], Ends, completions=20) for one in group if one.stop == "length"]
+    assert cut and all(one.rewards[-1] == len(one.rewards) for one in cut)
+
+
 def test_a_turn_of_a_conversation_follows_the_template(models: Any) -> None:
     policy = models[True]
     prompt = [{"role": "user", "content": "w3"}]
