@@ -112,7 +112,7 @@ class Failed(Exception):  # noqa: N818
 class Python:
     """Python code as a tool: it runs in a child process of the episode's own, where names live from call to call.
 
-    `source.rollouts.environment: {name: Tools, functions: [prefopt.environments:Python]}`. The child has little of this process's
+    `source.rollouts.environment: {name: Tools, functions: [Python]}`. The child has little of this process's
     environment, so no keys and tokens, and begins in an empty folder; it has limits of time and memory. It is no security sandbox:
     code can read what this user can read, write what it can write, and use the network. Run policies that you do not trust in a
     container.

@@ -10,9 +10,10 @@ from typing import Any
 from prefopt.environments.calls import Call, Unparsed, calls_in
 from prefopt.environments.child import Limits, Reply
 from prefopt.environments.functions import ArgumentsError
+from prefopt.environments.in_child import Python
 from prefopt.environments.toolbox import Toolbox
 from prefopt.support.errors import PrefoptError, nearest
-from prefopt.support.plugins import load_object
+from prefopt.support.plugins import find, load_object
 from prefopt.types import Message, Turn
 
 KINDS = ("unparsed", "unknown", "arguments", "raised", "time", "memory", "died")
@@ -49,7 +50,7 @@ class Tools:
     The numbers of a turn are `calls`, `calls_KIND` for each of `KINDS`, and `results_cut`: `logs` has them all.
 
     Attributes:
-        functions: functions and classes, by path or as they are.
+        functions: functions and classes, by path or as they are; `Python` is there by its name.
         reward: (row, text, messages) → the reward of the episode, where no class has one. The text is the answer, and `ended` in
             the row is False where it was cut; it is "" and False where turns or tokens ran out before there was an answer.
             `messages` are all turns and results. None gives 0.
@@ -76,7 +77,7 @@ class Tools:
         if isinstance(self.limits, Mapping):
             self.limits = Limits(**self.limits)
         given = self.functions if isinstance(self.functions, list | tuple) else [self.functions]
-        self.boxes = [Toolbox(_loaded(target), self.limits) for target in given]
+        self.boxes = [Toolbox(_found(target), self.limits) for target in given]
         names = [name for box in self.boxes for name in box.functions]
         if not names or len(set(names)) < len(names):
             raise PrefoptError(
@@ -105,7 +106,7 @@ class Tools:
             raise PrefoptError(f"an episode has one reward, and these say it: {' and '.join(names)}")
         if own:
             return lambda **given: own[0].of_object("reward", **given)
-        function = _loaded(self.reward)
+        function = load_object(self.reward) if isinstance(self.reward, str) else self.reward
         if function is not None and not callable(function):
             raise PrefoptError(f"the reward {function!r} is no function")
         return function or (lambda **given: 0.0)
@@ -194,8 +195,8 @@ class Tools:
         return number
 
 
-def _loaded(target: Any) -> Any:
-    return load_object(target) if isinstance(target, str) else target
+def _found(target: Any) -> Any:
+    return find(target, "tool", known={"Python": Python}) if isinstance(target, str) else target
 
 
 def _tagged(messages: Sequence[Message]) -> str:

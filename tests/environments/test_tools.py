@@ -9,7 +9,7 @@ import _tools
 import pytest
 
 from prefopt import PrefoptError, recipe
-from prefopt.environments import Limits, Python, Tools, check_environment, environment_factory
+from prefopt.environments import Limits, Tools, check_environment, environment_factory
 from prefopt.environments.tools import KINDS
 
 ROW = {"prompt": [{"role": "user", "content": "What is 6 times 7?"}], "answer": "42"}
@@ -131,7 +131,7 @@ def test_an_object_that_is_stopped_begins_anew() -> None:
 
 
 def test_code_always_runs_in_a_child() -> None:
-    tools = begun([_tools.multiply, Python])
+    tools = begun([_tools.multiply, "Python"])
     assert [box.limits for box in tools.boxes] == [None, Limits()]
     assert result(tools, call("python", code="import os; n = 6\nos.getpid()")) != str(os.getpid())
     assert result(tools, call("python", code="n * 7")) == "42"
@@ -206,6 +206,7 @@ def test_every_completion_has_tools_of_its_own() -> None:
         ({"functions": [_tools.multiply, _tools.multiply]}, "names of their own.* multiply, multiply"),
         ({"functions": [lambda a: a]}, "cannot be described to a policy"),
         ({"functions": "nowhere.py:f"}, r"no file nowhere\.py"),
+        ({"functions": "Pyton"}, "unknown tool 'Pyton'. Did you mean 'Python'"),
         (
             {"functions": _tools.Counter, "reward": right},
             r"one reward, and these say it: Counter\.reward and the field",
