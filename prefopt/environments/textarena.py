@@ -64,13 +64,14 @@ class TextArena:
         self._me = seed % self._count if self.player is None else self.player
         self._seen: dict[int, str] = {}
         self._others(False)
-        return self._news(self._me)
+        self._lines = "\n{}\n" if isinstance(row.get("prompt"), str) else "{}"  # a text goes on as it is
+        return self._lines.format(self._news(self._me))
 
     def step(self, text: str, *, truncated: bool) -> Turn:
         """Make the policy's move, and then the others'."""
         if truncated or self._others(self._move(text)):
             return self._ended() if not truncated else Turn(done=True)
-        return Turn(self._news(self._me))
+        return Turn(self._lines.format(self._news(self._me)))
 
     def _move(self, text: str) -> bool:
         done, _ = self._env.step(action=text)

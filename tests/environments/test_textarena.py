@@ -25,6 +25,13 @@ def test_a_game_of_one() -> None:
     assert (won.reward, won.done, won.info) == (1.0, True, {"invalid_move": 0.0, "turn_count": 2.0})
 
 
+def test_in_a_text_what_is_said_has_lines_of_its_own() -> None:
+    env = TextArena("GuessTheNumber-v0")
+    assert env.reset({"prompt": "Play."}, 3).startswith("\nYou are Player 0.")
+    number = env._env.game_number
+    assert env.step(f"[{number - 1}]", truncated=False).text == "\nThe target number is higher.\n"
+
+
 def test_the_seed_decides_the_game() -> None:
     env = TextArena("GuessTheNumber-v0")
     numbers = []
