@@ -1,23 +1,21 @@
 """Functions as an environment: calls come back as results that the policy reads, and an answer ends the episode."""
 
 import copy
-import json
 import os
 from typing import Any
 
 import _tools
 import pytest
+from _callers import call, calling_model
+from rich.console import Console
 
+import prefopt
 from prefopt import PrefoptError, recipe
 from prefopt.environments import Limits, Tools, check_environment, environment_factory
 from prefopt.environments.tools import KINDS
 
 ROW = {"prompt": [{"role": "user", "content": "What is 6 times 7?"}], "answer": "42"}
 QUICK = Limits(seconds=0.3, megabytes=300)
-
-
-def call(name: str, **arguments: Any) -> str:
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
 def right(row: Any, text: str, messages: Any) -> float:
@@ -230,3 +228,42 @@ def test_what_a_begin_raises_names_it() -> None:
         begun(_tools.Counter, row={}, limits=QUICK)
     with pytest.raises(KeyError):
         begun(_tools.Counter, row={})
+
+
+MISDEEDS = [call("misbehave", how=how, size=size) for how, size in [
+    ("raise", 0), ("hang", 0), ("die", 0), ("memory", 2000), ("print", 10_000_000), ("text", 10_000_000),
+]]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_whatever_tools_do_a_run_goes_on_and_counts_it(tmp_path: Any) -> None:
+    model = calling_model(tmp_path / "model", [*MISDEEDS, call("misbehave"), call("behave"), "42"], 0)
+    acting = {
+        "name": "Tools",
+        "functions": [_tools.misbehave, _tools.total],
+        "reward": right,
+        "limits": {"seconds": 0.3, "megabytes": 300},
+        "characters": 50,
+        "max_turns": 4,
+        "max_tokens": 1000,
+    }
+    prompts = [{"prompt": [{"role": "user", "content": "Go" + "." * n}], "answer": "42"} for n in range(16)]
+    settings = {
+        "policy": {"model": model},
+        "source": {
+            "data": prompts,
+            "split": [1, 0, 0],
+            "max_prompt_tokens": 2000,
+            "rollouts": {"completions": 2, "sampling": {"max_tokens": 6}, "environment": acting},
+        },
+        "objective": "RLOO",
+        "train": {"steps": 2, "batch_size": 8, "lr": 1e-3, "threads": 1},
+        "evaluate": {"prompts": 0},
+        "track": {"folder": str(tmp_path / "runs")},
+    }
+    history = prefopt.run(settings, console=Console(quiet=True)).metrics
+    counted = {name: history[f"environment/{name}"].sum() for name in (*Tools.logs, "failed", "timed_out")}
+    assert all(counted[f"calls_{kind}"] > 0 for kind in KINDS if kind != "unparsed") and counted["results_cut"] > 0, (
+        counted
+    )
+    assert counted["failed"] == counted["timed_out"] == 0 and history["rollouts/reward"].notna().sum() == 2
