@@ -76,6 +76,16 @@ class Example:
         }
         return dataclasses.replace(self, columns=columns, axes=axes)
 
+    @property
+    def asks(self) -> str:
+        """Equal for examples that ask for the same: of equal prompts, and of equal columns `task` where they have them."""
+        return content_key(self.prompt) + self.task
+
+    @property
+    def task(self) -> str:
+        """What tells it from others of its prompt: its column of this name on a line; empty where it has none."""
+        return f"\n{self.columns['task']}" if "task" in self.columns else ""
+
     def select(self, order: Sequence[int]) -> Self:
         """Only these completions, in this order, with their scores, preferences and columns."""
         return dataclasses.replace(
@@ -102,8 +112,8 @@ def select_matrix(matrix: Matrix | None, order: Sequence[int]) -> Matrix | None:
 
 
 def prompts(examples: Sequence[Example]) -> Iterator[Example]:
-    """The distinct prompts, in order of first appearance, without completions: the input of rollouts."""
-    digests = digested((content_key(example.prompt) for example in examples), len(examples))
+    """The distinct tasks, in order of first appearance, without completions: the input of rollouts."""
+    digests = digested((example.asks for example in examples), len(examples))
     for number in np.sort(np.unique(digests, return_index=True)[1]):
         example = examples[number]
         yield dataclasses.replace(

@@ -40,4 +40,4 @@ def _digests(rows: Sequence[Example]) -> np.ndarray:
 def _texts(row: Example) -> tuple[str, str]:
     asked = row.prompt or (row.completions[0] if row.completions else "")
     words = [asked] if isinstance(asked, str) else [str(turn.get("content") or "") for turn in asked]
-    return content_key(asked), " ".join(" ".join(words).casefold().split())
+    return content_key(asked) + row.task, " ".join(" ".join(words).casefold().split()) + row.task

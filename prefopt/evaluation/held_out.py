@@ -70,8 +70,8 @@ def _several_ordered(row: Selectable) -> bool:
 
 
 def distinct_prompts(rows: Sequence[Tokenised]) -> Iterator[Tokenised]:
-    """The first row of each prompt, in the order of their last ones."""
-    prompts = digested((repr(row.prompt_ids) for row in rows), len(rows))
+    """The first row of each prompt, or of each `task` of a prompt, in the order of their last ones."""
+    prompts = digested((repr((row.prompt_ids, row.example.task)) for row in rows), len(rows))
     _, first = np.unique(prompts, return_index=True)
     _, last = np.unique(prompts[::-1], return_index=True)  # from the end
     for number in first[last.argsort()[::-1]]:

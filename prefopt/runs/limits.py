@@ -313,7 +313,7 @@ def distinct(rows: Sequence[Example], most: int) -> int:
     """How many distinct prompts there are, counted up to `most`."""
     seen: set[str] = set()
     for row in rows:
-        seen.add(content_key(row.prompt))
+        seen.add(row.asks)
         if len(seen) == most:
             break
     return len(seen)

@@ -156,6 +156,12 @@ def test_prompts():
     assert [(e.prompt, e.size, dict(e.columns)) for e in prompts(examples)] == [("p", 0, {"id": 5}), ("q", 0, {})]
 
 
+def test_tasks_of_one_prompt_are_told_apart():
+    rows = [{"prompt": "play", "task": task} for task in ("a", "b", "a", 1)]
+    examples = [parse(row) for row in [*rows, {"prompt": "play"}, {"prompt": "play", "id": 2}]]
+    assert [e.columns.get("task") for e in prompts(examples)] == ["a", "b", 1, None]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -17,6 +17,11 @@ def test_prompts_that_are_trained_on_are_counted_also_where_case_and_blanks_diff
     assert overlap([], train) == overlap(held_out, []) == Overlap(0, 0, "")
 
 
+def test_another_task_of_the_same_prompt_is_not_trained_on():
+    train, held_out = ([parse({"prompt": "Play.", "task": task}) for task in tasks] for tasks in ("ab", "bcd"))
+    assert overlap(held_out, train)[:2] == (1, 0)
+
+
 def test_texts_without_a_prompt_are_compared_by_the_text():
     train, held_out = ([parse({"text": text}) for text in texts] for texts in (["A b.", "c"], ["a b.", "d"]))
     assert overlap(held_out, train)[:2] == (0, 1)
