@@ -23,8 +23,8 @@ from prefopt.recipe.shipped import found, shipped
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given
 
-BUILT_IN = {"pocket": str(Path(__file__).parent.parent / "testbeds" / "pocket" / "lm")}
-"""Variables that every recipe has: the folder of the pocket language model."""
+BUILT_IN = {name: str(Path(__file__).parent.parent / "testbeds" / name / "lm") for name in ("pocket", "games")}
+"""Variables that every recipe has: the folders of the models that come with the package."""
 
 
 FILES = {".py", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".yaml", ".yml"}

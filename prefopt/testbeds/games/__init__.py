@@ -1,0 +1,10 @@
+"""Games in which the best that a policy can do is known, written in words: a frozen lake, a pole on a cart, Kuhn poker.
+
+The first two are Gymnasium's own, through `prefopt.environments.Gymnasium`.
+"""
+
+from .data import corpus, prompts
+from .gym_words import PUSHES, boxes, move, push, square
+from .optimum import optimal_value
+
+__all__ = ["PUSHES", "boxes", "corpus", "move", "optimal_value", "prompts", "push", "square"]
