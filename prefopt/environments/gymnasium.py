@@ -1,6 +1,6 @@
 """Environments with Gymnasium's interface as environments of a policy: those of GEM, whose texts need nothing, and any other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -30,12 +30,16 @@ class Gymnasium:
         observe: observation → text; None where it is text.
         act: text → action; None where that is text. Where it raises ValueError, the policy reads the message in the place of an
             observation, and no step is taken (`unread` in the info).
+        stop: texts that end a turn, such as the names of all actions; without, the policy's end token does.
+        cut: the reward of a turn that was cut. Where episodes cost something, 0 would pay for ending them so.
     """
 
     make: Any
     arguments: Mapping[str, Any] = field(default_factory=dict)
     observe: Any = None
     act: Any = None
+    stop: Sequence[str] = ()
+    cut: float = 0.0
 
     def __post_init__(self) -> None:
         self._make, self._observe, self._act = (self._function(name) for name in ("make", "observe", "act"))
@@ -57,7 +61,7 @@ class Gymnasium:
     def step(self, text: str, *, truncated: bool) -> Turn:
         """Take a step with the action that a turn is."""
         if truncated:
-            return Turn(done=True)
+            return Turn(reward=self.cut, done=True)
         try:
             action = text if self._act is None else self._act(text)
         except ValueError as error:

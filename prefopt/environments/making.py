@@ -1,7 +1,7 @@
 """From the section of a recipe to environments, one for each completion."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
 from prefopt.environments.trl import TRLEnvironment
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import find, make
+from prefopt.support.plugins import NOTHING, find, make
 from prefopt.types import Environment, Logging
 
 WHERE = "source.rollouts.environment"
@@ -23,7 +23,7 @@ ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Tools, Gymnasium,
 
 
 def environment_factory(
-    spec: recipe.Environment, where: str = WHERE, tokenizer: Any = None
+    spec: recipe.Environment, where: str = WHERE, tokenizer: Any = None, models: Mapping[str, Any] = NOTHING
 ) -> Callable[[], Environment]:
     """What makes an environment for each completion.
 
@@ -34,13 +34,15 @@ def environment_factory(
         spec: the section that names it.
         where: what messages call the section.
         tokenizer: the policy's, for an environment whose constructor asks for it by this name.
+        models: of the run, `policy` and `reference`, for one whose constructor asks for them by this name; none while a recipe is
+            checked.
 
     Raises:
         PrefoptError: an unknown name or field, or something that makes no environment: no `reset` and `step`.
     """
 
     def made() -> Any:
-        running = {"tokenizer": tokenizer}
+        running = {"tokenizer": tokenizer, "models": models}
         return make(spec.name, spec.fields, "environment", known=ENVIRONMENTS, where=where, running=running)
 
     named = find(spec.name, "environment", known=ENVIRONMENTS, where=where)

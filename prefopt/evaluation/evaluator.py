@@ -219,7 +219,7 @@ class Evaluator:
 
     def _write(self, writer: Any, policy: Policy, noise: str) -> tuple[list[list[Written]], list[list[str]]]:
         """Samples of the policy or of the reference on the held-out prompts, and the same as text."""
-        settings, prompts = self.settings, [str(row.prompt_ids) for row in self.prompts]
+        settings, prompts = self.settings, [f"{row.prompt_ids}{row.example.task}" for row in self.prompts]
         completer = Completer.of(self.sampler, policy, settings.sampling, self.accelerator, self.acting)
         seeds = torch.tensor([seed_for(self.seed, noise, prompt) for prompt in prompts])
         tasks = [seed_for(self.seed, "environment", prompt) for prompt in prompts]

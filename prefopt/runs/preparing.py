@@ -68,6 +68,11 @@ class Models:
     reference: Reference | Following | None
     start: Reference | Following | None
 
+    @property
+    def players(self) -> dict[str, Any]:
+        """Those that an environment may ask for, by name."""
+        return {"policy": self.trained, "reference": self.reference}
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -291,7 +296,9 @@ def make_evaluator(
         metrics=metrics.feedbacks,
         sampler=sampler,
         corpus=metrics.corpus,
-        acting=Acting.of(settings.evaluated_in, "evaluate.environment", getattr(models.trained, "tokenizer", None)),
+        acting=Acting.of(
+            settings.evaluated_in, "evaluate.environment", getattr(models.trained, "tokenizer", None), models.players
+        ),
     )
 
 
@@ -405,7 +412,7 @@ def _source(
             policy,
             source.rollouts.sampling,
             accelerator,
-            Acting.of(source.rollouts.environment, "source.rollouts.environment", policy.tokenizer),
+            Acting.of(source.rollouts.environment, "source.rollouts.environment", policy.tokenizer, models.players),
         ),
         Scoring({name: f for name, f in feedback.items() if f is not None}, accelerator, folder),
         planned.needs,

@@ -1,7 +1,7 @@
 """Writing episodes: the policy writes a turn, its environment answers, and so on, for all rows of a batch together."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from prefopt.policy.decode.sampler import TransformersSampler, prompts_together
 from prefopt.policy.decode.stops import StopTexts
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
+from prefopt.support.plugins import NOTHING
 from prefopt.support.profile import timed
 from prefopt.types import Equipped, Message, Sampler, Stopping, StopReason, Turn, Written
 
@@ -44,17 +45,20 @@ class Acting:
     timeout: float | None
 
     @classmethod
-    def of(cls, spec: recipe.Environment | None, where: str, tokenizer: Any) -> "Acting | None":
+    def of(
+        cls, spec: recipe.Environment | None, where: str, tokenizer: Any, models: Mapping[str, Any] = NOTHING
+    ) -> "Acting | None":
         """As a recipe says; None where it names no environment.
 
         Args:
             spec: the section.
             where: its key, for messages.
             tokenizer: the policy's, for an environment that asks for it.
+            models: of the run, for an environment that asks for them.
         """
         if spec is None:
             return None
-        factory = environment_factory(spec, where, tokenizer)
+        factory = environment_factory(spec, where, tokenizer, models)
         return cls(factory, str(spec.name), spec.max_turns, spec.max_tokens, spec.timeout)
 
 

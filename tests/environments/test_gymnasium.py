@@ -46,6 +46,7 @@ def test_a_turn_that_was_cut_takes_no_step() -> None:
     env.reset({}, 0)
     turn = env.step("end", truncated=True)
     assert (turn.done, turn.reward, env._env.steps) == (True, 0.0, 0)
+    assert Gymnasium(Counting, cut=-1.0).step("end", truncated=True).reward == -1.0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,18 @@ The first two are Gymnasium's own, through `prefopt.environments.Gymnasium`.
 """
 
 from .data import corpus, prompts
-from .gym_words import PUSHES, boxes, move, push, square
+from .gym_words import boxes, move, push, square
 from .optimum import optimal_value
+from .self_play import Exploitability, KuhnPoker
 
-__all__ = ["PUSHES", "boxes", "corpus", "move", "optimal_value", "prompts", "push", "square"]
+__all__ = [
+    "Exploitability",
+    "KuhnPoker",
+    "boxes",
+    "corpus",
+    "move",
+    "optimal_value",
+    "prompts",
+    "push",
+    "square",
+]

@@ -15,7 +15,7 @@ from .kuhn import ACTIONS, ROLES, History, deal, exploitability, over, play_of, 
 class KuhnPoker:
     """A hand of Kuhn poker; the row's column `role` says who the policy is, and the seed which cards are dealt.
 
-        environment: {name: "prefopt.testbeds.games.self_play:KuhnPoker", opponent: reference, max_turns: 2}
+        environment: {name: "prefopt.testbeds.games.self_play:KuhnPoker", opponent: policy, max_turns: 2}
 
     The policy reads its own card and what its opponent does, never the other card: both are the same model in a recipe of
     self-play, each with its own text. The reward is what the policy wins, −2 to 2; a turn that is no action loses the 2.
@@ -24,21 +24,23 @@ class KuhnPoker:
     conditioned advantages have it (Liu et al., arXiv 2506.24119, §3.3, where it is a running mean of all cards).
 
     Args:
-        models: of the run by name: the policy, and the reference.
-        opponent: policy, which is plain self-play; or reference, which follows the policy where `reference.every` says so.
+        models: of the run by name: the policy, and the reference; none while a recipe is checked.
+        opponent: policy, as it is now; or reference, which follows the policy where `reference.every` says so.
     """
 
     stop: Sequence[str] = ACTIONS
+    logs: Sequence[str] = ("illegal",)
 
-    def __init__(self, models: Mapping[str, Any], opponent: str = "reference"):
-        if models.get(opponent) is None:
+    def __init__(self, models: Mapping[str, Any], opponent: str = "policy"):
+        if models and models.get(opponent) is None:
             raise PrefoptError(f"KuhnPoker: the run has no {opponent} to play against; it has {', '.join(models)}")
-        self.opponent = models[opponent]
+        self.opponent = models.get(opponent)
 
     def reset(self, row: Mapping[str, Any], seed: int) -> str:
         """Deal; the card of the policy, and what the opponent did if it was first."""
         self.cards, self.random = deal(seed), Random(f"opponent {seed}")
-        self.role, self.history = ROLES.index(row["role"]), History()
+        self.role = ROLES.index(row["role"])
+        self.history: History = ()
         return " ".join((self.cards[self.role], *self._answered()))
 
     def step(self, text: str, *, truncated: bool) -> Turn:
@@ -66,6 +68,7 @@ class KuhnPoker:
 @torch.no_grad()
 def bet_probability(policy: Any, text: str) -> float:
     """How likely a policy is to write `bet` after a text, where it writes an action."""
+    policy = getattr(policy, "policy", policy)  # of a reference
     ids, actions = (policy.tokenizer(given)["input_ids"] for given in (text, " ".join(ACTIONS)))
     logits = policy.causal(torch.tensor([ids], device=policy.device)).logits[0, -1, actions]
     return float(logits.softmax(-1)[1])
