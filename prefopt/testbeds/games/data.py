@@ -7,7 +7,7 @@ from typing import Any
 from prefopt.support.extras import extra
 
 from .gym_words import MOVES, PUSHES, boxes, square
-from .kuhn import ACTIONS, ROLES, deal, over
+from .kuhn import ACTIONS, ROLES, History, deal, over
 
 Columns = dict[str, Any]
 
@@ -67,7 +67,8 @@ def _gymnasium(env: Any, observe: Callable[[Any], str], actions: tuple[str, ...]
 
 def _poker(random: Random) -> list[str]:
     """The words of a hand as one of the players knows them."""
-    role, cards, history = random.randrange(2), deal(random.randrange(2**32)), ()
+    role, cards = random.randrange(2), deal(random.randrange(2**32))
+    history: History = ()
     while not over(history):
         history = (*history, random.choice(ACTIONS))
     return [ROLES[role], cards[role], *history]

@@ -68,7 +68,9 @@ def _value(cards: Sequence[str], history: History, players: tuple[Play, Play]) -
         return winnings((cards[0], cards[1]), history)
     turn = len(history) % 2
     bet = players[turn][cards[turn], history]
-    return sum(p * _value(cards, (*history, action), players) for action, p in zip(ACTIONS, (1 - bet, bet), strict=True))
+    return sum(
+        p * _value(cards, (*history, action), players) for action, p in zip(ACTIONS, (1 - bet, bet), strict=True)
+    )
 
 
 def exploitability(play: Play) -> float:

@@ -34,16 +34,18 @@ def untrained(seed: int = 0) -> Any:
     """A Llama of two layers and 90,000 weights, which depend on the seed alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         max_position_embeddings=1024,
         initializer_range=0.12,  # about 1/√width
         tie_word_embeddings=True,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        **shape,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

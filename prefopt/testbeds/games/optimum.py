@@ -24,8 +24,10 @@ def optimal_value(table: Table, steps: int, start: int = 0) -> float:
     for _ in range(steps):
         values = np.array(
             [
-                max(sum(p * (reward + (not over) * values[after]) for p, after, reward, over in outcomes)
-                    for outcomes in actions.values())
+                max(
+                    sum(p * (reward + (not over) * values[after]) for p, after, reward, over in outcomes)
+                    for outcomes in actions.values()
+                )
                 for actions in table.values()
             ]
         )

@@ -55,7 +55,9 @@ def test_play_at_random_loses_its_known_share():
 
 
 def test_exploitability_is_of_both_roles():
-    always = dict.fromkeys(SETS, 1.0)  # in either role the king wins 2, the jack loses 1 by folding, the queen wins 0 by calling
+    always = dict.fromkeys(
+        SETS, 1.0
+    )  # in either role the king wins 2, the jack loses 1 by folding, the queen wins 0 by calling
     assert exploitability(always) == pytest.approx(1 / 3)
     calls = equilibrium() | {("jack", ("bet",)): 1.0}  # only the second player errs
     assert exploitability(calls) > 0.01
