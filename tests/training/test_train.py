@@ -41,7 +41,7 @@ def test_update_is_the_same_for_every_micro_batch(case: str, dtype: torch.dtype,
     assert relative(whole, update(case, dtype, micro, seven_rows(case))) <= EXACT[dtype]
 
 
-@pytest.mark.parametrize("case", ["dpo", "coupled+sft", "kto", "rloo"])
+@pytest.mark.parametrize("case", ["dpo", "coupled+sft", "kto", "rloo", "grpo of episodes"])
 def test_update_is_the_same_for_every_token_budget(case: str) -> None:
     whole = update(case, torch.float64, 7, seven_rows(case))
     trainer, steps = train(case, torch.float64, 7, seven_rows(case), micro_tokens=60)
@@ -49,7 +49,7 @@ def test_update_is_the_same_for_every_token_budget(case: str) -> None:
     assert 0 < steps[0].metrics["padding"] < 0.5
 
 
-@pytest.mark.parametrize("case", ["ppo", "ppo+sft", "grpo"])
+@pytest.mark.parametrize("case", ["ppo", "ppo+sft", "grpo", "ppo of episodes"])
 def test_what_was_said_before_the_only_update_is_not_asked_again(case: str) -> None:
     """One micro-batch and one pass: the forward pass before the update is that of the update, and the update is the same."""
     whole, steps = train(case, torch.float64, 7, seven_rows(case), passes=1)
