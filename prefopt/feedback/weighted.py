@@ -1,5 +1,6 @@
 """Several rewards of one completion, summed by weights and kept apart by name."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,15 @@ from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Several rewards of one completion: Σ_m w_m r_m is its score, and each r_m is a named score.
+    """Several rewards of one completion: Σ_m w_m r_m is its score, and each r_m, steps included, is a named score.
 
     An `Ensemble` has several opinions of one thing; this has several things, such as whether an answer is right, whether it is
     short, and whether a judge likes it. Whatever learns from scores learns from the sum; `GDPO` reads the named ones and
     normalises them apart.
 
     A completion on which a member has no verdict has no sum, and has the other named scores. `steps` are summed by the same
-    weights; named scores that a member gives itself are named MEMBER/NAME.
+    weights and stay where they are; the named score of a member that gives them, such as `EnvironmentReward`, is its score and
+    their sum. Named scores that a member gives itself are left out.
 
     Attributes:
         weights: a name and w_m for each member, in their order: {right: 1, short: 0.2}.
@@ -51,18 +53,12 @@ class WeightedSum:
             PrefoptError: what a member raised, or that it returned something else than B × K numbers; says which member.
         """
         verdicts = verdicts_of(self.members, prompts, completions, rows)
-        own = {name: verdict.scores.double().cpu() for name, verdict in zip(self.weights, verdicts, strict=True)}
-        inner = {
-            f"{name}/{key}": scores
-            for name, verdict in zip(self.weights, verdicts, strict=True)
-            for key, scores in verdict.named.items()
-        }
         return Verdict(
-            self._summed(torch.stack(list(own.values()))).float(),
+            self._summed(torch.stack([verdict.scores.double().cpu() for verdict in verdicts])).float(),
             None,
             [notes_of(verdicts, b) for b in range(len(prompts))],
             combined_steps(verdicts, self._summed),
-            {name: scores.float() for name, scores in {**own, **inner}.items()},
+            {name: _whole(verdict).float() for name, verdict in zip(self.weights, verdicts, strict=True)},
         )
 
     def _summed(self, scores: Tensor) -> Tensor:
@@ -74,3 +70,11 @@ class WeightedSum:
     def parts(self) -> Sequence[Any]:
         """The members."""
         return self.members
+
+
+def _whole(verdict: Verdict) -> Tensor:
+    """[B, K] score + Σ steps of each completion."""
+    scores = verdict.scores.double().cpu().clone()
+    for b, row in enumerate(verdict.steps or ()):
+        scores[b, : len(row)] += torch.tensor([math.fsum(steps) for steps in row]).double()
+    return scores

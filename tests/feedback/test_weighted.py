@@ -27,13 +27,16 @@ def test_by_hand():
     assert verdict.named["short"].tolist() == SHORT  # known where the sum is not
 
 
-def test_steps_are_summed_and_what_members_name_is_kept():
-    one = member(RIGHT, steps=[[[1.0, 2.0], []], [[4.0], [8.0]]], named={"safe": torch.ones(2, 2)})
-    verdict = WeightedSum({"right": 0.5, "short": 3.0}, (one, member(SHORT, notes=[{"why": "x"}, {}])))(
+def test_steps_are_summed_where_they_are_and_in_the_named_score_of_their_member():
+    given = Verdict(torch.tensor(RIGHT), steps=[[[1.0, 2.0], []], [[4.0], [8.0]]], named={"safe": torch.ones(2, 2)})
+    verdict = WeightedSum({"right": 0.5, "short": 3.0}, (lambda *_: given, member(SHORT, notes=[{"why": "x"}, {}])))(
         PROMPTS, TEXTS, ROWS
     )
     assert verdict.steps == [[[0.5, 1.0], []], [[2.0], [4.0]]]
-    assert set(verdict.named) == {"right", "short", "right/safe"}
+    assert set(verdict.named) == {"right", "short"}
+    expected = torch.tensor([[1.0 + 3, 0.0], [0.0 + 4, math.nan]])
+    torch.testing.assert_close(verdict.named["right"], expected, equal_nan=True)
+    assert given.scores[0, 0] == 1  # the member's own are left alone
     assert verdict.notes[0] == {"members": [{}, {"why": "x"}]}
 
 

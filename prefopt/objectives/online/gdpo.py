@@ -34,8 +34,8 @@ class GDPO:
     (β = 0) are those of its scripts (NVlabs/GDPO, train_gdpo.sh).
 
     Attributes:
-        weights: w_n by name, {helpful: 1, short: 0.5}; None takes every named score (where there is none, `score`), and `return`
-            where turns have rewards, each with weight 1.
+        weights: w_n by name, {helpful: 1, short: 0.5}; None takes every named score with weight 1, and where nothing has a name
+            `score`, and `return` if turns have rewards.
         beta: β ≥ 0, the weight of the KL.
         epsilon: ε, how far a ratio may move.
         e: what is added to standard deviations.
@@ -84,8 +84,8 @@ class GDPO:
     def _weights_of(self, batch: Batch) -> Mapping[str, float]:
         if self.weights is not None:
             return self.weights
-        names = [*(batch.named_scores or ["score"]), *["return"] * (batch.rewards is not None)]
-        return dict.fromkeys(names, 1.0)
+        whole = ["score"] if batch.rewards is None else ["score", "return"]
+        return dict.fromkeys(batch.named_scores or whole, 1.0)
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:
         """Shapes: `policy.logps` is [B, K, T]; the total is [B]."""

@@ -80,13 +80,18 @@ def test_gdpo_tells_apart_what_a_sum_does_not():
 
 def test_gdpo_takes_every_score_unless_some_are_weighed():
     objective, case = three_scores(1)
-    every = dataclasses.replace(objective, weights=dict.fromkeys(objective.weights, 1.0))
+    every = dataclasses.replace(objective, weights={"helpful": 1.0, "short": 1.0})
     rows = [o.targets(case.batch, case.old, None).rows["advantages"] for o in (every, GDPO())]
     torch.testing.assert_close(*rows, **EXACT)
     assert objective.needs.named_scores == ("helpful", "short") and GDPO().needs == dataclasses.replace(
         objective.needs, named_scores=()
     )
-    plain = dataclasses.replace(case.batch, named_scores={}, rewards=None)
+    nameless = dataclasses.replace(case.batch, named_scores={})
+    rows = [
+        o.targets(nameless, case.old, None).rows["advantages"] for o in (GDPO({"score": 1.0, "return": 1.0}), GDPO())
+    ]
+    torch.testing.assert_close(*rows, **EXACT)
+    plain = dataclasses.replace(nameless, rewards=None)
     alone = GDPO().targets(plain, case.old, None).rows["advantages"]
     grpo = GRPO(beta=0.0).targets(plain, case.old, None).rows["advantages"]
     ratio = (alone / grpo)[plain.mask & (grpo != 0)]
