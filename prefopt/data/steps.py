@@ -17,7 +17,7 @@ ENDS, LABELS, SEPARATOR = "step_ends", "step_labels", "step_separator"
 """Columns: of batches, where steps end; of rows, the probability that each step is right, and what follows each step."""
 
 LINE_BREAK = "\n"
-"""What follows a step unless a row says otherwise, as in TRL's stepwise supervision."""
+"""What follows a step unless a row says otherwise, as in TRL's stepwise supervision; it may be nothing."""
 
 Steps = tuple[tuple[str, ...], ...]
 """For each completion, the texts of its steps; joined they are the completion."""
@@ -44,7 +44,7 @@ def joined_steps(row: Mapping[str, Any], kind: str, where: str) -> tuple[Mapping
     if not any(lists):
         return row, None
     separator = row.get(SEPARATOR, LINE_BREAK)
-    if not isinstance(separator, str) or not separator:
+    if not isinstance(separator, str):
         fail(where, f"{SEPARATOR!r} must be the text that follows each step, not {separator!r}")
     if not all(lists):
         fail(where, "some completions are lists of steps and others are not; give all in one form")
@@ -106,10 +106,10 @@ def _probability(value: Any, where: str) -> float:
 
 
 def separator_of(rows: Sequence[Example]) -> str | None:
-    """What follows each step in rows that are lists of steps; None where the first row is none."""
+    """What follows each step in rows that are lists of steps; None where the first row is none, or nothing follows."""
     if not len(rows) or not rows[0].steps:
         return None
-    return str(rows[0].columns.get(SEPARATOR, LINE_BREAK))
+    return str(rows[0].columns.get(SEPARATOR, LINE_BREAK)) or None
 
 
 def in_steps(example: Example, separator: str) -> Example:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,9 +25,12 @@ from prefopt.policy.parallel import forward
 from prefopt.policy.positions import positions_of
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import advising
-from prefopt.types import Batch, Completion, Needs, Outputs, Prompt, StepRewards, Verdict
+from prefopt.types import Batch, Completion, Message, Needs, Outputs, Prompt, StepRewards, Verdict
 
 Count = Annotated[int, Field(gt=0)]
+
+EPISODE = "an episode that is text"
+"""Column of examples that says so."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class RewardModel:
     A model that was trained here on steps or segments gives `steps`, a number for each turn: the sum of its steps' rewards, or,
     where it learnt labels, the probability Π σ(z) that all of them are right; 0 for a turn of which nothing was read. Its scores
     are then 0, or NaN for no verdict, as steps come on top of them. The steps of a text are what ends in the separator of its
-    training data; a turn of a conversation is one step.
+    training data; a turn of a conversation is one step, and so is a turn of an episode that is text, whose turns are in the row's
+    column `messages`. What an environment says behind the last turn is not read.
 
     With `average` it is a model whose weights are the mean over several checkpoints (WARM): in place of an ensemble, at the
     cost of one. All must have been fine-tuned from the same model, and a head that starts at random is part of that start: train
@@ -97,9 +101,9 @@ class RewardModel:
         # One example for each completion, so that its number says whose it is whatever the tokenisation drops.
         places = [(b, k) for b, texts in enumerate(completions) for k in range(len(texts))]
         notes = [Counter[str]() for _ in prompts]
-        examples = []
-        for b, k in places:
-            completion, found = without_control(completions[b][k], self._control, self._tokenizer.eos_token)
+        examples, episodes = [], [self._episode(prompts[b], completions[b][k], rows[b], k) for b, k in places]
+        for (b, _), episode in zip(places, episodes, strict=True):
+            completion, found = without_control(episode, self._control, self._tokenizer.eos_token)
             notes[b]["control"] += found
             examples.append(self._example(prompts[b], completion, rows[b], b))
         read, unknown = self._read(examples), unknown_token(self._tokenizer)
@@ -107,37 +111,40 @@ class RewardModel:
             note = notes[places[row.row][0]]
             note["cut"] += row.prompt_cut or row.completions_cut[0]
             note["unknown"] += unknown is not None and unknown in row.completion_ids[0]
-        steps = None if self._steps is None else [[[0.0] * turns_in(text) for text in texts] for texts in completions]
+        counts = iter(map(turns_in, episodes))
+        steps = None if self._steps is None else [[[0.0] * next(counts) for _ in texts] for texts in completions]
         if read:
             batch, what = collate(read), f"the reward model {self._checkpoints[0][0]}"
             with advising(what, ("its batch_size", "max_prompt_tokens", "max_completion_tokens")):
                 outputs = forward(self.scorer, batch, Needs(rewards=True), self.batch_size, self._accelerator)
             assert outputs.rewards is not None
-            b, k = torch.tensor([places[row.row] for row in read]).T
+            at = [places[row.row] for row in read]
             scores = scores.to(outputs.rewards.dtype)
-            scores[b, k] = outputs.rewards[:, 0].cpu() if steps is None else 0.0
+            scores[*torch.tensor(at).T] = outputs.rewards[:, 0].cpu() if steps is None else 0.0
             if steps is not None:
-                for row, numbers in zip(read, self._of_turns(batch, outputs), strict=True):
-                    own = steps[places[row.row][0]][places[row.row][1]]
-                    _refuse_more_turns(numbers, own, row.where)
-                    own[: len(numbers)] = numbers  # turns that were cut off keep their 0
+                for row, (b, k), parts in zip(read, at, self._parts(read, batch, outputs), strict=True):
+                    _refuse_more_turns(parts, steps[b][k], row.where)
+                    steps[b][k][: len(parts)] = map(self._number, parts)  # turns that were cut off keep their 0
         for note, line, texts in zip(notes, scores.tolist(), completions, strict=True):
             note["empty"] = sum(map(math.isnan, line[: len(texts)]))
         return Verdict(scores, notes=[dict(+note) for note in notes], steps=steps)
 
-    def _of_turns(self, batch: Batch, outputs: Outputs) -> list[list[float]]:
-        """Of each row's completion, a number for each turn that was read."""
+    def _parts(self, read: Sequence[Tokenised], batch: Batch, outputs: Outputs) -> Iterator[list[Tensor]]:
+        """Of each row's completion, what the model gives the steps of each turn that was read."""
         assert outputs.step_rewards is not None
         numbers, ends = outputs.step_rewards[:, 0].double().cpu(), batch.step_ends[:, 0]
-        turn = replace(batch, columns={}).steps[:, 0]
-        values: list[list[float]] = []
-        for own, at, of in zip(numbers, ends, turn, strict=True):
-            parts = [own[at & (of == n)] for n in range(int(of.max()) + 1)]
-            if self._steps == "logit":
-                values.append([part.sigmoid().prod().item() if len(part) else 0.0 for part in parts])
+        runs = replace(batch, columns={}).steps[:, 0]  # of the mask: turns of a conversation
+        for row, own, at, turn in zip(read, numbers, ends, runs, strict=True):
+            if row.columns.get(EPISODE) and row.step_ends is not None:
+                yield list(own[list(row.step_ends[0])][:, None])
             else:
-                values.append([part.sum().item() for part in parts])
-        return values
+                yield [own[at & (turn == n)] for n in range(int(turn.max()) + 1)]
+
+    def _number(self, steps: Tensor) -> float:
+        """Of one turn."""
+        if self._steps == "logit":
+            return steps.sigmoid().prod().item() if len(steps) else 0.0
+        return steps.sum().item()
 
     def _read(self, examples: Sequence[Example]) -> list[Tokenised]:
         """The examples in which its tokenizer finds something, as the model was trained to read them."""
@@ -193,6 +200,13 @@ class RewardModel:
         for name, total in sums.items():
             mine[name].copy_(total / len(self._checkpoints))
 
+    def _episode(self, prompt: Prompt, completion: Completion, row: Mapping[str, Any], k: int) -> Completion:
+        """The completion; where it is the text of an episode, and turns matter, its turns."""
+        if self._steps is None or not isinstance(prompt, str) or not isinstance(completion, str):
+            return completion
+        turns = (row.get("messages") or {k: ()})[k]
+        return tuple(turns) or completion
+
     def _example(self, prompt: Prompt, completion: Completion, row: Mapping[str, Any], b: int) -> Example:
         where = f"prompt {b + 1} of the feedback {self._checkpoints[0][0]}"
         # What a chat template takes beside the turns; nothing else of the row matters to the tokenisation.
@@ -202,8 +216,10 @@ class RewardModel:
                 raise PrefoptError(
                     f"{where}: `prompt: false` is for single texts, and this completion has several turns"
                 )
+            if isinstance(prompt, str) and row.get("messages"):
+                return _text_episode(prompt, completion, where)
             asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
-            return Example(asked, (tuple(completion),), where=where, columns=columns)
+            return Example(asked, (up_to_last_answer(completion),), where=where, columns=columns)
         if not self.prompt or isinstance(prompt, str):
             separator = None if self._reading is None else self._reading.separator
             example = Example(prompt if self.prompt else "", (completion,), where=where, columns=columns)
@@ -248,10 +264,29 @@ def turns_in(completion: Completion) -> int:
     return 1 if isinstance(completion, str) else sum(turn.get("role") == "assistant" for turn in completion)
 
 
-def _refuse_more_turns(numbers: Sequence[float], turns: Sequence[float], where: str) -> None:
-    if len(numbers) > len(turns):
+def up_to_last_answer(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns of an episode without what its environment says behind the policy's last one."""
+    end = len(turns)
+    while end and turns[end - 1].get("role") != "assistant":
+        end -= 1
+    return tuple(turns[:end])
+
+
+def _text_episode(prompt: str, turns: Sequence[Message], where: str) -> Example:
+    """The turns as one text, whose steps end where the policy's turns do."""
+    steps: list[str] = []
+    said = ""
+    for turn in up_to_last_answer(turns):
+        said += str(turn.get("content") or "")
+        if turn.get("role") == "assistant":
+            steps, said = [*steps, said], ""
+    return Example(prompt, ("".join(steps),), where=where, columns={EPISODE: True}, steps=(tuple(steps),))
+
+
+def _refuse_more_turns(parts: Sequence[Tensor], turns: Sequence[float], where: str) -> None:
+    if len(parts) > len(turns):
         raise PrefoptError(
-            f"{where}: the reward model's chat template writes {len(turns)} turns of the assistant as {len(numbers)} parts, "
+            f"{where}: the reward model's chat template writes {len(turns)} turns of the assistant as {len(parts)} parts, "
             "so that the rewards of steps belong to no turn; name a tokenizer whose template keeps turns whole in `tokenizer`"
         )
 

@@ -100,6 +100,12 @@ def test_pairs_and_lists_may_have_steps_and_a_separator_of_their_own(letters):
     assert made.select([1]).step_ends == ((1,),)
 
 
+def test_nothing_may_follow_a_step(letters):
+    row = parse({"prompt": "q", "completion": ["ab", "c"], "step_separator": ""})
+    (made,), _ = tokenise([row], letters)
+    assert (row.completions, made.step_ends, separator_of([row])) == (("abc",), ((1, 2),), None)
+
+
 def test_steps_that_are_cut_off_have_no_label(letters):
     row = parse({"prompt": "q", "completion": ["ab", "cd"], "step_labels": [0, 1]})
     (made,), _ = tokenise([row], letters, None, 4)
@@ -148,7 +154,7 @@ def test_labels_of_a_conversation_are_of_the_assistants_turns(letters):
     [
         ({"chosen": ["a"], "rejected": "b"}, "lists of steps and others are not"),
         ({"chosen": ["a", " "], "rejected": ["b"]}, "a step is empty"),
-        ({"chosen": ["a"], "rejected": ["b"], "step_separator": ""}, "must be the text that follows each step"),
+        ({"chosen": ["a"], "rejected": ["b"], "step_separator": 1}, "must be the text that follows each step"),
         ({"completion": ["a", "b"], "step_labels": [1]}, "1 labels for completion 1, which has 2 steps"),
         ({"completion": ["a", "b"], "step_labels": [1, 2]}, "whether it is right"),
         ({"completion": ["a", "b"], "step_labels": [1, None]}, "whether it is right"),

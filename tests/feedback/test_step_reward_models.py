@@ -80,6 +80,32 @@ def test_a_text_of_a_model_of_turns_is_one_step(folders):
     assert verdict.steps[0][0] == pytest.approx([own(folders, "2 + 2?add 2\nso 4<|im_end|>")], abs=1e-4)
 
 
+def test_what_an_environment_says_at_the_end_is_not_read(folders):
+    model = RewardModel(str(folders / "segments"))
+    ended = model([ASKED], [[(*EPISODE, {"role": "tool", "content": "done"}), EPISODE]], [{}])
+    assert ended.steps[0][0] == pytest.approx(ended.steps[0][1], abs=1e-5)
+
+
+SAID = (
+    {"role": "assistant", "content": "up"},
+    {"role": "environment", "content": " wall;"},
+    {"role": "assistant", "content": ""},
+    {"role": "environment", "content": " late;"},
+    {"role": "assistant", "content": "left"},
+    {"role": "environment", "content": " goal"},
+)
+"""An episode that goes on as text; in its second turn the policy wrote nothing."""
+
+
+@pytest.mark.parametrize(("kind", "of"), [("segments", float), ("labels", sigmoid), ("lines", sigmoid)])
+def test_a_turn_of_an_episode_that_is_text_is_a_step(folders, kind, of):
+    text = "".join(turn["content"] for turn in SAID)
+    verdict = RewardModel(str(folders / kind))(["go: "], [[text, "up"]], [{"messages": [SAID, SAID[:1]]}])
+    read = ["go: up", "go: up wall;", "go: up wall; late;left"]
+    assert verdict.steps[0][0] == pytest.approx([of(own(folders, part)) for part in read], abs=1e-4)
+    assert verdict.steps[0][1] == pytest.approx([of(own(folders, "go: up"))], abs=1e-4)
+
+
 def test_turns_of_which_nothing_is_read_have_0_and_an_empty_completion_no_verdict(folders):
     verdict = RewardModel(str(folders / "short"))([ASKED], [[EPISODE, ""]], [{}])
     first, second = verdict.steps[0][0]
