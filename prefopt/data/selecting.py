@@ -273,6 +273,8 @@ def _contents(rows: Sequence[Selectable]) -> str:
 
 
 def _suitable(needs: Needs) -> str:
+    if "step_labels" in needs.columns:
+        return "any of them, with `step_labels` (steps)"
     names = ["paired", "rated", "ranked"]
     if needs.preference:
         names = ["compared"]
