@@ -10,7 +10,7 @@ import torch
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Completion, Prompt, Verdict
 
-REWARDS, FAILED = "turn_rewards", "failed"
+REWARDS, FAILED, MESSAGES = "turn_rewards", "failed", "messages"
 """Columns of the rows that feedback sees: of each completion, the reward of each turn, and whether its environment failed."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
+from prefopt.data.steps import LABELS
 from prefopt.data.texts import decode_pieces
 from prefopt.evaluation.breakdown import Measured, broken_down
 from prefopt.evaluation.calibration import brier, by_gap, calibration_error, pair_nll
@@ -22,6 +23,7 @@ from prefopt.evaluation.intervals import Halved, halved
 from prefopt.evaluation.metrics import BUILT_IN
 from prefopt.evaluation.of_episodes import of_episodes
 from prefopt.evaluation.of_samples import SampleMetrics
+from prefopt.evaluation.of_steps import labelled, of_steps
 from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
 from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
@@ -103,7 +105,8 @@ class Evaluator:
         model.eval()
         in_pairs = pairs(self.rows)
         if isinstance(model, Scorer):
-            evaluation = self._evaluation(*(self._scored_pairs(model, in_pairs) if in_pairs else ({}, {})))
+            measured, numbers = self._scored_pairs(model, in_pairs) if in_pairs else ({}, {})
+            evaluation = self._evaluation(measured | self._scored_steps(model), numbers)
         else:
             measured = self._pairs(model, in_pairs) if in_pairs else self._demonstrations(model)
             if self.prompts and model.tokenizer is not None:
@@ -128,9 +131,11 @@ class Evaluator:
     def _resampling(self) -> int:
         return seed_for(self.seed, "resampling")
 
-    def _outputs(self, model: Model, rows: Sequence[Tokenised], needs: Needs) -> tuple[Batch, Outputs]:
+    def _outputs(
+        self, model: Model, rows: Sequence[Tokenised], needs: Needs, columns: Sequence[str] = ()
+    ) -> tuple[Batch, Outputs]:
         """All rows at once; only [rows, K, T] numbers are kept."""
-        batch = collate(rows)
+        batch = collate(rows, columns)
         with timed("forward"):
             return batch, forward(model, batch, needs, self.settings.batch_size, self.accelerator)
 
@@ -154,6 +159,11 @@ class Evaluator:
         return _of_pairs(rewards, pairs, "rewards") | {
             n: Measured(value, pairs) for n, value in measured.items()
         }, numbers
+
+    def _scored_steps(self, model: Scorer) -> dict[str, Measured]:
+        """How well a scorer that learnt labels of steps knows those of held-out rows."""
+        rows = labelled(self.rows) if model.reading.steps == "logit" else []
+        return of_steps(*self._outputs(model, rows, Needs(rewards=True), (LABELS,)), rows) if rows else {}
 
     def _pairs(self, model: Model, pairs: Sequence[Tokenised]) -> dict[str, Measured]:
         batch, outputs = self._outputs(model, pairs, Needs())

@@ -18,7 +18,7 @@ from prefopt.types import Completion, Prompt, Verdict
 
 BUILT_IN = frozenset(
     {
-        *("accuracy", "likelihood_accuracy", "nll", "pair_nll", "brier", "ece"),
+        *("accuracy", "likelihood_accuracy", "nll", "pair_nll", "brier", "ece", "step_accuracy", "step_nll"),
         *(f"{kind}_{part}" for kind in ("logratio", "rewards") for part in ("chosen", "rejected", "margin")),
         *(f"accuracy_{size}_gap" for size in ("small", "medium", "large")),
         *("gap_small_to", "gap_medium_to"),

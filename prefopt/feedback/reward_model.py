@@ -18,6 +18,7 @@ from prefopt import recipe
 from prefopt.data import Example, Tokenised, collate, tokenise
 from prefopt.data.encoding import unknown_token
 from prefopt.data.steps import in_steps
+from prefopt.environments.episodes import MESSAGES
 from prefopt.feedback.calling import refuse_alone
 from prefopt.feedback.rendering import Rendering, control_tokens, without_control
 from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
@@ -204,8 +205,7 @@ class RewardModel:
         """The completion; where it is the text of an episode, and turns matter, its turns."""
         if self._steps is None or not isinstance(prompt, str) or not isinstance(completion, str):
             return completion
-        turns = (row.get("messages") or {k: ()})[k]
-        return tuple(turns) or completion
+        return tuple(row[MESSAGES][k]) or completion if row.get(MESSAGES) else completion
 
     def _example(self, prompt: Prompt, completion: Completion, row: Mapping[str, Any], b: int) -> Example:
         where = f"prompt {b + 1} of the feedback {self._checkpoints[0][0]}"
@@ -216,7 +216,7 @@ class RewardModel:
                 raise PrefoptError(
                     f"{where}: `prompt: false` is for single texts, and this completion has several turns"
                 )
-            if isinstance(prompt, str) and row.get("messages"):
+            if isinstance(prompt, str) and row.get(MESSAGES):
                 return _text_episode(prompt, completion, where)
             asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
             return Example(asked, (up_to_last_answer(completion),), where=where, columns=columns)

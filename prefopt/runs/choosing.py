@@ -26,7 +26,7 @@ HIGHER: tuple[str, ...] = (
     *("gold", "reward", "win_rate", "win_rate_length_controlled", "accuracy", "likelihood_accuracy", "ended"),
     *("logratio_margin", "rewards_margin", "accuracy_small_gap", "accuracy_medium_gap", "accuracy_large_gap"),
 )
-LOWER: tuple[str, ...] = ("nll", "pair_nll", "brier", "ece")
+LOWER: tuple[str, ...] = ("nll", "pair_nll", "step_nll", "brier", "ece")
 """Built-in metrics of which more, or less, is better; of the others a recipe has to say."""
 
 

@@ -5,12 +5,14 @@ from types import MappingProxyType
 
 from prefopt import recipe
 from prefopt.data import Example
+from prefopt.data.steps import LABELS
 from prefopt.environments.making import logged_by
 from prefopt.evaluation.breakdown import part_name, values_of
 from prefopt.evaluation.calibration import GAPS, by_gap
 from prefopt.evaluation.held_out import best, gaps, pairs
 from prefopt.evaluation.metrics import own_names
 from prefopt.feedback import is_bare
+from prefopt.objectives import load_objective
 
 OF_PAIRS = "held-out rows with a better and a worse completion"
 OF_SAMPLES = "evaluate.prompts above 0"
@@ -26,6 +28,9 @@ MEASURED_BY = {
     **dict.fromkeys([f"rewards_{part}" for part in ("chosen", "rejected", "margin")], OF_SCORERS),
     **dict.fromkeys(("pair_nll", "brier", "ece"), OF_SCORERS),
     **dict.fromkeys([f"accuracy_{size}_gap" for size in GAPS], f"{OF_SCORERS} with scores"),
+    **dict.fromkeys(
+        ("step_accuracy", "step_nll"), "an objective that learns labels of steps, and held-out rows with `step_labels`"
+    ),
     "nll": "held-out rows with a best completion",
     **dict.fromkeys(
         ("kl", "kl_k3"), f"{OF_SAMPLES} and evaluate.sampling with temperature above 0, top_p 1 and top_k 0"
@@ -66,11 +71,13 @@ def held_out_metrics(
     """
     rewarded = settings.source.rollouts is not None and settings.feedback is not None and is_bare(settings.feedback)
     logged = () if scorer or settings.evaluated_in is None else ("return", "turns", *logged_by(settings.evaluated_in))
-    names = _measured(settings.evaluate, scorer, rows, rewarded, logged)
+    steps = any(load_objective(t.name, **t.fields).needs.step_rewards == "logit" for t in settings.objective)
+    names = [*_of_steps(steps, settings.evaluate, rows), *_measured(settings.evaluate, scorer, rows, rewarded, logged)]
     for of_set, own in sets.items():
         # A run keeps samples of test rows alone, so sets meet no other run.
         alone = settings.evaluate if settings.evaluate.against is None else _without_judge(settings.evaluate)
-        names += [f"{of_set}/{name}" for name in _measured(alone, scorer, own, rewarded, logged)]
+        own_names = [*_of_steps(steps, alone, own), *_measured(alone, scorer, own, rewarded, logged)]
+        names += [f"{of_set}/{name}" for name in own_names]
     return names
 
 
@@ -98,6 +105,14 @@ def _measured(
             numbers += [*_numbers_of_samples(evaluate, rewarded), *["return_missing"] * bool(logged)]
     parts = [(column, value) for column in evaluate.by for value in values_of(rows or (), column)]
     return [*means, *(part_name(name, *part) for part in parts for name in means), *numbers]
+
+
+def _of_steps(steps: bool, evaluate: recipe.Evaluate, rows: Sequence[Example] | None) -> Iterator[str]:
+    """Of a scorer that learns labels of steps."""
+    if steps and (rows is None or any(LABELS in row.columns for row in rows[: evaluate.rows])):
+        parts = [(column, value) for column in evaluate.by for value in values_of(rows or (), column)]
+        for name in ("step_accuracy", "step_nll"):
+            yield from (name, *(part_name(name, *part) for part in parts))
 
 
 def _of_pairs(scorer: bool, pairs: Sequence[Example] | None) -> Iterator[str]:

@@ -113,7 +113,7 @@ def measure(
     data = {part: held_out_rows(planned, part, tokenizer, console, begun) for part in parts}
     longest = longest_of(settings, data)
     show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
-    needs = Needs(rewards=planned.needs.rewards, reference=True)
+    needs = Needs(rewards=planned.needs.rewards, step_rewards=planned.needs.step_rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
     measuring = judges(settings, accelerator, models.trained)
     sampler = evaluation_sampler(settings, accelerator, models.trained)

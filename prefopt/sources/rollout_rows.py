@@ -42,11 +42,11 @@ def judged_row(
     scores = preference = None
     axes: dict[str, Axis] = {**group.row.axes, VERSION: "completion"}
     columns = {**group.row.columns, **_of_written(group.written), **further}
-    columns |= {name: verdicts[name].scores[number].tolist() for name in ("cost", "gold") if name in verdicts}
+    columns |= {name: verdicts[name].totals[number].tolist() for name in ("cost", "gold") if name in verdicts}
     if (verdict := verdicts.get("scores")) is not None:
         given = verdict.totals[number]
         if constrained:
-            given = given + 0 * verdicts["cost"].scores[number]  # NaN where the cost is
+            given = given + 0 * verdicts["cost"].totals[number]  # NaN where the cost is
         scores = tuple(None if math.isnan(score) else score for score in given.tolist())
         preference = None if verdict.preference is None else tuple(map(tuple, verdict.preference[number].tolist()))
         for name, values in verdict.named.items():
@@ -61,6 +61,7 @@ def judged_row(
         preference=preference,
         columns=columns,
         axes=axes,
+        steps=None,
     )
     return dataclasses.replace(
         group.row,
@@ -71,6 +72,7 @@ def judged_row(
         example=example,
         masks=tuple(one.mask for one in group.written),
         completions_cut=tuple(not one.ended for one in group.written),
+        step_ends=None,
     )
 
 
@@ -91,6 +93,7 @@ def _rewards(completions: Sequence[Written], steps: Sequence[Sequence[float]]) -
     """Of each completion [T]: the number of each turn at its last token, 0 elsewhere."""
     rewards = []
     for k, (one, values) in enumerate(zip(completions, steps, strict=True)):
+        values = values if one.turns else ()  # of an episode that did not begin, whatever is said of it
         if len(values) != len(one.turns):
             raise PrefoptError(
                 f"the feedback gives {len(values)} numbers in `steps` to completion {k + 1} of a prompt, which has "

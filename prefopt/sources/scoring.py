@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from prefopt.data import Tokenised
-from prefopt.environments.episodes import FAILED, REWARDS
+from prefopt.environments.episodes import FAILED, MESSAGES, REWARDS
 from prefopt.feedback import ask, prefetching, together
 from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
 from prefopt.support.errors import PrefoptError
@@ -144,6 +144,7 @@ def said_of(written: Sequence[Written]) -> dict[str, Any]:
     if any(one.rewards or one.stop == "error" for one in written):
         columns[REWARDS] = [list(one.rewards) for one in written]
         columns[FAILED] = [one.stop == "error" for one in written]
+        columns[MESSAGES] = [list(one.messages) for one in written]
     return columns
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import dataclass
 from statistics import mean
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 from _tiny import tiny_recipe
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt import PrefoptError, load_recipe, run
 from prefopt.feedback import RewardModel
+from prefopt.objectives import RLOO
 from prefopt.policy import Reading, reading_of
+from prefopt.runs.held_out_metrics import held_out_metrics
+from prefopt.runs.inspecting import evaluate, trained
+from prefopt.types import Turn
 
 QUIET = Console(quiet=True)
 LETTERS = "abcdefgh"
@@ -90,6 +95,12 @@ def test_labels_of_steps_are_learnt_from_trls_rows_and_saved_as_such(home):
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.15)
     assert lines[-1]["loss"] < 0.4 and lines[-1]["steps/accuracy"] > 0.85
     assert reading_of(str(folder / "policy")) == Reading(512, 512, steps="logit", separator="\n")
+    summary = json.loads((folder / "summary.json").read_text())
+    before, after = (summary[when] for when in ("before", "after"))
+    assert before["step_nll"]["value"] == pytest.approx(math.log(2), abs=0.15)
+    assert after["step_accuracy"]["value"] > 0.85 and after["step_nll"]["value"] < 0.4
+    assert evaluate(trained(folder), QUIET).estimates()["step_nll"].value == pytest.approx(after["step_nll"]["value"])
+    assert set(after) <= set(held_out_metrics(load_recipe(folder / "recipe.yaml"), True, None))
     numbers, labels = numbers_of(folder)
     assert mean([(number > 0.5) == label for number, label in zip(numbers, labels, strict=True)]) > 0.85
 
@@ -98,6 +109,8 @@ def test_segments_tell_which_of_their_steps_are_good(home):
     folder = trained_on(home, "pairs.jsonl", "SegmentBradleyTerry")
     assert reading_of(str(folder / "policy")) == Reading(512, 512, steps="reward", separator="\n")
     summary = json.loads((folder / "summary.json").read_text())
+    again = evaluate(trained(folder), QUIET).estimates()
+    assert again["accuracy"].value == pytest.approx(summary["after"]["accuracy"]["value"])
     assert summary["after"]["accuracy"]["value"] > 0.8
     numbers, labels = numbers_of(folder)
     good, bad = ([n for n, label in zip(numbers, labels, strict=True) if label == kind] for kind in (True, False))
@@ -118,6 +131,60 @@ def test_both_are_feedback_for_rl(home, tmp_path, objective):
     run(load_recipe(file), folder=tmp_path / "run", console=QUIET)
     lines = metrics(tmp_path / "run")
     assert len(lines) == 2 and all(line["grad_norm"] > 0 for line in lines)
+
+
+SEEN: list = []
+
+
+@dataclass(frozen=True)
+class Seeing(RLOO):
+    """RLOO, and what it was given."""
+
+    def targets(self, batch, old, reference):
+        SEEN.append(batch)
+        return super().targets(batch, old, reference)
+
+
+class Twice:
+    """An environment of two turns, each of which ends at a small letter; it says what no policy wrote."""
+
+    stop = tuple("abcdefghijklmnopqrstuvwxyz")
+
+    def reset(self, row, seed):
+        self.turns = 0
+
+    def step(self, text, *, truncated):
+        self.turns += 1
+        return Turn(" No.\n", reward=100.0, done=self.turns == 2)
+
+
+def test_each_turn_of_an_episode_is_paid_what_the_model_says_of_it(home, tmp_path):
+    """By transformers' own number of the text up to the end of the turn, and not by the environment."""
+    model = trained_on(home, "pairs.jsonl", "SegmentBradleyTerry")
+    rollouts = (
+        "{completions: 2, sampling: {max_tokens: 40}, environment: {name: 'the:class', max_turns: 2, max_tokens: 90}}"
+    )
+    more = {
+        "source": f"{{data: {home / 'stepwise.jsonl'}, rollouts: {rollouts}}}",
+        "train": "{steps: 1, batch_size: 4, lr: 1e-3, threads: 1}",
+        "evaluate": "{prompts: 0}",
+        "feedback": f"{{name: RewardModel, model: {model}}}",
+    }
+    file = tiny_recipe(tmp_path, home / "lm", home / "pairs.jsonl", "RLOO", **more)
+    SEEN.clear()
+    run(load_recipe(file), objective=Seeing(beta=0.0), environment=Twice, folder=tmp_path / "run", console=QUIET)
+    scorer = AutoModelForSequenceClassification.from_pretrained(model / "policy").eval()
+    batch, paid = SEEN[-1], 0  # the first ones are of the contract's checks
+    for b, k, t in batch.step_ends.nonzero().tolist():
+        own = batch.completion_ids[b, k, : t + 1].tolist()
+        if min(own) < 2:  # an end token of the policy's is no part of the text that the model reads
+            continue
+        with torch.no_grad():
+            expected = scorer(input_ids=torch.tensor([[*batch.prompt_ids[b], *own]])).logits[0, 0].item()
+        assert batch.rewards[b, k, t].item() == pytest.approx(expected, abs=1e-4)
+        paid += 1
+    assert paid >= 8 and batch.step_ends.sum() > 8  # of eight episodes, some of two turns
+    assert not batch.rewards[~batch.step_ends].any() and not batch.scores.any()
 
 
 def test_gold_of_a_step_model_is_one_number(home, tmp_path):

@@ -20,9 +20,17 @@ USUAL = ("gold", "reward", "win_rate", "accuracy", "kl", "length")
 COLUMNS = 4
 """The most metrics that are shown unasked."""
 HIGHER = frozenset({"gold", "reward", "win_rate", "win_rate_length_controlled", "accuracy", "likelihood_accuracy"})
-LOWER = frozenset({"nll", "pair_nll", "brier", "ece"})
+LOWER = frozenset({"nll", "pair_nll", "step_nll", "brier", "ece"})
 """Metrics of which one end is good whatever the question; of others, such as length and KL, neither is."""
-TITLES = {"kl": "KL", "kl_k3": "KL (k3)", "nll": "NLL", "pair_nll": "pair NLL", "ece": "ECE", "brier": "Brier"}
+TITLES = {
+    "kl": "KL",
+    "kl_k3": "KL (k3)",
+    "nll": "NLL",
+    "pair_nll": "pair NLL",
+    "step_nll": "step NLL",
+    "ece": "ECE",
+    "brier": "Brier",
+}
 LONG = 16
 """Names of arms from this length on are broken into lines."""
 
