@@ -19,7 +19,13 @@ from prefopt.sources.diagnostics import RolloutDiagnostics
 from prefopt.sources.scoring import MISREAD
 
 DOCS = Path(__file__).parents[2] / "docs"
-RUNS = {"dpo": "DPO", "sft": "SFT", "reward": "BradleyTerry", "two": "[{name: DPO}, {name: SFT, weight: 0.5}]"}
+RUNS = {
+    "dpo": "DPO",
+    "sft": "SFT",
+    "reward": "BradleyTerry",
+    "steps": "StepReward",
+    "two": "[{name: DPO}, {name: SFT, weight: 0.5}]",
+}
 
 
 def documented() -> dict[str, set[str]]:
@@ -44,6 +50,10 @@ def logged(tmp_path_factory) -> dict[str, list[dict[str, float]]]:
     pairs = [json.loads(line) for line in data.read_text().splitlines()]
     rated = [row | {"score_chosen": 1 + i % 7, "score_rejected": 0} for i, row in enumerate(pairs)]
     (home / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    steps = [
+        {"prompt": row["prompt"], "completions": ["w1", "w2"], "labels": [True, i % 2]} for i, row in enumerate(pairs)
+    ]
+    (home / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
     file = tiny_recipe(home, model, data, train="{steps: 2, batch_size: 8, threads: 1}")
     found = {}
     for name, objective in RUNS.items():
@@ -55,6 +65,8 @@ def logged(tmp_path_factory) -> dict[str, list[dict[str, float]]]:
                 "source.split=[0.5, 0, 0.5]",
                 f"source.validation.data={home}/rated.jsonl",
             ]
+        if name == "steps":
+            overrides += [f"source.data={home}/steps.jsonl", "source.split=[0.5, 0.2, 0.3]"]
         result = run(load_recipe(file, overrides), home / name)
         found[name] = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     return found
@@ -74,7 +86,7 @@ def test_every_logged_metric_is_explained(logged, name):
     alone = {re.sub(r"^loss/\w+$", "loss/NAME", metric) for metric in training}
     assert alone - known["training"] == set()
     assert held_out - known["held-out"] == set()
-    assert {"loss", "grad_norm"} <= training and "accuracy" in held_out
+    assert {"loss", "grad_norm"} <= training and {"accuracy", "step_accuracy"} & held_out
 
 
 def test_nothing_is_explained_that_is_not_logged(logged):
