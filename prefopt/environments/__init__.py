@@ -9,6 +9,7 @@ from prefopt.environments.episodes import EnvironmentReward
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.in_child import Python
 from prefopt.environments.making import environment_factory, is_environment
+from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
 from prefopt.environments.trl import TRLEnvironment
@@ -18,6 +19,7 @@ __all__ = [
     "Gymnasium",
     "Limits",
     "Python",
+    "Search",
     "TRLEnvironment",
     "TextArena",
     "Tools",

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefopt import recipe
 from prefopt.environments.gymnasium import Gymnasium
+from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
 from prefopt.environments.trl import TRLEnvironment
@@ -18,7 +19,7 @@ from prefopt.types import Environment, Logging
 WHERE = "source.rollouts.environment"
 
 
-ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Tools, Gymnasium, TextArena, TRLEnvironment)}
+ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Search, Tools, Gymnasium, TextArena, TRLEnvironment)}
 """Every environment by the name that recipes give it."""
 
 

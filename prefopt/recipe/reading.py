@@ -23,7 +23,9 @@ from prefopt.recipe.shipped import found, shipped
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given
 
-BUILT_IN = {name: str(Path(__file__).parent.parent / "testbeds" / name / "lm") for name in ("pocket", "games")}
+BUILT_IN = {
+    name: str(Path(__file__).parent.parent / "testbeds" / name / "lm") for name in ("pocket", "games", "lookups")
+}
 """Variables that every recipe has: the folders of the models that come with the package."""
 
 
