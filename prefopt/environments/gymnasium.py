@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -41,6 +42,8 @@ class Gymnasium:
     stop: Sequence[str] = ()
     cut: float = 0.0
 
+    logs = ("unread",)
+
     def __post_init__(self) -> None:
         self._make, self._observe, self._act = (self._function(name) for name in ("make", "observe", "act"))
         self._env: Any = None
@@ -68,7 +71,8 @@ class Gymnasium:
             return Turn(str(error), info={"unread": 1.0})
         observation, reward, terminated, cut, info = self._env.step(action)
         done = bool(terminated or cut)
-        numbers = {key: float(value) for key, value in info.items() if isinstance(value, Real)} if done else {}
+        last = info.items() if done else ()
+        numbers = {key: float(value) for key, value in last if isinstance(value, Real) and isfinite(value)}
         return Turn(self._text(observation, info), float(reward), done, {"unread": 0.0, **numbers})
 
     def close(self) -> None:

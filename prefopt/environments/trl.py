@@ -20,7 +20,8 @@ class TRLEnvironment:
     """`reset(**row) -> str | None`, tools by its other public methods, and perhaps `get_reward() -> float`.
 
     The policy reads results and errors in TRL's words, and what is no call to TRL, such as one that cannot be parsed, is the answer
-    here, too, so the same actions make the same episode (TRL 1.16). A turn that was cut calls nothing, which in TRL it may.
+    here, too, so the same actions make the same episode (TRL 1.16). Two things differ: a turn that was cut calls nothing, which in
+    TRL it may, and what `reset` returns is a message of the user's own, where TRL appends it to the last one.
 
     The reward is what TRL sums, once the episode is over: `get_reward()` and the reward functions, which are called with `prompts`,
     `completions`, `environments` and the row's columns, each a list of one.
