@@ -34,6 +34,26 @@ def score(prompts, completions, rows):
     return [[sum(map(ord, text)) % 7 / 7 for text in texts] for texts in completions]
 """
 
+AGENT = """
+import random
+
+from prefopt import Turn
+
+
+class Asks:
+    stop = tuple("123456789")
+
+    def reset(self, row, seed):
+        self.turns, self.word = 0, row["prompt"].split()[0]
+
+    def step(self, text, *, truncated):
+        self.turns += 1
+        if "w4" in text:
+            raise OSError("the service is away")
+        done = truncated or self.turns == 3
+        return Turn(f" {self.word} w{random.randrange(9)}", float(len(text) % 7), done, {"asked": 1.0})
+"""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -54,6 +74,7 @@ def prepare(home: Path) -> Path:
     """The models, data and recipes of all work."""
     model, pairs = str(tiny_model(home / "lm")), str(tiny_pairs(home / "pairs.jsonl", rows=60))
     (home / "rule.py").write_text(RULE)
+    (home / "agent.py").write_text(AGENT)
     prompts = [{"prompt": f"w{i % 7} w{i % 5} w{i}"} for i in range(80)]
     (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     policy, evaluate = {"model": model}, {"prompts": 4, "every": 10, "sampling": {"max_tokens": 4}}
@@ -67,6 +88,13 @@ def prepare(home: Path) -> Path:
         "feedback": {"name": f"{home}/rule.py:score"},
         "objective": "PPO",
         "train": train | {"minibatch_size": 4},
+    }
+    environment = {"name": f"{home}/agent.py:Asks", "max_tokens": 24}
+    agent = {
+        "policy": policy,
+        "source": {"data": ppo["source"]["data"], "rollouts": rollouts | {"environment": environment}, "split": split},
+        "objective": "GRPO",
+        "train": train,
     }
     label = {
         "policy": policy,
@@ -83,8 +111,8 @@ def prepare(home: Path) -> Path:
         "metric": "accuracy",
         "arms": {"A": {}, "B": {"objective": "IPO"}},
     }
-    for name, content in {"dpo": dpo, "ppo": ppo, "label": label, "study": study}.items():
-        whole = content | ({"evaluate": evaluate} if name in ("dpo", "ppo") else {})
+    for name, content in {"dpo": dpo, "ppo": ppo, "agent": agent, "label": label, "study": study}.items():
+        whole = content | ({"evaluate": evaluate} if name in ("dpo", "ppo", "agent") else {})
         (home / f"{name}.json").write_text(json.dumps(whole))
     return home
 
@@ -98,6 +126,10 @@ def go_on_with_dpo(home: Path, folder: Path) -> None:
 
 def go_on_with_ppo(home: Path, folder: Path) -> None:
     _run(home / "ppo.json", folder)
+
+
+def go_on_with_an_agent(home: Path, folder: Path) -> None:
+    _run(home / "agent.json", folder)
 
 
 def _run(file: Path, folder: Path) -> None:
@@ -259,8 +291,9 @@ def _below(folder: Path, pattern: str) -> list[Path]:
 
 
 WORK = {
-    "DPO": Work(go_on_with_dpo, run_result, 26),
-    "PPO": Work(go_on_with_ppo, run_result, 26),
+    "DPO": Work(go_on_with_dpo, run_result, 22),
+    "PPO": Work(go_on_with_ppo, run_result, 22),
+    "agent": Work(go_on_with_an_agent, run_result, 8),
     "label": Work(go_on_with_labels, labels_result, 20),
     "study of two jobs": Work(go_on_with_a_study, study_result, 8),
     "log-prob cache": Work(go_on_with_logps, logps_result, 10),

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -51,7 +52,7 @@ class Contained:
         self.factory, self.row, self.seed, self.name, self.timeout = factory, row, seed, name, timeout
         self.counts: Counter[str] = Counter()
         self._past: list[tuple[str, bool, Turn]] = []
-        self._opening: Any = None
+        self._begun, self._opening = False, None
         self._make()
 
     def _make(self) -> None:
@@ -67,6 +68,7 @@ class Contained:
             PrefoptError: it returned something else than it should.
         """
         self._opening = self._twice(lambda: self._call(self.environment.reset, dict(self.row), self.seed))
+        self._begun = True
         return checked_opening(self._opening, self.name)
 
     def step(self, text: str, truncated: bool) -> Turn:
@@ -100,7 +102,7 @@ class Contained:
             try:
                 self._call(self.environment.close)
             except Exception as error:
-                log.warning("%s: close() raised %s: %s", self.name, type(error).__name__, error)
+                _warn_once(f"{self.name}: close() raised {type(error).__name__}: {error}")
 
     def _twice(self, call: Callable[[], Any]) -> Any:
         try:
@@ -109,18 +111,18 @@ class Contained:
             raise
         except Exception as error:
             self.counts["retried"] += 1
-            log.warning("%s raised %s: %s; its episode is played again", self.name, type(error).__name__, error)
+            _warn_once(f"{self.name} raised {type(error).__name__}: {error}; its episode is played again")
         try:
             self.close()
             self._make()
-            if self._past:
+            if self._begun:
                 self._replay()
             return call()
         except EpisodeError:
             raise
         except Exception as error:
             self.counts["failed"] += 1
-            log.warning("%s raised %s: %s again; its episode has no verdict", self.name, type(error).__name__, error)
+            _warn_once(f"{self.name} raised {type(error).__name__}: {error} again; its episode has no verdict")
             raise EpisodeError from error
 
     def _replay(self) -> None:
@@ -157,11 +159,17 @@ class Contained:
                 thread.join(self.timeout)
                 if thread.is_alive():
                     self.counts["timed_out"] += 1
-                    log.warning("%s was not back after %g seconds; its episode has no verdict", self.name, self.timeout)
+                    _warn_once(f"{self.name} was not back after {self.timeout:g} seconds; its episode has no verdict")
                     raise EpisodeError
         if errors:
             raise errors[0]
         return results[0]
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """The first of its kind; metrics count all of them."""
+    log.warning("%s (`environment/…` in the metrics counts such)", message)
 
 
 class _States:

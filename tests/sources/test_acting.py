@@ -228,30 +228,31 @@ def test_every_sampler_writes_the_same_episodes(models: Any) -> None:
 
 
 class Fails(Talks):
-    """Raises in its second turn, the first so many times that it gets there."""
+    """Raises in a turn, the first so many times that it gets there."""
 
-    failures = 0
+    at = 2
     shared: list[int]
 
     def step(self, text: str, *, truncated: bool) -> Turn:
         turn = super().step(text, truncated=truncated)
-        if self.turn == 2 and self.shared[0]:
+        if self.turn == self.at and self.shared[0]:
             self.shared[0] -= 1
             raise OSError("the service is away")
         return turn
 
 
+@pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("failures", [0, 1, 2])
-def test_an_environment_that_raises_is_tried_again(models: Any, failures: int) -> None:
+def test_an_environment_that_raises_is_tried_again(models: Any, failures: int, at: int) -> None:
     def factory() -> Fails:
         env = Fails(stop=ENDS)
-        env.shared = shared
+        env.shared, env.at = shared, at
         return env
 
     shared = [failures]
     ((one,),) = write(models[False], factory, prompts=["w3"], completions=1)
     assert one.info["retried"] == min(failures, 1) and one.info["failed"] == (failures == 2)
-    assert len(one.turns) == (2 if failures == 2 else 3) and (one.stop == "error") == (failures == 2)
+    assert len(one.turns) == (at if failures == 2 else 3) and (one.stop == "error") == (failures == 2)
     if failures < 2:
         untouched = write(models[False], lambda: Talks(stop=ENDS), prompts=["w3"], completions=1)
         assert one.ids == untouched[0][0].ids and one.rewards == untouched[0][0].rewards

@@ -52,6 +52,8 @@ class StopTexts:
 
     def end(self, ids: Sequence[int]) -> int | None:
         """After how many of these tokens a text is there for the first time; None if it never is."""
+        if not self.texts:
+            return None
         return next((n for n in range(1, len(ids) + 1) if self._there(ids[max(0, n - self.window) : n])), None)
 
     def _there(self, ids: Sequence[int]) -> bool:

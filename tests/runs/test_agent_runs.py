@@ -1,0 +1,74 @@
+"""Runs of agents: whole ones, by one process and by two, with environments that misbehave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _kills import prepare
+
+from prefopt import load_recipe, run
+from prefopt.runs.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: Any) -> Path:
+    return prepare(tmp_path_factory.mktemp("agents"))
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(folder).history()]
+
+
+def test_a_run_learns_from_episodes_and_shows_them(home: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(home / "agent.json", ["train.steps=3", "track.rollouts=3", "evaluate.completions=2"])
+    result = run(recipe, folder=tmp_path / "run")
+    of_step = next(line for line in untimed(tmp_path / "run") if line["step"] == 2)
+    assert of_step["environment/asked"] > 0 and 1 <= of_step["environment/turns"] <= 3
+    assert {"return", "turns", "asked"} <= set(result.after) and "failed" not in result.after
+    kept = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step-2.jsonl").read_text().splitlines()]
+    assert len(kept) == 3
+    for one in kept:
+        assert one["score"] is None or one["score"] == pytest.approx(sum(one["turn_rewards"]))
+        assert one["messages"][0]["role"] == "assistant"
+    evaluation = RunFolder(tmp_path / "run").last_evaluation("test")
+    assert evaluation is not None
+    for sample in evaluation.samples:
+        assert sample["return"] == (None if sample["stop"] == "error" else pytest.approx(sum(sample["turn_rewards"])))
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_episodes_of_one(home: Path, tmp_path: Path) -> None:
+    overrides = ["train.steps=3", "policy.dtype=float64"]
+    one = run(load_recipe(home / "agent.json", overrides), folder=tmp_path / "one").folder
+    two = tmp_path / "two"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "prefopt.cli"]
+    done = subprocess.run(
+        [sys.executable, *launch, "run", str(home / "agent.json"), *overrides, "--out", str(two)],
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(untimed(one), untimed(two), strict=True):
+        assert a.keys() == b.keys() and len(a) > 5
+        known = {name for name, value in a.items() if value is not None and name != "padding"}
+        assert known == {name for name, value in b.items() if value is not None and name != "padding"}
+        assert [a[name] for name in known] == pytest.approx([b[name] for name in known], rel=1e-6, abs=1e-6)
+
+
+def test_an_environment_that_is_none_stops_a_run_before_a_model_is_loaded(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "env.py").write_text(
+        "class E:\n    def reset(self, row, seed):\n        return 3\n\n    def step(self, text):\n        pass\n"
+    )
+    from prefopt import PrefoptError
+
+    recipe = load_recipe(home / "agent.json", [f"source.rollouts.environment.name={tmp_path}/env.py:E"])
+    with pytest.raises(PrefoptError, match=r"reset returned 3; it returns a text, messages, or None"):
+        run(recipe, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
