@@ -4,7 +4,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -117,21 +117,21 @@ def _typed(kind: TypeAdapter[Any], value: Any) -> Any:
             raise error from None
 
 
-def tools_of(target: Any) -> Iterator[Function]:
+@cache  # asked for each completion
+def tools_of(target: Any) -> tuple[Function, ...]:
     """The tools that a function is, or that a class has: its public methods, in their order.
 
     Raises:
         PrefoptError: it is neither, or one cannot be described.
     """
     if not isinstance(target, type):
-        yield Function(target)
-        return
+        return (Function(target),)
     methods = [method for name, method in _methods(target) if name not in OWN and not name.startswith("_")]
     if not methods:
         raise PrefoptError(
             f"{target.__qualname__} has no tools: they are its public methods, other than {', '.join(OWN)}"
         )
-    yield from map(Function, methods)
+    return tuple(map(Function, methods))
 
 
 def _methods(target: type) -> Iterator[tuple[str, Any]]:
