@@ -1,6 +1,7 @@
 """Direct Multi-Turn Preference Optimization."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import logsigmoid, pad
@@ -37,6 +38,9 @@ class DMPO:
     beta: Positive = 0.1
     gamma: Share = 0.7
     needs = Needs(completions=2, ordered=True, reference=True)
+    contract_exceptions: ClassVar = {
+        "environment tokens": "they tell turns apart, and a turn weighs by its number; what they are counts for nothing",
+    }
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
