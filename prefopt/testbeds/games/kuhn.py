@@ -73,6 +73,34 @@ def _value(cards: Sequence[str], history: History, players: tuple[Play, Play]) -
     )
 
 
+def action_values(play: Play) -> dict[InformationSet, tuple[float, float]]:
+    """What each action is worth to who takes it, on average over what the other may hold, when all goes on by this play."""
+    values = {}
+    for card, history in SETS:
+        role = len(history) % 2
+        deals = [cards for cards in permutations(CARDS, 2) if cards[role] == card]
+        reached = [_reached(cards[1 - role], history, 1 - role, play) for cards in deals]
+        totals = [
+            sum(
+                weight * _value(cards, (*history, action), (play, play))
+                for weight, cards in zip(reached, deals, strict=True)
+            )
+            for action in ACTIONS
+        ]
+        sign = (1 - 2 * role) / max(sum(reached), 1e-12)
+        values[card, history] = (sign * totals[0], sign * totals[1])
+    return values
+
+
+def _reached(card: str, history: History, role: int, play: Play) -> float:
+    """How likely a player with this card does what the history has of it."""
+    likely = 1.0
+    for turn in range(role, len(history), 2):
+        bet = play[card, history[:turn]]
+        likely *= bet if history[turn] == "bet" else 1 - bet
+    return likely
+
+
 def exploitability(play: Play) -> float:
     """The mean of what a best response wins from it as the first and as the second player, in antes.
 
