@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from prefopt.data.loading import load_rows
+from prefopt.recipe.schema.source import DATA_FILES
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Turn
 
@@ -94,7 +95,12 @@ class Search:
         for name in ("top_k", "characters"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        self._index = _read(self.texts, self.column) if isinstance(self.texts, str) else self.texts
+        self._index = _read(str(self.texts), self.column) if isinstance(self.texts, str | Path) else self.texts
+        if not isinstance(self._index, Index | None):
+            raise PrefoptError(
+                f"Search: texts names a folder, a file or a function, or is an Index, not {type(self.texts).__name__}; of texts "
+                "that are there already, prefopt.environments.search.Index makes one"
+            )
 
     def reset(self, row: Mapping[str, Any], seed: int) -> None:
         """Take up a question; the prompt says all."""
@@ -178,8 +184,14 @@ def _answers(row: Mapping[str, Any]) -> list[str]:
 @lru_cache(maxsize=4)
 def _read(texts: str, column: str) -> Index:
     """The index of a collection, made once and shared by all episodes of a process."""
+    folder = Path(texts).expanduser()
+    if not (folder.is_dir() or ":" in texts or folder.suffix in DATA_FILES):
+        raise PrefoptError(
+            f"Search: texts {texts}: there is no such folder (looked from {Path.cwd()}), and files of rows end in "
+            f"{', '.join(DATA_FILES)}"
+        )
     try:
-        return Index([*(_files(Path(texts)) if Path(texts).is_dir() else _rows(texts, column))])
+        return Index([*(_files(folder) if folder.is_dir() else _rows(texts, column))])
     except ValueError as error:
         raise PrefoptError(f"Search: texts {texts}: {error}") from error
 

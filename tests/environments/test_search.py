@@ -137,10 +137,15 @@ def test_files_and_folders_are_read_once_in_a_process(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"texts": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        (
+            {"texts": "./nowhere"},
+            r"texts ./nowhere: there is no such folder \(looked from .*\), and files of rows end in .jsonl",
+        ),
         ({"texts": "EMPTY"}, r"EMPTY has no .txt or .md files to search"),
         ({"texts": "LATIN"}, r"a.txt is not UTF-8 .*; save it as UTF-8"),
         ({"texts": "ROWS"}, r"rows.jsonl:1: no text in column 'text'; the row has 'contents', 'blank'. `column` names"),
         ({"texts": "ROWS", "column": "blank"}, "there is no word to be found in the texts"),
+        ({"texts": ["a text"]}, "texts names a folder, a file or a function, or is an Index, not list; .* makes one"),
         ({"texts": "ROWS", "top_k": 0}, "top_k must be at least 1, got 0"),
     ],
 )
@@ -150,7 +155,7 @@ def test_refusals_name_what_is_wrong_and_where(fields: dict[str, Any], message: 
     places["LATIN"].mkdir()
     (places["LATIN"] / "a.txt").write_bytes(b"caf\xe9")
     places["ROWS"].write_text('{"contents": "x", "blank": " "}\n')
-    texts = str(places.get(fields["texts"], fields["texts"]))
+    texts = str(places[name]) if (name := str(fields["texts"])) in places else fields["texts"]
     with pytest.raises((PrefoptError, ValueError), match=message):
         environment_factory(recipe.Environment.model_validate({"name": "Search", **fields, "texts": texts}))
 
