@@ -10,7 +10,7 @@ best/                step-NNNNNN/, the best policy on validation rows so far, of
 policy/              the trained model, in the Hugging Face format
 trained.json         training is over: how it ended, which is what a resume needs to conclude
 summary.json         the run is over: before, after, change, costs
-earlier/             step-NNNNNN/, of a run that was extended: the policy and summary of its earlier end
+earlier/             step-NNNNNN/, of a run that was extended: policy, summary and measured/ of its earlier end
 diverged.txt         training diverged, and no resume has gone on since: where and why
 error.txt            of a study's run that failed: the traceback
 TRACKER-id.txt       of a run that is logged to W&B, MLflow, trackio or Comet: its id there, with which a resume goes on
@@ -137,9 +137,14 @@ class RunFolder:
         """Of an evaluation on a part of the data."""
         return self.path / "evaluations" / f"{part}-step-{step:06d}.json"
 
+    @property
+    def measured_folder(self) -> Path:
+        """Of what was measured later."""
+        return self.path / "measured"
+
     def measured_file(self, name: str) -> Path:
         """Of something that was measured later."""
-        return self.path / "measured" / f"{name}.json"
+        return self.measured_folder / f"{name}.json"
 
     @property
     def begun(self) -> bool:
@@ -287,7 +292,7 @@ class RunFolder:
         Raises:
             PrefoptError: a file is damaged.
         """
-        files = sorted((self.path / "measured").glob("*.json"))
+        files = sorted(self.measured_folder.glob("*.json"))
         return {
             file.stem: read_json(file, "restore it, or remove it and measure again", check_measured) for file in files
         }

@@ -13,7 +13,7 @@ from prefopt.runs.extending import extensions, in_words
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import trained
 from prefopt.runs.listing import listed_runs
-from prefopt.runs.records import RunOfArm
+from prefopt.runs.records import RunOfArm, read_run
 from prefopt.study.comparison.confounds import confounds
 from prefopt.training.loop import Trainer
 
@@ -102,6 +102,19 @@ def test_nothing_of_the_earlier_end_is_lost(home, tmp_path):
     assert (short.earlier(6) / "policy" / "config.json").exists()
     assert short.summary()["steps"] == 7 and len(short.summary()["extended"]) == 2
     assert trained(earlier).policy.model == (str(earlier / "policy"),)
+
+
+def test_what_was_measured_of_the_earlier_end_goes_with_it_and_can_be_measured_again(home, tmp_path):
+    folder, metric = ran(home, tmp_path / "run"), f"evaluate.metrics.long={home}/rule.py:score"
+    main(["evaluate", str(folder), metric, "--add"])
+    measured = folder.measured_file("long").read_bytes()
+    ran(home, tmp_path / "run", "train.steps=6", resume=True)
+    assert "long" not in read_run(RunOfArm("run", 0, folder.path)).after
+    assert (folder.earlier(4) / "measured" / "long.json").read_bytes() == measured
+    main(["evaluate", str(folder), metric, "--add"])
+    samples = folder.last_evaluation("test").samples
+    mean = sum(len(one["completion"]) for one in samples) / len(samples)
+    assert read_run(RunOfArm("run", 0, folder.path)).after["long"] == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("adapter", ["null", "{r: 2}"])
