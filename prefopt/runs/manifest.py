@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
 from prefopt.feedback import judge_records
-from prefopt.policy import commit_of
+from prefopt.policy import Scorer, commit_of
 from prefopt.policy.configuration import configuration
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
-from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.fingerprints import fingerprint_tensors, fingerprint_weights
 from prefopt.support.given import Given
 from prefopt.training.environment import ARITHMETIC, WANDB_OBEYED, given
 
@@ -54,6 +56,8 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
     critic = dict(model.named_children()).get("critic")
     logged = () if settings.track.wandb is None else WANDB_OBEYED
     others = prepared.measuring | prepared.others
+    data = {name: described(rows) for name, rows in prepared.data.items()}
+    data["train"]["trained_on"] = prepared.rows  # as batches take them: without ties, say
     configured = {"policy.model": model, **({} if critic is None else {"the critic": critic}), **others}
     return {
         **circumstances(settings, prepared.accelerator),
@@ -64,6 +68,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "fingerprint": fingerprint_weights(model, but="critic."),  # a critic aside, arms start alike
+            **_base(model),
             **({} if critic is None else {"critic": fingerprint_weights(critic)}),
         },
         "others": {name: fingerprint_weights(other) for name, other in others.items()},
@@ -73,7 +78,7 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
             for feedback in (*prepared.feedbacks.values(), *prepared.judging.values())
             for one in judge_records(feedback)
         ],
-        "data": {name: described(rows) for name, rows in prepared.data.items()},
+        "data": data,
         "counts": plan.counts,
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
@@ -81,6 +86,15 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
         # A recipe leaves defaults out, and another version may have other ones.
         "objectives": [{"name": term.name, **vars(term.objective)} for term in prepared.terms],
     }
+
+
+def _base(trained: nn.Module) -> dict[str, str]:
+    """A hash of the base's own weights where what is beside them starts at random: an adapter, or the head of a scorer."""
+    model = dict(trained.named_children()).get("model")
+    if isinstance(model, PeftModel):
+        below = model.get_base_model().base_model.named_parameters()
+        return {"base": fingerprint_tensors({name: weights for name, weights in below if not weights.requires_grad})}
+    return {"base": fingerprint_weights(model.base_model)} if isinstance(trained, Scorer) else {}
 
 
 def date_of(manifest: Mapping[str, Any]) -> date:

@@ -36,6 +36,22 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if value < 1e9 else number(value)
 
 
+def counted(count: int, what: str) -> str:
+    """`2 prompts cut at the end`, `1 prompt cut at the end`: a number, and a phrase that begins with a plural."""
+    first, *rest = what.split(" ", 1)
+    return " ".join([f"{count:,}", first.removesuffix("s") if count == 1 else first, *rest])
+
+
+def left(kept: int, given: int) -> str:
+    """`14 of 20`; `40 from 20` where each gave several; the number alone where they are as many."""
+    return f"{kept:,}" if kept == given else f"{kept:,} {'of' if kept < given else 'from'} {given:,}"
+
+
+def span(fewest: int, most: int) -> str:
+    """`18 to 21`, or one number."""
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
 def listed(words: Sequence[str]) -> str:
     """`a, b and c`."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from prefopt.data import Example, Split, Tokenised
-from prefopt.recipe import load_recipe
-from prefopt.runs.manifest import changed_parts, described, fingerprint_plugins, git_state, manifest
+from prefopt.policy import load_policy, load_scorer, load_tokenizer
+from prefopt.recipe import Policy, load_recipe
+from prefopt.runs.manifest import _base, changed_parts, described, fingerprint_plugins, git_state, manifest
 from prefopt.runs.planning import Plan
 from prefopt.runs.preparing import Models, Prepared
 from prefopt.sources.recorded import Recorded
@@ -40,6 +41,22 @@ def test_content(tmp_path, model):
     assert content["seeds"] == {"data": 3, "init": 3, "order": 8, "sampling": 3, "evaluation": 3}
     assert content["device"]["processes"] == 1 and content["data"]["train"]["rows"] == 0
     assert {"started", "command", "git", "plugins"} <= set(content)
+
+
+@pytest.mark.parametrize("load", [load_policy, load_scorer])
+def test_a_base_is_one_whatever_an_adapter_or_a_head_starts_with(lm_folder, load):
+    spec = Policy(model=lm_folder, adapter={"r": 2})
+    loaded = [load(spec, load_tokenizer(spec), seed) for seed in (0, 1)]
+    assert len({fingerprint_weights(one) for one in loaded}) == 2
+    (base,) = {_base(one)["base"] for one in loaded}
+    whole = [load_scorer(Policy(model=lm_folder), load_tokenizer(spec), seed) for seed in (0, 1)]
+    assert (
+        len({_base(one)["base"] for one in whole}) == 1
+        and _base(load_policy(Policy(model=lm_folder), load_tokenizer(spec), 0)) == {}
+    )
+    with torch.no_grad():
+        next(p for name, p in loaded[1].named_parameters() if "base_layer" in name).add_(1)
+    assert _base(loaded[1])["base"] != base
 
 
 def test_weights(model):

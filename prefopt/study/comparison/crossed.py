@@ -137,7 +137,10 @@ def by_prompt(run: RunRecord, metric: str) -> dict[str, float]:
     return dict(zip(prompts, ratio + (values - ratio * weights) / weights.mean(), strict=True))
 
 
-def prompts_measured(runs: Sequence[RunRecord], metric: str) -> int | None:
-    """The most prompts that one of these runs was measured on; None where no run keeps its observations of the metric."""
-    kept = [run.evaluation.observations.get(metric) for run in runs if run.evaluation]
-    return max((len(set(observed.groups)) for observed in kept if observed is not None), default=None)
+def prompts_measured(runs: Sequence[RunRecord], *metrics: str) -> tuple[int, int] | None:
+    """The fewest and the most prompts that one of these runs was measured on by one of these metrics: a split of the data by a
+    seed of its own may leave one seed more than another. None where no run keeps its observations of them.
+    """
+    kept = [run.evaluation.observations.get(metric) for run in runs if run.evaluation for metric in metrics]
+    numbers = [len(set(observed.groups)) for observed in kept if observed is not None]
+    return (min(numbers), max(numbers)) if numbers else None

@@ -14,7 +14,7 @@ from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import AT_KL, Comparison, Row, Table
 from prefopt.study.report import text_tables
 from prefopt.support.errors import some_of
-from prefopt.support.wording import number
+from prefopt.support.wording import left, number
 
 PROMPTS = 8
 """The number of prompts whose samples are shown."""
@@ -75,8 +75,10 @@ def _size(run: RunRecord) -> str:
 
 
 def _rows(run: RunRecord, part: str) -> str:
-    rows = _at(run.manifest, "data", part, "rows")
-    return f"{rows:,} rows" if isinstance(rows, int) else ""
+    rows, trained_on = (_at(run.manifest, "data", part, key) for key in ("rows", "trained_on"))
+    if not isinstance(rows, int):
+        return ""
+    return f"{left(trained_on, rows) if isinstance(trained_on, int) else f'{rows:,}'} rows"
 
 
 def _measured_on(run: RunRecord, metric: str) -> str:

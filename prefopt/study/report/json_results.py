@@ -46,11 +46,12 @@ def to_json(comparison: Comparison) -> str:
 
 
 def _metric(comparison: Comparison, table: Table) -> dict[str, Any]:
+    prompts = prompts_measured(comparison.runs, table.metric)
     differences: list[Row | Contrast] = list(table.pairs or [row for row in table.rows if row.difference])
     return {
         "primary": table.metric == comparison.metric,
         "rows": comparison.rows_of(table.metric),
-        "prompts": prompts_measured(comparison.runs, table.metric),
+        "prompts": None if prompts is None else prompts[1],
         "arms": {row.arm: _arm(row) for row in table.rows},
         "differences": [_difference(one, getattr(one, "other", comparison.baseline)) for one in differences],
     }

@@ -30,7 +30,7 @@ from prefopt.study.report.references import (
 )
 from prefopt.study.report.tex import escaped
 from prefopt.support.terminal import one_line
-from prefopt.support.wording import amount, listed
+from prefopt.support.wording import amount, left, listed, span
 
 Say = Callable[[RunRecord], str]
 """What a run says about something; empty where it does not."""
@@ -146,7 +146,9 @@ def _model(run: RunRecord) -> str:
     size, trained = model.get("parameters"), model.get("trainable")
     parts = [f"{size:,} parameters"] if isinstance(size, int) else []
     parts += [f"{trained:,} of them trained"] if isinstance(trained, int) and trained != size else []
-    parts += [f"weights {model['fingerprint'][:12]}"] if model.get("fingerprint") else []
+    # Of an adapter or a head that starts at random, every seed has another, and the base is one.
+    weights = model.get("base") or model.get("fingerprint")
+    parts += [f"weights {weights[:12]}"] if weights else []
     return ", ".join(map(_asset, names)) + (f" ({', '.join(parts)})" if parts else "")
 
 
@@ -159,8 +161,9 @@ def _asset(name: str) -> str:
 
 def _rows(run: RunRecord) -> str:
     data = run.manifest.get("data") or {}
+    parts = {name: part for name, part in data.items() if isinstance(part, Mapping) and part.get("rows")}
     return ", ".join(
-        f"{part['rows']:,} for {name}" for name, part in data.items() if isinstance(part, Mapping) and part.get("rows")
+        f"{left(part.get('trained_on', part['rows']), part['rows'])} for {name}" for name, part in parts.items()
     )
 
 
@@ -236,7 +239,7 @@ def _choice(run: RunRecord, key: str) -> str:
 def _evaluation(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:
     metric = comparison.metric.removesuffix(AT_KL)
     prompts = prompts_measured(comparison.runs, metric)
-    on = f" and {prompts:,} prompts" if prompts else ""
+    on = f" and {span(*prompts)} prompts" if prompts else ""
     at = ", read where two arms have the same KL" if comparison.metric.endswith(AT_KL) else ""
     yield f"The primary metric is {metric}{at}; {comparison.better} is better."
     yield f"It is measured on {comparison.rows_of(comparison.metric)}{on}."

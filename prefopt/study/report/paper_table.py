@@ -14,6 +14,7 @@ from prefopt.study.comparison.statistics import Mean
 from prefopt.study.comparison.verdict import metric_title
 from prefopt.study.report.tex import breakable, escaped
 from prefopt.support.errors import PrefoptError, nearest
+from prefopt.support.wording import span
 
 USUAL = ("gold", "reward", "win_rate", "accuracy", "kl", "length")
 """What is shown beside the primary metric, as far as there is room."""
@@ -104,8 +105,8 @@ def caption(comparison: Comparison, names: Sequence[str], columns: Sequence[Colu
     """What was measured on what, over how many seeds, and what ± and bold mean."""
     counts = sorted({row.mean.seeds for row in comparison.primary.rows})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    prompts = sorted({n for name in names if (n := prompts_measured(comparison.runs, name.removesuffix(AT_KL)))})
-    of = f", {' to '.join(str(n) for n in {prompts[0]: 0, prompts[-1]: 0})} prompts" if prompts else ""
+    prompts = prompts_measured(comparison.runs, *(name.removesuffix(AT_KL) for name in names))
+    of = f", {span(*prompts)} prompts" if prompts else ""
     level = f"{100 * comparison.confidence:g}\\%"
     kinds = {
         "interval": f"half of Student's {level} interval over seeds, for these prompts",

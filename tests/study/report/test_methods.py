@@ -113,6 +113,26 @@ def test_it_says_what_the_runs_recorded(found):
         assert said in text, said
 
 
+def test_what_seeds_differ_in_is_told_as_it_is(tmp_path):
+    """Each seed has its own split of the data, so its own number of prompts, and its own start of the adapter of one base."""
+    made = study(tmp_path, ARMS)
+    for file in made.glob("arms/*/seed-0/evaluations/*.json"):
+        content = json.loads(file.read_text())
+        content["observations"]["gold"]["groups"] = ["a", "b", "b"]
+        file.write_text(json.dumps(content))
+    for seed, file in enumerate(sorted(made.glob("arms/*/*/manifest.json"))):
+        manifest = json.loads(file.read_text())
+        manifest["model"] |= {"name": "base", "fingerprint": f"f{seed}", "base": "cafe"}
+        manifest["data"]["train"] |= {"rows": 12, "trained_on": 9}
+        file.write_text(json.dumps(manifest))
+    found = compare([made])
+    text = methods.markdown(found)
+    assert "It is measured on test rows and 2 to 3 prompts." in text
+    assert "weights cafe" in text and " or " not in text
+    assert "Rows: 9 of 12 for train" in text
+    assert "on test rows, 2 to 3 prompts;" in paper_table.latex(found)
+
+
 def test_what_no_run_recorded_is_not_said(tmp_path):
     """Of bare run folders: no model, no optimiser, no costs, and no empty sentence."""
     made = study(tmp_path, ARMS)
