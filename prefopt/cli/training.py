@@ -114,9 +114,17 @@ def _look_at_study(options: argparse.Namespace) -> None:
 
 
 def _dry_run(settings: "Recipe") -> None:
+    """The recipe, which is long, and below it what was found: the data as a run shows them, and the plan."""
     from prefopt.runs.dry_run import describe_dry_run, dry_run
 
-    checked = dry_run(settings, consoles.err)
-    consoles.out.print(settings.to_yaml(), end="", markup=False, soft_wrap=True)
+    shown = consoles.err.capture()
+    try:
+        with shown:
+            checked = dry_run(settings, consoles.err)
+        consoles.out.print(settings.to_yaml(), markup=False, soft_wrap=True)
+        consoles.out.file.flush()
+    finally:
+        consoles.err.file.write(shown.get())
+        consoles.err.file.flush()
     for line in describe_dry_run(checked):
         consoles.out.print(f"# {line}", markup=False, soft_wrap=True)

@@ -1,9 +1,11 @@
 """The model card of a run: README.md in its policy/, in the form of the Hugging Face hub."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefopt import recipe
@@ -12,7 +14,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.support.downloads import HUB_ID
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
-from prefopt.support.wording import interval, number
+from prefopt.support.wording import counted, interval, left, number
 
 NAME = "README.md"
 
@@ -34,7 +36,7 @@ TEMPLATE = """\
 {{ training }}
 
 <details>
-<summary>The whole recipe</summary>
+<summary>The whole recipe (folders of the machine that it ran on are shortened)</summary>
 
 ```yaml
 {{ recipe }}```
@@ -48,8 +50,8 @@ you share the model. Neither was the model examined for what it should not be us
 """
 
 RESULTS = """\
-On {rows} held-out {part} rows, before and after {steps} steps, with {confidence:.0%} intervals over prompts. They are of this run
-and its one seed ({seed}), and say nothing of what another seed would give.
+On {rows} held-out {part} rows{samples}, before and after {steps} steps, with {confidence:.0%} intervals over prompts. They are of
+this run and its one seed ({seed}), and say nothing of what another seed would give.
 
 | metric | before | after | change |
 |---|---|---|---|
@@ -97,18 +99,39 @@ def card_of(run: RunFolder, adapter: bool = False) -> ModelCard:
         template_str=TEMPLATE,
         name=settings.name,
         kind=("A policy" if writes else "A reward model") + (" (an adapter, for peft)" if adapter else ""),
-        base=f"`{base}`",
+        base=f"`{_shared_name(base)}`",
         objectives=" + ".join(map(_cited, names)),
         version=manifest.get("versions", {}).get("prefopt-research", ""),
         results=_results(settings, summary, manifest),
         training="\n".join(f"- {line}" for line in _training(settings, summary, manifest)),
-        recipe=settings.to_yaml(),
+        recipe=yaml.safe_dump(_shared_names(settings.model_dump(mode="json")), sort_keys=False, allow_unicode=True),
     )
 
 
 def _hub_ids(names: recipe.Names) -> list[str]:
     """Those of names that are ids of the hub, and no folders or files here."""
     return [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]
+
+
+def _shared_name(name: str) -> str:
+    """A name as others can read it: of a file or folder of this machine its last parts."""
+    here = os.path.isabs(name) and os.path.exists(os.path.dirname(name))
+    return "/".join(Path(name).parts[1:][-2:]) if here else name
+
+
+def _shared_names(value: Any) -> Any:
+    """A recipe's tree with such names throughout."""
+    if isinstance(value, dict):
+        return {key: _shared_names(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shared_names(item) for item in value]
+    return _shared_name(value) if isinstance(value, str) else value
+
+
+def _optimiser(optimizer: recipe.Optimizer) -> str:
+    """`adamw`, or with its fields `muon (momentum = 0.9)`."""
+    fields = ", ".join(f"{key} = {value}" for key, value in optimizer.fields.items())
+    return f"{optimizer.name} ({fields})" if fields else optimizer.name
 
 
 def _cited(name: str) -> str:
@@ -128,9 +151,10 @@ def _results(settings: recipe.Recipe, summary: Mapping[str, Any], manifest: Mapp
         f"| {name} | {_interval(before.get(name))} | {_interval(after[name])} | {_interval(change.get(name), signed=True)} |"
         for name in names
     )
-    on = summary["evaluated_on"]
+    on, sampled = summary["evaluated_on"], after.get("length", {}).get("prompts")
     return RESULTS.format(
         rows=on["rows"],
+        samples=f" and samples of {counted(sampled, 'prompts')}" if sampled not in (None, on["rows"]) else "",
         part=on["split"],
         steps=summary["steps"],
         confidence=settings.evaluate.confidence,
@@ -153,11 +177,14 @@ def _training(settings: recipe.Recipe, summary: Mapping[str, Any], manifest: Map
     for objective in manifest.get("objectives") or [{"name": term.name, **term.fields} for term in settings.objective]:
         fields = ", ".join(f"{name} = {value}" for name, value in objective.items() if name != "name")
         yield f"objective: {_cited(objective['name'])}" + (f", {fields}" if fields else "")
-    rows = manifest.get("data", {}).get("train", {}).get("rows", "?")
-    yield f"data: {', '.join(f'`{name}`' for name in settings.source.data)}, {rows} rows to train on"
+    train_rows = manifest.get("data", {}).get("train", {})
+    rows = train_rows.get("rows", "?")
+    if isinstance(trained_on := train_rows.get("trained_on"), int):
+        rows = left(trained_on, rows)
+    yield f"data: {', '.join(f'`{_shared_name(name)}`' for name in settings.source.data)}, {rows} rows to train on"
     yield from manifest.get("notes", ())
     steps = f"{summary['steps']} steps of {train.batch_size} prompts"
-    yield f"{steps}, {train.optimizer}, learning rate {train.lr:g}, seed {settings.seed}"
+    yield f"{steps}, {_optimiser(train.optimizer)}, learning rate {train.lr:g}, seed {settings.seed}"
     if stopped := summary.get("stopped"):
         yield f"stopped early: {stopped}"
     device = manifest.get("device", {})

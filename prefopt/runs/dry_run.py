@@ -14,9 +14,10 @@ from prefopt.runs.planning import Plan, plan
 from prefopt.runs.tokens import with_tokens
 from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
 from prefopt.support.terminal import Terminal
+from prefopt.support.wording import left
 from prefopt.training.devices import launched_processes
 
-GB = 1e9
+GB, MB = 1e9, 1e6
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,13 @@ def describe_dry_run(checked: DryRun) -> Iterator[str]:
     )
     yield "memory of each process, estimated:"
     width = max(len(part.what) for part in checked.memory)
-    for part in checked.memory:
-        size = "      ?" if part.size is None else f"{part.size / GB:7.2f}"
-        yield f"  {part.what:<{width}} {size} GB  {part.formula}".rstrip()
     known = peak(checked.memory)
+    unit, name = (GB, "GB") if known >= GB / 10 else (MB, "MB")
+    for part in checked.memory:
+        size = "      ?" if part.size is None else f"{part.size / unit:7.2f}"
+        yield f"  {part.what:<{width}} {size} {name}  {part.formula}".rstrip()
     unknown = any(part.size is None for part in checked.memory)
-    yield f"  {'at least' if unknown else 'in all':<{width}} {known / GB:7.2f} GB  and what the libraries take for themselves"
+    yield f"  {'at least' if unknown else 'in all':<{width}} {known / unit:7.2f} {name}  and what the libraries take for themselves"
     yield from _downloads(checked.downloads)
     yield from (f"warning: {warning}" for warning in checked.plan.warnings)
 
@@ -142,7 +144,10 @@ def describe_dry_run(checked: DryRun) -> Iterator[str]:
 def _steps(checked: DryRun) -> str:
     """How long it is, and of what."""
     train = checked.plan.recipe.train
-    counts = ", ".join(f"{len(rows)} {name}" for name, rows in checked.plan.parts.items())
+    kept = checked.plan.left
+    counts = ", ".join(
+        f"{left(kept.get(name, len(rows)), len(rows))} {name}" for name, rows in checked.plan.parts.items()
+    )
     if not checked.downloads.data:
         return f"{checked.plan.steps} steps on {checked.plan.model}; rows: {counts}"
     steps = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} × rows ÷ {train.batch_size} steps"

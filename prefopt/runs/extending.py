@@ -1,8 +1,8 @@
 """Training on after the end: a run whose recipe is the same, but longer, goes on from its last checkpoint.
 
 What the earlier end came to stays: its evaluations where they are; its summary, what was measured of it later and, once the longer
-run has one of its own, its policy in `earlier/step-NNNNNN/`. What the longer run is not is said: where the learning rate falls with the length of the run, the
-result is not that of a run of that length from the start.
+run has one of its own, its policy in `earlier/step-NNNNNN/`. What the longer run is not is said: where the learning rate falls with
+the length of the run, the result is not that of a run of that length from the start.
 """
 
 import os
@@ -93,9 +93,9 @@ def extensions(manifest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def set_aside(folder: RunFolder, record: Mapping[str, Any]) -> None:
-    """Move what says that the run is over, and what was measured of it since, to `earlier/`; its policy stays until there is another.
+    """Move what says that the run is over, and what was measured of it since, to `earlier/`.
 
-    What says that it is over goes last: where this is interrupted, it is done again.
+    Its policy stays until there is another. What says that it is over goes last: where this is interrupted, it is done again.
     """
     if record["ended"] is None:
         return

@@ -24,7 +24,7 @@ from prefopt.runs.lengths import longest_of, models_of, position_warnings, sampl
 from prefopt.runs.manifest import changed_parts, date_of, described
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
-from prefopt.runs.progress import show_warnings
+from prefopt.runs.progress import show_data, show_warnings
 from prefopt.runs.tokens import tokenised
 from prefopt.sources.acting import Acting
 from prefopt.sources.writing import Completer
@@ -133,7 +133,8 @@ def held_out_rows(
     Raises:
         PrefoptError: there are none, or they are others.
     """
-    rows, _ = tokenised(planned.parts[part], part, planned.recipe.source, planned.needs, tokenizer, console)
+    rows, report = tokenised(planned.parts[part], part, planned.recipe.source, planned.needs, tokenizer)
+    show_data(console, part, report)
     if not rows:
         raise PrefoptError(f"there are no {part} rows to evaluate on; give some in source.{part} or source.split")
     if changed := changed_parts(begun, {"data": {part: described(rows)}}):

@@ -231,7 +231,7 @@ def _of_an_update(plan: Plan, size: Size, micro: MicroBatch, gradients: Part) ->
         )
     if micro.alone and gradients.size is not None:
         spared = min(bytes_kept, gradients.size)
-        yield Part("not at a time", -spared, "activations go as gradients come", "update")
+        yield Part("freed meanwhile", -spared, "activations go as gradients come", "update")
 
 
 def _is_rough(size: Size) -> bool:

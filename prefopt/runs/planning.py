@@ -1,6 +1,7 @@
 """What a run will do: everything of a recipe that can be found, loaded and checked before a model is."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split
 from prefopt.data.loading import Loaded, load
+from prefopt.data.selecting import select_checked
 from prefopt.data.splits import divided
 from prefopt.data.steps import in_steps, separator_of
 from prefopt.environments import check_environment, environment_factory
@@ -41,6 +43,7 @@ from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import checked_fields
 from prefopt.support.sharing import shared, stamp
+from prefopt.support.wording import counted
 from prefopt.training.callbacks import check_callbacks
 from prefopt.training.devices import refuse_environment
 from prefopt.training.optimisers import check_training
@@ -79,6 +82,7 @@ class Plan:
         warnings: what can be and is hardly meant, a sentence each.
         notes: what the data were read as, and how many rows were left out.
         counts: of each part, how many rows, prompts or completions were dropped, cut, repeated, …; known once they are tokens.
+        left: of each part, how many rows there are then; of those to train on, as batches take them.
     """
 
     recipe: recipe.Recipe
@@ -93,6 +97,7 @@ class Plan:
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, DiskRows[Example]]:
@@ -191,13 +196,30 @@ def refuse_few(planned: Plan) -> None:
     size = planned.recipe.train.batch_size
     if planned.rows < size:
         online = planned.recipe.source.rollouts is not None
-        several = "s" * (planned.rows != 1)
-        what, more = f"row{several} to train on", ""
+        what, more = counted(planned.rows, "rows to train on"), ""
         if online:
-            what, more = f"distinct prompt{several}", ", or draw more completions of each"
+            what, more = (
+                f"{planned.rows} distinct prompt{'s' * (planned.rows != 1)}",
+                ", or draw more completions of each",
+            )
         raise PrefoptError(
-            f"train.batch_size is {size}, and the data have {planned.rows} {what}: make it smaller{more}, or give more"
+            f"train.batch_size is {size}, and the data have {what}{_whereabouts(planned)}: make it smaller{more}, or give more"
         )
+
+
+def _whereabouts(planned: Plan) -> str:
+    """Where the other rows of the data are: held out, or dropped."""
+    settings, train = planned.recipe.source, planned.data.train
+    parts = {"validation": settings.validation, "test": settings.test}
+    held_out = {part: len(rows) for part, rows in planned.data._asdict().items() if parts.get(part, part) is None}
+    split = " and ".join(f"{count} held out for {part}" for part, count in held_out.items() if count)
+    counts = Counter(planned.counts.get("train", ()))
+    if not counts and settings.rollouts is None:
+        for _ in select_checked(train, planned.wanted, settings.ties, counts):
+            pass
+    dropped = [counted(count, what) for what, count in counts.items() if count and " dropped: " in what]
+    reasons = [*[f"{split} (source.split)"] * bool(split), *dropped]
+    return f" (of {len(train) + sum(held_out.values())}: {'; '.join(reasons)})" if reasons else ""
 
 
 def _warnings(planned: Plan) -> Iterator[str]:

@@ -8,6 +8,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from prefopt.support.wording import counted, left
+
 if TYPE_CHECKING:
     from prefopt.data.tokenised import Report
     from prefopt.runs.planning import Plan
@@ -46,9 +48,11 @@ def show_warnings(console: Console, warnings: Iterable[str]) -> None:
 def show_data(console: Console, name: str, report: "Report") -> None:
     """A line on one part of the data, and one for each thing that was dropped or cut."""
     (prompt, prompt_most), (completion, completion_most) = report.prompt_tokens, report.completion_tokens
-    rows = f"{report.kept}" if report.kept == report.examples else f"{report.kept} of {report.examples}"
     lengths = f"prompts {prompt} (≤ {prompt_most}), completions {completion} (≤ {completion_most}) tokens"
-    console.print(f"  {name:<11}{rows:>6} rows · {lengths if report.kept else 'none'}", highlight=False)
+    console.print(
+        f"  {name:<11}{left(report.kept, report.examples):>6} rows · {lengths if report.kept else 'none'}",
+        highlight=False,
+    )
     show_counts(console, dict(sorted(report.counts.items())))
 
 
@@ -64,7 +68,8 @@ def show_counts(console: Console, counts: Mapping[str, int]) -> None:
     """A line for each thing that was dropped, cut or kept, and how often."""
     for what, count in counts.items():
         if count:
-            console.print(f"  {'':<11}{count:>6} {what}", style="yellow", highlight=False)
+            number, _, words = counted(count, what).partition(" ")
+            console.print(f"  {'':<11}{number:>6} {words}", style="yellow", highlight=False)
 
 
 def show_example(console: Console, example: Text, lines: int = 16) -> None:

@@ -41,7 +41,7 @@ def show_result(console: Console, result: "RunResult", confidence: float) -> Non
 
 def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
     table = Table(
-        title=f"{result.rows} held-out rows ({result.part})" + "".join(f", {n} ({s})" for s, n in result.sets.items()),
+        title=_title(result),
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -61,6 +61,18 @@ def _table(result: "RunResult", confidence: float, wide: bool) -> Table:
     for name, (old, new) in result.numbers.items():
         table.add_row(name, in_decimals(old), in_decimals(new), in_decimals(new - old, signed=True))
     return table
+
+
+def _title(result: "RunResult") -> str:
+    """How many rows there are of each part, and of how many prompts the samples are, where these are not as many."""
+    rows = {result.part: result.rows, **result.sets}
+    names = {part: "length" if part == result.part else f"{part}/length" for part in rows}
+    prompts = {part: result.after[name].prompts for part, name in names.items() if name in result.after}
+    title = f"{result.rows} held-out rows ({result.part})" + "".join(f", {n} ({s})" for s, n in result.sets.items())
+    if any(rows[part] != number for part, number in prompts.items()):
+        several = [f"{number} ({part})" if result.sets else str(number) for part, number in prompts.items()]
+        title += f"; samples of {', '.join(several)} prompts"
+    return title
 
 
 def _place(name: str) -> tuple[bool, str, bool]:

@@ -16,7 +16,7 @@ from prefopt.runs.lengths import longest_of, models_of, position_warnings, rewar
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.matching import batch_rows, training_rows
 from prefopt.runs.planning import Plan, refuse_few
-from prefopt.runs.progress import show_counts, show_data, show_example, show_left, show_warnings
+from prefopt.runs.progress import show_data, show_example, show_left, show_warnings
 from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.sharing import shared, stamp
@@ -53,16 +53,22 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         PrefoptError: fewer rows than a batch are left, or a model has no positions for what it is to read.
     """
     settings = planned.recipe
-    read = {
-        part: tokenised(rows, part, settings.source, planned.needs, tokenizer, console)
-        for part, rows in _parts(planned).items()
-    }
-    parts = {part: rows for part, (rows, _) in read.items()}
-    counts: Counter[str] = Counter()
-    train = batch_rows(parts["train"], planned.wanted, settings.source, counts)
-    show_counts(console, counts)
-    counted, planned = planned.rows, replace(planned, rows=len(train))
-    if len(train) != counted and settings.train.epochs is not None:
+    parts, reports = dict[str, Rows](), dict[str, Report]()
+    for part, rows in _parts(planned).items():
+        parts[part], reports[part] = tokenised(rows, part, settings.source, planned.needs, tokenizer)
+        if part == "train":
+            train, reports[part] = _selected(parts[part], reports[part], planned.wanted, settings.source)
+        show_data(console, part, reports[part])
+    before, planned = (
+        planned.rows,
+        replace(
+            planned,
+            rows=len(train),
+            left={part: report.kept for part, report in reports.items()},
+            counts={part: dict(report.counts) for part, report in reports.items()},
+        ),
+    )
+    if len(train) != before and settings.train.epochs is not None:
         show_left(console, len(train), planned.steps)
     own = {i: _own_rows(planned, i, tokenizer, console) for i in planned.own}
     named = parts | {f"{settings.objective[i].name}'s": rows for i, rows in own.items()}
@@ -71,12 +77,10 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
         *reward_model_warnings(settings, parts["train"]),
         *_cut_warnings(parts, settings.source),
-        *_same_warning(counts[IDENTICAL], len(train)),
+        *_same_warning(planned.counts["train"].get(IDENTICAL, 0), len(train)),
     ]
     show_warnings(console, found)
-    done = {part: dict(report.counts) for part, (_, report) in read.items()}
-    done["train"] |= +counts
-    planned = replace(planned, warnings=(*planned.warnings, *found), counts=done)
+    planned = replace(planned, warnings=(*planned.warnings, *found))
     refuse_few(planned)
     if train:
         show_example(console, preview(train[0], tokenizer))
@@ -87,11 +91,18 @@ def _own_rows(planned: Plan, number: int, tokenizer: PreTrainedTokenizerBase, co
     """The rows of a term with a source of its own, as its batches take them."""
     term, own = planned.recipe.objective[number], planned.own[number]
     assert term.source is not None
-    rows, _ = tokenised(own.data.train, f"source of {term.name}", term.source, own.needs, tokenizer, console)
-    counts: Counter[str] = Counter()
-    selected = batch_rows(rows, own.needs, term.source, counts)
-    show_counts(console, counts)
+    part = f"source of {term.name}"
+    read = tokenised(own.data.train, part, term.source, own.needs, tokenizer)
+    selected, report = _selected(*read, own.needs, term.source)
+    show_data(console, part, report)
     return selected
+
+
+def _selected(rows: Rows, report: Report, needs: Needs, source: recipe.Source) -> tuple[Rows, Report]:
+    """The rows as batches take them, and the report with what that leaves out."""
+    counts: Counter[str] = Counter()
+    selected = batch_rows(rows, needs, source, counts)
+    return selected, replace(report, kept=len(selected), counts={**report.counts, **+counts})
 
 
 def tokenised(
@@ -100,17 +111,15 @@ def tokenised(
     source: recipe.Source,
     needs: Needs,
     tokenizer: PreTrainedTokenizerBase,
-    console: Console,
 ) -> tuple[Rows, Report]:
-    """Rows as token ids, with a line on what they are; the runs of a study tokenise a part once.
+    """Rows as token ids, and what was dropped and cut; the runs of a study tokenise a part once.
 
     Args:
         rows: of one part of the data.
-        part: its name, for the line.
+        part: its name, for messages.
         source: says how long prompts and completions may be.
         needs: say which columns belong to completions or tokens.
         tokenizer: of the policy.
-        console: where the line is shown.
 
     Raises:
         PrefoptError: all rows were too long, or the chat template leaves out what all of them have.
@@ -122,7 +131,6 @@ def tokenised(
     token_rows, report = shared(
         "tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes, longer=longer)
     )
-    show_data(console, part, report)
     dropped = sum(report.counts.get(what, 0) for what in DROPPED.values())
     if dropped and not token_rows:
         raise PrefoptError(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from itertools import islice
 
 import pytest
@@ -13,10 +14,12 @@ from prefopt.policy import find_model, load_policy, load_tokenizer
 from prefopt.policy.parallel import shard
 from prefopt.runs.activations import kept
 from prefopt.runs.dry_run import describe_dry_run, dry_run
+from prefopt.runs.folder import RunFolder
 from prefopt.runs.memory import Part, peak, size_of
 from prefopt.runs.preparing import prepare
 from prefopt.runs.run import run
 from prefopt.support.errors import PrefoptError
+from prefopt.support.wording import counted
 from prefopt.training.devices import computing
 
 PAIRS = '{"prompt": "the film", "chosen": "was good", "rejected": "was bad"}\n'
@@ -223,13 +226,51 @@ def test_what_is_dropped_and_what_contradicts_itself_is_counted_as_the_manifest_
         }.items()
     )
     shown = console.file.getvalue()
-    assert "13 of 17 rows" in shown and all(f"{count} {what}" in shown for what, count in counts["train"].items())
+    assert "13 of 17 rows" in shown and all(counted(count, what) in shown for what, count in counts["train"].items())
     run(settings, folder=tmp_path / "run", console=Console(quiet=True))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"] == {
         **counts,
         "validation": {},
         "test": {},
     }
+
+
+def rated(tmp_path, *, clear, tied):
+    """Rows whose completions a score tells apart, and rows that it does not."""
+    lines = [
+        json.dumps(
+            {"prompt": "film" + " very" * n, "completions": ["was good", "was bad"], "scores": [1, int(n > clear)]}
+        )
+        for n in range(1, clear + tied + 1)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+
+
+def test_rows_that_batches_leave_out_are_counted_under_those_to_train_on(make_recipe, tmp_path):
+    rated(tmp_path, clear=14, tied=6)
+    (tmp_path / "test.jsonl").write_text(PAIRS)
+    settings = make_recipe(f"source.test={{data: {tmp_path}/test.jsonl}}", "evaluate.prompts=0")
+    console = Console(file=io.StringIO(), width=120)
+    checked = dry_run(settings, console)
+    train, test = console.file.getvalue().split("  test ")
+    assert "14 of 20 rows" in train and "6 completions dropped: tied with another one" in train
+    assert "dropped" not in test.partition("first training row")[0]
+    assert next(describe_dry_run(checked)).endswith("rows: 14 of 20 train, 0 validation, 1 test")
+    folder = RunFolder(run(settings, folder=tmp_path / "run", console=Console(quiet=True)).folder)
+    data = folder.manifest()["data"]["train"]
+    assert (data["rows"], data["trained_on"]) == (20, 14)
+    assert "14 of 20 rows to train on" in (folder.policy / "README.md").read_text()
+
+
+def test_too_few_rows_are_told_with_where_the_others_are(make_recipe, tmp_path):
+    rated(tmp_path, clear=4, tied=36)
+    with pytest.raises(PrefoptError) as refused:
+        dry_run(make_recipe("source.split=[0.8, 0.1, 0.1]"))
+    held_out = r"\(of 40: (\d+) held out for validation and (\d+) held out for test \(source\.split\)"
+    told = re.search(
+        rf"the data have (\d+) rows? to train on {held_out}; .*; (\d+) prompts dropped", str(refused.value)
+    )
+    assert told is not None and sum(map(int, told.groups())) == 40
 
 
 def test_a_part_of_which_nothing_fits_is_refused(make_recipe):
