@@ -112,8 +112,8 @@ class Renderer:
         """
         if not self.tokenizer.chat_template:
             raise PrefoptError(
-                f"{example.where}: a conversation, but the tokenizer has no chat template; set "
-                "tokenizer.chat_template, use an instruct model's tokenizer, or give the prompts as plain text"
+                f"{example.where}: a conversation, but the tokenizer has no chat template: name one that has in policy.tokenizer "
+                "(an instruct model's, a folder with this tokenizer and a chat_template.jinja), or give the prompts as plain text"
             )
         settings = {"tools": example.columns.get("tools"), **(example.columns.get("chat_template_kwargs") or {})}
         try:

@@ -8,10 +8,21 @@ from typing import Any, Self
 
 import numpy as np
 
-from prefopt.evaluation.intervals import Halved, Observations, change, common, estimate
+from prefopt.evaluation.calibration import GAPS
+from prefopt.evaluation.intervals import Bounds, Halved, Observations, change, common, estimate
 from prefopt.recipe.schema.evaluate import PARTS
 from prefopt.support.json_values import json_values
 from prefopt.types import Estimate
+
+SHARES = frozenset(
+    {"accuracy", "likelihood_accuracy", "ended", "win_rate", "ties", "brier", *(f"accuracy_{gap}_gap" for gap in GAPS)}
+)
+"""Metrics that lie between 0 and 1 for every prompt."""
+
+
+def bounds_of(name: str) -> Bounds | None:
+    """Between which a metric lies, of a set and of a part of the rows, too; None where prefopt does not know."""
+    return (0.0, 1.0) if name.rpartition("/")[2].partition("[")[0] in SHARES else None
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,9 @@ class Evaluation:
 
     def estimates(self) -> dict[str, Estimate]:
         """Each metric with its interval."""
-        means = {name: estimate(o, self.confidence, self.seed) for name, o in self.observations.items()}
+        means = {
+            name: estimate(o, self.confidence, self.seed, bounds_of(name)) for name, o in self.observations.items()
+        }
         return means | {name: one.estimate(self.confidence) for name, one in self.corpus.items()}
 
     def to_json(self) -> str:
@@ -84,7 +97,11 @@ class Evaluation:
             for name, o in self.observations.items()
             if name in before.observations
         }
-        means = {name: change(*both, self.confidence, self.seed) for name, both in paired.items() if both[0].groups}
+        means = {
+            name: change(*both, self.confidence, self.seed, bounds_of(name))
+            for name, both in paired.items()
+            if both[0].groups
+        }
         return means | {
             name: one.minus(before.corpus[name]).estimate(self.confidence)
             for name, one in self.corpus.items()

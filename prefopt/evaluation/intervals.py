@@ -12,6 +12,9 @@ from prefopt.types import Estimate
 
 RESAMPLES = 2000
 
+Bounds = tuple[float, float]
+"""Between which a quantity lies for every prompt, whatever the data."""
+
 HALVES = 200
 """Random halves of the prompts on which a number of all samples is computed again."""
 
@@ -38,10 +41,10 @@ class Observations:
         return names.tolist(), sums[0], sums[1]
 
 
-def estimate(observed: Observations, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """The mean, with a percentile bootstrap interval over groups (Efron & Tibshirani 1993, ch. 13)."""
+def estimate(observed: Observations, confidence: float = 0.95, seed: int = 0, bounds: Bounds | None = None) -> Estimate:
+    """The mean, with a percentile bootstrap interval over groups (Efron & Tibshirani 1993, ch. 13); see `bootstrap`."""
     _, values, weights = observed.by_group()
-    return bootstrap((values, weights), lambda v, w, axis=-1: v.sum(axis) / w.sum(axis), confidence, seed)
+    return bootstrap((values, weights), lambda v, w, axis=-1: v.sum(axis) / w.sum(axis), confidence, seed, bounds)
 
 
 def common(one: Observations, other: Observations) -> tuple[Observations, Observations]:
@@ -55,8 +58,14 @@ def _only(observed: Observations, groups: set[str]) -> Observations:
     return Observations(observed.values[here], observed.weights[here], [g for g in observed.groups if g in groups])
 
 
-def change(before: Observations, after: Observations, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """after − before on the same groups, paired: a prompt is resampled with both its observations.
+def change(
+    before: Observations,
+    after: Observations,
+    confidence: float = 0.95,
+    seed: int = 0,
+    bounds: Bounds | None = None,
+) -> Estimate:
+    """after − before on the same groups, paired: a prompt is resampled with both its observations; `bounds` are those of each.
 
     Raises:
         ValueError: the two were not measured on the same groups.
@@ -70,6 +79,7 @@ def change(before: Observations, after: Observations, confidence: float = 0.95, 
         lambda v, w, nv, nw, axis=-1: nv.sum(axis) / nw.sum(axis) - v.sum(axis) / w.sum(axis),
         confidence,
         seed,
+        None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0]),
     )
 
 
@@ -110,6 +120,8 @@ class Halved:
         half = groups // 2
         away = (self.halves - self.halves.mean()) * math.sqrt(half / (groups - half))
         low, high = np.quantile(away, [(1 - confidence) / 2, (1 + confidence) / 2])
+        if low == high:  # all halves say the same, which tells nothing of others
+            return Estimate(self.value, math.nan, math.nan, groups)
         return Estimate(self.value, self.value - float(high), self.value - float(low), groups)
 
 
@@ -138,15 +150,23 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float
 
 
 def bootstrap(
-    columns: Sequence[np.ndarray], statistic: Callable[..., Any], confidence: float = 0.95, seed: int = 0
+    columns: Sequence[np.ndarray],
+    statistic: Callable[..., Any],
+    confidence: float = 0.95,
+    seed: int = 0,
+    bounds: Bounds | None = None,
 ) -> Estimate:
     """A statistic of G groups, with a percentile bootstrap interval over them; NaN ends for fewer than two.
+
+    Where all groups say the same, every resample does, and the interval would have no width: 20 of 20 right is no proof that the
+    21st will be. With `bounds` it is then `of_alike`'s, otherwise there is none.
 
     Args:
         columns: [G] each, resampled together.
         statistic: of the columns, along `axis`.
         confidence: of the interval.
         seed: of the resampling.
+        bounds: of the statistic of any groups.
     """
     groups = len(columns[0])
     value = float(statistic(*columns)) if groups else float("nan")
@@ -162,4 +182,20 @@ def bootstrap(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), groups)
+    low, high = float(interval.low), float(interval.high)
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+        low, high = (math.nan, math.nan) if bounds is None else of_alike(value, groups, bounds, confidence)
+    return Estimate(value, low, high, groups)
+
+
+def of_alike(value: float, groups: int, bounds: Bounds, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean of a bounded quantity that was the same in every one of n groups.
+
+    With confidence 1 − α at least a share p = (α/2)^(1/n) of all groups is so, and the others are at worst at a bound. At a bound
+    it is the exact binomial interval of n successes of n.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934), https://doi.org/10.1093/biomet/26.4.404.
+    """
+    share = ((1 - confidence) / 2) ** (1 / groups)
+    low, high = (share * value + (1 - share) * bound for bound in bounds)
+    return low, high

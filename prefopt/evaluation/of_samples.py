@@ -1,6 +1,7 @@
 """What samples are measured by: feedback on each of them, and numbers of all of them together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from prefopt.evaluation.corpus import CorpusMetric
 from prefopt.evaluation.intervals import Halved, halved
 from prefopt.evaluation.metrics import metric_key, value_names
 from prefopt.feedback import ask_whole, together
+from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
 from prefopt.types import Completion, Feedback
 
@@ -77,7 +79,8 @@ class SampleMetrics:
         rows = [{**row.example.columns, **more} for row, more in zip(prompts, columns, strict=True)]
         of_each: dict[str, Tensor] = {}
         for name, feedback in self.feedbacks.items():
-            verdict = ask_whole(feedback, metric_key(name), asked, completions, rows, accelerator)
+            with _told_as_metric(name, name in self.specs):
+                verdict = ask_whole(feedback, metric_key(name), asked, completions, rows, accelerator)
             scores = verdict.named if (several := value_names(name, self.specs)) else {name: verdict.scores}
             of_each |= {key: scores[value].double() for key, value in (several or {name: name}).items()}
         groups = [row.example.group for row in prompts]
@@ -92,6 +95,17 @@ class SampleMetrics:
             with timed("feedback"):
                 of_all[name] = halves_together(metric, of, groups, seed, accelerator)
         return SampleScores(of_each, of_all)
+
+
+@contextmanager
+def _told_as_metric(name: str, own: bool) -> Iterator[None]:
+    """What is wrong with a metric of the recipe's own, in its words: whoever wrote one has written no feedback."""
+    try:
+        yield
+    except PrefoptError as error:
+        if not own:
+            raise
+        raise PrefoptError(f"{metric_key(name)}: {str(error).replace('the feedback ', 'the metric ')}") from error
 
 
 def halves_together(

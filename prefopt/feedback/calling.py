@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import reprlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -365,4 +366,7 @@ def as_scores(answer: Any, name: str) -> Tensor:
         numbers = [[math.nan if score is None else float(score) for score in row] for row in answer]
         return torch.tensor(numbers)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise PrefoptError(f"the feedback {name} must return a list of numbers for each prompt: {error}.") from error
+        raise PrefoptError(
+            f"the feedback {name} must return one number for each completion, in a list for each prompt ([[0.5, 1.0], [0.0, 0.2]] "
+            f"for two completions of two prompts); it returned {reprlib.repr(answer)}: {error}"
+        ) from error

@@ -189,7 +189,9 @@ def unread_columns(settings: recipe.Recipe, needs: Needs, train: Sequence[Exampl
     templated = ("tools", "chat_template_kwargs") if any(not isinstance(row.prompt, str) for row in rows) else ()
     # Which of a pair is the better one is said otherwise.
     labelled = ("label",) if all(row.size < 2 for row in rows) else ()
-    known = {*needs.columns, *settings.evaluate.by, *AXES, *STAMPS, *templated, *labelled, "split"}
+    # Each rater's votes stay beside the preference that they were read as.
+    voted = ("votes",) if any(row.preference is not None for row in rows) else ()
+    known = {*needs.columns, *settings.evaluate.by, *AXES, *STAMPS, *templated, *labelled, *voted, "split"}
     if columns := sorted({name for row in rows for name in row.columns} - known):
         read = {*needs.columns, "prompt", "chosen", "rejected", "completion", "completions", "scores", "label", "group"}
         guess = next((near for name in columns if (near := nearest(name, read))), "")

@@ -30,7 +30,9 @@ def show_result(console: Console, result: "RunResult", confidence: float) -> Non
         console.print(_table(result, confidence, console.width >= WIDE))
         hint = f"Change: after − before, paired by prompt; bold where its {confidence:.0%} interval excludes 0."
         half = " ± is half of an interval." * (console.width < WIDE)
-        console.print(Text(f"{hint}{half} Each metric: docs/metrics.md.", style="dim"))
+        alike = any(e.low != e.low and e.prompts > 1 for e in (*result.before.values(), *result.after.values()))
+        none = " No interval: all prompts say the same." * alike
+        console.print(Text(f"{hint}{half}{none} Each metric: docs/metrics.md.", style="dim"))
     else:
         console.print("no held-out rows, so nothing was measured (source.split, source.test)")
     console.print(f"\nresults   {result.folder}/", highlight=False, soft_wrap=True)
@@ -84,7 +86,7 @@ def _place(name: str) -> tuple[bool, str, bool]:
 def _estimate(e: "Estimate | None", wide: bool) -> str:
     if e is None:
         return ""
-    if wide:
+    if wide or e.value in (e.low, e.high):  # one end is the value itself, as in 1.000 [0.897, 1.000]
         return interval(e)
     return in_decimals(e.value) + (f" ±{in_decimals((e.high - e.low) / 2)}" if e.low == e.low else "")
 

@@ -204,7 +204,7 @@ def test_refusals(plain, chatml):
     mute = PreTrainedTokenizerFast(tokenizer_object=plain.backend_tokenizer)
     with pytest.raises(PrefoptError, match=r"the tokenizer .*has neither an EOS nor a SEP"):
         tokenise([], mute)
-    with pytest.raises(PrefoptError, match=r"talks.jsonl:3: .*no chat template"):
+    with pytest.raises(PrefoptError, match=r"talks.jsonl:3: .*no chat template: .* policy\.tokenizer"):
         tokenise([talk("yes")], plain)
     with pytest.raises(PrefoptError, match="prompt must be at least 1, not 0"):
         tokenise([], plain, 0)

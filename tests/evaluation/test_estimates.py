@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.evaluation.intervals import Observations, change, estimate, over_seeds
+from prefopt.evaluation.evaluation import Evaluation
+from prefopt.evaluation.intervals import Halved, Observations, change, estimate, over_seeds
 
 
 def observed(values, groups=None, weights=None) -> Observations:
@@ -72,13 +73,39 @@ def test_coverage_with_clusters_of_unequal_size():
     assert abs(hits / rounds - 0.95) <= 0.02
 
 
+def test_where_all_prompts_say_the_same_there_is_no_interval_unless_the_quantity_is_bounded():
+    """Of n of n it is Clopper and Pearson's; of a constant change what a share of other prompts could make of it."""
+    right, before = observed([1.0] * 34), observed([0.5] * 34)
+    assert all(map(math.isnan, (estimate(right).low, estimate(right).high)))
+    theirs = stats.binomtest(34, 34).proportion_ci(0.95, method="exact")
+    e = estimate(right, bounds=(0.0, 1.0))
+    assert (e.value, e.low, e.high, e.prompts) == pytest.approx((1.0, theirs.low, 1.0, 34))
+    none = estimate(observed([0.0] * 34), bounds=(0.0, 1.0))
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - theirs.low))
+    gained, share = change(before, right, bounds=(0.0, 1.0)), theirs.low
+    assert (gained.low, gained.high) == pytest.approx((0.5 * share - (1 - share), 0.5 * share + (1 - share)))
+    assert math.isnan(change(before, right).low)
+    varied = observed([1.0] * 33 + [0.0])
+    assert estimate(varied) == estimate(varied, bounds=(0.0, 1.0))
+
+
+def test_an_evaluation_knows_which_of_its_metrics_are_bounded():
+    same = {name: observed([1.0] * 20) for name in ("accuracy", "hard/accuracy", "ended[source=a]", "length", "own")}
+    estimates = Evaluation(same).estimates()
+    assert {name for name, e in estimates.items() if e.low == e.low} == {"accuracy", "hard/accuracy", "ended[source=a]"}
+    corpus = Evaluation({}, corpus={"distinct_2": Halved(1.0, np.ones(200), list("abcd"))})
+    assert math.isnan(corpus.estimates()["distinct_2"].low)
+
+
 def test_change_is_paired():
     draw = np.random.default_rng(7)
     before = clustered(draw, 60)
-    after = Observations(before.values + 0.1, before.weights, before.groups)
+    after = Observations(
+        before.values + 0.1 + 1e-3 * draw.normal(size=len(before.values)), before.weights, before.groups
+    )
     e = change(before, after)
-    assert (e.value, e.low, e.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert change(after, before).value == pytest.approx(-0.1)
+    assert e.low < e.value < e.high and (e.low, e.high) == pytest.approx((0.1, 0.1), abs=1e-3)
+    assert change(after, before).value == pytest.approx(-e.value)
     noisy = change(before, Observations(draw.permutation(before.values), before.weights, before.groups))
     assert noisy.high - noisy.low > 0.2
 

@@ -422,6 +422,7 @@ def test_a_batch_of_rollouts_counts_distinct_prompts(make: Any, tmp_path: Path) 
         ({"question": "x", "system": "y"}, "question, system"),
         ({"label": 0}, "label"),  # of a pair, whose better answer is the chosen one
         ({"tools": "[]"}, "tools"),  # of a text prompt, which no template writes
+        ({"votes": [[1, 0], [1, 0]]}, ""),  # which are what orders the answers
         ({"origin": ["dataset", "policy"], "notes": "seen", "group": "a", "split": "train"}, ""),
     ],
 )

@@ -29,6 +29,9 @@ def reward(prompts, completions, rows):
 
 def many(prompts, completions, rows):
     return [1.0]
+
+def single(prompts, completions, rows):
+    return [[1.0]]
 """
 METRICS = "{style: {name: m.py:style, values: [short, first]}, words: {name: m.py:words, over: corpus}}"
 ONLINE = {
@@ -98,6 +101,14 @@ def test_from_python_they_are_objects(home, tmp_path):
         ("{style: m.py:style}", r"returned a mapping \(short, first\).*`values: \[short, first\]`"),
         ("{style: {name: m.py:style, values: [short, fist]}}", "must return a mapping with the keys short, fist"),
         ("{r: {name: m.py:reward, values: [a]}}", "must return a mapping with the keys a.*returned list"),
+        (
+            "{m: m.py:many}",
+            r"^evaluate\.metrics\.m: the metric m\.py:many must return one number for each completion.*\[1\.0\]",
+        ),
+        (
+            "{m: m.py:single}",
+            r"^evaluate\.metrics\.m: the metric m\.py:single returned scores of shape \[1, 1\] for 3 prompts",
+        ),
         ("{many: {name: m.py:many, over: corpus}}", "m.py:many .*must return one number of all samples"),
     ],
 )

@@ -66,7 +66,7 @@ class Mean:
         means = sums / counts
         alike = len({*counts.tolist()}) == 1 or len({*means.tolist()}) == 1
         if not (names and alike and set(means.tolist()) <= {0.0, 1.0}):
-            return estimate(observed, confidence, seed)
+            return estimate(observed, confidence, seed, (0.0, 1.0))
         low, high = stats.binomtest(round(means.sum()), len(names)).proportion_ci(confidence, method="wilson")
         return Estimate(float(means.mean()), float(low), float(high), len(names))
 

@@ -204,7 +204,7 @@ def _of_pairs(
         sums, counts = two_raters([(rows[n].raters[i], rows[n].raters[j]) for n, i, j in pairs])  # type: ignore[index]
         observed = Observations(sums, counts, compared.groups)
         if counts.sum():
-            estimates["accuracy_left_out_raters"] = estimate(observed, confidence, seed)
+            estimates["accuracy_left_out_raters"] = estimate(observed, confidence, seed, (0.0, 1.0))
     return {name: e for name, e in estimates.items() if e is not None}
 
 
@@ -253,12 +253,12 @@ def _consistency(
 
 
 def _mean(values: np.ndarray, groups: Sequence[str], confidence: float, seed: int) -> Estimate | None:
-    """The mean of what is known, or nothing."""
+    """The mean of what is known, each between 0 and 1, or nothing."""
     known = ~np.isnan(values)
     if not known.any():
         return None
     of_known = [group for group, k in zip(groups, known, strict=True) if k]
-    return estimate(Observations(values[known], np.ones(int(known.sum())), of_known), confidence, seed)
+    return estimate(Observations(values[known], np.ones(int(known.sum())), of_known), confidence, seed, (0.0, 1.0))
 
 
 def _counted(judgements: Judgements, rows: Sequence[RatedRow]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from prefopt.evaluation.evaluation import bounds_of
 from prefopt.evaluation.intervals import change, common
 from prefopt.runs.records import RunRecord
 from prefopt.types import Estimate
@@ -23,4 +24,4 @@ def over_prompts(
     if before is None or after is None:
         return None
     both = common(before, after)
-    return change(*both, confidence) if len(set(both[0].groups)) > 1 else None
+    return change(*both, confidence, bounds=bounds_of(metric)) if len(set(both[0].groups)) > 1 else None
