@@ -14,7 +14,7 @@ from prefopt.cli import consoles
 from prefopt.cli.exits import FAILED
 from prefopt.runs.results import show_evaluation, show_labelled
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import write_whole
+from prefopt.support.files import refuse_full, write_whole
 from prefopt.support.logs import quiet_libraries
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ def _add(options: argparse.Namespace) -> None:
             f"--add measures finished runs, and {options.target} is no folder: name a run's, or a study's"
         )
     from prefopt.runs.additions import additions_to
+    from prefopt.runs.naming import refuse_unknown_measures
 
     additions, left_out = additions_to(Path(options.target), options.overrides)
+    refuse_unknown_measures(additions[0][1].settings.evaluate)
     show_left_out(left_out)
 
     from prefopt.runs.adding import add
@@ -210,6 +212,8 @@ def report(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """`prefopt export`."""
+    refuse_full(Path(options.out).expanduser())
+
     from prefopt.runs.exporting import export as write_whole_weights
 
     quiet_libraries()
@@ -232,14 +236,15 @@ def _target(options: argparse.Namespace) -> "Recipe":
     """The recipe of a file; or of a run, or one of its checkpoints, with the trained policy in place of that at the start."""
     from prefopt.recipe import load_recipe
     from prefopt.runs.folder import run_of
-    from prefopt.runs.naming import refuse_unknown_names
+    from prefopt.runs.naming import refuse_unknown_measures, refuse_unknown_names
 
     folder = Path(options.target)
     if not folder.is_dir():
         settings = load_recipe(folder, options.overrides)
         refuse_unknown_names(settings)
         return settings
-    run_of(folder)[0].recipe(options.overrides)  # what is wrong with it is told before torch is imported
+    # What is wrong with it is told before torch is imported.
+    refuse_unknown_measures(run_of(folder)[0].recipe(options.overrides).evaluate)
     from prefopt.runs.inspecting import trained
 
     return trained(folder, options.overrides)

@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from prefopt.recipe.schema.evaluate import GAPS
+
 BINS = 10
 """Of equal width, for the confidence of a prediction, ½ to 1."""
-
-GAPS = ("small", "medium", "large")
 
 
 def pair_nll(margin: Float[Tensor, " N"], p: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

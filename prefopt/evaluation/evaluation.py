@@ -8,14 +8,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from prefopt.evaluation.calibration import GAPS
 from prefopt.evaluation.intervals import Bounds, Halved, Observations, change, common, estimate
-from prefopt.recipe.schema.evaluate import PARTS
+from prefopt.recipe.schema.evaluate import GAPS, PARTS
 from prefopt.support.json_values import json_values
 from prefopt.types import Estimate
 
 SHARES = frozenset(
-    {"accuracy", "likelihood_accuracy", "ended", "win_rate", "ties", "brier", *(f"accuracy_{gap}_gap" for gap in GAPS)}
+    {
+        "accuracy",
+        "likelihood_accuracy",
+        "step_accuracy",
+        "ended",
+        "win_rate",
+        "ties",
+        "brier",
+        *(f"accuracy_{gap}_gap" for gap in GAPS),
+    }
 )
 """Metrics that lie between 0 and 1 for every prompt."""
 

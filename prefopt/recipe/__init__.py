@@ -22,6 +22,7 @@ from prefopt.recipe.reading import (
 from prefopt.recipe.renamed import with_new_names
 from prefopt.recipe.schema import (
     DATA_FILES,
+    DIALECTS,
     FEEDBACKS,
     SAMPLERS,
     TRANSFORMS,
@@ -65,6 +66,7 @@ from prefopt.recipe.section import Section
 __all__ = [
     "BUILT_IN",
     "DATA_FILES",
+    "DIALECTS",
     "FEEDBACKS",
     "OF_LABELLINGS",
     "OF_RUNS",

@@ -25,7 +25,7 @@ from prefopt.runs.folder import RunFolder, run_of
 from prefopt.runs.gguf import find_converter, write_gguf
 from prefopt.runs.inspecting import trained
 from prefopt.support.errors import PrefoptError
-from prefopt.support.files import is_empty, locked, replacing_folder
+from prefopt.support.files import locked, refuse_full, replacing_folder
 from prefopt.support.out_of_memory import reraise_out_of_memory
 from prefopt.types import Batch, Needs
 
@@ -120,14 +120,14 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32", g
     folder = Path(out).expanduser()
     if dtype not in DTYPES:
         raise PrefoptError(f"dtype {dtype!r}: weights are exported in {', '.join(DTYPES)}")
-    _refuse_full(folder)
+    refuse_full(folder)
     converter = None if gguf is None else find_converter()
     source = _source(run_or_folder)
     scorer = _checked(source)
     tokenizer = load_tokenizer(source.spec)
     place = folder.resolve()  # of a link, what it leads to
     with locked(place), torch.no_grad():
-        _refuse_full(folder)  # another process may have exported to it meanwhile
+        refuse_full(folder)  # another process may have exported to it meanwhile
         model = _load(source.spec, scorer, tokenizer, load_unmerged)
         rows = _rows(tokenizer, model)
         with source.computing:
@@ -146,11 +146,6 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32", g
     converted = None if converter is None else write_gguf(converter, folder, str(gguf))
     difference, arithmetic = ((numbers - measured).abs().max().item() for numbers in (again, exact))
     return Exported(folder, dtype, scorer, source.measured_in, difference, len(measured), arithmetic, converted)
-
-
-def _refuse_full(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and is_empty(folder)):
-        raise PrefoptError(f"{folder} is there already, and nothing is overwritten: name a folder that is new or empty")
 
 
 def _source(run_or_folder: str | Path) -> _Source:

@@ -1,4 +1,4 @@
-"""Which held-out metrics the evaluations of a run will have, known before a model is loaded, and what each is measured by."""
+"""Which held-out metrics the evaluations of a run will have, known before a model is loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -8,51 +8,12 @@ from prefopt.data import Example
 from prefopt.data.steps import LABELS
 from prefopt.environments.making import logged_by
 from prefopt.evaluation.breakdown import part_name, values_of
-from prefopt.evaluation.calibration import GAPS, by_gap
+from prefopt.evaluation.calibration import by_gap
 from prefopt.evaluation.held_out import best, gaps, pairs
 from prefopt.evaluation.metrics import own_names
 from prefopt.feedback import is_bare
 from prefopt.objectives import load_objective
-
-OF_PAIRS = "held-out rows with a better and a worse completion"
-OF_SAMPLES = "evaluate.prompts above 0"
-OF_SCORERS = f"an objective that trains rewards, and {OF_PAIRS}"
-MEASURED_BY = {
-    **dict.fromkeys(("gold", "gold_missing"), "evaluate.gold"),
-    **dict.fromkeys(
-        ("reward", "reward_missing"), "source.rollouts and a `feedback` without language models that judge"
-    ),
-    **dict.fromkeys(("win_rate", "win_rate_length_controlled", "ties", "win_rate_missing"), "evaluate.judge"),
-    **dict.fromkeys(("accuracy", "likelihood_accuracy"), OF_PAIRS),
-    **dict.fromkeys([f"logratio_{part}" for part in ("chosen", "rejected", "margin")], OF_PAIRS),
-    **dict.fromkeys([f"rewards_{part}" for part in ("chosen", "rejected", "margin")], OF_SCORERS),
-    **dict.fromkeys(("pair_nll", "brier", "ece"), OF_SCORERS),
-    **dict.fromkeys([f"accuracy_{size}_gap" for size in GAPS], f"{OF_SCORERS} with scores"),
-    **dict.fromkeys(
-        ("step_accuracy", "step_nll"), "an objective that learns labels of steps, and held-out rows with `step_labels`"
-    ),
-    "nll": "held-out rows with a best completion",
-    **dict.fromkeys(
-        ("kl", "kl_k3"), f"{OF_SAMPLES} and evaluate.sampling with temperature above 0, top_p 1 and top_k 0"
-    ),
-    **dict.fromkeys(("length", "ended", "distinct_1", "distinct_2"), OF_SAMPLES),
-    **dict.fromkeys(("return", "turns", "return_missing"), "evaluate.environment, or that of the rollouts"),
-}
-"""What a recipe must have for a metric to be measured; one's own metrics are in `evaluate.metrics`."""
-
-
-def measured_by(name: str) -> str:
-    """What a recipe must have for this metric to be measured."""
-    of_set, _, rest = name.rpartition("/")
-    metric, _, part = rest.partition("[")
-    if of_set:
-        return f"`evaluate.sets: {{{of_set}: {{data: …}}}}`, and {measured_by(rest)}"
-    if part:
-        return f"`evaluate.by: {part.partition('=')[0]}`, and {measured_by(metric)}"
-    return MEASURED_BY.get(
-        name,
-        f"`evaluate.metrics: {{{name}: file.py:function}}`, or an environment that has it in `logs` and its turns' `info`",
-    )
+from prefopt.recipe.schema.evaluate import GAPS
 
 
 def held_out_metrics(

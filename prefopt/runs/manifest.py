@@ -90,10 +90,11 @@ def manifest(prepared: "Prepared") -> dict[str, Any]:
 
 def _base(trained: nn.Module) -> dict[str, str]:
     """A hash of the base's own weights where what is beside them starts at random: an adapter, or the head of a scorer."""
-    model = dict(trained.named_children()).get("model")
+    model: Any = dict(trained.named_children()).get("model")
     if isinstance(model, PeftModel):
-        below = model.get_base_model().base_model.named_parameters()
-        return {"base": fingerprint_tensors({name: weights for name, weights in below if not weights.requires_grad})}
+        below: nn.Module = model.get_base_model().base_model  # type: ignore[assignment]
+        own = {name: weights for name, weights in below.named_parameters() if not weights.requires_grad}
+        return {"base": fingerprint_tensors(own)}
     return {"base": fingerprint_weights(model.base_model)} if isinstance(trained, Scorer) else {}
 
 

@@ -14,7 +14,7 @@ from prefopt.support.downloads import HUB_ID, no_model
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import files_like
 from prefopt.support.given import Given
-from prefopt.support.plugins import file_of, unknown_name
+from prefopt.support.plugins import refuse_missing, unknown_name
 
 
 def refuse_unknown_names(settings: recipe.Recipe | LabelRecipe, later: Sequence[Path] = ()) -> None:
@@ -32,6 +32,16 @@ def refuse_unknown_names(settings: recipe.Recipe | LabelRecipe, later: Sequence[
         check_terms(settings.objective)
     for key, section in _sections(settings):
         _check_section(key, section, later)
+
+
+def refuse_unknown_measures(evaluate: recipe.Evaluate) -> None:
+    """The same of what a finished run is to be measured by, whose own data and models planning looks for.
+
+    Raises:
+        PrefoptError: as `refuse_unknown_names`.
+    """
+    for key, section in _sections(evaluate, "evaluate"):
+        _check_section(key, section, ())
 
 
 def _sections(section: BaseModel, key: str = "") -> Iterator[tuple[str, BaseModel]]:
@@ -63,6 +73,7 @@ def _check_section(key: str, section: BaseModel, later: Sequence[Path]) -> None:
             if not isinstance(name, Given) and Path(name).suffix in recipe.DATA_FILES and not _is_below(name, later):
                 files_like(name)
             _check_file(f"{key}.data", name)
+        _check_known(section.adapt, "dialect", recipe.DIALECTS, f"{key}.adapt")
         _check_file(f"{key}.adapt", section.adapt)
     if isinstance(section, WithFields):
         _check_file(key, getattr(section, "name", None))
@@ -89,10 +100,10 @@ def _is_below(name: str, folders: Sequence[Path]) -> bool:
 
 
 def _check_file(key: str, name: Any) -> None:
-    """Refuse `file.py:Name` whose file is not there."""
+    """Refuse `file.py:Name` whose file is not there, or which has no such name."""
     place = name.rpartition(":")[0] if isinstance(name, str) and not isinstance(name, Given) else ""
     if place.endswith(".py"):
         try:
-            file_of(place)
+            refuse_missing(name)
         except PrefoptError as error:
             raise PrefoptError(f"{key}: {error}") from None

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from prefopt.objectives import objective_class
 from prefopt.recipe import Recipe
-from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics, measured_by
+from prefopt.runs.held_out_metrics import held_out_metrics
+from prefopt.runs.measured_by import MEASURED_BY, measured_by
 from prefopt.runs.records import usual_metric
 from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.plan import StudyPlan

@@ -165,6 +165,16 @@ def _holder(file: Path) -> str:
     return f", {lines[0]} on {lines[1]}" if len(lines) > 1 else ""
 
 
+def refuse_full(folder: Path) -> None:
+    """Refuse to write into a folder that holds something, or into what is none.
+
+    Raises:
+        PrefoptError: says to name another.
+    """
+    if folder.exists() and not (folder.is_dir() and is_empty(folder)):
+        raise PrefoptError(f"{folder} is there already, and nothing is overwritten: name a folder that is new or empty")
+
+
 def is_empty(folder: Path) -> bool:
     """Whether there is nothing in a folder, or no such folder; a lock is nothing, nor is a file that a kill left unfinished."""
     return not folder.exists() or all(file.name in LOCKS or _is_staging(file) for file in folder.iterdir())

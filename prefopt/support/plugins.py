@@ -1,5 +1,6 @@
 """Objects from names and fields: of the package, or users' own by path, `package.module:Name` or `file.py:Name`, or as they are."""
 
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -335,6 +336,35 @@ def file_of(place: str, folder: Path | None = None) -> Path:
         looked = ", ".join(dict.fromkeys(str(p.parent) for p in places))
         raise PrefoptError(f"no file {place}; looked in {looked}.{nearest(Path(place).name, known)}")
     return file
+
+
+def refuse_missing(path: str, folder: Path | None = None) -> None:
+    """Refuse `file.py:Name` where there is no such file, or its text gives nothing that name; nothing of it is run.
+
+    Raises:
+        PrefoptError: no file or name, with the nearest one; or the text is no Python.
+    """
+    place, _, name = path.rpartition(":")
+    file = file_of(place, folder)
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise _import_error(str(file), file, error) from error
+    given = list(_named_in(tree))
+    if name and name not in given and not {"*", "globals", "__getattr__"} & set(given):
+        public = [one for one in given if not one.startswith("_")]
+        raise PrefoptError(f"{place} has no {name!r}.{nearest(name, public)}")
+
+
+def _named_in(tree: ast.Module) -> Iterator[str]:
+    """Whatever a text defines, assigns or imports, at any depth, and `globals` where that may define more."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id == "globals"):
+            yield node.id
 
 
 def _from_file(place: str, folder: Path | None) -> ModuleType:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from _folders import finished_run
 
 ASKED = """
 import sys
@@ -17,6 +18,15 @@ heavy = {"torch", "transformers", "scipy", "pandas", "datasets", "wandb"} & set(
 assert not heavy, heavy
 sys.exit(status)
 """
+
+
+RUN = {
+    "policy": {"model": "an/id"},
+    "source": {"data": "x.jsonl"},
+    "train": {"steps": 3},
+    "evaluate": {"prompts": 3},
+}
+"""What a finished run was made of."""
 
 
 @pytest.fixture
@@ -35,6 +45,9 @@ def folder(tmp_path):
         "recipe: good.yaml\nstages: {first: {objective: {name: SFT}}}\narms: {late: {policy.model: '${stages.first}/policy'}}\n"
     )
     (tmp_path / "label.yaml").write_text("source: {data: x.jsonl}\nfeedback: {name: RewardModel, model: an/id}\n")
+    (tmp_path / "m.py").write_text("import torch\ndef short(prompts, completions, rows):\n    return completions\n")
+    (tmp_path / "torn.py").write_text("x = 1\ndef f(\n")
+    finished_run(tmp_path / "ended", 0, 0.5, recipe=RUN)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").touch()
     return tmp_path
@@ -51,6 +64,17 @@ def folder(tmp_path):
         ("run good.yaml source.data=nowhere.jsonl", 2, "no such file"),
         ("run good.yaml policy.model=no/such/model", 2, "no model at no/such/model"),
         ("evaluate good.yaml evaluate.gold=nowhere.py:f", 2, "no file nowhere.py"),
+        ("evaluate good.yaml evaluate.gold=m.py:shrt", 2, "m.py has no 'shrt'. Did you mean 'short'?"),
+        (
+            "run good.yaml evaluate.metrics.x=m.py:shrt",
+            2,
+            "m.py has no 'shrt'. Did you mean 'short'?",
+        ),
+        ("run good.yaml objective=m.py:shrt", 2, "m.py has no 'shrt'. Did you mean 'short'?"),
+        ("run good.yaml evaluate.gold=torn.py:f", 2, "torn.py:2 fails to import: SyntaxError"),
+        ("run good.yaml source.adapt=argila", 2, "source.adapt: unknown dialect 'argila'. Did you mean 'argilla'?"),
+        ("evaluate ended evaluate.metrics.x=m.py:shrt --add", 2, "m.py has no 'shrt'"),
+        ("evaluate ended evaluate.gold=m.py:shrt", 2, "m.py has no 'shrt'"),
         ("run good.yaml --out taken", 2, "taken is there already, and nothing is overwritten"),
         ("run good.yaml --resume", 2, "nothing to resume: no unfinished run"),
         ("run taken --resume", 2, "taken is no run folder"),
@@ -66,6 +90,13 @@ def folder(tmp_path):
         ("study staged.yaml arms.late.source.data=nowhere.jsonl", 2, "late: nowhere.jsonl: no such file"),
         ("study staged.yaml stages.first.objective.betta=1", 2, "stage first: SFT has no field 'betta'"),
         ("study staged.yaml stages.first.label=nowhere.yaml", 2, "no recipe nowhere.yaml"),
+        ("study study.yaml metric=gould", 2, "metric is gould, and there is no such metric. Did you mean 'gold'?"),
+        (
+            "study study.yaml measure=[hard/lenght]",
+            2,
+            "measure is hard/lenght, and there is no such metric. Did you mean 'length'?",
+        ),
+        ("export m taken", 2, "taken is there already, and nothing is overwritten"),
         ("study taken --status", 2, "taken holds no study that has begun"),
         ("study taken --stop", 2, "taken holds no study"),
         ("evaluate typo.yaml", 2, "unknown key `train.stepps`"),

@@ -111,8 +111,10 @@ def test_change_is_paired():
 
 
 def test_change_pairs_by_name_and_refuses_others():
-    e = change(observed([1, 5], "ab"), observed([6, 2], "ba"))
-    assert (e.value, e.low, e.high) == (1, 1, 1)
+    e = change(
+        observed([1, 5], "ab"), observed([7, 2], "ba")
+    )  # by 1 on a and by 2 on b; by position it would be 6 and −3
+    assert (e.value, e.low, e.high) == (1.5, 1, 2)
     with pytest.raises(ValueError, match="different prompts"):
         change(observed([1, 2], "ab"), observed([1, 2], "ac"))
 
@@ -121,7 +123,7 @@ def test_too_few_have_no_interval():
     one, none = estimate(observed([3])), estimate(observed([]))
     assert one.value == 3 and math.isnan(one.low) and math.isnan(one.high) and one.prompts == 1
     assert math.isnan(none.value) and none.prompts == 0
-    assert str(estimate(observed([2, 2]))) == "2.000 [2.000, 2.000]"
+    assert str(estimate(observed([1, 2]))) == "1.500 [1.000, 2.000]"
 
 
 def test_students_interval_over_seeds():

@@ -7,7 +7,8 @@ from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt import load_recipe, run
 from prefopt.evaluation.metrics import BUILT_IN
-from prefopt.runs.held_out_metrics import MEASURED_BY, held_out_metrics
+from prefopt.runs.held_out_metrics import held_out_metrics
+from prefopt.runs.measured_by import MEASURED_BY
 from prefopt.runs.planning import plan
 from prefopt.runs.records import usual_metric
 

@@ -3,10 +3,11 @@
 import pytest
 
 from prefopt import feedback
+from prefopt.data import dialects
 from prefopt.data.loading import _READERS
 from prefopt.policy.decode.making import KNOWN
 from prefopt.policy.finding import find_model
-from prefopt.recipe import DATA_FILES, FEEDBACKS, SAMPLERS, TRANSFORMS, load_recipe
+from prefopt.recipe import DATA_FILES, DIALECTS, FEEDBACKS, SAMPLERS, TRANSFORMS, load_recipe
 from prefopt.runs.naming import refuse_unknown_names
 from prefopt.support.errors import PrefoptError
 
@@ -15,6 +16,7 @@ def test_the_names_in_the_schema_are_those_that_can_be_made():
     assert tuple(feedback.FEEDBACKS) == FEEDBACKS
     assert tuple(feedback.TRANSFORMS) == TRANSFORMS
     assert tuple(KNOWN) == SAMPLERS
+    assert tuple(dialects.DIALECTS) == DIALECTS
     assert set(_READERS) == set(DATA_FILES)
 
 

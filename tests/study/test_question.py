@@ -46,7 +46,7 @@ def test_the_usual_metric_is_the_first_that_the_arms_measure(base, tmp_path, cha
     ("more", "message"),
     [
         ({"metric": "gold"}, r"metric is gold, which arm A will not measure\. It is measured by evaluate"),
-        ({"metric": "acuracy"}, r"arm A will not measure\. Did you mean 'accuracy'\?.*evaluate\.metrics: {acuracy: "),
+        ({"metric": "acuracy"}, r"no such metric\. Did you mean 'accuracy'\?.*evaluate\.metrics: {acuracy: "),
         ({"metric": "win_rate"}, r"It is measured by evaluate\.judge"),
         ({"metric": "accuracy_at_kl", "common": {"evaluate.sampling.temperature": 0}}, "will not measure kl"),
         ({"measure": ["brier"]}, r"measure is brier, which no arm will measure"),

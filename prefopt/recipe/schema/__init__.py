@@ -5,12 +5,13 @@ from prefopt.recipe.schema.feedback import FEEDBACKS, TRANSFORMS, Feedback, Feed
 from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Policy, Reference
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import SAMPLERS, Acting, Environment, Samples, Sampling, most_tokens
-from prefopt.recipe.schema.source import DATA_FILES, WRITERS, Data, Embeddings, Rollouts, Source
+from prefopt.recipe.schema.source import DATA_FILES, DIALECTS, WRITERS, Data, Embeddings, Rollouts, Source
 from prefopt.recipe.schema.track import Comet, MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Optimizer, Precision, Schedule, Train
 
 __all__ = [
     "DATA_FILES",
+    "DIALECTS",
     "FEEDBACKS",
     "SAMPLERS",
     "TRANSFORMS",

@@ -11,6 +11,9 @@ from prefopt.recipe.schema.sampling import Acting, Samples, Sampling
 from prefopt.recipe.schema.source import Data
 from prefopt.recipe.section import Section
 
+GAPS = ("small", "medium", "large")
+"""Thirds of the pairs by how far their scores are apart, for each of which a scorer's accuracy is measured."""
+
 PARTS = ("train", "validation", "test")
 """Names that sets cannot have, because evaluations on these parts are called so."""
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from prefopt.recipe.names import Named, Names, WithFields, named_section, named_sections
 
-FEEDBACKS = ("Rule", "RewardModel", "Judge", "Ensemble", "Panel", "WeightedSum")
+FEEDBACKS = ("Rule", "RewardModel", "Judge", "Ensemble", "Panel", "WeightedSum", "EnvironmentReward")
 """The feedbacks that come with prefopt, by name."""
 
 TRANSFORMS = ("LengthPenalty", "RepetitionPenalty", "Clip", "Normalise", "ReferenceNormalise", "MissingEOS")

@@ -12,6 +12,31 @@ DATA_FILES = (".jsonl", ".json", ".csv", ".parquet")
 """Endings of files that hold rows."""
 
 
+DIALECTS = (
+    *(
+        "ultrafeedback-overall",
+        "ultrafeedback-aspects",
+        "helpsteer2",
+        "nectar",
+        "shp",
+        "webgpt",
+        "helpsteer2-preference",
+    ),
+    *(
+        "helpsteer3",
+        "saferlhf-better",
+        "saferlhf-safer",
+        "summarize-from-feedback",
+        "arena-55k",
+        "arena",
+        "hh",
+        "hh-chat",
+    ),
+    *("oasst", "orca-pairs", "ultrainteract", "stepwise", "stepwise-whole", "argilla", "label-studio"),
+)
+"""Dialects by name."""
+
+
 class Data(Section):
     """Rows in one of the formats of docs/data.md."""
 
