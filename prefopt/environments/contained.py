@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prefopt.environments.checking import checked_opening, checked_reward, checked_turn
+from prefopt.support.errors import PrefoptError
 from prefopt.types import Closing, Ending, Environment, Message, Turn
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,15 @@ class Contained:
         self.factory, self.row, self.seed, self.name, self.timeout = factory, row, seed, name, timeout
         self.counts: Counter[str] = Counter()
         self._past: list[tuple[str, bool, Turn]] = []
-        self._begun, self._opening = False, None
-        self._make()
+        self.environment: Any = None
+        self._opening: Any = None
+        self._random = _States(seed)
 
-    def _make(self) -> None:
+    def _reset(self) -> Any:
+        """A new environment, at the beginning of its task; what it says there."""
         self._random = _States(self.seed)
-        with self._random.own():
-            self.environment = self.factory()
+        self.environment = self._call(self.factory)
+        return self._call(self.environment.reset, dict(self.row), self.seed)
 
     def begin(self) -> str | Sequence[Message] | None:
         """What `reset` returns.
@@ -67,8 +70,7 @@ class Contained:
             EpisodeError: it failed.
             PrefoptError: it returned something else than it should.
         """
-        self._opening = self._twice(lambda: self._call(self.environment.reset, dict(self.row), self.seed))
-        self._begun = True
+        self._opening = self._twice(self._reset, self._reset)
         return checked_opening(self._opening, self.name)
 
     def step(self, text: str, truncated: bool) -> Turn:
@@ -78,7 +80,7 @@ class Contained:
             EpisodeError: it failed.
             PrefoptError: it returned something else than it should.
         """
-        answer = self._twice(lambda: self._call(self.environment.step, text, truncated=truncated))
+        answer = self._again_if_it_fails(lambda: self._call(self.environment.step, text, truncated=truncated))
         turn = checked_turn(answer, self.name)
         self._past.append((text, truncated, turn))
         return turn
@@ -93,7 +95,7 @@ class Contained:
         if not isinstance(self.environment, Ending):
             return 0.0
         return checked_reward(
-            self._twice(lambda: self._call(cast(Ending, self.environment).end)), f"{self.name}: end()"
+            self._again_if_it_fails(lambda: self._call(cast(Ending, self.environment).end)), f"{self.name}: end()"
         )
 
     def close(self) -> None:
@@ -104,21 +106,28 @@ class Contained:
             except Exception as error:
                 _warn_once(f"{self.name}: close() raised {type(error).__name__}: {error}")
 
-    def _twice(self, call: Callable[[], Any]) -> Any:
+    def _again_if_it_fails(self, call: Callable[[], Any]) -> Any:
+        """A call within an episode, which a new environment is taken to first if it fails."""
+
+        def again() -> Any:
+            self._replay()
+            return call()
+
+        return self._twice(call, again)
+
+    def _twice(self, call: Callable[[], Any], again: Callable[[], Any]) -> Any:
+        """What a call returns, or else what the second try does. A `PrefoptError` is for the user, and goes through."""
         try:
             return call()
-        except EpisodeError:
+        except (EpisodeError, PrefoptError):
             raise
         except Exception as error:
             self.counts["retried"] += 1
             _warn_once(f"{self.name} raised {type(error).__name__}: {error}; its episode is played again")
         try:
             self.close()
-            self._make()
-            if self._begun:
-                self._replay()
-            return call()
-        except EpisodeError:
+            return again()
+        except (EpisodeError, PrefoptError):
             raise
         except Exception as error:
             self.counts["failed"] += 1
@@ -127,8 +136,7 @@ class Contained:
 
     def _replay(self) -> None:
         """Take a new environment to where the old one was."""
-        opening = self._call(self.environment.reset, dict(self.row), self.seed)
-        same = opening == self._opening
+        same = self._reset() == self._opening
         for text, truncated, turn in self._past:
             same = same and self._call(self.environment.step, text, truncated=truncated) == turn
         if not same:

@@ -30,7 +30,7 @@ from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
-from prefopt.sources.writing import Completer, batch_of_written, shown_completion, told
+from prefopt.sources.writing import Completer, batch_of_written, prompt_seen, shown_completion, told
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import EVALUATION, advising
 from prefopt.support.profile import timed
@@ -202,7 +202,10 @@ class Evaluator:
             [shown_completion(one, text, row.example.prompt) for one, text in zip(*of_row, strict=True)]
             for row, *of_row in zip(self.prompts, written, texts, strict=True)
         ]
-        scores = self.metrics(self.prompts, shown, list(map(said_of, written)), self.accelerator, self._resampling)
+        asked = [prompt_seen(row.example.prompt, of) for row, of in zip(self.prompts, written, strict=True)]
+        scores = self.metrics(
+            self.prompts, asked, shown, list(map(said_of, written)), self.accelerator, self._resampling
+        )
         measured |= scores.of_each
         measured = {name: value.cpu() for name, value in measured.items()}
         numbers = scores.missing()
@@ -212,7 +215,10 @@ class Evaluator:
             numbers["win_rate_missing"] = measured["win_rate"].isnan().double().mean().item()
         groups = [row.example.group for row in self.prompts]
         of_all = {f"distinct_{n}": halved(Distinct(texts, n), groups, self._resampling) for n in (1, 2)}
-        rendered = [decode_pieces(model.tokenizer, row.prompt_ids) for row in self.prompts]
+        rendered = [
+            decode_pieces(model.tokenizer, next((one.prompt for one in of if one.prompt is not None), row.prompt_ids))
+            for row, of in zip(self.prompts, written, strict=True)
+        ]
         samples = [
             {
                 "prompt": row.example.prompt,

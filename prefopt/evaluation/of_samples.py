@@ -17,7 +17,7 @@ from prefopt.evaluation.metrics import metric_key, value_names
 from prefopt.feedback import ask_whole, together
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
-from prefopt.types import Completion, Feedback
+from prefopt.types import Completion, Feedback, Prompt
 
 
 class SampleScores(NamedTuple):
@@ -58,6 +58,7 @@ class SampleMetrics:
     def __call__(
         self,
         prompts: Sequence[Tokenised],
+        asked: Sequence[Prompt],
         completions: Sequence[Sequence[Completion]],
         columns: Sequence[Mapping[str, Any]],
         accelerator: Accelerator,
@@ -67,6 +68,7 @@ class SampleMetrics:
 
         Args:
             prompts: B of them.
+            asked: the same as the policy saw them: with what an environment said at the beginning.
             completions: K samples of each; a feedback sees text, in which an end token is not to be seen, or messages.
             columns: of each prompt, beside those of its row: how its samples came to an end, and what an environment gave.
             accelerator: knows the processes.
@@ -75,7 +77,6 @@ class SampleMetrics:
         Raises:
             PrefoptError: a feedback or function failed.
         """
-        asked = [row.example.prompt for row in prompts]
         rows = [{**row.example.columns, **more} for row, more in zip(prompts, columns, strict=True)]
         of_each: dict[str, Tensor] = {}
         for name, feedback in self.feedbacks.items():

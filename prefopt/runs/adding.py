@@ -147,7 +147,8 @@ def _of_samples(
             f"{where} rows give other prompts than those that it kept {len(of_prompts)} samples for: bring the data back"
         )
     completions = [[_completion(sample) for sample in of_one] for of_one in of_prompts]
-    scores = metrics(prompts, completions, list(map(_columns, of_prompts)), accelerator, kept.seed)
+    seen = [_prompt_seen(of_one) for of_one in of_prompts]
+    scores = metrics(prompts, seen, completions, list(map(_columns, of_prompts)), accelerator, kept.seed)
     values = {name: one.cpu() for name, one in scores.of_each.items()}
     samples = [
         {"prompt": sample["prompt"], "completion": sample["completion"]}
@@ -157,6 +158,15 @@ def _of_samples(
     ]
     observations = broken_down({name: Measured(one, prompts) for name, one in values.items()}, settings.evaluate.by)
     return Evaluation(observations, scores.missing(), samples, kept.confidence, kept.seed, scores.of_all)
+
+
+def _prompt_seen(samples: Sequence[Mapping[str, Any]]) -> Any:
+    """The prompt of kept samples as the policy saw it; see `prompt_seen`."""
+    prompt = samples[0]["prompt"]
+    opening = next((sample["opening"] for sample in samples if sample.get("opening")), [])
+    if isinstance(prompt, str):
+        return prompt + "".join(str(message["content"]) for message in opening)
+    return [*prompt, *opening]
 
 
 def _completion(sample: Mapping[str, Any]) -> str | tuple[Mapping[str, Any], ...]:

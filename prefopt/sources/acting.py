@@ -69,6 +69,7 @@ class Episode:
     environment: Contained
     transcript: Transcript
     prompt: tuple[int, ...] = ()
+    opening: tuple[Message, ...] = ()
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logps: list[float] | None = field(default_factory=list)
@@ -102,6 +103,7 @@ class Episode:
             self.stop,
             version,
             self.prompt,
+            self.opening,
             tuple(self.messages),
             tuple(self.rewards),
             info,
@@ -152,18 +154,18 @@ class EpisodeWriter:
             PrefoptError: an environment that is none, a chat template that does not keep its prefix, or a sampler that refuses.
         """
         together = len(rows)
-        if isinstance(
-            self.sampler, TransformersSampler
-        ):  # the rows of a part keep what they have read until it is over
+        # The rows of a part keep what they have read until it is over.
+        if isinstance(self.sampler, TransformersSampler):
             together = prompts_together(self.sampler.batch_size, completions)
         written: list[list[Written]] = []
         for start in range(0, len(rows), together):
             part = slice(start, start + together)
-            episodes = [
-                [self._begun(row, task) for _ in range(completions)]
-                for row, task in zip(rows[part], tasks[part], strict=True)
-            ]
+            episodes: list[list[Episode]] = []
             try:
+                for row, task in zip(rows[part], tasks[part], strict=True):
+                    episodes.append([self._made(row, task) for _ in range(completions)])
+                    for episode in episodes[-1]:
+                        self._begin(episode)
                 self._play(model, episodes, sampling, seeds[part])
             finally:
                 for episode in (one for group in episodes for one in group):
@@ -172,23 +174,22 @@ class EpisodeWriter:
             written += [[one.written(version, filler) for one in group] for group in episodes]
         return written
 
-    def _begun(self, row: Tokenised, task: int) -> Episode:
+    def _made(self, row: Tokenised, task: int) -> Episode:
         acting = self.acting
         given = {**row.columns, "prompt": row.example.prompt}
-        episode = Episode(
-            Contained(acting.factory, given, task, acting.name, acting.timeout),
-            transcript(row, self.encoder, acting.name),
-            row.prompt_ids,
-        )
+        environment = Contained(acting.factory, given, task, acting.name, acting.timeout)
+        return Episode(environment, transcript(row, self.encoder, acting.name), row.prompt_ids)
+
+    def _begin(self, episode: Episode) -> None:
         try:
             with timed("environment"):
                 opening = episode.environment.begin()
         except EpisodeError:
             episode.stop = "error"
-            return episode
+            return
         own = episode.environment.environment
+        episode.opening = episode.transcript.messages(opening or "")
         episode.prompt = episode.transcript.prompt(opening, own.tools if isinstance(own, Equipped) else ())
-        return episode
 
     def _play(self, model: Any, episodes: Sequence[Sequence[Episode]], sampling: Sampling, seeds: Tensor) -> None:
         """Write the episodes of some prompts to their ends."""

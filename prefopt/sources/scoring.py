@@ -14,6 +14,7 @@ from prefopt.data import Tokenised
 from prefopt.environments.episodes import FAILED, MESSAGES, REWARDS
 from prefopt.feedback import ask, prefetching, together
 from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
+from prefopt.sources.writing import prompt_seen
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.types import Completion, Feedback, Message, Verdict, Written
@@ -151,7 +152,7 @@ def said_of(written: Sequence[Written]) -> dict[str, Any]:
 def _shown(groups: Sequence[PromptCompletions]) -> tuple[list[Any], list[list[Any]], list[dict[str, Any]]]:
     """What feedback sees: prompts, completions, and the other columns of their rows."""
     return (
-        [group.row.example.prompt for group in groups],
+        [prompt_seen(group.row.example.prompt, group.written) for group in groups],
         [group.texts for group in groups],
         [{**group.row.columns, **said_of(group.written)} for group in groups],
     )

@@ -183,11 +183,20 @@ def shown_completion(written: Written, text: str, prompt: Prompt) -> str | tuple
     return text if isinstance(prompt, str) or not written.messages else written.messages
 
 
+def prompt_seen(prompt: Prompt, written: Sequence[Written]) -> Prompt:
+    """A prompt as the policy saw it: with what its environment said at the beginning."""
+    opening = next((one.opening for one in written if one.opening), ())
+    if isinstance(prompt, str):
+        return prompt + "".join(str(message["content"]) for message in opening)
+    return (*prompt, *opening)
+
+
 def told(one: Written) -> dict[str, Any]:
     """What a person reads of an episode beside its text: who said what, what each turn earned, what was logged. {} of others."""
     if one.prompt is None:
         return {}
-    return {"messages": list(one.messages), "turn_rewards": list(one.rewards), "info": dict(one.info)}
+    opening = {"opening": list(one.opening)} if one.opening else {}
+    return {**opening, "messages": list(one.messages), "turn_rewards": list(one.rewards), "info": dict(one.info)}
 
 
 def batch_of_written(rows: Sequence[Tokenised], written: Sequence[Sequence[Written]]) -> Batch:

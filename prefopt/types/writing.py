@@ -51,6 +51,7 @@ class Written:
         stop: why it ended.
         version: how many updates the policy had had; None where it had no part in it.
         prompt: tokens of the prompt where an environment added to it: its opening, its tools. None where it is the row's own.
+        opening: what the environment said before the policy's first turn, behind the row's prompt; its tokens are in `prompt`.
         messages: of an episode, what the policy and the environment said, in order; the last answer of an environment is among
             them, though no policy reads it. Empty where there is no environment.
         rewards: of an episode, a reward for each of `turns`.
@@ -64,6 +65,7 @@ class Written:
     stop: StopReason
     version: int | None = None
     prompt: tuple[int, ...] | None = None
+    opening: tuple[Message, ...] = ()
     messages: tuple[Message, ...] = ()
     rewards: tuple[float, ...] = ()
     info: Mapping[str, float] = field(default_factory=dict)

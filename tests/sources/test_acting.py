@@ -340,3 +340,42 @@ def test_the_trainer_reads_what_the_sampler_wrote(models: Any) -> None:
             for t, logp in enumerate(one.logps or ()):
                 worst = max(worst, abs(logp - float(logps[b, k, t])))
     assert 0 < worst < 1e-5 and not math.isnan(worst)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_feedback_sees_what_the_environment_said_first(models: Any, chat: bool) -> None:
+    from prefopt.sources.writing import prompt_seen
+
+    prompt: Any = [{"role": "user", "content": "w3"}] if chat else "w3"
+    (group,) = write(models[chat], lambda: Talks(opening=" w7 w8", stop=ENDS), prompts=[prompt])
+    expected: Any = (*prompt, {"role": "user", "content": " w7 w8"}) if chat else "w3 w7 w8"
+    assert prompt_seen(prompt, group) == expected
+    (group,) = write(models[chat], lambda: Talks(stop=ENDS), prompts=[prompt])
+    assert prompt_seen(prompt, group) == (tuple(prompt) if chat else prompt)
+
+
+def test_an_environment_that_cannot_be_made_is_no_traceback(models: Any) -> None:
+    made = []
+
+    def factory() -> Talks:
+        made.append(1)
+        raise OSError("no service")
+
+    ((one, other),) = write(models[False], factory, prompts=["w3"])
+    assert one.stop == other.stop == "error" and len(made) == 4 and one.info["failed"] == 1
+
+
+def test_a_message_for_the_user_ends_the_run(models: Any) -> None:
+    class Asks(Talks):
+        def reset(self, row: Any, seed: int) -> Any:
+            raise PrefoptError("the row has no answer")
+
+    made: list[Asks] = []
+
+    def factory() -> Asks:
+        made.append(Asks())
+        return made[-1]
+
+    with pytest.raises(PrefoptError, match="the row has no answer"):
+        write(models[False], factory)
+    assert [env.closed for env in made] == [1]
