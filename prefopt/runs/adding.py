@@ -163,7 +163,7 @@ def _of_samples(
 def _prompt_seen(samples: Sequence[Mapping[str, Any]]) -> Any:
     """The prompt of kept samples as the policy saw it; see `prompt_seen`."""
     prompt = samples[0]["prompt"]
-    opening = next((sample["opening"] for sample in samples if sample.get("opening")), [])
+    opening: Sequence[Mapping[str, Any]] = next((sample["opening"] for sample in samples if sample.get("opening")), [])
     if isinstance(prompt, str):
         return prompt + "".join(str(message["content"]) for message in opening)
     return [*prompt, *opening]

@@ -305,12 +305,18 @@ def _environment(settings: recipe.Recipe) -> recipe.Environment | None:
 
 
 def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None:
-    """Refuses an environment that the first prompt shows to be of another shape."""
-    spec, key = _environment(settings), "source.rollouts.environment"
-    if spec is None or not rows:
-        return
-    row = {**rows[0].columns, "prompt": rows[0].prompt}
-    check_environment(environment_factory(spec, key)(), row, f"{key}: {spec.name}")
+    """Refuses environments that the first prompt shows to be of another shape, and what was not written in one."""
+    rollouts = _environment(settings)
+    if rollouts is not None and "dataset" in settings.source.writers:
+        raise PrefoptError(
+            "source.writers has `dataset`, whose completions were not written in source.rollouts.environment and have no reward of "
+            "it: leave one out"
+        )
+    given = {"source.rollouts.environment": rollouts, "evaluate.environment": settings.evaluate.environment}
+    for key, spec in given.items():
+        if spec is not None and rows:
+            row = {**rows[0].columns, "prompt": rows[0].prompt}
+            check_environment(environment_factory(spec, key)(), row, f"{key}: {spec.name}")
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:

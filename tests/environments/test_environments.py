@@ -105,19 +105,23 @@ def test_a_run_learns_from_an_environment(tmp_path: Any) -> None:
     assert history["rollouts/reward"].notna().sum() == 2
 
 
+MEASURED_WRONGLY = {"evaluate": {"environment": type("Wrong", (Bare,), {"answer": 2.0})}}
+
+
 @pytest.mark.parametrize(
     ("environment", "more", "message"),
     [
+        (
+            Guess,
+            {"evaluate": {"environment": type("Wrong", (Bare,), {"answer": 2.0})}},
+            r"evaluate\.environment.*step returned 2\.0",
+        ),
         (type("Wrong", (Bare,), {"answer": 1.0}), {}, r"step returned 1\.0"),
         (type("None", (), {}), {}, "has no method 'reset'; an environment has reset"),
         ({"name": Guess, "bonsu": 1}, {}, "has no field 'bonsu'. Did you mean 'bonus'"),
     ],
 )
 def test_a_run_refuses(tmp_path: Any, environment: Any, more: Any, message: str) -> None:
-    (tmp_path / "x.py").write_text(
-        "def f(prompts, completions, rows):\n    return [[0.0] * len(t) for t in completions]\n"
-    )
-    more = {key: value.replace("x.py", f"{tmp_path}/x.py") for key, value in more.items()}
     with pytest.raises(PrefoptError, match=message):
         prefopt.run(settings(tmp_path, environment, **more), console=QUIET)
 
