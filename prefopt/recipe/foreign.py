@@ -260,7 +260,7 @@ NONE: tuple[Foreign, ...] = (
     Foreign(
         "max_tool_calling_iterations", "", "your environment says when an episode ends (source.rollouts.environment)"
     ),
-    Foreign("chat_template_kwargs", "", "a chat template is rendered as the tokenizer has it"),
+    Foreign("chat_template_kwargs", "", "rows bring them: the column `chat_template_kwargs` (docs/data.md)"),
     Foreign("optim_target_modules", "", "an optimiser trains all weights that are trained, at one rate"),
     Foreign("tf32", "", "train.precision has no such kind: fp32 is as torch multiplies, by default without TF32"),
     Foreign("streaming dataset_streaming", "", "rows are kept on disk, not in memory, and an order needs all of them"),
@@ -289,7 +289,7 @@ NONE: tuple[Foreign, ...] = (
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision log_completions_hub_repo "
         "trackio_bucket_id trackio_static_space_id",
         "",
-        "nothing is sent anywhere but to trackers; policy/ is a folder that `hf upload` takes",
+        "a run sends numbers to trackers alone; `prefopt push RUN owner/name` uploads its policy with its card (docs/models.md)",
     ),
     Foreign(
         "do_train do_eval do_predict resume_from_checkpoint",

@@ -9,6 +9,7 @@ from typing import Any
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm, RunRecord, read_run, usual_metric
 from prefopt.support.errors import PrefoptError
+from prefopt.support.files import is_locked
 
 PARTS_OF_RUNS = ("policy", "best", "earlier", "checkpoints", "evaluations", "wandb", "tensorboard")
 """Folders in run folders, which hold no further runs."""
@@ -20,7 +21,7 @@ class ListedRun:
 
     Attributes:
         folder: its run folder.
-        state: finished, stopped, trained (its last evaluation is missing), diverged, unfinished, failed, or damaged.
+        state: finished, running, stopped, trained (its last evaluation is missing), diverged, unfinished, failed, or damaged.
         objective: names and weights of its terms, as in `DPO + 0.1 SFT`.
         seed: of the run; None where its recipe does not say.
         step: the last one.
@@ -29,6 +30,7 @@ class ListedRun:
             is kept, where that is the best, and where the run was extended; empty where nothing was measured at the end.
         advice: what helps where a resume would not: of a run that diverged.
         begun: day and time, as in `2026-11-29 13:45`; empty where no manifest says so.
+        go_on: the command with which it goes on; empty where it is over, or a process works on it or its study.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class ListedRun:
     result: str = ""
     begun: str = ""
     advice: str = ""
+    go_on: str = ""
 
 
 def listed_runs(folder: Path) -> Iterator[ListedRun]:
@@ -65,16 +68,25 @@ def _listed(run: RunFolder) -> ListedRun:
     train, seed = record.recipe.get("train"), record.recipe.get("seed")
     diverged = run.diverged and record.state == "unfinished"
     steps = train.get("steps") if isinstance(train, Mapping) else None
+    state = "trained" if run.trained else "diverged" if diverged else record.state
+    study = next((above for above in run.path.parents if (above / "study.yaml").is_file()), None)
+    if state != "finished" and is_locked(run.path):
+        state = "running"
+    go_on = (
+        f"prefopt run {run.path} --resume" if study is None else f"prefopt study {study / 'study.yaml'} --out {study}"
+    )
+    waits = state in ("unfinished", "trained") and not (study is not None and is_locked(study))
     return ListedRun(
         run.path,
-        "trained" if run.trained else "diverged" if diverged else record.state,
+        state,
         _objectives(record),
         seed if isinstance(seed, int) else None,
         int(max((line["step"] for line in record.history), default=0)),
         steps if isinstance(steps, int) else None,
         _result(record, run.summary()),
         str(record.manifest.get("started", ""))[:16].replace("T", " "),
-        _after_divergence(run, train) if diverged else "",
+        _after_divergence(run, train) if state == "diverged" else "",
+        go_on if waits else "",
     )
 
 

@@ -142,8 +142,8 @@ def show_runs(console: Console, folder: Path, runs: "Sequence[ListedRun]") -> No
         more = (Text(run.objective), run.begun) if wide else ()
         table.add_row(Text(str(run.folder.relative_to(folder))), state, steps, run.result, *more)
     console.print(table)
-    if waiting := next((run for run in runs if run.state in ("unfinished", "trained")), None):
-        console.print(f"\nto go on  prefopt run {waiting.folder} --resume", highlight=False, soft_wrap=True)
+    if go_on := next((run.go_on for run in runs if run.go_on), ""):
+        console.print(f"\nto go on  {go_on}", highlight=False, soft_wrap=True)
     if diverged := next((run for run in runs if run.advice), None):
         console.print(f"\ndiverged  {diverged.folder}: {diverged.advice}", highlight=False, soft_wrap=True)
 

@@ -74,13 +74,14 @@ def run_study(
     console = console or Terminal(stderr=True)
     planned = plan_study(study, study_folder(study, folder))
     with sharing():
-        check(planned)
-        with locked(planned.folder), noting(lambda _: _kept(planned)):
-            _write_study(planned)
-            _write_date(planned)
-            started = time.time()
-            with announced(planned, _all_jobs(planned), processes), executor:
-                results = _run_all(planned, executor, console)
+        with locked(planned.folder):  # from here on others see that it is being started
+            check(planned)
+            with noting(lambda _: _kept(planned)):
+                _write_study(planned)
+                _write_date(planned)
+                started = time.time()
+                with announced(planned, _all_jobs(planned), processes), executor:
+                    results = _run_all(planned, executor, console)
         if results is None:
             console.print(f"stopped as asked: {_kept(planned)}", soft_wrap=True)
             return _results(planned)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from prefopt.runs.folder import RunFolder
 from prefopt.study.stopping import asked_to_stop
 from prefopt.support.errors import PrefoptError
+from prefopt.support.files import is_locked
 
 State = Literal["finished", "running", "waiting", "interrupted", "failed"]
 LAST = 20
@@ -98,8 +99,13 @@ def read_status(folder: Path) -> StudyStatus:
     """
     file = jobs_file(folder)
     if not file.is_file():
+        if is_locked(folder):
+            raise PrefoptError(
+                f"the study in {folder} is being started, which checks its recipes and data first: look again"
+            )
         raise PrefoptError(
-            f"{folder} holds no study that has begun: it has no jobs.json. `prefopt study STUDY` begins it"
+            f"{folder} holds no study that has begun: it has no jobs.json. `prefopt study STUDY` begins it, and one that was "
+            "started just now is seen once its libraries are loaded"
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -129,6 +129,21 @@ def locked(folder: Path) -> Iterator[None]:
                     place.rmdir()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in a folder, as far as its lock can be tried; nothing is created."""
+    locks: dict[str, type[BaseFileLock]] = {LOCK: FileLock, SOFT_LOCK: SoftFileLock}
+    for name, kind in locks.items():
+        if (folder / name).exists():
+            try:
+                with kind(folder / name, timeout=0):
+                    pass
+            except Timeout:
+                return True
+            except OSError:  # somebody else's, or of a file system without locks
+                continue
+    return False
+
+
 def _acquired(folder: Path) -> BaseFileLock:
     """The lock of a folder, held.
 

@@ -9,6 +9,7 @@ from prefopt import PrefoptError
 from prefopt.cli import main
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.listing import listed_runs
+from prefopt.support.files import locked
 
 
 def test_every_run_is_listed_with_how_far_it_has_come(tmp_path):
@@ -78,3 +79,20 @@ def test_a_folder_that_is_not_there_or_is_empty_is_said(tmp_path, capsys):
         list(listed_runs(tmp_path / "nowhere"))
     main(["runs", str(tmp_path)])
     assert "no run" in capsys.readouterr().out
+
+
+def test_what_a_process_works_on_is_running_and_a_run_of_a_study_goes_on_with_the_study(tmp_path):
+    alone = finished_run(tmp_path / "alone", 0, 0.5)
+    member = finished_run(tmp_path / "study" / "arms" / "A" / "seed-0", 0, 0.5)
+    for run in (alone, member):
+        (run / "summary.json").unlink()
+    (tmp_path / "study" / "study.yaml").touch()
+
+    def listed() -> dict:
+        return {run.folder: (run.state, run.go_on) for run in listed_runs(tmp_path)}
+
+    by_study = f"prefopt study {tmp_path}/study/study.yaml --out {tmp_path}/study"
+    assert listed() == {alone: ("unfinished", f"prefopt run {alone} --resume"), member: ("unfinished", by_study)}
+    with locked(alone), locked(tmp_path / "study"):
+        assert listed() == {alone: ("running", ""), member: ("unfinished", "")}
+    assert listed()[member] == ("unfinished", by_study)

@@ -22,6 +22,7 @@ from prefopt.study.status import read_status
 from prefopt.study.status_table import headline, show_status
 from prefopt.study.stopping import ask_to_stop, asked_to_stop
 from prefopt.support.errors import PrefoptError
+from prefopt.support.files import locked
 from prefopt.support.terminal import Terminal
 
 LONG_AGO = 1_000_000
@@ -153,3 +154,10 @@ def test_watching_ends_with_the_study(tmp_path, capsys):
     begun(tmp_path, ended=LONG_AGO)
     main(["study", str(tmp_path), "--watch"])
     assert "nobody works on it" in capsys.readouterr().out
+
+
+def test_a_study_that_is_being_started_says_so(tmp_path):
+    with locked(tmp_path), pytest.raises(PrefoptError, match="is being started"):
+        read_status(tmp_path)
+    with pytest.raises(PrefoptError, match="holds no study that has begun"):
+        read_status(tmp_path)
