@@ -68,7 +68,7 @@ def _listed(run: RunFolder) -> ListedRun:
     train, seed = record.recipe.get("train"), record.recipe.get("seed")
     diverged = run.diverged and record.state == "unfinished"
     steps = train.get("steps") if isinstance(train, Mapping) else None
-    state = "trained" if run.trained else "diverged" if diverged else record.state
+    state: str = "trained" if run.trained else "diverged" if diverged else record.state
     study = next((above for above in run.path.parents if (above / "study.yaml").is_file()), None)
     if state != "finished" and is_locked(run.path):
         state = "running"

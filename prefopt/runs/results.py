@@ -29,7 +29,7 @@ def show_result(console: Console, result: "RunResult", confidence: float) -> Non
     if result.after:
         console.print(_table(result, confidence, console.width >= WIDE))
         hint = f"Change: after − before, paired by prompt; bold where its {confidence:.0%} interval excludes 0."
-        half = " ± is half of an interval." * (console.width < WIDE)
+        half = " ± is half of an interval, ≥ and ≤ its other end." * (console.width < WIDE)
         alike = any(e.low != e.low and e.prompts > 1 for e in (*result.before.values(), *result.after.values()))
         none = " No interval: all prompts say the same." * alike
         console.print(Text(f"{hint}{half}{none} Each metric: docs/metrics.md.", style="dim"))
@@ -86,8 +86,14 @@ def _place(name: str) -> tuple[bool, str, bool]:
 def _estimate(e: "Estimate | None", wide: bool) -> str:
     if e is None:
         return ""
-    if wide or e.value in (e.low, e.high):  # one end is the value itself, as in 1.000 [0.897, 1.000]
+    if wide:
         return interval(e)
+    if e.value in (e.low, e.high):  # 1.000 ≥0.897, of 34 of 34
+        return (
+            f"{in_decimals(e.value)} ≥{in_decimals(e.low)}"
+            if e.value == e.high
+            else f"{in_decimals(e.value)} ≤{in_decimals(e.high)}"
+        )
     return in_decimals(e.value) + (f" ±{in_decimals((e.high - e.low) / 2)}" if e.low == e.low else "")
 
 
