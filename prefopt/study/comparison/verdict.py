@@ -179,9 +179,11 @@ def _of_policies(row: "Row") -> str:
     """What one seed does tell."""
     assert row.over_prompts is not None and row.difference is not None
     e, seed = row.over_prompts, row.difference.seeds[0]
-    estimate = f"{number(e.value, signed=True)} {interval(e.low, e.high)}"
+    over = (
+        f"{interval(e.low, e.high)} over {e.prompts} prompts" if e.low == e.low else f"on each of {e.prompts} prompts"
+    )
     return (
-        f"this one policy of {row.arm} (seed {seed}) differs from the baseline's by {estimate} over {e.prompts} prompts, which "
+        f"this one policy of {row.arm} (seed {seed}) differs from the baseline's by {number(e.value, signed=True)} {over}, which "
         "tells what these two policies do, and not what the methods do with another seed"
     )
 

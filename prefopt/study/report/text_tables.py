@@ -51,7 +51,9 @@ def cells(row: Row, words: Mapping[str, str] | None = None) -> list[str]:
         return [row.arm, seeds, spread(row.mean), f"baseline{where}", "", "", "", "", ""]
     verdict = (words or {}).get(row.claim, row.claim) + where
     if row.over_prompts is not None:
-        verdict = f"one seed; its policies over prompts: {interval(row.over_prompts.low, row.over_prompts.high)}"
+        e = row.over_prompts
+        alike = f"{number(e.value, signed=True)} on each"
+        verdict = f"one seed; its policies over prompts: {interval(e.low, e.high) if e.low == e.low else alike}"
     if row.claim == "undecided":
         verdict = f"too few seeds{where}" + (f": {seeds_in_words(d.needed)} needed" if d.needed else "")
     crossed = interval(*row.crossed.both) if row.crossed else "–"
