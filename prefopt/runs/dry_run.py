@@ -14,7 +14,7 @@ from prefopt.runs.planning import Plan, plan
 from prefopt.runs.tokens import with_tokens
 from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
 from prefopt.support.terminal import Terminal
-from prefopt.support.wording import left
+from prefopt.support.wording import counted, left
 from prefopt.training.devices import launched_processes
 
 GB, MB = 1e9, 1e6
@@ -149,7 +149,7 @@ def _steps(checked: DryRun) -> str:
         f"{left(kept.get(name, len(rows)), len(rows))} {name}" for name, rows in checked.plan.parts.items()
     )
     if not checked.downloads.data:
-        return f"{checked.plan.steps} steps on {checked.plan.model}; rows: {counts}"
+        return f"{counted(checked.plan.steps, 'steps')} on {checked.plan.model}; rows: {counts}"
     steps = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} × rows ÷ {train.batch_size} steps"
     return f"{steps} on {checked.plan.model}; rows: not known before they are there"
 
