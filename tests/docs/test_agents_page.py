@@ -1,0 +1,88 @@
+"""docs/agents.md does what its first section says: from a function to a policy that calls it, typed in a shell."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefopt
+from prefopt.environments.calls import Call, calls_in
+
+PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```(?:{language})\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def files() -> dict[str, str]:
+    """By its name, which is its first line, every file of the page."""
+    return {re.findall(r"\A# (\S+)\n", block)[0]: block for block in blocks("python|yaml")}
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if not line.startswith(("pip", "mkdir", "cd "))]
+
+
+def shell(line: str, folder: Path) -> str:
+    """What a command prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    home = str(Path(prefopt.__file__).parent.parent)
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": home, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (line, done.stdout[-1500:], done.stderr[-1500:])
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The reader's, with every file of the page in it."""
+    for name, text in files().items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_the_section_is_whole() -> None:
+    assert set(files()) == {"tools.py", "rows.py", "model.py", "imitate.yaml", "agent.yaml"}
+    assert [line.partition(" --")[0] for line in commands()] == [
+        *("python rows.py", "python model.py", "prefopt run imitate.yaml"),
+        *("prefopt run agent.yaml", "prefopt run agent.yaml", "prefopt sample runs/agent"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_function_becomes_a_tool_that_the_policy_calls(folder: Path) -> None:
+    printed = {line: shell(line, folder) for line in commands()}
+    tokenizer_keeps_every_demonstration(folder)
+    summary = json.loads((folder / "runs" / "agent" / "summary.json").read_text())
+    before, after, change = (summary[part] for part in ("before", "after", "change"))
+    for name in ("return", "calls"):  # the intervals do not meet
+        assert after[name]["low"] > before[name]["high"] and change[name]["low"] > 0, (name, before, after)
+    table, _ = blocks("text")
+    said = words(printed["prefopt run agent.yaml --out runs/agent"])
+    assert all(words(line) in said for line in table.splitlines())
+    assert all(part in printed["prefopt sample runs/agent --number 2"] for part in ("<tool_call>", "  tool  "))
+
+
+def words(text: str) -> str:
+    """Words, with # for each number."""
+    return re.sub(r"[+\-−]?\d[\d.]*", "#", " ".join(text.split()))
+
+
+def tokenizer_keeps_every_demonstration(folder: Path) -> None:
+    """The JSON of calls comes back from its tokens as it was, and is read as the call that it is."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "untrained")
+    called = 0
+    for line in (folder / "demonstrations.jsonl").read_text().splitlines():
+        first = json.loads(line)["completion"][0]["content"]
+        back = tokenizer.decode(tokenizer(first)["input_ids"])
+        assert back == first
+        called += any(isinstance(call, Call) and call.name == "capital" for call in calls_in(back, tokenizer))
+    assert 600 < called < 900
