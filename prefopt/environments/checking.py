@@ -1,8 +1,11 @@
 """What is wrong with the shape of an environment, found by resetting it and taking a step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
@@ -21,9 +24,11 @@ def check_environment(environment: Environment, row: Mapping[str, Any], name: st
         PrefoptError: says which method, what it did and what it should.
     """
     begin(environment, row, 0, name)
+    stop_texts(environment, name)
     turn = step(environment, "text that the policy wrote", False, name)
     if isinstance(environment, Closing):
-        environment.close()
+        with users_code(f"{name}: close()"):
+            environment.close()
     return turn
 
 
@@ -53,6 +58,20 @@ def step(environment: Environment, text: str, truncated: bool, name: str) -> Tur
     return checked_turn(turn, name)
 
 
+def stop_texts(environment: Any, name: str) -> tuple[str, ...]:
+    """The texts that end a turn in an environment, none of them empty.
+
+    Raises:
+        PrefoptError: they are no list of texts.
+    """
+    texts = getattr(environment, "stop", None)
+    if texts is None:
+        return ()
+    if isinstance(texts, str) or not isinstance(texts, Iterable) or not all(isinstance(t, str) for t in texts):
+        raise PrefoptError(f"{name}: stop is {texts!r}; it is a list of texts that end a turn, such as ('</answer>',)")
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
 def checked_opening(opening: Any, name: str) -> str | Sequence[Message] | None:
     """What `reset` returned, if it can follow a prompt.
 
@@ -75,12 +94,14 @@ def checked_turn(turn: Any, name: str) -> Turn:
     if not isinstance(turn, Turn):
         raise PrefoptError(f"{name}: step returned {turn!r}; it returns prefopt.Turn(text, reward, done, info)")
     checked_reward(turn.reward, f"{name}: step")
-    if not isinstance(turn.done, bool):
+    if not isinstance(turn.done, bool | np.bool_):
         raise PrefoptError(
             f"{name}: step returned done={turn.done!r}; it is True where the episode is over, else False"
         )
     if not (isinstance(turn.text, str) or _are_messages(turn.text)):
         raise PrefoptError(f"{name}: step returned text={turn.text!r}; it is a text, or messages")
+    if not isinstance(turn.info, Mapping):
+        raise PrefoptError(f"{name}: step returned info={turn.info!r}; it maps names to numbers, {{}} for none")
     for key, value in turn.info.items():
         if not _is_number(value):
             raise PrefoptError(
@@ -107,4 +128,4 @@ def _are_messages(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    return not isinstance(value, bool | np.bool_) and isinstance(value, Real) and math.isfinite(value)

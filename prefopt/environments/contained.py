@@ -6,8 +6,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from prefopt.support.errors import PrefoptError
 from prefopt.types import Closing, Ending, Environment, Message, Turn
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COUNTS = ("retried", "failed", "timed_out")
 """What is counted of an episode, beside the numbers that its environment logs."""
@@ -61,7 +64,7 @@ class Contained:
         """A new environment, at the beginning of its task; what it says there."""
         self._random = _States(self.seed)
         self.environment = self._call(self.factory)
-        return self._call(self.environment.reset, dict(self.row), self.seed)
+        return self._call(self.environment.reset, deepcopy(self.row), self.seed)  # what it changes is its own
 
     def begin(self) -> str | Sequence[Message] | None:
         """What `reset` returns.
@@ -148,30 +151,56 @@ class Contained:
         Raises:
             EpisodeError: it took longer.
         """
-        results: list[Any] = []
-        errors: list[BaseException] = []
-
-        def call() -> None:
-            try:
-                results.append(function(*args, **given))
-            except (Exception, SystemExit) as error:
-                errors.append(error if isinstance(error, Exception) else RuntimeError(f"sys.exit({error})"))
-
         with self._random.own():
-            if self.timeout is None:
-                call()
-            else:
-                # A daemon, so that a call which never returns cannot keep the program from ending.
-                thread = threading.Thread(target=call, name=self.name, daemon=True)
-                thread.start()
-                thread.join(self.timeout)
-                if thread.is_alive():
-                    self.counts["timed_out"] += 1
-                    _warn_once(f"{self.name} was not back after {self.timeout:g} seconds; its episode has no verdict")
-                    raise EpisodeError
-        if errors:
-            raise errors[0]
-        return results[0]
+            try:
+                return within(self.timeout, self.name, lambda: function(*args, **given))
+            except LateError as error:
+                self.counts["timed_out"] = 1
+                _warn_once(f"{self.name} was not back after {self.timeout:g} seconds; its episode has no verdict")
+                raise EpisodeError("it was not back in time") from error
+
+
+class LateError(Exception):
+    """A call was not back in time."""
+
+
+def within(seconds: float | None, name: str, call: Callable[[], T]) -> T:
+    """What a call of a user's returns, or raises, if it is back in time.
+
+    Args:
+        seconds: that it may take; None is any time.
+        name: of the thread.
+        call: what goes on in a thread to which nobody listens if it takes longer, because Python cannot stop one.
+
+    Raises:
+        LateError: it took longer.
+        RuntimeError: in the place of `SystemExit` and others that are no `Exception`.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def listened() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+        except BaseException as error:
+            if seconds is None and isinstance(error, KeyboardInterrupt):
+                raise
+            errors.append(RuntimeError(f"{type(error).__name__}: {error}"))
+
+    if seconds is None:
+        listened()
+    else:
+        # A daemon, so that a call which never returns cannot keep the program from ending.
+        thread = threading.Thread(target=listened, name=name, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            raise LateError
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 @lru_cache(maxsize=64)

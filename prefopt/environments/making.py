@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 from prefopt import recipe
+from prefopt.environments.checking import check_environment
+from prefopt.environments.contained import LateError, within
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
@@ -53,6 +55,27 @@ def environment_factory(
     if isinstance(named, type):
         return made
     return lambda: deepcopy(environment)
+
+
+def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) -> None:
+    """Refuse an environment that a row of data shows to be of another shape, or to take too long.
+
+    Args:
+        spec: the section that names it.
+        where: its key, for messages.
+        row: with its prompt.
+
+    Raises:
+        PrefoptError: says which method, what it did and what it should.
+    """
+    factory, name = environment_factory(spec, where), f"{where}: {spec.name}"
+    try:
+        within(spec.timeout, name, lambda: check_environment(factory(), row, name))
+    except LateError as error:
+        raise PrefoptError(
+            f"{name}: reset and a step were not back after {spec.timeout:g} seconds; make it faster, or give it longer: "
+            f"{where}.timeout"
+        ) from error
 
 
 def logged_by(spec: recipe.Environment) -> tuple[str, ...]:

@@ -43,6 +43,11 @@ class Transcript(Protocol):
         ...
 
 
+def encodable(text: Any) -> Any:
+    """A text without half characters, which no tokenizer takes; anything else as it is."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
 def transcript(row: Tokenised, encoder: TextEncoder, name: str) -> Transcript:
     """That of a row: a conversation where its prompt is one.
 
@@ -79,7 +84,7 @@ class PlainText:
                 f"{self.name}: it answers with messages, which go into a conversation, and {self.row.where or 'the row'} has a "
                 "text as its prompt: return a text"
             )
-        return ({"role": "environment", "content": said},) if said else ()
+        return ({"role": "environment", "content": encodable(said)},) if said else ()
 
     def answer(self, past: Sequence[Message], end: str, answer: Sequence[Message]) -> list[int]:
         """The ids of its text."""
@@ -113,8 +118,8 @@ class Conversation:
     def messages(self, said: Said) -> tuple[Message, ...]:
         """A text is a message of the user's."""
         if not isinstance(said, str):
-            return tuple(said)
-        return ({"role": "user", "content": said},) if said else ()
+            return tuple({**one, "content": encodable(one.get("content") or "")} for one in said)
+        return ({"role": "user", "content": encodable(said)},) if said else ()
 
     def answer(self, past: Sequence[Message], end: str, answer: Sequence[Message]) -> list[int]:
         """The ids of what a template writes behind the policy's turn, up to where the policy writes again.

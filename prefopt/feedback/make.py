@@ -242,6 +242,11 @@ def _from_section(spec: recipe.Feedback, where: str, running: Mapping[str, Any])
         )
         for i, transform in enumerate(spec.transforms)
     )
+    if transforms and any(isinstance(part, EnvironmentReward) for part in parts_of(feedback)):
+        raise PrefoptError(
+            f"{where}: transforms change scores of whole completions, and an environment's rewards are of turns, which they would "
+            "leave as they are: leave the transforms out, or give them to the other members"
+        )
     name = feedback.path if isinstance(feedback, Rule) else spec.name
     if where.startswith("evaluate.metrics."):
         name = f"{name} ({where})"

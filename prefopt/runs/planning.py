@@ -13,7 +13,7 @@ from prefopt.data.loading import Loaded, load
 from prefopt.data.selecting import select_checked
 from prefopt.data.splits import divided
 from prefopt.data.steps import in_steps, separator_of
-from prefopt.environments import check_environment, environment_factory
+from prefopt.environments.making import check_section
 from prefopt.evaluation import win_rates
 from prefopt.evaluation.breakdown import check_by
 from prefopt.evaluation.held_out import check_held_out
@@ -315,8 +315,7 @@ def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None
     given = {"source.rollouts.environment": rollouts, "evaluate.environment": settings.evaluate.environment}
     for key, spec in given.items():
         if spec is not None and rows:
-            row = {**rows[0].columns, "prompt": rows[0].prompt}
-            check_environment(environment_factory(spec, key)(), row, f"{key}: {spec.name}")
+            check_section(spec, key, {**rows[0].columns, "prompt": rows[0].prompt})
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:

@@ -6,6 +6,8 @@ from dataclasses import replace
 import torch
 
 from prefopt import recipe
+from prefopt.environments.contained import COUNTS as OF_EPISODES
+from prefopt.environments.making import logged_by
 from prefopt.objectives.contract import make_case
 from prefopt.objectives.terms import MetricKey, names, plain_names
 from prefopt.objectives.terms import Term as LossTerm
@@ -79,3 +81,6 @@ def _of_rollouts(settings: recipe.Recipe, statistics: Collection[str]) -> Iterat
     outputs = Outputs(mask=batch.mask, logps=token, statistics=dict.fromkeys(("entropy", *statistics), token))
     yield from RolloutDiagnostics()(batch, outputs, outputs)
     yield from COUNTS
+    if rollouts is not None and rollouts.environment is not None:
+        names = ("turns", *OF_EPISODES, *logged_by(rollouts.environment))
+        yield from (f"environment/{name}" for name in names)

@@ -12,6 +12,7 @@ from prefopt.data import Tokenised
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.texts import decode_completion, decode_everything
 from prefopt.environments import environment_factory
+from prefopt.environments.checking import stop_texts
 from prefopt.environments.contained import COUNTS, Contained, EpisodeError
 from prefopt.environments.transcript import Transcript, transcript
 from prefopt.policy.decode.conversation import Conversation, Rereading, row_seeds
@@ -23,7 +24,7 @@ from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import NOTHING
 from prefopt.support.profile import timed
-from prefopt.types import Equipped, Message, Sampler, Stopping, StopReason, Turn, Written
+from prefopt.types import Equipped, Message, Sampler, StopReason, Turn, Written
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Episode:
     messages: list[Message] = field(default_factory=list)
     info: Counter[str] = field(default_factory=Counter)
     read: list[int] = field(default_factory=list)  # what the environment said last
+    most: int = 0  # tokens that it may have, beside what the environment added to the prompt
     stop: StopReason | None = None
 
     def wrote(self, drawn: DrawnTokens) -> None:
@@ -166,7 +168,8 @@ class EpisodeWriter:
                     episodes.append([self._made(row, task) for _ in range(completions)])
                     for episode in episodes[-1]:
                         self._begin(episode)
-                self._play(model, episodes, sampling, seeds[part])
+                for numbers in _with_equal_stops(episodes, self.acting.name).values():
+                    self._play(model, [episodes[i] for i in numbers], sampling, seeds[part][numbers])
             finally:
                 for episode in (one for group in episodes for one in group):
                     episode.environment.close()
@@ -187,24 +190,29 @@ class EpisodeWriter:
         except EpisodeError:
             episode.stop = "error"
             return
-        own = episode.environment.environment
+        own, own_prompt = episode.environment.environment, len(episode.prompt)
         episode.opening = episode.transcript.messages(opening or "")
         episode.prompt = episode.transcript.prompt(opening, own.tools if isinstance(own, Equipped) else ())
+        added = len(episode.prompt) - own_prompt
+        episode.most = self.acting.max_tokens - added
+        if episode.most < 1:
+            raise PrefoptError(
+                f"{self.acting.name}: what it says at the beginning, with its tools, is {added} tokens, and an episode has "
+                f"{self.acting.max_tokens} at most (max_tokens): give it more"
+            )
 
     def _play(self, model: Any, episodes: Sequence[Sequence[Episode]], sampling: Sampling, seeds: Tensor) -> None:
         """Write the episodes of some prompts to their ends."""
         prompts = [self._common_prompt(group) for group in episodes]
         every = [episode for group in episodes for episode in group]
-        stop = StopTexts(self.encoder.tokenizer, _stop_texts(every))
+        stop = StopTexts(self.encoder.tokenizer, _stop_texts(episodes[0], self.acting.name))
         conversation = self._conversation(model, prompts, len(episodes[0]), sampling, seeds, stop)
         for turn in range(self.acting.max_turns):
             going = [number for number, episode in enumerate(every) if episode.stop is None]
             if not going:
                 return
             read = [every[number].read for number in going]
-            most = [
-                min(sampling.max_tokens, self.acting.max_tokens - len(every[n].ids) - len(every[n].read)) for n in going
-            ]
+            most = [min(sampling.max_tokens, every[n].most - len(every[n].ids) - len(every[n].read)) for n in going]
             with timed("sampling"):
                 drawn = conversation.turn(going, read, most, turn)
             with timed("environment"):
@@ -219,7 +227,11 @@ class EpisodeWriter:
                 f"{self.acting.name}: reset(row, seed) said different things for one row and seed, and the completions of a prompt "
                 "face the same task: draw what it says from the seed"
             )
-        return prompts.pop()
+        prompt = prompts.pop()
+        said = next((episode for episode in group if episode.stop is None), group[0])
+        for episode in group:  # one that failed shares the task of its companions
+            episode.prompt, episode.opening = prompt, said.opening
+        return prompt
 
     def _conversation(
         self,
@@ -257,7 +269,7 @@ class EpisodeWriter:
         episode.stop = self._stop(why, turn, last)
         if episode.stop is None:
             episode.read = episode.transcript.answer(past, end, answer)
-            if len(episode.ids) + len(episode.read) >= self.acting.max_tokens:
+            if len(episode.ids) + len(episode.read) >= episode.most:
                 episode.read, episode.stop = [], "length"
         if episode.stop is not None and not turn.done and why != "length":
             self._end(episode)
@@ -276,9 +288,18 @@ class EpisodeWriter:
         return "turns" if last else None
 
 
-def _stop_texts(episodes: Sequence[Episode]) -> list[str]:
-    owns = (episode.environment.environment for episode in episodes)
-    return list(dict.fromkeys(text for own in owns if isinstance(own, Stopping) for text in own.stop if text))
+def _stop_texts(group: Sequence[Episode], name: str) -> tuple[str, ...]:
+    """The texts that end turns of a prompt's episodes, which have one task."""
+    begun = next((episode for episode in group if episode.stop is None), None)
+    return () if begun is None else stop_texts(begun.environment.environment, name)
+
+
+def _with_equal_stops(episodes: Sequence[Sequence[Episode]], name: str) -> dict[tuple[str, ...], list[int]]:
+    """The numbers of the prompts by the texts that end turns: a text of one row must not end the turns of another."""
+    numbers: dict[tuple[str, ...], list[int]] = {}
+    for number, group in enumerate(episodes):
+        numbers.setdefault(_stop_texts(group, name), []).append(number)
+    return numbers
 
 
 def turn_text(tokenizer: Any, ids: Sequence[int], ends: EndTokens, ended: bool) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """Asking feedback about what was written: all of it at once, or parts of it in the background while the rest is being written."""
 
+import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from prefopt.data import Tokenised
@@ -65,7 +68,7 @@ class Scoring:
         prompts, texts, rows = _shown(groups)
         try:
             return {
-                name: ask(feedback, name, prompts, texts, rows, self.accelerator)
+                name: _without_failed(ask(feedback, name, prompts, texts, rows, self.accelerator), groups)
                 for name, feedback in self.feedback.items()
             }
         except PrefoptError as error:
@@ -137,6 +140,14 @@ def misread(verdicts: Iterable[Verdict]) -> Counter[str]:
             members = note.get("members")
             notes += members if isinstance(members, list | tuple) else []
     return counts
+
+
+def _without_failed(verdict: Verdict, groups: Sequence[PromptCompletions]) -> Verdict:
+    """The same verdict, and none on completions whose environment failed."""
+    failed = torch.tensor([[one.stop == "error" for one in group.written] for group in groups])
+    if not failed.any():
+        return verdict
+    return dataclasses.replace(verdict, scores=verdict.scores.masked_fill(failed.to(verdict.scores.device), math.nan))
 
 
 def said_of(written: Sequence[Written]) -> dict[str, Any]:

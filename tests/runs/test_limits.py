@@ -130,7 +130,7 @@ def test_sampling_that_hardly_samples_is_said(make: Any, tmp_path: Path, samplin
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_methods_that_standardise_a_group_say_so(name: str) -> None:
-    groups = {"GRPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "RLOO"}
+    groups = {"GRPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "GDPO", "RLOO"}
     assert load_objective(name).needs.contrast == (name in groups)
 
 

@@ -379,3 +379,69 @@ def test_a_message_for_the_user_ends_the_run(models: Any) -> None:
     with pytest.raises(PrefoptError, match="the row has no answer"):
         write(models[False], factory)
     assert [env.closed for env in made] == [1]
+
+
+def test_a_companion_that_failed_at_the_beginning_takes_no_opening_away(models: Any) -> None:
+    made: list[Talks] = []
+
+    def factory() -> Talks:
+        env = Talks(opening=" w7", stop=ENDS)
+        made.append(env)
+        if len(made) <= 2:  # the first completion's environment, and its second try
+            env.reset = lambda row, seed: 1 / 0  # type: ignore[method-assign]
+        return env
+
+    ((failed, good),) = write(models[False], factory, prompts=["w3"])
+    assert failed.stop == "error" and good.stop != "error"
+    assert failed.prompt == good.prompt and len(good.prompt or ()) == 2
+
+
+def test_texts_of_one_row_do_not_end_turns_of_another(models: Any) -> None:
+    class OfRow(Talks):
+        def reset(self, row: Any, seed: int) -> Any:
+            self.stop = ENDS if row["prompt"] == "w5" else ()
+            return super().reset(row, seed)
+
+    together = write(models[False], OfRow, completions=4, seeds=[1, 2])
+    alone = write(models[False], OfRow, ["w3 w4"], completions=4, seeds=[1])
+    assert together[0] == alone[0]
+    assert max(len(turn) for one in together[0] for turn in one.turns) > 1
+
+
+def test_what_an_environment_does_to_its_row_is_its_own_affair(models: Any) -> None:
+    class Eats(Talks):
+        def reset(self, row: Any, seed: int) -> Any:
+            self.eaten = row["items"].pop()
+            return super().reset(row, seed)
+
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            return Turn(reward=self.eaten, done=True)
+
+    policy = models[False]
+    completer = Completer.of(
+        TransformersSampler(), policy, SAMPLING, Accelerator(cpu=True), Acting(Eats, "Eats", 8, 60, None)
+    )
+    rows, _ = tokenise([Example("w3", columns={"items": [1.0, 2.0]})], policy.tokenizer)
+    ((one, other),) = completer.write(policy, rows, 2, SAMPLING, torch.tensor([0]))
+    assert one.rewards == other.rewards == (2.0,) and rows[0].columns == {"items": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("stop", ["</a>", (3,)])
+def test_a_stop_that_is_no_list_of_texts_is_refused(models: Any, stop: Any) -> None:
+    with pytest.raises(PrefoptError, match=r"Talks: stop is .* it is a list of texts that end a turn"):
+        write(models[False], lambda: Talks(stop=stop))
+
+
+def test_an_opening_counts_among_the_tokens_of_an_episode(models: Any) -> None:
+    (one, *_), *_ = write(models[False], lambda: Talks(opening=" w7 w8 w9", stop=ENDS), max_tokens=4)
+    assert len(one.ids) == 1 and one.stop in ("length", "stop", "eos")
+    with pytest.raises(PrefoptError, match=r"is 3 tokens, and an episode has 3 at most \(max_tokens\)"):
+        write(models[False], lambda: Talks(opening=" w7 w8 w9"), max_tokens=3)
+
+
+def test_half_a_character_is_no_traceback(models: Any) -> None:
+    class Half(Talks):
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            return super().step(text, truncated=truncated)._replace(text=" \ud800 w1")
+
+    assert all(one.stop != "error" for group in write(models[False], lambda: Half(stop=ENDS)) for one in group)

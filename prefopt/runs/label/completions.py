@@ -19,11 +19,12 @@ from prefopt.runs.lengths import position_warnings, sampled
 from prefopt.runs.progress import show_warnings
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
-from prefopt.sources.writing import Completer
+from prefopt.sources.writing import Completer, prompt_seen
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for
 from prefopt.support.terminal import Terminal
+from prefopt.types import Message, Written
 
 
 class Completions(Protocol):
@@ -105,8 +106,26 @@ class PolicyCompletions:
         return [
             dataclasses.replace(
                 self.rows[number],
-                completions=tuple(self.completer.completion(one, self.rows[number].prompt) for one in completions),
+                prompt=prompt_seen(self.rows[number].prompt, completions),
+                completions=tuple(self._completion(one, self.rows[number]) for one in completions),
                 columns={**self.rows[number].columns, **said_of(completions)},
             )
             for number, completions in zip(numbers, written, strict=True)
         ]
+
+    def _completion(self, one: Written, row: Example) -> str | tuple[Message, ...]:
+        """As rows of data have it: a conversation ends with what the policy wrote.
+
+        Raises:
+            PrefoptError: an episode of several turns in a text, of which rows cannot say which words the policy wrote.
+        """
+        completion = self.completer.completion(one, row.prompt)
+        if isinstance(completion, str):
+            if len(one.turns) > 1:
+                raise PrefoptError(
+                    f"{row.where or 'a row'}: an episode of {len(one.turns)} turns in a plain text cannot be written out: a row of "
+                    "data would not say which words are the policy's, and all would be learnt from. Give prompts as conversations"
+                )
+            return completion
+        last = max(place for place, message in enumerate(completion) if message["role"] == "assistant")
+        return completion[: last + 1]
