@@ -50,8 +50,6 @@ _TABLE = """
 1707.06347 | Schulman, John and Wolski, Filip and Dhariwal, Prafulla and Radford, Alec and Klimov, Oleg | Proximal Policy Optimization Algorithms
 2203.02155 | Ouyang, Long and others | Training language models to follow instructions with human feedback
 2205.09123 | Huang, Shengyi and others | A2C is a special case of PPO
-2211.14275 | Uesato, Jonathan and others | Solving math word problems with process- and outcome-based feedback
-2211.14275 | Uesato, Jonathan and others | Solving math word problems with process- and outcome-based feedback
 2301.11270 | Zhu, Banghua and Jiao, Jiantao and Jordan, Michael I. | Principled Reinforcement Learning with Human Feedback from Pairwise or K-wise Comparisons
 2304.05302 | Yuan, Zheng and others | RRHF: Rank Responses to Align Language Models with Human Feedback without tears
 2305.10425 | Zhao, Yao and others | SLiC-HF: Sequence Likelihood Calibration with Human Feedback
@@ -66,8 +64,6 @@ _TABLE = """
 2310.12036 | Azar, Mohammad Gheshlaghi and others | A General Theoretical Paradigm to Understand Learning from Human Preferences
 2310.12773 | Dai, Josef and others | Safe RLHF: Safe Reinforcement Learning from Human Feedback
 2312.00886 | Munos, Rémi and others | Nash Learning from Human Feedback
-2312.08935 | Wang, Peiyi and others | Math-Shepherd: Verify and Reinforce LLMs Step-by-step without Human Annotations
-2312.08935 | Wang, Peiyi and others | Math-Shepherd: Verify and Reinforce LLMs Step-by-step without Human Annotations
 2401.01335 | Chen, Zixiang and Deng, Yihe and Yuan, Huizhuo and Ji, Kaixuan and Gu, Quanquan | Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models
 2401.08417 | Xu, Haoran and others | Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation
 2402.00856 | Ji, Haozhe and others | Towards Efficient Exact Optimization of Language Model Alignment
