@@ -152,7 +152,7 @@ class Python:
         if last is not None:
             value = eval(compile(last, "<code>", "eval"), self.names)
             if value is not None:
-                print(repr(value))
+                sys.displayhook(value)
 
 
 class _First(io.StringIO):

@@ -165,7 +165,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         if term.source is not None
     }
     data, rows, notes = _splits(settings.source, wanted, seed)
-    _check_environment(settings, data.train)
+    _check_environment(settings, data)
     sets, of_sets = _sets(settings.evaluate)
     of_own = [f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes]
     notes = [*notes, *of_own, *of_sets]
@@ -304,7 +304,7 @@ def _environment(settings: recipe.Recipe) -> recipe.Environment | None:
     return None if settings.source.rollouts is None else settings.source.rollouts.environment
 
 
-def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None:
+def _check_environment(settings: recipe.Recipe, data: Split[Example]) -> None:
     """Refuses environments that the first prompt shows to be of another shape, and what was not written in one."""
     rollouts = _environment(settings)
     if rollouts is not None and "dataset" in settings.source.writers:
@@ -312,8 +312,12 @@ def _check_environment(settings: recipe.Recipe, rows: Sequence[Example]) -> None
             "source.writers has `dataset`, whose completions were not written in source.rollouts.environment and have no reward of "
             "it: leave one out"
         )
-    given = {"source.rollouts.environment": rollouts, "evaluate.environment": settings.evaluate.environment}
-    for key, spec in given.items():
+    held_out = data.validation if settings.evaluate.part == "validation" else data.test
+    given = (
+        ("source.rollouts.environment", rollouts, data.train),
+        ("evaluate.environment", settings.evaluate.environment, held_out),
+    )
+    for key, spec, rows in given:
         if spec is not None and rows:
             check_section(spec, key, {**rows[0].columns, "prompt": rows[0].prompt})
 

@@ -122,7 +122,7 @@ def test_numbers_of_every_kind_become_plain_scores(answer):
     [
         ([[10**400, 1], [1, 1]], "too large"),
         ([[1e300, 1], [1, 1]], "scores are finite"),
-        ([["a", 1], [1, 1]], "a list of numbers for each prompt"),
+        ([["a", 1], [1, 1]], "one number for each completion, in a list for each prompt"),
         (Verdict(torch.ones(2, 2, dtype=torch.complex64)), "scores are real numbers"),
     ],
     ids=["a large integer", "beyond fp32", "text", "complex"],
