@@ -190,14 +190,16 @@ class EpisodeWriter:
         except EpisodeError:
             episode.stop = "error"
             return
-        own, own_prompt = episode.environment.environment, len(episode.prompt)
+        own = episode.environment.environment
         episode.opening = episode.transcript.messages(opening or "")
-        episode.prompt = episode.transcript.prompt(opening, own.tools if isinstance(own, Equipped) else ())
-        added = len(episode.prompt) - own_prompt
+        tools = own.tools if isinstance(own, Equipped) else ()
+        unopened = len(episode.transcript.prompt(None, tools))
+        episode.prompt = episode.transcript.prompt(opening, tools)
+        added = len(episode.prompt) - unopened
         episode.most = self.acting.max_tokens - added
         if episode.most < 1:
             raise PrefoptError(
-                f"{self.acting.name}: what it says at the beginning, with its tools, is {added} tokens, and an episode has "
+                f"{self.acting.name}: what it says at the beginning is {added} tokens, and an episode has "
                 f"{self.acting.max_tokens} at most (max_tokens): give it more"
             )
 

@@ -63,10 +63,10 @@ def test_two_processes_print_each_table_once(tmp_path):
 
     run = str(tmp_path / "run")
     trained = twice("run", str(recipe), "train.epochs=null", "train.steps=2", "evaluate.prompts=2", "--out", run)
-    assert trained.stdout.count("held-out rows (test)") == trained.stdout.count("results   ") == 1
+    assert trained.stdout.count("held-out rows (test") == trained.stdout.count("results   ") == 1
     assert trained.stderr.count("run folder ") == 1
     measured = twice("evaluate", run, "--out", "numbers.json")
-    assert measured.stdout.count("test rows, with 95% intervals") == measured.stdout.count("distinct_1") == 1
+    assert measured.stdout.count("test rows") == measured.stdout.count("distinct_1") == 1
     assert "accuracy" in str(json.loads((tmp_path / "numbers.json").read_text()))
     added = twice("evaluate", run, "--add", "evaluate.metrics.words=m.py:words")
     assert added.stdout.count("added, with") == added.stdout.count("kept      ") == 1
