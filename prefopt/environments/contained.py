@@ -213,15 +213,14 @@ class _States:
     """The states of the generators that a process shares, as one environment left them."""
 
     def __init__(self, seed: int):
-        self.seed: int | None = seed
-        self.states: Any = None
+        self.seed = seed
+        self.states: Any = None  # until it is called for the first time
 
     @contextmanager
     def own(self) -> Iterator[None]:
         """They are the environment's within, and what they were afterwards."""
         outside = _states()
         if self.states is None:
-            assert self.seed is not None
             random.seed(self.seed)
             np.random.seed(self.seed % 2**32)
             torch.default_generator.manual_seed(self.seed)

@@ -162,7 +162,7 @@ def draw(
     rows = shards.micro_batches[0].rows
     with timed("sampling"):
         sampled = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
-    _check_sampled(sampled, type(sampler).__name__, len(rows), completions)
+    check_sampled(sampled, type(sampler).__name__, len(rows), completions)
     if (longest := max(sampled.lengths.flatten().tolist(), default=0)) > settings.max_tokens:
         raise PrefoptError(
             f"the sampler {type(sampler).__name__} drew {longest} tokens, and sampling.max_tokens is {settings.max_tokens}"
@@ -197,7 +197,7 @@ def gathered_objects(accelerator: Accelerator, call: Callable[[], T]) -> list[T]
     return [result for result, _ in outcomes]
 
 
-def _check_sampled(sampled: Any, name: str, prompts: int, completions: int) -> None:
+def check_sampled(sampled: Any, name: str, prompts: int, completions: int) -> None:
     """Refuse what a sampler of a user's returned, if it is of another kind or shape."""
     if not isinstance(sampled, Sampled):
         raise PrefoptError(

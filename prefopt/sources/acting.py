@@ -19,7 +19,7 @@ from prefopt.policy.decode.conversation import Conversation, Rereading, row_seed
 from prefopt.policy.decode.drawing import DrawnTokens
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.decode.sampler import TransformersSampler, prompts_together
-from prefopt.policy.decode.stops import StopTexts
+from prefopt.policy.decode.stops import StopTexts, stop_texts_of
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import NOTHING
@@ -165,9 +165,8 @@ class EpisodeWriter:
             episodes: list[list[Episode]] = []
             try:
                 for row, task in zip(rows[part], tasks[part], strict=True):
-                    episodes.append([self._made(row, task) for _ in range(completions)])
-                    for episode in episodes[-1]:
-                        self._begin(episode)
+                    episodes.append(self._made(row, task, completions))
+                    self._begin(episodes[-1])
                 for numbers in _with_equal_stops(episodes, self.acting.name).values():
                     self._play(model, [episodes[i] for i in numbers], sampling, seeds[part][numbers])
             finally:
@@ -177,37 +176,52 @@ class EpisodeWriter:
             written += [[one.written(version, filler) for one in group] for group in episodes]
         return written
 
-    def _made(self, row: Tokenised, task: int) -> Episode:
-        acting = self.acting
+    def _made(self, row: Tokenised, task: int, completions: int) -> list[Episode]:
+        """The episodes of a prompt, which share its transcript."""
+        acting, shared = self.acting, transcript(row, self.encoder, self.acting.name)
         given = {**row.columns, "prompt": row.example.prompt}
-        environment = Contained(acting.factory, given, task, acting.name, acting.timeout)
-        return Episode(environment, transcript(row, self.encoder, acting.name), row.prompt_ids)
+        environments = [Contained(acting.factory, given, task, acting.name, acting.timeout) for _ in range(completions)]
+        return [Episode(environment, shared, row.prompt_ids) for environment in environments]
 
-    def _begin(self, episode: Episode) -> None:
-        try:
-            with timed("environment"):
-                opening = episode.environment.begin()
-        except EpisodeError:
-            episode.stop = "error"
+    def _begin(self, group: Sequence[Episode]) -> None:
+        """Begin the task of a prompt in all of its environments, which say one thing.
+
+        Raises:
+            PrefoptError: they say different things, or more than an episode has tokens.
+        """
+        openings = []
+        for episode in group:
+            try:
+                with timed("environment"):
+                    opening = episode.environment.begin()
+                own = episode.environment.environment
+                openings.append((opening or "", list(own.tools) if isinstance(own, Equipped) else []))
+            except EpisodeError:
+                episode.stop = "error"
+        if not openings:
             return
-        own = episode.environment.environment
-        episode.opening = episode.transcript.messages(opening or "")
-        tools = own.tools if isinstance(own, Equipped) else ()
-        unopened = len(episode.transcript.prompt(None, tools))
-        episode.prompt = episode.transcript.prompt(opening, tools)
-        added = len(episode.prompt) - unopened
-        episode.most = self.acting.max_tokens - added
-        if episode.most < 1:
+        if any(other != openings[0] for other in openings):
             raise PrefoptError(
-                f"{self.acting.name}: what it says at the beginning is {added} tokens, and an episode has "
+                f"{self.acting.name}: reset(row, seed) said different things for one row and seed, and the completions of a prompt "
+                "face the same task: draw what it says from the seed"
+            )
+        shared, (opening, tools) = group[0].transcript, openings[0]
+        unopened = len(shared.prompt(None, tools))
+        prompt, said = shared.prompt(opening, tools), shared.messages(opening)
+        most = self.acting.max_tokens - (len(prompt) - unopened)
+        if most < 1:
+            raise PrefoptError(
+                f"{self.acting.name}: what it says at the beginning is {len(prompt) - unopened} tokens, and an episode has "
                 f"{self.acting.max_tokens} at most (max_tokens): give it more"
             )
+        for episode in group:  # one that failed shares the task of its companions
+            episode.prompt, episode.opening, episode.most = prompt, said, most
 
     def _play(self, model: Any, episodes: Sequence[Sequence[Episode]], sampling: Sampling, seeds: Tensor) -> None:
         """Write the episodes of some prompts to their ends."""
-        prompts = [self._common_prompt(group) for group in episodes]
+        prompts = [group[0].prompt for group in episodes]
         every = [episode for group in episodes for episode in group]
-        stop = StopTexts(self.encoder.tokenizer, _stop_texts(episodes[0], self.acting.name))
+        stop = stop_texts_of(self.encoder.tokenizer, _stop_texts(episodes[0], self.acting.name))
         conversation = self._conversation(model, prompts, len(episodes[0]), sampling, seeds, stop)
         for turn in range(self.acting.max_turns):
             going = [number for number, episode in enumerate(every) if episode.stop is None]
@@ -221,19 +235,6 @@ class EpisodeWriter:
                 for number, one in zip(going, drawn, strict=True):
                     every[number].wrote(one)
                     self._act(every[number], stop, last=turn + 1 == self.acting.max_turns)
-
-    def _common_prompt(self, group: Sequence[Episode]) -> tuple[int, ...]:
-        prompts = {episode.prompt for episode in group if episode.stop is None} or {group[0].prompt}
-        if len(prompts) > 1:
-            raise PrefoptError(
-                f"{self.acting.name}: reset(row, seed) said different things for one row and seed, and the completions of a prompt "
-                "face the same task: draw what it says from the seed"
-            )
-        prompt = prompts.pop()
-        said = next((episode for episode in group if episode.stop is None), group[0])
-        for episode in group:  # one that failed shares the task of its companions
-            episode.prompt, episode.opening = prompt, said.opening
-        return prompt
 
     def _conversation(
         self,
@@ -253,7 +254,7 @@ class EpisodeWriter:
         """Let the environment answer the turn that was just written."""
         ids = [episode.ids[place] for place in episode.turns[-1]]
         why = self.ends.reason(ids[-1])
-        if why == "length" and stop.end(ids) is not None:
+        if why == "length" and stop.ended(ids):
             why = "stop"
         own, end = turn_text(self.encoder.tokenizer, ids, self.ends, ended=why != "length")
         episode.messages.append({"role": "assistant", "content": own})

@@ -107,7 +107,6 @@ class Rollouts:
         self.judged = 0
         self.counts: Counter[str] = Counter()
         self.misread: Counter[str] = Counter()
-        self.of_environment: dict[str, float] = {}
         self.judged_groups: list[tuple[PromptCompletions, Sequence[float] | None]] = []  # of the last batch
         self.silent = 0  # batches in a row on which feedback gave no verdict at all
         self.warned = False
@@ -141,7 +140,8 @@ class Rollouts:
         policy's episodes the means of what the environment logs.
         """
         counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
-        return dict(zip(COUNTS, counts, strict=True)) | self.of_environment
+        own = [group.written[: self.settings.completions] for group, _ in self.judged_groups]
+        return dict(zip(COUNTS, counts, strict=True)) | episode_metrics(own)
 
     def records(self, most: int) -> list[dict[str, Any]]:
         """The first completions of the last batch, for a person to read: prompts, turns, scores and why they ended."""
@@ -224,7 +224,6 @@ class Rollouts:
         scores = verdicts["scores"].totals.tolist() if "scores" in verdicts else [None] * len(groups)
         self.judged_groups += zip(groups, scores, strict=True)
         self.misread.update(misread(verdicts.values()))
-        self.of_environment = episode_metrics([g.written[: self.settings.completions] for g in groups])
         dropped: Counter[str] = Counter()
         further = self._further_columns()
         judged = [judged_row(group, verdicts, i, self.constrained, further) for i, group in enumerate(groups)]

@@ -122,3 +122,11 @@ def test_a_text_ends_a_turn_wherever_the_tokenizer_cuts_it(text: str, tokenizer:
     if text == "w3":
         return
     assert not StopTexts(tokenizer, [text]).completed(tokens[:, :2]).any()
+
+
+def test_a_vocabulary_is_looked_through_once(tokenizer: Any) -> None:
+    from prefopt.policy.decode.stops import stop_texts_of
+
+    assert stop_texts_of(tokenizer, ("w3",)) is stop_texts_of(tokenizer, ("w3",))
+    stop = stop_texts_of(tokenizer, ("w7 w3",))
+    assert stop.ended([1, 7, 3]) and not stop.ended([1, 7]) and not stop_texts_of(tokenizer, ()).ended([7, 3])

@@ -445,3 +445,8 @@ def test_half_a_character_is_no_traceback(models: Any) -> None:
             return super().step(text, truncated=truncated)._replace(text=" \ud800 w1")
 
     assert all(one.stop != "error" for group in write(models[False], lambda: Half(stop=ENDS)) for one in group)
+
+
+def test_a_sampler_that_returns_something_else_is_named(models: Any) -> None:
+    with pytest.raises(PrefoptError, match=r"the sampler function returned a list, not prefopt\.Sampled"):
+        write(models[False], lambda: Talks(), sampler=lambda *given: [])

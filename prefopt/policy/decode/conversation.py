@@ -12,6 +12,7 @@ from prefopt.policy.decode.growing import GrowingLayer, growing_cache
 from prefopt.policy.decode.noise import GOLDEN, mix, row_keys
 from prefopt.policy.decode.reading import Reading
 from prefopt.policy.decode.stops import StopTexts
+from prefopt.policy.parallel import check_sampled
 from prefopt.policy.policy import Policy
 from prefopt.recipe import Sampling
 from prefopt.types import Sampled
@@ -80,6 +81,7 @@ class Rereading:
         settings = self.settings.model_copy(update={"max_tokens": max(most)})
         seeds = turn_seeds(self.seeds[list(rows)], turn)
         sampled: Sampled = self.sampler(self.model, [self.ids[row] for row in rows], 1, settings, seeds)
+        check_sampled(sampled, type(self.sampler).__name__, len(rows), 1)
         drawn = [self._cut(sampled, i, limit) for i, limit in enumerate(most)]
         for row, one in zip(rows, drawn, strict=True):
             self.ids[row] += one.tokens
@@ -120,10 +122,10 @@ class KeptReading(Reading):
         self.rows = self.rows[rows]
 
     def park(self) -> None:
-        """Let all rows wait."""
-        self._park(torch.arange(len(self.rows), device=self.rows.device))
+        """Let all rows wait; the cache is theirs, since the next turn has one of its own."""
+        self._park(slice(None))
 
-    def _park(self, places: Tensor) -> None:
+    def _park(self, places: Tensor | slice) -> None:
         held: list[Any] = self.cache.layers
         layers = [(layer.keys[places], layer.values[places]) for layer in held]
         self.parked.append(Parked(self.rows[places], self.mask[places].bool(), layers))

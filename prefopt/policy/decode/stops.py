@@ -1,7 +1,7 @@
 """Texts that end a turn, of any number of tokens."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ class StopTexts:
             over[row] = self._there(tokens[row, -self.window :].tolist())
         return over
 
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether one of the texts is at the end of what was written, as it is where the last token completed it."""
+        return bool(self.texts) and self._there(ids[-self.window :])
+
     def end(self, ids: Sequence[int]) -> int | None:
         """After how many of these tokens a text is there for the first time; None if it never is."""
         if not self.texts:
@@ -59,3 +63,9 @@ class StopTexts:
     def _there(self, ids: Sequence[int]) -> bool:
         written = decode_everything(self.tokenizer, ids)
         return any(text in written for text in self.texts)
+
+
+@lru_cache(maxsize=8)
+def stop_texts_of(tokenizer: Any, texts: tuple[str, ...]) -> StopTexts:
+    """`StopTexts`, made once for a tokenizer and its texts: it looks through a whole vocabulary."""
+    return StopTexts(tokenizer, texts)
