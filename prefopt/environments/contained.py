@@ -2,24 +2,23 @@
 
 import logging
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from prefopt.environments.checking import checked_opening, checked_reward, checked_turn
 from prefopt.support.errors import PrefoptError
+from prefopt.support.time_limits import LateError, within
 from prefopt.types import Closing, Ending, Environment, Message, Turn
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 COUNTS = ("retried", "failed", "timed_out")
 """What is counted of an episode, beside the numbers that its environment logs."""
@@ -158,49 +157,6 @@ class Contained:
                 self.counts["timed_out"] = 1
                 _warn_once(f"{self.name} was not back after {self.timeout:g} seconds; its episode has no verdict")
                 raise EpisodeError("it was not back in time") from error
-
-
-class LateError(Exception):
-    """A call was not back in time."""
-
-
-def within(seconds: float | None, name: str, call: Callable[[], T]) -> T:
-    """What a call of a user's returns, or raises, if it is back in time.
-
-    Args:
-        seconds: that it may take; None is any time.
-        name: of the thread.
-        call: what goes on in a thread to which nobody listens if it takes longer, because Python cannot stop one.
-
-    Raises:
-        LateError: it took longer.
-        RuntimeError: in the place of `SystemExit` and others that are no `Exception`.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def listened() -> None:
-        try:
-            results.append(call())
-        except Exception as error:
-            errors.append(error)
-        except BaseException as error:
-            if seconds is None and isinstance(error, KeyboardInterrupt):
-                raise
-            errors.append(RuntimeError(f"{type(error).__name__}: {error}"))
-
-    if seconds is None:
-        listened()
-    else:
-        # A daemon, so that a call which never returns cannot keep the program from ending.
-        thread = threading.Thread(target=listened, name=name, daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if thread.is_alive():
-            raise LateError
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ from typing import Any
 
 from prefopt import recipe
 from prefopt.environments.checking import check_environment
-from prefopt.environments.contained import LateError, within
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
@@ -16,6 +15,7 @@ from prefopt.environments.tools import Tools
 from prefopt.environments.trl import TRLEnvironment
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import NOTHING, find, make
+from prefopt.support.time_limits import LateError, within
 from prefopt.types import Environment, Logging
 
 WHERE = "source.rollouts.environment"

@@ -199,10 +199,13 @@ class Evaluator:
             measured |= won
             notes = [[{**a, **b} for a, b in zip(*rows, strict=True)] for rows in zip(notes, against, strict=True)]
         shown = [
-            [shown_completion(one, text, row.example.prompt) for one, text in zip(*of_row, strict=True)]
+            [shown_completion(one.messages, text, row.example.prompt) for one, text in zip(*of_row, strict=True)]
             for row, *of_row in zip(self.prompts, written, texts, strict=True)
         ]
-        asked = [prompt_seen(row.example.prompt, of) for row, of in zip(self.prompts, written, strict=True)]
+        asked = [
+            prompt_seen(row.example.prompt, (one.opening for one in of))
+            for row, of in zip(self.prompts, written, strict=True)
+        ]
         scores = self.metrics(
             self.prompts, asked, shown, list(map(said_of, written)), self.accelerator, self._resampling
         )

@@ -14,7 +14,7 @@ from prefopt.data import Tokenised
 from prefopt.evaluation.corpus import CorpusMetric
 from prefopt.evaluation.intervals import Halved, halved
 from prefopt.evaluation.metrics import metric_key, value_names
-from prefopt.feedback import ask_whole, together
+from prefopt.feedback import ask, together
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
 from prefopt.types import Completion, Feedback, Prompt
@@ -81,7 +81,7 @@ class SampleMetrics:
         of_each: dict[str, Tensor] = {}
         for name, feedback in self.feedbacks.items():
             with _told_as_metric(name, name in self.specs):
-                verdict = ask_whole(feedback, metric_key(name), asked, completions, rows, accelerator)
+                verdict = ask(feedback, metric_key(name), asked, completions, rows, accelerator).whole()
             scores = verdict.named if (several := value_names(name, self.specs)) else {name: verdict.scores}
             of_each |= {key: scores[value].double() for key, value in (several or {name: name}).items()}
         groups = [row.example.group for row in prompts]

@@ -13,7 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from prefopt.data import Tokenised
-from prefopt.feedback import ask_whole
+from prefopt.feedback import ask
 from prefopt.types import Feedback, Prompt
 
 TIE = 1e-6
@@ -103,7 +103,7 @@ def wins(
             {**e.columns, "ended": [one.ended, two.ended]} for e, (_, _, one, two) in zip(examples, asked, strict=True)
         ]
         texts = [[one.text, two.text] for _, _, one, two in asked]
-        verdict = ask_whole(judge, "evaluate.judge", [e.prompt for e in examples], texts, columns, accelerator)
+        verdict = ask(judge, "evaluate.judge", [e.prompt for e in examples], texts, columns, accelerator).whole()
         scores = verdict.scores.double().cpu()
         won = ((scores[:, 0] - scores[:, 1]).sign() + 1) / 2
         if verdict.preference is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from prefopt.feedback.verdicts import checked
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
+from prefopt.support.time_limits import LateError, within
 from prefopt.types import Completion, Feedback, Prompt, Verdict
 
 T = TypeVar("T")
@@ -302,33 +303,20 @@ def run_statistic(
 
 
 def _answer(feedback: Any, name: str, given: Sequence[Any], timeout: float | None) -> Any:
-    results: list[Any] = []
-    errors: list[BaseException] = []
     # Lists of its own, so that a feedback which changes what it is given changes nothing of the run.
     own = [_copied(argument) for argument in given]
 
-    def call() -> None:
-        try:
-            with users_code(f"the feedback {name}"):
-                results.append(feedback(*own))
-        except BaseException as error:
-            errors.append(error)
+    def call() -> Any:
+        with users_code(f"the feedback {name}"):
+            return feedback(*own)
 
-    if timeout is None:
-        call()
-    else:
-        # A daemon, so that a feedback that never returns cannot keep the program from ending.
-        thread = threading.Thread(target=call, name=f"feedback {name}", daemon=True)
-        thread.start()
-        thread.join(timeout)
-        if thread.is_alive():
-            raise PrefoptError(
-                f"the feedback {name} was not back after {timeout:g} seconds on {len(given[0])} prompts; "
-                "make it faster, or give it longer: `timeout`"
-            )
-    if errors:
-        raise errors[0]
-    return results[0]
+    try:
+        return within(timeout, f"feedback {name}", call)
+    except LateError as error:
+        raise PrefoptError(
+            f"the feedback {name} was not back after {timeout:g} seconds on {len(given[0])} prompts; "
+            "make it faster, or give it longer: `timeout`"
+        ) from error
 
 
 def _copied(value: Any) -> Any:

@@ -37,7 +37,6 @@ from prefopt.feedback.transforms import (
     RepetitionPenalty,
     Transformed,
 )
-from prefopt.feedback.verdicts import summed
 from prefopt.feedback.weighted import WeightedSum
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
@@ -146,22 +145,6 @@ def ask(
     """
     with timed("feedback"):
         return together(feedback, accelerator, lambda: run_feedback(feedback, name, prompts, completions, rows))
-
-
-def ask_whole(
-    feedback: Feedback,
-    name: str,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Completion]],
-    rows: Sequence[Mapping[str, Any]],
-    accelerator: Accelerator,
-) -> Verdict:
-    """`ask` for one score of each completion: numbers of turns or steps are added to it.
-
-    Raises:
-        PrefoptError: as `ask`.
-    """
-    return summed(ask(feedback, name, prompts, completions, rows, accelerator))
 
 
 def prefetching(feedback: Any) -> list[Prefetching]:

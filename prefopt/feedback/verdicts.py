@@ -106,11 +106,6 @@ def _check_steps(steps: Any, name: str, completions: Sequence[Sequence[Any]]) ->
             )
 
 
-def summed(verdict: Verdict) -> Verdict:
-    """The same verdict with the numbers of turns or steps added to the scores, and none apart."""
-    return dataclasses.replace(verdict, scores=verdict.totals, steps=None)
-
-
 def refuse_infinite(scores: Tensor, name: str) -> None:
     """No sum or mean survives an infinite score, and it would surface far from where it was made.
 

@@ -1,6 +1,6 @@
 """Measuring a finished run by more than its recipe named: its kept samples by further metrics, its policy on further sets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -10,7 +10,6 @@ from rich.console import Console
 
 from prefopt import recipe
 from prefopt.data import Tokenised
-from prefopt.environments.episodes import FAILED, REWARDS
 from prefopt.evaluation.breakdown import Measured, broken_down
 from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.evaluation.held_out import distinct_prompts
@@ -24,6 +23,8 @@ from prefopt.runs.inspecting import held_out_rows, measure, trained
 from prefopt.runs.manifest import circumstances, date_of
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import sample_metrics
+from prefopt.sources.scoring import columns_of
+from prefopt.sources.writing import prompt_seen, shown_completion
 from prefopt.support.dates import fixed_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked
@@ -146,9 +147,12 @@ def _of_samples(
         raise PrefoptError(
             f"{where} rows give other prompts than those that it kept {len(of_prompts)} samples for: bring the data back"
         )
-    completions = [[_completion(sample) for sample in of_one] for of_one in of_prompts]
-    seen = [_prompt_seen(of_one) for of_one in of_prompts]
-    scores = metrics(prompts, seen, completions, list(map(_columns, of_prompts)), accelerator, kept.seed)
+    completions = [
+        [shown_completion(one.get("messages", ()), one["completion"], one["prompt"]) for one in of_one]
+        for of_one in of_prompts
+    ]
+    seen = [prompt_seen(of_one[0]["prompt"], (one.get("opening", ()) for one in of_one)) for of_one in of_prompts]
+    scores = metrics(prompts, seen, completions, list(map(columns_of, of_prompts)), accelerator, kept.seed)
     values = {name: one.cpu() for name, one in scores.of_each.items()}
     samples = [
         {"prompt": sample["prompt"], "completion": sample["completion"]}
@@ -158,27 +162,3 @@ def _of_samples(
     ]
     observations = broken_down({name: Measured(one, prompts) for name, one in values.items()}, settings.evaluate.by)
     return Evaluation(observations, scores.missing(), samples, kept.confidence, kept.seed, scores.of_all)
-
-
-def _prompt_seen(samples: Sequence[Mapping[str, Any]]) -> Any:
-    """The prompt of kept samples as the policy saw it; see `prompt_seen`."""
-    prompt = samples[0]["prompt"]
-    opening: Sequence[Mapping[str, Any]] = next((sample["opening"] for sample in samples if sample.get("opening")), [])
-    if isinstance(prompt, str):
-        return prompt + "".join(str(message["content"]) for message in opening)
-    return [*prompt, *opening]
-
-
-def _completion(sample: Mapping[str, Any]) -> str | tuple[Mapping[str, Any], ...]:
-    """What feedback saw of a kept sample: of an episode in a conversation its messages."""
-    messages = sample.get("messages")
-    return sample["completion"] if isinstance(sample["prompt"], str) or not messages else tuple(messages)
-
-
-def _columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The columns of a prompt's kept samples that feedback saw; see `said_of`."""
-    columns: dict[str, Any] = {"ended": [bool(sample["ended"]) for sample in samples]}
-    if any("turn_rewards" in sample for sample in samples):
-        columns[REWARDS] = [sample.get("turn_rewards", []) for sample in samples]
-        columns[FAILED] = [sample["stop"] == "error" for sample in samples]
-    return columns

@@ -17,7 +17,7 @@ from prefopt.data import Tokenised
 from prefopt.environments.episodes import FAILED, MESSAGES, REWARDS
 from prefopt.feedback import ask, prefetching, together
 from prefopt.feedback.calling import Prefetching, fit, is_unfitted, restore, state_of
-from prefopt.sources.writing import prompt_seen
+from prefopt.sources.writing import prompt_seen, told
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.types import Completion, Feedback, Message, Verdict, Written
@@ -152,18 +152,23 @@ def _without_failed(verdict: Verdict, groups: Sequence[PromptCompletions]) -> Ve
 
 def said_of(written: Sequence[Written]) -> dict[str, Any]:
     """Columns for feedback, beside those of the data: how a prompt's completions came to an end, and what an environment gave."""
-    columns: dict[str, Any] = {"ended": [one.ended for one in written]}
-    if any(one.rewards or one.stop == "error" for one in written):
-        columns[REWARDS] = [list(one.rewards) for one in written]
-        columns[FAILED] = [one.stop == "error" for one in written]
-        columns[MESSAGES] = [list(one.messages) for one in written]
+    return columns_of([{"ended": one.ended, "stop": one.stop, **told(one)} for one in written])
+
+
+def columns_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same of a prompt's samples as evaluations keep them."""
+    columns: dict[str, Any] = {"ended": [bool(sample["ended"]) for sample in samples]}
+    if any("turn_rewards" in sample for sample in samples):
+        columns[REWARDS] = [list(sample.get("turn_rewards", ())) for sample in samples]
+        columns[FAILED] = [sample["stop"] == "error" for sample in samples]
+        columns[MESSAGES] = [list(sample.get("messages", ())) for sample in samples]
     return columns
 
 
 def _shown(groups: Sequence[PromptCompletions]) -> tuple[list[Any], list[list[Any]], list[dict[str, Any]]]:
     """What feedback sees: prompts, completions, and the other columns of their rows."""
     return (
-        [prompt_seen(group.row.example.prompt, group.written) for group in groups],
+        [prompt_seen(group.row.example.prompt, (one.opening for one in group.written)) for group in groups],
         [group.texts for group in groups],
         [{**group.row.columns, **said_of(group.written)} for group in groups],
     )

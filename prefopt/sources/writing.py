@@ -1,7 +1,7 @@
 """Writing completions: the one way of rollouts, evaluation, labelling and `prefopt sample`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -115,7 +115,7 @@ class Completer:
 
     def completion(self, written: Written, prompt: Prompt) -> str | tuple[Message, ...]:
         """A completion as feedback sees it; see `shown_completion`."""
-        return shown_completion(written, self.text(written), prompt)
+        return shown_completion(written.messages, self.text(written), prompt)
 
     def text(self, completion: Written) -> str:
         """A completion as it was written up to its end, with every special token in it.
@@ -178,14 +178,19 @@ def recorded(ids: Sequence[int], mask: Sequence[bool] | None, ends: EndTokens) -
     return _one(ids, [True] * len(ids) if mask is None else mask, None, ends, None)
 
 
-def shown_completion(written: Written, text: str, prompt: Prompt) -> str | tuple[Message, ...]:
+def shown_completion(messages: Sequence[Message], text: str, prompt: Prompt) -> str | tuple[Message, ...]:
     """What feedback sees: of an episode in a conversation its messages, otherwise its text."""
-    return text if isinstance(prompt, str) or not written.messages else written.messages
+    return text if isinstance(prompt, str) or not messages else tuple(messages)
 
 
-def prompt_seen(prompt: Prompt, written: Sequence[Written]) -> Prompt:
-    """A prompt as the policy saw it: with what its environment said at the beginning."""
-    opening = next((one.opening for one in written if one.opening), ())
+def prompt_seen(prompt: Prompt, openings: Iterable[Sequence[Message]]) -> Prompt:
+    """A prompt as the policy saw it: with what its environment said at the beginning.
+
+    Args:
+        prompt: of the data.
+        openings: of its completions, which are the same, or empty.
+    """
+    opening = next(filter(None, openings), ())
     if isinstance(prompt, str):
         return prompt + "".join(str(message["content"]) for message in opening)
     return (*prompt, *opening)

@@ -1,9 +1,10 @@
 """What scores completions, and what a policy acts in."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +36,10 @@ class Verdict:
         if self.steps is None:
             return self.scores
         return self.scores + self.scores.new_tensor([[math.fsum(turns) for turns in row] for row in self.steps])
+
+    def whole(self) -> Self:
+        """The same verdict with the numbers of turns or steps added to the scores, and none apart."""
+        return self if self.steps is None else dataclasses.replace(self, scores=self.totals, steps=None)
 
 
 @runtime_checkable

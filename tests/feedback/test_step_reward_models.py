@@ -9,8 +9,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification
 
 from prefopt import PrefoptError, Verdict
-from prefopt.feedback import Ensemble, RewardModel, ask, ask_whole
-from prefopt.feedback.verdicts import summed
+from prefopt.feedback import Ensemble, RewardModel, ask
 from prefopt.policy import Reading, Scorer
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
@@ -116,12 +115,13 @@ def test_turns_of_which_nothing_is_read_have_0_and_an_empty_completion_no_verdic
 
 def test_what_wants_one_number_gets_the_sum(folders):
     model, asked = RewardModel(str(folders / "segments")), ([ASKED], [[EPISODE, ""]], [{}])
-    apart, whole = (f(model, "feedback", *asked, Accelerator(cpu=True)) for f in (ask, ask_whole))
+    apart = ask(model, "feedback", *asked, Accelerator(cpu=True))
+    whole = apart.whole()
     assert whole.steps is None
     assert whole.scores[0, 0].item() == pytest.approx(sum(apart.steps[0][0]), rel=1e-6)
     assert math.isnan(whole.scores[0, 1])
     plain = Verdict(torch.tensor([[1.0]]))
-    assert summed(plain).scores.tolist() == [[1.0]]
+    assert plain.whole().scores.tolist() == [[1.0]]
 
 
 def test_an_ensemble_of_step_models_combines_their_steps(folders):

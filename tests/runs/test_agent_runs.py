@@ -72,3 +72,25 @@ def test_an_environment_that_is_none_stops_a_run_before_a_model_is_loaded(home: 
     with pytest.raises(PrefoptError, match=r"reset returned 3; it returns a text, messages, or None"):
         run(recipe, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_is_added_sees_what_the_run_saw(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "def spoken(prompts, completions, rows):\n"
+        "    return [[float(len(turns)) for turns in row['messages']] for row in rows]\n"
+        "def paid(prompts, completions, rows):\n"
+        "    return [[sum(rewards) for rewards in row['turn_rewards']] for row in rows]\n"
+    )
+    metrics = [f"evaluate.metrics.{name}={tmp_path}/m.py:{name}" for name in ("spoken", "paid")]
+    folder = run(load_recipe(home / "agent.json", ["train.steps=2", *metrics]), folder=tmp_path / "run").folder
+    later = [f"evaluate.metrics.{name}_later={tmp_path}/m.py:{name}" for name in ("spoken", "paid")]
+    command = [sys.executable, "-m", "prefopt.cli", "evaluate", str(folder), *later, "--add"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("spoken", "paid"):
+        kept = json.loads((folder / "measured" / f"{name}_later.json").read_text())
+        own = RunFolder(folder).last_evaluation("test")
+        assert own is not None
+        assert [one[f"{name}_later"] for one in kept["samples"]] == [one[name] for one in own.samples]

@@ -349,9 +349,9 @@ def test_feedback_sees_what_the_environment_said_first(models: Any, chat: bool) 
     prompt: Any = [{"role": "user", "content": "w3"}] if chat else "w3"
     (group,) = write(models[chat], lambda: Talks(opening=" w7 w8", stop=ENDS), prompts=[prompt])
     expected: Any = (*prompt, {"role": "user", "content": " w7 w8"}) if chat else "w3 w7 w8"
-    assert prompt_seen(prompt, group) == expected
+    assert prompt_seen(prompt, (one.opening for one in group)) == expected
     (group,) = write(models[chat], lambda: Talks(stop=ENDS), prompts=[prompt])
-    assert prompt_seen(prompt, group) == (tuple(prompt) if chat else prompt)
+    assert prompt_seen(prompt, (one.opening for one in group)) == (tuple(prompt) if chat else prompt)
 
 
 def test_an_environment_that_cannot_be_made_is_no_traceback(models: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from prefopt.evaluation.benchmarks.cases import Case
-from prefopt.feedback import ask_whole
+from prefopt.feedback import ask
 from prefopt.types import Feedback, Verdict
 
 
@@ -59,7 +59,7 @@ def asked(feedback: Feedback, cases: Sequence[Case], batch_size: int, accelerato
         orders = [_order(case) for case in part]
         texts = [[case.answers[k] for k in order] for case, order in zip(part, orders, strict=True)]
         columns = [dict(case.columns) for case in part]
-        verdict = ask_whole(feedback, "benchmark", [case.prompt for case in part], texts, columns, accelerator)
+        verdict = ask(feedback, "benchmark", [case.prompt for case in part], texts, columns, accelerator).whole()
         for number, order in enumerate(orders):
             yield _answer(verdict, number, np.argsort(order))
 

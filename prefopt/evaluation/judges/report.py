@@ -16,7 +16,7 @@ from prefopt import recipe
 from prefopt.data import Example, load_examples
 from prefopt.data.formats import ADAPT_COLUMNS
 from prefopt.evaluation.judges.ratings import Judgements, RatedRow, measure
-from prefopt.feedback import Transformed, ask_whole, check_feedback, make_feedback
+from prefopt.feedback import Transformed, ask, check_feedback, make_feedback
 from prefopt.feedback.judges.judge import Judge
 from prefopt.feedback.judges.memory import Memory
 from prefopt.feedback.judges.trust import Bounds
@@ -121,7 +121,7 @@ def _report(settings: JudgeRecipe, rows: Sequence[RatedRow], accelerator: Accele
         asked = again(judge, repeat)
         with console.status(f"judging {len(rows)} rows, round {repeat + 1} of {settings.repeats}"):
             rounds.append(
-                Judgements.of([ask_whole(asked, "judge", *_shown(part), accelerator) for part in parts], rows)
+                Judgements.of([ask(asked, "judge", *_shown(part), accelerator).whole() for part in parts], rows)
             )
     seconds = (time.perf_counter() - started) / (len(rows) * settings.repeats)
     estimates, numbers = measure(rows, rounds, settings.middle, settings.confidence, seed_for(settings.seed, "report"))

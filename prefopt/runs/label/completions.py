@@ -106,7 +106,7 @@ class PolicyCompletions:
         return [
             dataclasses.replace(
                 self.rows[number],
-                prompt=prompt_seen(self.rows[number].prompt, completions),
+                prompt=prompt_seen(self.rows[number].prompt, (one.opening for one in completions)),
                 completions=tuple(self._completion(one, self.rows[number]) for one in completions),
                 columns={**self.rows[number].columns, **said_of(completions)},
             )

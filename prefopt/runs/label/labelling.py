@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prefopt.data import DiskRows, Example
 from prefopt.data.loading import load
-from prefopt.feedback import ask_whole, check_feedback, judge_records, make_feedback, reward_models, spent_by
+from prefopt.feedback import ask, check_feedback, judge_records, make_feedback, reward_models, spent_by
 from prefopt.policy import check_policy, check_sampler, check_stops, find_model
 from prefopt.recipe import Samples, most_tokens
 from prefopt.runs.label.completions import Completions, DataCompletions, PolicyCompletions, to_label
@@ -244,7 +244,7 @@ class Labelling:
                 [list(e.completions) for e in examples],
                 [e.columns for e in examples],
             )
-            return ask_whole(feedback, "feedback", *shown, self.accelerator)
+            return ask(feedback, "feedback", *shown, self.accelerator).whole()
         except PrefoptError as error:
             raise PrefoptError(
                 f"{error} What was labelled is kept in {self.folder}/; the same command goes on."
