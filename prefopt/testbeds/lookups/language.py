@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
+from prefopt.testbeds.word_models import SPECIAL, untrained_llama, word_tokenizer
+
 from . import world
 
 FOLDER = Path(__file__).parent / "lm"
 """Weights and tokenizer, a Hugging Face folder, `${lookups}` in recipes."""
 
-SPECIAL = ("<pad>", "<eos>", "<unk>")
 TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "search", "result", "answer") for slash in ("", "/"))
 
 ONE_AFTER_ANOTHER = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -25,51 +26,16 @@ def vocabulary() -> tuple[str, ...]:
     return (*SPECIAL, *TAGS, *sorted(words), *sorted(names))
 
 
-# transformers is imported inside functions: the worlds do without it, and it takes seconds.
-
-
 def tokenizer() -> Any:
     """A word-level tokenizer of the vocabulary: a token for each word, tag and mark."""
-    from tokenizers import Regex, Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
-    words.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"</?\w+>"), "isolated")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=128,
-        chat_template=ONE_AFTER_ANOTHER,
+    return word_tokenizer(
+        vocabulary(), 128, r"</?\w+>", clean_up_tokenization_spaces=False, chat_template=ONE_AFTER_ANOTHER
     )
 
 
 def untrained(seed: int = 0) -> Any:
-    """The LM: two layers, the fewest that can copy what stands behind something read before; weights depend on the seed alone."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(vocabulary()),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        initializer_range=0.08,  # about 1/√width, as in the pocket LM
-        tie_word_embeddings=True,
-        pad_token_id=SPECIAL.index("<pad>"),
-        eos_token_id=SPECIAL.index("<eos>"),
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+    """The LM: .36M parameters, which depend on the seed alone."""
+    return untrained_llama(len(vocabulary()), width=128, inner=256, positions=128, spread=0.08, seed=seed)
 
 
 def write(folder: Path = FOLDER) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prefopt.testbeds.word_models import SPECIAL, untrained_llama, word_tokenizer
+
 from . import lexicon, requests
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "lm"
 """The shipped weights and tokenizer: a Hugging Face folder, `${pocket}` in recipes."""
 
-SPECIAL = ("<pad>", "<eos>", "<unk>")
 LABELS = ("good", "fine", "bad")
 """What follows `=>` on a rating line."""
 
@@ -34,50 +35,14 @@ def vocabulary() -> tuple[str, ...]:
     return (*SPECIAL, *sorted(words))
 
 
-# transformers is imported inside functions: the grammar and the gold reward do without it, and it takes seconds.
-
-
 def tokenizer() -> Any:
     """A word-level tokenizer of the vocabulary: one token for each word and mark, with or without spaces around it."""
-    from tokenizers import Regex, Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
-    words.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex("=>|[.,:]"), "isolated")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
+    return word_tokenizer(vocabulary(), 256, "=>|[.,:]", clean_up_tokenization_spaces=False)
 
 
 def untrained(seed: int = 0) -> Any:
     """The LM before training: 0.9M parameters, which depend on the seed alone."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(vocabulary()),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.06,  # about 1/√width; the default of .02 is for wide models, and learns far slower here
-        tie_word_embeddings=True,
-        pad_token_id=SPECIAL.index("<pad>"),
-        eos_token_id=SPECIAL.index("<eos>"),
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+    return untrained_llama(len(vocabulary()), width=192, inner=512, positions=256, spread=0.06, seed=seed)
 
 
 @lru_cache(maxsize=4)
