@@ -3,13 +3,27 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
-from prefopt.types import Closing, Environment, Message, Turn
+from prefopt.types import Closing, Environment, Equipped, Message, Turn
+
+
+class Shown(NamedTuple):
+    """What an environment showed of itself while it was checked.
+
+    Attributes:
+        opening: what `reset` returned.
+        tools: their schemas; none where it offers none.
+        turn: what the first `step` answered.
+    """
+
+    opening: str | Sequence[Message] | None
+    tools: Sequence[Mapping[str, Any]]
+    turn: Turn
 
 
 def check_environment(environment: Environment, row: Mapping[str, Any], name: str = "the environment") -> Turn:
@@ -23,13 +37,19 @@ def check_environment(environment: Environment, row: Mapping[str, Any], name: st
     Raises:
         PrefoptError: says which method, what it did and what it should.
     """
-    begin(environment, row, 0, name)
+    return shown_by(environment, row, name).turn
+
+
+def shown_by(environment: Environment, row: Mapping[str, Any], name: str) -> Shown:
+    """What an environment shows in the same check."""
+    opening = begin(environment, row, 0, name)
     stop_texts(environment, name)
+    tools = list(environment.tools) if isinstance(environment, Equipped) else []
     turn = step(environment, "text that the policy wrote", False, name)
     if isinstance(environment, Closing):
         with users_code(f"{name}: close()"):
             environment.close()
-    return turn
+    return Shown(opening, tools, turn)
 
 
 def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str) -> str | Sequence[Message] | None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from prefopt import recipe
-from prefopt.environments.checking import check_environment
+from prefopt.environments.checking import Shown, shown_by
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
@@ -57,8 +57,8 @@ def environment_factory(
     return lambda: deepcopy(environment)
 
 
-def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) -> None:
-    """Refuse an environment that a row of data shows to be of another shape, or to take too long.
+def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) -> Shown:
+    """Refuse an environment that a row of data shows to be of another shape, or to take too long; returns what it showed.
 
     Args:
         spec: the section that names it.
@@ -70,7 +70,7 @@ def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) 
     """
     factory, name = environment_factory(spec, where), f"{where}: {spec.name}"
     try:
-        within(spec.timeout, name, lambda: check_environment(factory(), row, name))
+        return within(spec.timeout, name, lambda: shown_by(factory(), row, name))
     except LateError as error:
         raise PrefoptError(
             f"{name}: reset and a step were not back after {spec.timeout:g} seconds; make it faster, or give it longer: "

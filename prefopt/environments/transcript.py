@@ -21,6 +21,24 @@ CONTEXT = 40
 """Characters on either side of where two texts part that a message shows."""
 
 
+HELP = (
+    "save the tokenizer with one that keeps its prefix, or give prompts as texts and let the environment speak in tags"
+)
+"""What to do about a template that does not keep turns."""
+
+
+class NotKeptError(PrefoptError):
+    """A chat template that writes an earlier turn otherwise than it was.
+
+    Attributes:
+        texts: what was expected and what was rendered instead, around where they part.
+    """
+
+    def __init__(self, message: str, expected: str, rendered: str):
+        super().__init__(message)
+        self.texts = expected, rendered
+
+
 class Transcript(Protocol):
     """The tokens of one prompt's episodes."""
 
@@ -113,7 +131,7 @@ class Conversation:
             return self.row.prompt_ids
         example = self._example(tools)
         self.row = replace(self.row, example=replace(example, prompt=(*self._turns, *said)))
-        return tuple(self.encoder.encode([self._rendered((), ask=True)])[0])
+        return tuple(self.encoder.encode([self.rendered((), ask=True)])[0])
 
     def messages(self, said: Said) -> tuple[Message, ...]:
         """A text is a message of the user's."""
@@ -125,16 +143,16 @@ class Conversation:
         """The ids of what a template writes behind the policy's turn, up to where the policy writes again.
 
         Raises:
-            PrefoptError: the template writes earlier turns otherwise once there is more, so that the policy would have read
+            NotKeptError: the template writes earlier turns otherwise once there is more, so that the policy would have read
                 another text than it does.
         """
         turn = sum(message["role"] == "assistant" for message in past)
-        asked = self._rendered(past[:-1], ask=True)
-        before = self._rendered(past, ask=False)
+        asked = self.rendered(past[:-1], ask=True)
+        before = self.rendered(past, ask=False)
         begun = asked + str(past[-1]["content"])
         if not before.startswith(begun):
             raise self._broken(turn, begun, before)
-        after = self._rendered((*past, *answer), ask=True)
+        after = self.rendered((*past, *answer), ask=True)
         if not after.startswith(before):
             raise self._broken(turn, before, after)
         return self.encoder.encode([after[len(begun) :].removeprefix(end)])[0]
@@ -149,18 +167,21 @@ class Conversation:
         example = self.row.example
         return replace(example, columns={**example.columns, "tools": list(tools)}) if tools else example
 
-    def _rendered(self, past: Sequence[Message], ask: bool) -> str:
+    def rendered(self, past: Sequence[Message], ask: bool) -> str:
+        """The text of the prompt and all messages after it; with `ask`, up to where the policy writes."""
         return self.encoder.renderer(self.row.example, (*self._turns, *past), ask=ask, begun=False)
 
-    def _broken(self, turn: int, expected: str, rendered: str) -> PrefoptError:
+    def _broken(self, turn: int, expected: str, rendered: str) -> NotKeptError:
         place = next(
             (i for i, (a, b) in enumerate(zip(expected, rendered, strict=False)) if a != b),
             min(len(expected), len(rendered)),
         )
         shown = slice(max(0, place - CONTEXT), place + CONTEXT)
-        return PrefoptError(
-            f"{self.name}: the chat template does not keep what the policy wrote in turn {turn}: it was {expected[shown]!r} and "
-            f"the template then writes {rendered[shown]!r}, which is not what the policy read. Templates that drop earlier "
-            "reasoning, trim or date turns cannot hold an episode: save the tokenizer with one that keeps its prefix, or give "
-            "prompts as texts and let the environment speak in tags"
+        expected, rendered = expected[shown], rendered[shown]
+        return NotKeptError(
+            f"{self.name}: the chat template does not keep what the policy wrote in turn {turn}: it was {expected!r} and "
+            f"the template then writes {rendered!r}, which is not what the policy read. Templates that drop earlier "
+            f"reasoning, trim or date turns cannot hold an episode: {HELP}",
+            expected,
+            rendered,
         )

@@ -13,6 +13,7 @@ from prefopt.data.loading import Loaded, load
 from prefopt.data.selecting import select_checked
 from prefopt.data.splits import divided
 from prefopt.data.steps import in_steps, separator_of
+from prefopt.environments.checking import Shown
 from prefopt.environments.making import check_section
 from prefopt.evaluation import win_rates
 from prefopt.evaluation.breakdown import check_by
@@ -83,6 +84,7 @@ class Plan:
         notes: what the data were read as, and how many rows were left out.
         counts: of each part, how many rows, prompts or completions were dropped, cut, repeated, …; known once they are tokens.
         left: of each part, how many rows there are then; of those to train on, as batches take them.
+        shown: what environments showed in their check, by their key.
     """
 
     recipe: recipe.Recipe
@@ -98,6 +100,7 @@ class Plan:
     notes: Sequence[str] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     left: Mapping[str, int] = field(default_factory=dict)
+    shown: Mapping[str, Shown] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, DiskRows[Example]]:
@@ -154,9 +157,9 @@ def plan(settings: recipe.Recipe) -> Plan:
             check_encoder("source.embeddings", source.embeddings.model, source.embeddings.max_tokens)
     _check_feedbacks(settings)
     check_callbacks(settings.train.callbacks)
-    name, costed = " + ".join(t.name for t in shared), settings.cost is not None
+    name, seed = " + ".join(t.name for t in shared), settings.seed_of("data")
     scored = settings.feedback is not None or _environment(settings) is not None
-    wanted, seed = match(needs, settings.source, name, scored, costed), settings.seed_of("data")
+    wanted = match(needs, settings.source, name, scored, settings.cost is not None)
     if settings.source.rollouts is not None:
         check_sampler(settings.source.rollouts, settings=settings)
     own = {
@@ -165,11 +168,12 @@ def plan(settings: recipe.Recipe) -> Plan:
         if term.source is not None
     }
     data, rows, notes = _splits(settings.source, wanted, seed)
-    _check_environment(settings, data)
+    shown = _check_environment(settings, data)
     sets, of_sets = _sets(settings.evaluate)
     of_own = [f"{settings.objective[i].name}: {note}" for i, one in own.items() for note in one.notes]
     notes = [*notes, *of_own, *of_sets]
-    planned = _in_steps(Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes))
+    planned = Plan(settings, model, objectives, needs, wanted, data, own, rows, sets, notes=notes, shown=shown)
+    planned = _in_steps(planned)
     for held_out in planned.held_out.values():
         check_held_out(held_out[: settings.evaluate.rows])
     check_choice(settings, needs.rewards, None if rows_awaited() else data.validation)
@@ -182,9 +186,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     check_stops(settings.evaluate.samples, settings.policy, "evaluate")
     if settings.source.rollouts is not None:
         check_stops(settings.source.rollouts, settings.policy)
-    if rows_awaited():
-        return planned
-    return replace(planned, warnings=tuple(_warnings(planned)))
+    return planned if rows_awaited() else replace(planned, warnings=tuple(_warnings(planned)))
 
 
 def refuse_few(planned: Plan) -> None:
@@ -304,8 +306,8 @@ def _environment(settings: recipe.Recipe) -> recipe.Environment | None:
     return None if settings.source.rollouts is None else settings.source.rollouts.environment
 
 
-def _check_environment(settings: recipe.Recipe, data: Split[Example]) -> None:
-    """Refuses environments that the first prompt shows to be of another shape, and what was not written in one."""
+def _check_environment(settings: recipe.Recipe, data: Split[Example]) -> dict[str, Shown]:
+    """What environments show for the first prompt; refuses those of another shape, and what was not written in one."""
     rollouts = _environment(settings)
     if rollouts is not None and "dataset" in settings.source.writers:
         raise PrefoptError(
@@ -317,9 +319,11 @@ def _check_environment(settings: recipe.Recipe, data: Split[Example]) -> None:
         ("source.rollouts.environment", rollouts, data.train),
         ("evaluate.environment", settings.evaluate.environment, held_out),
     )
-    for key, spec, rows in given:
-        if spec is not None and rows:
-            check_section(spec, key, {**rows[0].columns, "prompt": rows[0].prompt})
+    return {
+        key: check_section(spec, key, {**rows[0].columns, "prompt": rows[0].prompt})
+        for key, spec, rows in given
+        if spec is not None and rows
+    }
 
 
 def _check_feedbacks(settings: recipe.Recipe) -> None:

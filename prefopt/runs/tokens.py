@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Report, Tokenised, preview, tokenise_to_disk
+from prefopt.data.encoding import TextEncoder
 from prefopt.data.selecting import IDENTICAL
 from prefopt.data.tokenising import DROPPED
+from prefopt.environments.template_probe import probe_template
 from prefopt.runs.lengths import longest_of, models_of, position_warnings, reward_model_warnings
 from prefopt.runs.limits import unread_keys
 from prefopt.runs.matching import batch_rows, training_rows
@@ -50,7 +52,8 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         console: where counts, further warnings and the first row are shown.
 
     Raises:
-        PrefoptError: fewer rows than a batch are left, or a model has no positions for what it is to read.
+        PrefoptError: fewer rows than a batch are left, a model has no positions for what it is to read, or the chat template
+            cannot hold episodes.
     """
     settings = planned.recipe
     parts, reports = dict[str, Rows](), dict[str, Report]()
@@ -77,6 +80,7 @@ def with_tokens(planned: Plan, tokenizer: PreTrainedTokenizerBase, console: Cons
         *position_warnings(models_of(settings, planned.needs.rewards), longest_of(settings, named)),
         *reward_model_warnings(settings, parts["train"]),
         *_cut_warnings(parts, settings.source),
+        *_template_warnings(planned, parts, tokenizer),
         *_same_warning(planned.counts["train"].get(IDENTICAL, 0), len(train)),
     ]
     show_warnings(console, found)
@@ -144,6 +148,21 @@ def tokenised(
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+
+
+def _template_warnings(planned: Plan, parts: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Which turns of episodes the chat template does not keep."""
+    settings = planned.recipe
+    rollouts = settings.source.rollouts
+    sections = (
+        ("source.rollouts.environment", rollouts and rollouts.environment, "train"),
+        ("evaluate.environment", settings.evaluate.environment, settings.evaluate.part),
+    )
+    for key, spec, part in sections:
+        if spec and key in planned.shown and parts[part]:
+            name, encoder = f"{key}: {spec.name}", TextEncoder.of(tokenizer)
+            if warning := probe_template(parts[part][0], planned.shown[key], encoder, name, spec.max_turns):
+                yield warning
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,34 @@ def test_an_environment_that_is_none_stops_a_run_before_a_model_is_loaded(home: 
     with pytest.raises(PrefoptError, match=r"reset returned 3; it returns a text, messages, or None"):
         run(recipe, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_template_that_cannot_hold_episodes_is_refused_by_a_dry_run(home: Path, tmp_path: Path) -> None:
+    from prefopt import PrefoptError
+    from prefopt.policy.loading import load_tokenizer
+    from prefopt.runs.dry_run import dry_run
+
+    model, rows = tmp_path / "lm", tmp_path / "rows.jsonl"
+    asked = [{"prompt": [{"role": "user", "content": f"w{i}"}]} for i in range(30)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    shutil.copytree(home / "lm", model)
+    (tmp_path / "env.py").write_text(
+        "from prefopt import Turn\nclass E:\n    def reset(self, row, seed):\n        pass\n\n"
+        "    def step(self, text, *, truncated):\n        return Turn('w1')\n"
+    )
+    own = {"policy.model": model, "source.data": rows, "source.rollouts.environment.name": f"{tmp_path}/env.py:E"}
+    settings = load_recipe(home / "agent.json", [f"{key}={value}" for key, value in own.items()])
+    tokenizer = load_tokenizer(settings.policy)
+
+    def warnings(content: str) -> list[str]:
+        tokenizer.chat_template = f"{{% for m in messages %}}{content} . {{% endfor %}}"
+        tokenizer.save_pretrained(model)
+        return [one for one in dry_run(settings).plan.warnings if "chat template" in one]
+
+    assert warnings("{{ m.content }}") == []
+    assert "environment: " in warnings("{{ m.content | trim }}")[0]
+    with pytest.raises(PrefoptError, match="does not keep turns that a user answers, so that no episode can have two"):
+        warnings("{{ m.content if loop.last }}")
 
 
 def test_a_metric_that_is_added_sees_what_the_run_saw(home: Path, tmp_path: Path) -> None:
