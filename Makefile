@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow check docs pocket clean
+.PHONY: quickstart test test-slow check docs pocket vllm clean
 
 quickstart: .venv/installed  ## five methods × three seeds on the pocket world, from the model that ships with the package, and their report
 	@$(BIN)/prefopt study experiments/five_methods/study.yaml --jobs 2
@@ -10,8 +10,8 @@ quickstart: .venv/installed  ## five methods × three seeds on the pocket world,
 test: .venv/installed check  ## formatting, lint, types, and the quick tests
 	$(BIN)/pytest -q -n 2
 
-test-slow: .venv/installed  ## process pairs, kill and resume, bad inputs
-	$(BIN)/pytest -q -n 2 -m slow
+test-slow: .venv/installed  ## process pairs, kill and resume, bad inputs, a real vLLM server where `make vllm` made one
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m slow
 
 check: .venv/installed
 	$(BIN)/ruff format --check -q
@@ -31,5 +31,11 @@ pocket: .venv/installed  ## train the pocket language model again
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
-clean:  ## the environment; runs/ is yours and stays
-	rm -rf .venv
+vllm: .vllm/installed  ## an environment of its own with vLLM for CPUs, for `make test-slow` and experiments/vllm
+
+.vllm/installed: experiments/vllm/install.sh
+	bash $< .vllm $(PYTHON)
+	@touch $@
+
+clean:  ## the environments; runs/ is yours and stays
+	rm -rf .venv .vllm

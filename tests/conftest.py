@@ -37,7 +37,7 @@ from prefopt import Batch
 
 torch.set_num_threads(1)
 
-pytest_plugins = ["_judging"]
+pytest_plugins = ["_judging", "_vllm"]
 
 TEXT = """</s> <unk> <tool> . , the a film food view room is was seems very not good bad fine dull bright grim great awful
 slow quick warm cold and but"""

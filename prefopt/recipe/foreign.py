@@ -282,7 +282,7 @@ NONE: tuple[Foreign, ...] = (
         "vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size use_transformers_continuous_batching "
         "transformers_continuous_batching_config use_transformers_paged",
         "",
-        "the vLLM server is started with these settings by `vllm serve`, apart from the run (docs/recipes.md)",
+        "the vLLM server is started with these settings by `vllm serve`, apart from the run (docs/vllm.md)",
     ),
     Foreign("torch_compile torch_compile_backend torch_compile_mode", "", "models run as they are"),
     Foreign(

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from prefopt import recipe
 from prefopt.policy.decode.ends import one_token
 from prefopt.policy.decode.sampler import TransformersSampler
-from prefopt.policy.decode.vllm import START, VLLMSampler, check_address
+from prefopt.policy.decode.vllm import VLLMSampler
+from prefopt.policy.decode.vllm_server import ADAPTER_START, START, check_address
 from prefopt.policy.finding import find_model
 from prefopt.policy.loading import load_tokenizer
 from prefopt.policy.policy import Policy
@@ -44,7 +45,9 @@ def check_sampler(spec: recipe.Samples, where: str = "source.rollouts", settings
         raise PrefoptError(f"{where}.sampler is {spec.sampler}: {reason}")
     if spec.sampler == "vllm":
         if spec.server is None:
-            raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {START}")
+            policy = None if settings is None else getattr(settings, "policy", None)
+            start = START if policy is None or policy.adapter is None else ADAPTER_START
+            raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {start}")
         check_address(spec.server, f"{where}.server")
 
 

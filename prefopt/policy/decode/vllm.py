@@ -1,89 +1,151 @@
-"""Drawing completions from a vLLM server, through TRL's client."""
+"""Drawing completions from a vLLM server."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
-import requests
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from prefopt.policy.decode.drawing import DrawnTokens
 from prefopt.policy.decode.ends import end_tokens
-from prefopt.policy.decode.sampler import padded
-from prefopt.policy.parallel import ROUNDING
+from prefopt.policy.decode.sampler import evaluating, own_weights, padded
+from prefopt.policy.decode.vllm_server import REQUESTS, VLLMServer
+from prefopt.policy.decode.vllm_weights import AdapterFiles, Transfer, transfer_to
+from prefopt.policy.parallel import ROUNDING, gathered_objects
 from prefopt.policy.policy import Policy
-from prefopt.recipe import Recipe, Sampling
+from prefopt.policy.reference import Following, Reference
+from prefopt.recipe import Adapter, Recipe, Sampling
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Sampled
+from prefopt.types import Batch, Needs, Sampled
 
-START = (
-    'start one with `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\' '
-    "--logprobs-mode processed_logprobs --max-logprobs -1`"
-)
-LOOK = f"Its log says more; {START}, and go on with --resume"
-REQUESTS = 64
-"""At a time."""
+TOLERANCE = 0.1
+"""Nats by which a server's log-probs may differ from the policy's, on average: bfloat16 against float32 is at .01."""
 
-SECONDS = 10
-"""That a server may take to say that it is there."""
+PROBE = Sampling(temperature=2.0, max_tokens=32)
+"""What is compared. The temperature shows a server whose log-probs are not at it."""
 
 
 class VLLMSampler:
-    """The `Sampler` that asks a vLLM server, which has the policy's weights since the last `sync` (TRL 1.16's `VLLMClient`).
+    """The `Sampler` that asks a vLLM server, which has the policy's weights since the last `sync` (docs/vllm.md).
 
-    Every prompt is a request with a seed of its own. vLLM's kernels make no promise that a completion is the same whatever else is
-    in flight, so unlike with `TransformersSampler` it may depend on its companions. Its log-probs are at the temperature; with
-    top-p or top-k they are of the truncated distribution. What differs from the policy's own is logged (`rollouts/sampler_kl`)
-    and can be corrected (`tis`). Needs a GPU; tested here against a stand-in for the server only.
+    Under LoRA the adapter alone goes over, and a reference that is the policy without its adapter is the server's own model;
+    otherwise all weights do, and the server has one model's at a time. Every prompt is a request with a seed of its own: noise is
+    a function of (seed, row, position), and another one than `TransformersSampler`'s. vLLM's kernels make no promise that a
+    completion is the same whatever else is in flight, so that it may depend on its companions. Log-probs are of all tokens at the
+    temperature; where top-p or top-k cut some off there are none.
 
     Args:
         server: its address.
         accelerator: knows the processes; the main one sends the weights.
 
     Raises:
-        PrefoptError: vLLM or TRL are not installed, there is no server, or it cannot be given weights.
+        PrefoptError: there is no server.
     """
 
     def __init__(self, server: str | None, accelerator: Accelerator):
         assert server is not None
-        self.server = server.rstrip("/")
-        self.client: Any = _connect(self.server)
+        self.server = VLLMServer(server.rstrip("/"))
         self.accelerator = accelerator
+        self.transfer: Transfer | None = None
         self.present: tuple[Any, int | None] = (None, None)  # whose weights the server has, and of which version
-        if accelerator.is_main_process:
-            with _explained(self.server, "make a connection for weights"):
-                self.client.init_communicator(accelerator.device)
+        self.name = self.server.base  # what it calls them
 
     @classmethod
     def refuses(cls, settings: Any) -> str | None:
-        """A server has the weights of one model, whole: no adapter, and no second model that writes beside it."""
-        if settings.policy is not None and settings.policy.adapter is not None:
-            return "a vLLM server samples a policy without an adapter only: leave out policy.adapter, or use `transformers`"
-        if isinstance(settings, Recipe) and (others := {"reference", "mixture"} & {*settings.source.writers}):
-            return f"a vLLM server has the policy's weights alone, and source.writers has {', '.join(sorted(others))}"
+        """A server has one model, and LoRA adapters over it."""
+        if settings.policy is None:
+            return None
+        adapter = settings.policy.adapter
+        if adapter is not None and (not isinstance(adapter, Adapter) or adapter.dora or adapter.modules_to_save):
+            return (
+                "a vLLM server takes LoRA adapters alone, without dora and modules_to_save: change policy.adapter, leave it out "
+                "(all weights then go over), or take `transformers`"
+            )
+        if not isinstance(settings, Recipe):
+            return None
+        writers = settings.source.writers
+        if "mixture" in writers:
+            return "a vLLM server cannot mix two models, and source.writers has mixture: take `transformers`"
+        if "reference" in writers and adapter is None:
+            return (
+                "a vLLM server has the policy's weights alone, and source.writers has reference: train an adapter "
+                "(policy.adapter), with which the reference is the server's own model, or take `transformers`"
+            )
+        other = settings.reference.model is not None or settings.reference.every is not None
+        judged = settings.evaluate.sampler == "vllm" and settings.evaluate.judge is not None
+        if adapter is not None and other and ("reference" in writers or (judged and settings.evaluate.against is None)):
+            return (
+                "under policy.adapter a vLLM server has the policy's base beside it, and completions of another reference "
+                "(reference.model, reference.every) are asked for: leave these out, or take `transformers`"
+            )
         return None
 
     def sync(self, policy: Any, version: int | None) -> None:
-        """Give the server the weights of a policy, or of a reference.
+        """Give the server the weights of a policy, or of a reference, unless it has this version of them.
 
         Raises:
-            PrefoptError: they are no plain language model's, or the server did not take them.
+            PrefoptError: they are no language model's, the server did not take them, or its log-probs are not theirs.
         """
         if version is not None and (policy, version) == self.present:
             return
         model = policy if isinstance(policy, Policy) else getattr(policy, "policy", None)
-        if not isinstance(model, Policy) or model.has_adapter:
-            raise PrefoptError("a vLLM server samples a policy without an adapter only; use the sampler `transformers`")
-        if self.accelerator.is_main_process:
-            with _explained(self.server, "take over the policy's weights"):
-                self.client.update_model_params(model.causal)
-                self.client.reset_prefix_cache()
-        self.accelerator.wait_for_everyone()
+        if not isinstance(model, Policy) or not isinstance(policy, Policy | Reference | Following):
+            raise PrefoptError("a vLLM server samples language models alone; take the sampler `transformers`")
+        if _is_base(policy):
+            self._compare(policy, self.server.base)
+            return
+        self.name = gathered_objects(self.accelerator, lambda: self._sent(model))[0]
         self.present = (policy, version)
+        self._compare(policy, self.name)
+
+    def _sent(self, policy: Policy) -> str:
+        """What the server calls the policy, once it has its weights; only the main process's answer counts."""
+        if not self.accelerator.is_main_process:
+            return ""
+        if self.transfer is None:
+            self.transfer = transfer_to(self.server, policy, self.accelerator)
+        if policy.has_adapter is not isinstance(self.transfer, AdapterFiles):
+            raise PrefoptError(
+                "a vLLM server has either adapters over its own model or other weights in its place, and two models of this run "
+                "would need both; take the sampler `transformers`"
+            )
+        return self.transfer(policy)
+
+    @torch.no_grad()
+    def _compare(self, model: Any, name: str) -> None:
+        """Refuse a server whose log-probs are another model's, or at another temperature."""
+        policy = model if isinstance(model, Policy) else model.policy
+        vocabulary = _vocabulary(policy)
+        prompt = [7 * place % vocabulary for place in range(1, 9)]
+        drawn = self._ask(name, prompt, 1, PROBE, 0, [], vocabulary)
+        sampled = padded(drawn, 1)
+        with evaluating(policy), own_weights(model), self.accelerator.autocast():
+            expected, at_one = (
+                policy(
+                    Batch(
+                        (tuple(prompt),),
+                        sampled.completion_ids,
+                        sampled.mask,
+                        columns={"temperature": torch.tensor([temperature])},
+                    ),
+                    Needs(),
+                ).logps.cpu()
+                for temperature in (PROBE.temperature, 1.0)
+            )
+        assert sampled.logps is not None
+        if (distance := (sampled.logps - expected).abs().mean().item()) <= TOLERANCE:
+            return
+        if (sampled.logps - at_one).abs().mean() <= TOLERANCE:
+            why = "they are not at the temperature: start it with --logprobs-mode processed_logprobs"
+        else:
+            why = "it serves another model: start it with the one that policy.model names (docs/vllm.md)"
+        raise PrefoptError(
+            f"the vLLM server {self.server.address} gives log-probs that differ from the policy's by {distance:.2g} nats a "
+            f"token; {why}"
+        )
 
     def __call__(
         self, model: Any, prompt_ids: Sequence[Sequence[int]], completions: int, settings: Sampling, seeds: Tensor
@@ -91,45 +153,92 @@ class VLLMSampler:
         """Draw `completions` of each prompt, as `TransformersSampler` does, from the weights that `sync` gave to the server.
 
         Raises:
-            PrefoptError: they are another model's, or the server gave no answer, or none that a model can have written.
+            PrefoptError: they are another model's, a prompt is too long for the server, or it gave no answer, or none that a model
+                can have written.
         """
-        if model is not self.present[0]:
+        name = self._name_of(model)
+        policy = model if isinstance(model, Policy) else model.policy
+        longest, positions = max(map(len, prompt_ids), default=0), self.server.positions
+        if positions is not None and longest + settings.max_tokens > positions:
             raise PrefoptError(
-                "a vLLM server samples the policy alone; use the sampler `transformers` for other writers"
+                f"the vLLM server {self.server.address} reads {positions} tokens (--max-model-len), and a prompt of {longest} with "
+                f"max_tokens {settings.max_tokens} are more: start it with more, or shorten them"
             )
-        model = model if isinstance(model, Policy) else model.policy
-        ends = end_tokens(model, settings.stop)
-
-        vocabulary = model.causal.get_input_embeddings().num_embeddings
+        ends = end_tokens(policy, settings.stop)
+        vocabulary = _vocabulary(policy)
 
         def ask(prompt: Sequence[int], seed: int) -> list[DrawnTokens]:
-            with _explained(self.server, "write completions"):
-                answer = self.client.generate(
-                    [list(prompt)],
-                    n=completions,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    top_k=settings.top_k,
-                    max_tokens=settings.max_tokens,
-                    generation_kwargs={"seed": seed % 2**31, "stop_token_ids": ends},
-                )
-                return _drawn(answer, completions, settings.max_tokens, vocabulary)
+            return self._ask(name, prompt, completions, settings, seed, ends, vocabulary)
 
         with ThreadPoolExecutor(REQUESTS) as pool:
             drawn = [one for group in pool.map(ask, prompt_ids, seeds.tolist()) for one in group]
         return padded(drawn, completions)
 
+    def _name_of(self, model: Any) -> str:
+        if _is_base(model):
+            return self.server.base
+        if model is self.present[0]:
+            return self.name
+        raise PrefoptError("a vLLM server samples the policy alone; take the sampler `transformers` for other writers")
 
-def _drawn(answer: Mapping[str, Any], completions: int, most: int, vocabulary: int) -> list[DrawnTokens]:
+    def _ask(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        completions: int,
+        settings: Sampling,
+        seed: int,
+        ends: Sequence[int],
+        vocabulary: int,
+    ) -> list[DrawnTokens]:
+        """The completions of one prompt."""
+        body: dict[str, Any] = {
+            "model": name,
+            "prompt": list(prompt),
+            "n": 1 if settings.temperature == 0 else completions,  # it refuses more, which would be the same
+            "seed": seed % 2**31,
+            "max_tokens": settings.max_tokens,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "logprobs": 0,  # that of the token itself
+            "return_token_ids": True,
+            "stop_token_ids": list(ends),
+            # Its own defaults are the model's generation settings, which would draw from another distribution or end elsewhere.
+            "ignore_eos": True,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+        }
+        choices = self.server.complete(body)
+        with self.server.asked_to("write completions"):
+            drawn = _drawn(choices, body["n"], settings.max_tokens, vocabulary) * (completions // body["n"])
+        if settings.top_p < 1 or settings.top_k:  # what it gives is then of the tokens that were left
+            return [DrawnTokens(one.tokens) for one in drawn]
+        return drawn
+
+
+def _vocabulary(policy: Policy) -> int:
+    embedding: Any = policy.causal.get_input_embeddings()
+    return int(embedding.num_embeddings)
+
+
+def _is_base(model: Any) -> bool:
+    """Whether it is a policy with its adapter switched off."""
+    return isinstance(model, Reference | Following) and model.policy.has_adapter
+
+
+def _drawn(choices: Sequence[Mapping[str, Any]], completions: int, most: int, vocabulary: int) -> list[DrawnTokens]:
     """The completions of a server's answer to one prompt, each with a log-prob for each of its tokens.
 
     Raises:
         ValueError: another number of completions, tokens or log-probs than was asked for, or some that no model can have given.
     """
-    every, given = answer["completion_ids"], answer["logprobs"]
-    if len(every) != completions or given is None or len(given) != completions:
-        raise ValueError(f"{len(every)} completions with {len(given or ())} lists of log-probs, not {completions}")
-    drawn = [DrawnTokens(list(ids), [at[0] for at in logps]) for ids, logps in zip(every, given, strict=True)]
+    if len(choices) != completions:
+        raise ValueError(f"{len(choices)} completions, not {completions}")
+    every = sorted(choices, key=lambda choice: choice["index"])
+    drawn = [DrawnTokens(list(one["token_ids"]), list(one["logprobs"]["token_logprobs"])) for one in every]
     for one in drawn:
         logps = one.logps or []
         if not 1 <= len(one.tokens) <= most or len(logps) != len(one.tokens):
@@ -138,84 +247,7 @@ def _drawn(answer: Mapping[str, Any], completions: int, most: int, vocabulary: i
             )
         if foreign := [token for token in one.tokens if not 0 <= token < vocabulary]:
             raise ValueError(f"the token {foreign[0]}, which the policy, with {vocabulary} tokens, does not have")
-        # TRL's client makes None of NaN. −∞ would say that a token which was drawn cannot be.
-        if wrong := [logp for logp in logps if logp is None or not -math.inf < logp <= ROUNDING]:
-            raise ValueError(
-                f"a log-prob of {'NaN' if wrong[0] is None else wrong[0]}, and every one is finite and at most 0"
-            )
+        # vLLM writes −9999 where a log-prob is NaN or −∞, which would say that a token which was drawn cannot be.
+        if wrong := [logp for logp in logps if logp is None or not -9999 < logp <= ROUNDING or math.isnan(logp)]:
+            raise ValueError(f"a log-prob of {wrong[0]}, and every one is above -9999 and at most 0")
     return drawn
-
-
-@contextmanager
-def _explained(server: str, what: str) -> Iterator[None]:
-    """Errors of TRL's client, which are of many kinds, as one sentence that names the server and what to do."""
-    try:
-        yield
-    except (PrefoptError, ImportError):
-        raise
-    except requests.JSONDecodeError as error:
-        raise PrefoptError(
-            f"the vLLM server {server}, asked to {what}, answered with what is no JSON. {LOOK}"
-        ) from error
-    except requests.RequestException as error:
-        raise PrefoptError(
-            f"the vLLM server {server}, asked to {what}, did not answer ({_short(error)}). Is it still running? {LOOK}"
-        ) from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        wrong = f"without {error}" if isinstance(error, KeyError) else f"with {_short(error)}"
-        raise PrefoptError(f"the vLLM server {server}, asked to {what}, answered {wrong}. {LOOK}") from error
-    except Exception as error:  # what the client makes of a status, or of a server that was started without a setting
-        raise PrefoptError(f"the vLLM server {server} did not {what}: {_short(error)}. {LOOK}") from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__
-
-
-def _refuse_errors(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Raise for an error that comes with status 200."""
-    if not response.ok or "json" not in response.headers.get("content-type", ""):
-        return
-    reply = response.json()
-    if isinstance(reply, dict) and reply.get("error"):
-        raise RuntimeError(f"status 200 with an error inside, {reply['error']}")
-
-
-def check_address(server: str, key: str) -> None:
-    """Refuse what is no address of a server.
-
-    Args:
-        server: the address.
-        key: of the recipe, for the message.
-
-    Raises:
-        PrefoptError: no http address, or the one under which OpenAI's clients ask.
-    """
-    parts = urlsplit(server)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise PrefoptError(f"{key}: {server!r} is no address; write it like http://localhost:8000")
-    if parts.path.rstrip("/").endswith("/v1"):
-        raise PrefoptError(f"{key}: leave out /v1 at the end of {server}: weights go to other paths of a vLLM server")
-
-
-def _connect(server: str) -> Any:
-    """TRL's client of a server that is there."""
-    try:
-        # The client itself would ask for ever a server that answers, but not with 200.
-        health = requests.get(f"{server}/health", timeout=SECONDS)
-    except requests.RequestException as error:
-        raise PrefoptError(f"no vLLM server at {server} ({_short(error)}): {START}") from error
-    if health.status_code != 200:
-        raise PrefoptError(f"{server} is no vLLM server that is ready: /health answers {health.status_code}. {LOOK}")
-    try:
-        from trl.generation.vllm_client import VLLMClient
-
-        with _explained(server, "list its model"):
-            client = VLLMClient(base_url=server, connection_timeout=SECONDS)
-    except ImportError as error:
-        raise PrefoptError(
-            f"source.rollouts.sampler: vllm needs TRL and vLLM ({error}): pip install 'prefopt-research[vllm]', or use "
-            "source.rollouts.sampler=transformers"
-        ) from error
-    client.session.hooks["response"].append(_refuse_errors)
-    return client

@@ -53,7 +53,7 @@ class Samples(Section):
     completions: int = Field(4, gt=0, description="samples of each prompt")
     sampling: Sampling = Field(Sampling(), description="how completions are sampled")
     sampler: Named = Field("transformers", description="transformers, vllm, or `file.py:Class`")
-    server: str | None = Field(None, description="address of a vLLM server (docs/recipes.md says how to start one)")
+    server: str | None = Field(None, description="address of a vLLM server (docs/vllm.md says how to start one)")
     batch_size: int = Field(128, gt=0, description="completions sampled at a time; affects memory and speed only")
     environment: Acting | None = Field(
         None,
