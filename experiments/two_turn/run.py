@@ -19,11 +19,14 @@ from prefopt.objectives.maths import masked_sum
 from prefopt.testbeds.bandit import Weighted, make_trainer
 from prefopt.testbeds.bandit_online import online_trainer
 from prefopt.testbeds.two_turn import WORLD, Choices, Episodes, TwoTurnPolicy, World, pairs
+from prefopt.testbeds.two_turn_episodes import make_episodes
 from prefopt.types import Batch, Objective
 from prefopt.types.batch import lengths_of
 
 SEEDS = range(5)
 BETAS = (1.0, 0.5, 0.25)
+COMPLETIONS = {1.0: 1024, 0.5: 1024, 0.25: 4096}
+"""Of each batch, by β: the smaller it is, the more does the same noise of returns move the optimum."""
 
 
 class Counted(Episodes):
@@ -32,6 +35,11 @@ class Counted(Episodes):
     def _written(self, noise: torch.Generator) -> Batch:
         batch = super()._written(noise)
         return replace(batch, mask=torch.arange(batch.mask.shape[-1]) < batch.lengths[..., None])
+
+
+def acted(world: World, policy: TwoTurnPolicy, completions: int, seed: int) -> Any:
+    """The same episodes by the project's rollouts, in an environment: eight of each prompt."""
+    return make_episodes(world, policy, completions // 8, 8, seed)
 
 
 def lengthy_means() -> AbstractContextManager[Any]:
@@ -67,7 +75,7 @@ class Problem:
     within: float = 0.01
     fails: float | None = None
     world: World = WORLD
-    source: Callable[..., Episodes] = Episodes
+    source: Callable[..., Any] = Episodes
     faulty: Callable[[], AbstractContextManager[Any]] = nullcontext
     completions: int = 1024
     steps: int = 400
@@ -80,6 +88,12 @@ LONG = replace(WORLD, answers=(1, 4))
 
 
 def problems() -> Iterator[Problem]:
+    """All rows of the table; those of one β have batches of one size."""
+    for problem in _problems():
+        yield replace(problem, completions=COMPLETIONS[vars(problem.objective)["beta"]])
+
+
+def _problems() -> Iterator[Problem]:
     for beta in BETAS:
         best, _ = WORLD.best(beta)
         group = WORLD.group_optimum(beta)
@@ -90,6 +104,9 @@ def problems() -> Iterator[Problem]:
         yield Problem(f"PPO, β = {beta:g}", PPO(beta=beta), best, 0.02, steps=300, settings=PASSES)
         yield Problem(f"GRPO, β = {beta:g}", GRPO(beta=beta, e=0.0), group, 0.02)
         yield from faults(beta, best, group)
+    best, _ = WORLD.best(1.0)
+    acting = {"source": acted, "steps": 40, "settings": {"lr": 0.07}}
+    yield Problem("RLOO, in the environment, β = 1", RLOO(beta=1.0), best, **acting)
 
 
 def faults(beta: float, best: Choices, group: Choices) -> Iterator[Problem]:
