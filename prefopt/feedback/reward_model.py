@@ -24,6 +24,7 @@ from prefopt.feedback.rendering import Rendering, control_tokens, without_contro
 from prefopt.policy import Reading, Scorer, find_model, find_scorer, load_scorer, load_tokenizer, reading_of
 from prefopt.policy.parallel import forward
 from prefopt.policy.positions import positions_of
+from prefopt.policy.step_labels import READING, labels_steps
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import advising
 from prefopt.types import Batch, Completion, Message, Needs, Outputs, Prompt, StepRewards, Verdict
@@ -55,6 +56,9 @@ class RewardModel:
     are then 0, or NaN for no verdict, as steps come on top of them. The steps of a text are what ends in the separator of its
     training data; a turn of a conversation is one step, and so is a turn of an episode that is text, whose turns are in the row's
     column `messages`. What an environment says behind the last turn is not read.
+
+    So does a decoder of two labels for each token, wrong (0) and right (1), as TRL's former PRMTrainer trains: σ(z) is then the
+    softmax of both at the line break behind each step. It reads texts alone.
 
     With `average` it is a model whose weights are the mean over several checkpoints (WARM): in place of an ensemble, at the
     cost of one. All must have been fine-tuned from the same model, and a head that starts at random is part of that start: train
@@ -211,6 +215,11 @@ class RewardModel:
         where = f"prompt {b + 1} of the feedback {self._checkpoints[0][0]}"
         # What a chat template takes beside the turns; nothing else of the row matters to the tokenisation.
         columns = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+        if self._reading is READING and not (isinstance(prompt, str) and isinstance(completion, str)):
+            raise PrefoptError(
+                f"{where}: this token classifier labels steps of texts, which end in a line break, and this is a conversation or "
+                "an episode: give prompts as texts, or train a model whose steps are turns (`objective: StepReward`)"
+            )
         if not isinstance(completion, str):
             if not self.prompt:
                 raise PrefoptError(
@@ -238,8 +247,8 @@ class RewardModel:
 
     @cached_property
     def _reading(self) -> Reading | None:
-        """How prefopt trained it to read; None for a model from elsewhere."""
-        return reading_of(self.found)
+        """How prefopt trained it to read, or, of a token classifier, TRL; None for other models from elsewhere."""
+        return reading_of(self.found) or (READING if labels_steps(self.found, self.remote_code) else None)
 
     @property
     def _steps(self) -> StepRewards | None:

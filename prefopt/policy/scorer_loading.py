@@ -18,6 +18,7 @@ from prefopt.policy.adapters import adapted, adapter_weights
 from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, model_config
 from prefopt.policy.pretrained import Loader, fresh_weights, load_weights
 from prefopt.policy.scorer import Reading, Scorer, reading_of, reads_steps
+from prefopt.policy.step_labels import READING, check_labels, labels_steps, load_step_labels
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
@@ -56,13 +57,23 @@ def is_scorer(name: str, remote_code: bool = False) -> bool:
 def find_scorer(names: Sequence[str], remote_code: bool = False) -> str:
     """The first of these models that is available, as `find_model`, which must be a trained scorer. Loads no weights.
 
-    A causal LM can be loaded as a scorer too, with a random head: right for training a scorer, useless as a reward.
+    A causal LM can be loaded as a scorer too, with a random head: right for training a scorer, useless as a reward. A token
+    classifier with two labels is a scorer of steps.
 
     Raises:
-        PrefoptError: none is available, or it is not a sequence classifier with one output.
+        PrefoptError: none is available, or it is neither a sequence classifier with one output nor a decoder that labels tokens as
+            wrong or right.
     """
     name = find_model(names)
     if is_awaited(name):
+        return name
+    if labels_steps(name, remote_code):
+        check_labels(name, remote_code)
+        if not _is_decoder(name, remote_code):
+            raise PrefoptError(
+                f"{name} is a token classifier and no decoder, so that its label of a step has seen the steps that follow: name a "
+                f"decoder, or {HOW_TO_TRAIN_A_SCORER}"
+            )
         return name
     untrained = _untrained_head(name, remote_code)
     if untrained and adapter_config(name) is not None:
@@ -97,9 +108,7 @@ def _untrained_head(name: str, remote_code: bool) -> list[str]:
         if config.num_labels != 1:
             raise PrefoptError(f"{name} is a classifier with {config.num_labels} outputs; a scorer has one")
         return []
-    config.num_labels = 1
-    with torch.device("meta"):
-        model = loaded(name, "model", lambda: AutoModelForSequenceClassification.from_config(config))
+    model = _unloaded(name, config)
     return [weight for weight, _ in model.named_parameters() if not weight.startswith(f"{model.base_model_prefix}.")]
 
 
@@ -115,17 +124,23 @@ def check_reads_steps(name: str, remote_code: bool = False) -> None:
     """
     adapter = adapter_config(name)
     base = name if adapter is None else base_of(name, adapter)
-    if is_awaited(base):
-        return
-    config = _config(base, remote_code)
-    config.num_labels = 1
-    with torch.device("meta"):
-        model = loaded(base, "model", lambda: AutoModelForSequenceClassification.from_config(config))
-    if not reads_steps(model):
+    if not is_awaited(base) and not _is_decoder(base, remote_code):
         raise PrefoptError(
             f"policy.model: {name} is no decoder, and its number for a step would have seen the steps that follow: name a decoder, "
             "or train on whole completions, e.g. with BradleyTerry"
         )
+
+
+def _is_decoder(name: str, remote_code: bool) -> bool:
+    """Whether a classifier of this architecture gives a number for each token that it has read; loads no weights."""
+    return reads_steps(_unloaded(name, _config(name, remote_code)))
+
+
+def _unloaded(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    """A scorer of this architecture, without weights."""
+    config.num_labels = 1
+    with torch.device("meta"):
+        return loaded(name, "model", lambda: AutoModelForSequenceClassification.from_config(config))
 
 
 def _config(name: str, remote_code: bool) -> PretrainedConfig:
@@ -144,7 +159,7 @@ def load_scorer(
     reading: Reading | None = None,
     weights: Loader = load_weights,
 ) -> Scorer:
-    """A sequence classifier with one output; a missing head starts at random, from the seed.
+    """A sequence classifier with one output; a missing head starts at random, from the seed. Or, trained, one that labels steps.
 
     Args:
         spec: which one.
@@ -158,6 +173,8 @@ def load_scorer(
         PrefoptError: it cannot be loaded, has more than one output, or is not trained.
     """
     name = find_scorer(spec.model, spec.remote_code) if trained else find_model(spec.model)
+    if trained and labels_steps(name, spec.remote_code):
+        return Scorer(load_step_labels(name, spec, weights), tokenizer, READING)
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "init"))
         model: Any = weights(AutoModelForSequenceClassification, spec, num_labels=1)
