@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from _forked import Forked
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 
 from prefopt.cli import main
@@ -215,7 +216,6 @@ def _all_gone(group: int, seconds: float = 20) -> bool:
         ("study, two jobs", signal.SIGTERM, False),
         ("study, two jobs", signal.SIGTERM, True),
         ("study, two jobs", signal.SIGINT, True),
-        ("study, two jobs", signal.SIGHUP, True),
         ("label", signal.SIGTERM, False),
         ("label", signal.SIGINT, True),
         ("evaluate", signal.SIGTERM, False),
@@ -225,11 +225,9 @@ def test_a_signal_in_the_middle_of_the_work_says_what_was_kept(world, tmp_path, 
     """Sent to the process alone, as `kill` does, or to its group, as a terminal does."""
     arguments, sign = LONG[what]
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "prefopt.cli", *(a.format(out=out) for a in arguments)]
     (world / "asked").unlink(missing_ok=True)
-    process = subprocess.Popen(
-        command, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    said = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
+    process = Forked([a.format(out=out) for a in arguments], world, said=said, own_group=True)
     pattern = Path(sign.format(out=out))
     base, glob = (world, sign) if what == "evaluate" else (tmp_path, str(pattern.relative_to(tmp_path)))
     limit = time.monotonic() + 100
@@ -237,8 +235,8 @@ def test_a_signal_in_the_middle_of_the_work_says_what_was_kept(world, tmp_path, 
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.05)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 128 + number and "Traceback" not in said
-    assert re.search(KEPT[what], said.replace("\n", " "))
+    assert process.wait(30) == 128 + number
+    told = said[1].read_text()
+    assert "Traceback" not in told and re.search(KEPT[what], told.replace("\n", " "))
     assert not list(tmp_path.rglob("error*.txt"))  # an interrupt is no failure of a study's run
     assert _all_gone(process.pid)

@@ -1,5 +1,6 @@
 """A saved folder is what was measured: transformers and peft alone read from it what prefopt computed."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -51,27 +52,32 @@ def test_a_saved_folder_is_what_was_measured(name, kind, task, padded_tokenizer,
 READ_ALONE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-torch.manual_seed(12345)
-if sys.argv[2] == "policy":
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-else:  # an adapter's base is a policy, which does not say that a reward is one number
-    model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=1)
+found = []
+for task, folder in json.loads(sys.argv[1]):
+    torch.manual_seed(12345)
+    if task == "policy":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    else:  # an adapter's base is a policy, which does not say that a reward is one number
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    with torch.no_grad():
+        found.append(model.eval()(input_ids=torch.tensor([json.loads(sys.argv[2])])).logits[0].tolist())
 assert "prefopt" not in sys.modules
-with torch.no_grad():
-    print(json.dumps(model.eval()(input_ids=torch.tensor([json.loads(sys.argv[3])])).logits[0].tolist()))
+print(json.dumps(found))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_process_without_prefopt_reads_the_same(kind, task, padded_tokenizer, tmp_path):
-    model, folder = saved("Llama, tied", kind, task, tmp_path, padded_tokenizer)
+def test_a_process_without_prefopt_reads_the_same(padded_tokenizer, tmp_path):
+    cells = [(kind, task) for kind in KINDS for task in TASKS]
+    made = [saved("Llama, tied", *cell, tmp_path / "-".join(cell), padded_tokenizer) for cell in cells]
     row = [5, 9, 7, 20, 0]
-    command = [sys.executable, "-c", READ_ALONE, str(folder), task, json.dumps(row)]
+    places = [(task, str(folder)) for (_, task), (_, folder) in zip(cells, made, strict=True)]
+    command = [sys.executable, "-c", READ_ALONE, json.dumps(places), json.dumps(row)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     batch = Batch(((5, 9),), torch.tensor([[row[2:]]]), torch.ones(1, 1, 3, dtype=torch.bool))
-    logits = torch.tensor(json.loads(found.strip().splitlines()[-1]))
-    if task == "policy":
-        logits = logits.log_softmax(-1)[1:-1].gather(-1, torch.tensor(row[2:])[:, None])[:, 0]
-    torch.testing.assert_close(logits, measured(model, task, batch), rtol=1e-5, atol=1e-5)
+    for cell, (model, _), read in zip(cells, made, json.loads(found.strip().splitlines()[-1]), strict=True):
+        logits = torch.tensor(read)
+        if cell[1] == "policy":
+            logits = logits.log_softmax(-1)[1:-1].gather(-1, torch.tensor(row[2:])[:, None])[:, 0]
+        say = functools.partial("{}: {}".format, cell)
+        torch.testing.assert_close(logits, measured(model, cell[1], batch), rtol=1e-5, atol=1e-5, msg=say)

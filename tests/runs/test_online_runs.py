@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from _forked import Forked
 from _tiny import tiny_model, tiny_pairs
 from rich.console import Console
 from test_runs import metrics, weights
@@ -112,15 +112,14 @@ def test_what_a_run_of_rollouts_logs_and_keeps(recipe_file, tmp_path):
 def test_a_killed_run_resumes_with_the_sampler_where_it_was(recipe_file: Path, tmp_path: Path) -> None:
     whole = run(load_recipe(recipe_file), folder=tmp_path / "whole").folder
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "prefopt.cli", "run", str(recipe_file), "--out", str(killed)]
-    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL)
+    child = Forked(["run", recipe_file, "--out", killed], tmp_path)
     deadline = time.monotonic() + 120
     while child.poll() is None and time.monotonic() < deadline:
         lines = (killed / "metrics.jsonl").read_text().splitlines() if (killed / "metrics.jsonl").exists() else []
         if len(lines) > 5:  # after a checkpoint, before the end
             break
         time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     assert not (killed / "summary.json").exists(), "it was over before it could be killed"
     run(load_recipe(killed / "recipe.yaml"), folder=killed, resume=True)

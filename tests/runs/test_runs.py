@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from _forked import Forked
 from _tiny import tiny_model, tiny_pairs
 
 from prefopt import PrefoptError, load_recipe, run
@@ -62,8 +62,7 @@ def weights(folder: Path) -> str:
 def test_a_killed_run_resumes_as_if_nothing_had_been(recipe_file: Path, tmp_path: Path) -> None:
     whole = run(load_recipe(recipe_file), folder=tmp_path / "whole").folder
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "prefopt.cli", "run", str(recipe_file), "--out", str(killed)]
-    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL)
+    child = Forked(["run", recipe_file, "--out", killed], tmp_path)
     moment = random.SystemRandom().randint(1, 25)
     deadline = time.monotonic() + 120
     while child.poll() is None and time.monotonic() < deadline:
@@ -71,7 +70,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_been(recipe_file: Path, tmp_path
         if len(lines) > moment:
             break
         time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     assert not (killed / "summary.json").exists(), f"it was over before it could be killed at step {moment}"
     resumed = run(load_recipe(killed / "recipe.yaml"), folder=killed, resume=True)

@@ -1,16 +1,14 @@
 """A study that is killed three times comes to what an undisturbed one does, and two processes to what one does."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _forked import Forked
 
 from prefopt.study import load_study, run_study
 
@@ -71,13 +69,8 @@ def numbers(folder: Path) -> dict[str, Any]:
     return found
 
 
-def command(file: Path, folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefopt.cli", "study", str(file), "--out", str(folder), *more],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def command(file: Path, folder: Path, *more: str) -> Forked:
+    return Forked(["study", file, "--out", folder, *more], file.parent)
 
 
 def written(folder: Path) -> int:
@@ -94,7 +87,7 @@ def test_killed_three_times_it_comes_to_the_same(file: Path, undisturbed: Path, 
         child = command(file, folder, "--jobs", "2") if moment == moments[1] else command(file, folder)
         while child.poll() is None and written(folder) < moment:
             time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
+        child.kill()
         assert child.wait() == -signal.SIGKILL, f"it was over before it could be killed at line {moment} of {total}"
     time.sleep(0.5)  # workers notice the death of their parent at once
     assert command(file, folder).wait() == 0

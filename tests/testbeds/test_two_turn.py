@@ -169,7 +169,9 @@ def test_trainer_finds_the_closed_form_from_samples(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONGER)
 def test_every_objective_finds_its_own_and_misses_it_when_answers_count(name):
-    check(name)
+    """In fewer steps than the table of README.md, and so within a wider margin, which faults still miss."""
+    problem = PROBLEMS[name]
+    check(name, steps=80 if "passes" in problem.settings else 150, within=max(problem.within, 0.02))
 
 
 def test_how_long_answers_are_changes_nothing():

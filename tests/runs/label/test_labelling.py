@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from _forked import Forked
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from rich.console import Console
 
@@ -365,10 +366,6 @@ def test_no_verdict_at_all_is_a_failure(recipe_file, tmp_path, capsys):
     assert f"no prompt got a verdict; {tmp_path}/out/missing.jsonl has each" in printed.err.replace("\n", " ")
 
 
-def command(file, folder, *overrides):
-    return [sys.executable, "-m", "prefopt.cli", "label", str(file), "--out", str(folder), *overrides]
-
-
 @pytest.mark.slow
 def test_killed_again_and_again_it_labels_everything_once(recipe_file, tmp_path):
     """Kill −9 at many moments; the result is that of an uninterrupted labelling."""
@@ -376,9 +373,7 @@ def test_killed_again_and_again_it_labels_everything_once(recipe_file, tmp_path)
     whole = labelled(recipe_file, tmp_path / "whole", *slow)
     folder, kills = tmp_path / "killed", 0
     for wait in (0.3, 0.05, 0.5, 0.15):
-        process = subprocess.Popen(
-            command(recipe_file, folder, *slow), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        process = Forked(["label", recipe_file, "--out", folder, *slow], tmp_path)
         before = sum(len(f.read_bytes()) for f in folder.glob("*.jsonl")) if folder.exists() else 0
         while process.poll() is None:
             now = sum(len(f.read_bytes()) for f in folder.glob("*.jsonl")) if folder.exists() else 0

@@ -126,17 +126,16 @@ def test_a_study_has_one_date_however_long_it_takes_and_when_it_goes_on(
     assert dated(seeds=4) == ["2031-05-07"] * 5
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # with `jobs`, in tests/study/test_study_kill.py
 @pytest.mark.timeout(300)
-def test_the_result_is_the_same_in_processes_and_in_the_executor_of_the_docs(tmp_path: Path) -> None:
+def test_the_result_is_the_same_in_the_executor_of_the_docs(tmp_path: Path) -> None:
     study = small_study(tmp_path)
     run_study(study, tmp_path / "here", console=QUIET)
-    run_study(study, tmp_path / "processes", jobs=2, console=QUIET)
     (code,) = re.findall(r"```python\n(.*?)\n\n\nif __name__", DOCS.read_text(), re.DOTALL)
     defined: dict[str, Any] = {}
     exec(code, defined)
     run_study(study, tmp_path / "pool", executor=defined["Pool"](2), console=QUIET)
-    assert numbers(tmp_path / "here") == numbers(tmp_path / "processes") == numbers(tmp_path / "pool")
+    assert numbers(tmp_path / "here") == numbers(tmp_path / "pool")
     assert not multiprocessing.active_children()
 
 

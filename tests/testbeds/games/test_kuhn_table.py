@@ -45,8 +45,8 @@ def test_two_steps_of_self_play():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_last_iterate_is_near_an_equilibrium_with_a_magnet_alone(seed):
-    *_, held = self_play(RLOO(beta=0.5), 300, seed=seed)
-    *_, free = self_play(RLOO(beta=0.0), 300, seed=seed)
-    assert held < 0.05 < free
+    *_, held = self_play(RLOO(beta=0.5), 200, seed=seed)
+    *_, free = self_play(RLOO(beta=0.0), 200, seed=seed)
+    assert held < 0.06 and free > 0.1
