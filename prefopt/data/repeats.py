@@ -21,15 +21,16 @@ class Repeats:
         self._seen: set[int] = set()
 
     def add(self, row: Tokenised) -> None:
-        """One more row, as it is read: two that differ only in what was cut off are the same."""
+        """One more row, as it is read: two that differ only in what was cut off are the same, and other tasks are others."""
+        asked = row.prompt_ids, row.example.task
         scores = [score for score in row.scores or () if score is not None]
         if row.size == len(scores) == 2 and scores[0] != scores[1]:
             one, other = row.completion_ids
             better, worse = (one, other) if scores[0] > scores[1] else (other, one)
-            key = hash((row.prompt_ids, better, worse))
-            self.counts[CONTRADICTED] += better != worse and hash((row.prompt_ids, worse, better)) in self._seen
+            key = hash((asked, better, worse))
+            self.counts[CONTRADICTED] += better != worse and hash((asked, worse, better)) in self._seen
         else:
-            key = hash((row.prompt_ids, row.completion_ids, row.scores, row.preference))
+            key = hash((asked, row.completion_ids, row.scores, row.preference))
         self.counts[DISAGREEING] += _disagrees(row)
         self.counts[REPEATED] += key in self._seen
         self._seen.add(key)

@@ -6,6 +6,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
@@ -106,14 +107,14 @@ def checked_opening(opening: Any, name: str) -> str | Sequence[Message] | None:
 
 
 def checked_turn(turn: Any, name: str) -> Turn:
-    """What `step` returned, if an episode can go on with it.
+    """What `step` returned, if an episode can go on with it; its numbers are floats.
 
     Raises:
         PrefoptError: it is no `Turn`, or one of which a field is of another kind.
     """
     if not isinstance(turn, Turn):
         raise PrefoptError(f"{name}: step returned {turn!r}; it returns prefopt.Turn(text, reward, done, info)")
-    checked_reward(turn.reward, f"{name}: step")
+    reward = checked_reward(turn.reward, f"{name}: step")
     if not isinstance(turn.done, bool | np.bool_):
         raise PrefoptError(
             f"{name}: step returned done={turn.done!r}; it is True where the episode is over, else False"
@@ -122,12 +123,14 @@ def checked_turn(turn: Any, name: str) -> Turn:
         raise PrefoptError(f"{name}: step returned text={turn.text!r}; it is a text, or messages")
     if not isinstance(turn.info, Mapping):
         raise PrefoptError(f"{name}: step returned info={turn.info!r}; it maps names to numbers, {{}} for none")
+    info = {}
     for key, value in turn.info.items():
-        if not _is_number(value):
+        if (number := _number(value)) is None:
             raise PrefoptError(
                 f"{name}: step returned info[{key!r}]={value!r}; `info` holds finite numbers, to be logged"
             )
-    return turn
+        info[key] = number
+    return turn._replace(reward=reward, info=info)
 
 
 def checked_reward(reward: Any, what: str) -> float:
@@ -136,9 +139,10 @@ def checked_reward(reward: Any, what: str) -> float:
     Raises:
         PrefoptError: it is no finite number.
     """
-    if not _is_number(reward):
+    number = _number(reward)
+    if number is None:
         raise PrefoptError(f"{what} returned the reward {reward!r}; a reward is a finite number")
-    return float(reward)
+    return number
 
 
 def _are_messages(value: Any) -> bool:
@@ -147,5 +151,12 @@ def _are_messages(value: Any) -> bool:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool | np.bool_) and isinstance(value, Real) and math.isfinite(value)
+def _number(value: Any) -> float | None:
+    """A finite number as a float: Python's or NumPy's, True and False as 1 and 0, or a tensor or an array of no dimension."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # an integer
+        return None
+    return number if math.isfinite(number) else None

@@ -271,6 +271,9 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ([PAIR | {"chosen": "ax"}, PAIR | {"chosen": "ay"}], 1, 1, 0),  # the same once they are cut
         ([PAIR | {"rejected": "a"}, PAIR | {"rejected": "a"}], None, 1, 0),  # nothing is ordered
         ([{"prompt": "p"}, {"prompt": "p"}, {"prompt": "q"}], None, 1, 0),
+        ([{"prompt": "p", "task": task} for task in ("1", "2", "1", 2)], None, 2, 0),
+        ([{"prompt": "p"}, {"prompt": "p", "task": "1"}], None, 0, 0),
+        ([PAIR | {"task": 1}, PAIR | {"task": 2, "chosen": "b", "rejected": "a"}], None, 0, 0),
         ([{"prompt": "p", "completion": "a", "label": label} for label in (True, False, True)], None, 1, 0),
     ],
 )

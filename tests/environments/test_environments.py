@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from _tiny import tiny_model
 from rich.console import Console
 
@@ -11,6 +13,7 @@ import prefopt
 from prefopt import PrefoptError, Turn, recipe
 from prefopt.cli import main
 from prefopt.environments import EnvironmentReward, check_environment, environment_factory
+from prefopt.feedback import run_feedback
 
 QUIET = Console(quiet=True)
 
@@ -72,6 +75,10 @@ class Bare:
         ({"step": lambda self, text: Turn()}, r"it: step\(text, truncated=…\) raised TypeError"),
         ({"answer": 1.0}, r"step returned 1\.0; it returns prefopt\.Turn"),
         ({"answer": Turn(reward=float("nan"))}, "step returned the reward nan; a reward is a finite number"),
+        ({"answer": Turn(reward="1")}, "step returned the reward '1'; a reward is a finite number"),  # type: ignore[arg-type]
+        ({"answer": Turn(reward=10**400)}, "step returned the reward 10+; a reward is a finite number"),
+        ({"answer": Turn(reward=torch.ones(1))}, r"the reward tensor\(\[1\.\]\); a reward is"),  # type: ignore[arg-type]
+        ({"answer": Turn(reward=torch.tensor(float("inf")))}, r"the reward tensor\(inf\)"),  # type: ignore[arg-type]
         ({"answer": Turn(done=1)}, "step returned done=1"),  # type: ignore[arg-type]
         ({"answer": Turn(text=3)}, "step returned text=3; it is a text, or messages"),  # type: ignore[arg-type]
         ({"answer": Turn(info={"x": "y"})}, r"info\['x'\]='y'; `info` holds finite numbers"),  # type: ignore[dict-item]
@@ -80,6 +87,27 @@ class Bare:
 def test_the_shape_is_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PrefoptError, match=message):
         check_environment(type("Env", (Bare,), changes)(), {"prompt": "w1"}, "it")
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        True,
+        np.True_,
+        1,
+        np.int64(1),
+        np.float32(1),
+        np.array(1),
+        torch.tensor(1.0),
+        torch.tensor(True),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_number_of_any_kind_is_a_reward_as_it_is_a_score(one: Any) -> None:
+    answer = Turn(reward=one, info={"n": one})
+    turn = check_environment(type("Env", (Bare,), {"answer": answer})(), {"prompt": "w1"}, "it")
+    assert type(turn.reward) is type(turn.info["n"]) is float and turn == Turn(reward=1.0, info={"n": 1.0})
+    assert run_feedback(lambda *_: [[one]], "f", ["p"], [["c"]], [{}]).scores.tolist() == [[1.0]]
 
 
 def settings(home: Any, environment: Any, **more: Any) -> dict[str, Any]:
