@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefopt.data.example import Example
 from prefopt.data.rendering import Places, Renderer, Turns, joined
+from prefopt.data.text_episodes import contents_of, has_text_episodes
 from prefopt.data.tokenised import Ids
 from prefopt.support.errors import PrefoptError
 
@@ -98,8 +99,11 @@ class TextEncoder:
         return list(encoded["input_ids"])
 
     def texts(self, example: Example) -> list[Rendered]:
-        """The prompt alone, then followed by each completion."""
+        """The prompt alone, then followed by each completion; of episodes in a plain text, then each message alone."""
         prompt = example.prompt
+        if has_text_episodes(example):
+            contents = (content for completion in example.completions for content in contents_of(completion))
+            return [Rendered(str(prompt)), *map(Rendered, contents)]
         if isinstance(prompt, str):
             return [Rendered(prompt), *(Rendered(prompt + str(completion)) for completion in example.completions)]
         prompt = tuple(prompt)

@@ -13,7 +13,7 @@ from prefopt.support.seeds import digested
 from prefopt.types import Axis, Message, Prompt, axis_of
 
 Completion = str | tuple[Message, ...]
-"""Plain text, or the turns that follow the prompt; the last one is the assistant's."""
+"""Plain text, or the turns that follow the prompt, a text as well as a conversation; the last one is the assistant's."""
 
 Matrix = tuple[tuple[float, ...], ...]
 """K × K: row i, column j is P(y_i beats y_j)."""
@@ -25,7 +25,8 @@ class Example:
 
     Attributes:
         prompt: text, or the conversation so far.
-        completions: K of them; all text when the prompt is text, all tuples of messages when it is a conversation.
+        completions: K of them; all tuples of messages when the prompt is a conversation. When it is text, all text, or all
+            tuples of messages of assistant and environment (`text_episodes`).
         scores: K numbers, larger is better; None for a completion that has none, which makes it absent.
         preference: K × K, P(y_i beats y_j).
         group: rows of one group always go to the same split.

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from prefopt.data.example import Completion, Example, Matrix, content_key
 from prefopt.data.messages import template_columns, turns_of
 from prefopt.data.steps import LABELS, joined_steps, labels_of
+from prefopt.data.text_episodes import EOS, ends_with_eos, is_text_episode, text_episodes
 from prefopt.data.values import (
     fail,
     list_of,
@@ -96,6 +97,8 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
         if axis_of(name, {}) != "prompt":
             _refuse_one_value(columns[name], name, len(completions), where)
             columns[name] = one_per_completion(columns[name], name, len(completions), where)
+    if EOS in columns:
+        columns[EOS] = ends_with_eos(columns[EOS], prompt, len(completions), where)
     if not isinstance(prompt, str):
         columns |= template_columns(columns, where)
     if kind == "unpaired":  # in addition to the score: False also says that the completion is not one to imitate
@@ -189,6 +192,8 @@ def _align(
 ) -> tuple[Prompt, tuple[Completion, ...]]:
     """Prompt and completions in one form; completions lose the turns of the prompt where they repeat them."""
     conversations = [completion for completion in completions if not isinstance(completion, str)]
+    if is_text_episode(prompt, completions):
+        return prompt, text_episodes(completions, where)
     if isinstance(prompt, str):
         if not conversations:
             return prompt, completions
@@ -226,7 +231,7 @@ def _without_last_results(completion: Completion) -> Completion:
     if isinstance(completion, str):
         return completion
     end = len(completion)
-    while end > 1 and completion[end - 1]["role"] == "tool":
+    while end > 1 and completion[end - 1]["role"] in ("tool", "environment"):
         end -= 1
     return completion[:end]
 

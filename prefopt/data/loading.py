@@ -13,6 +13,7 @@ from prefopt.data.dialects import NamedRow
 from prefopt.data.disk_rows import DiskRows
 from prefopt.data.example import Example
 from prefopt.data.formats import optional_columns, parse, recognise
+from prefopt.data.text_episodes import Spoken
 from prefopt.data.values import read_json
 from prefopt.support.downloads import HUB_ID, note_data, rows_awaited
 from prefopt.support.errors import PrefoptError, nearest
@@ -99,7 +100,7 @@ def load_rows(data: str) -> Iterator[NamedRow]:
 
 def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
     """The rows of one file as examples. All must have one form, so that a missing value is an error and not another form."""
-    first = None
+    first, spoken = None, Spoken()
     for where, row in rows:
         kind = recognise(row, where)
         options = optional_columns(row) if kind == "paired" else frozenset()
@@ -116,9 +117,11 @@ def _parsed(rows: Iterator[NamedRow]) -> Iterator[Example]:
                 "missing? Rows with and without go into two files"
             )
         try:
-            yield parse(row, where)
+            example = parse(row, where)
         except RecursionError:
             raise PrefoptError(f"{where}: nested too deeply to be read") from None
+        spoken.add(example, row.get("prompt"))
+        yield example
 
 
 def _sources(

@@ -114,7 +114,7 @@ def separator_of(rows: Sequence[Example]) -> str | None:
 
 def in_steps(example: Example, separator: str) -> Example:
     """An example whose completions are texts with each as the steps that end in the separator; any other as it is."""
-    if example.steps or not isinstance(example.prompt, str) or not all(example.completions):
+    if example.steps or not all(one and isinstance(one, str) for one in example.completions):
         return example
     steps = tuple(split_steps(str(completion), separator) for completion in example.completions)
     return dataclasses.replace(example, completions=tuple(map("".join, steps)), steps=steps)

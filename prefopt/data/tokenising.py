@@ -17,7 +17,9 @@ from prefopt.data.fitting import TooLong, first_that_fits, later_beginnings, too
 from prefopt.data.losses import Losses
 from prefopt.data.repeats import Repeats
 from prefopt.data.steps import ends_of
+from prefopt.data.text_episodes import eos_of, has_text_episodes
 from prefopt.data.tokenised import Ids, Report, Tokenised
+from prefopt.data.tokenising_episodes import episode_ids
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Axis
 
@@ -51,6 +53,7 @@ def tokenise(
     fewest: int = 1,
     axes: Mapping[str, Axis] | None = None,
     longer: TooLong = "cut",
+    ended: bool = False,
 ) -> tuple[list[Tokenised], Report]:
     """Examples as tokens, in memory, and a report of what was dropped and cut; for rows that are used once, and soon.
 
@@ -66,11 +69,12 @@ def tokenise(
         fewest: a prompt that had completions and has fewer than this left is dropped.
         axes: of the examples' columns, `Needs.axes`, so that columns of completions lose those that are dropped.
         longer: what becomes of rows with a prompt or a completion that is longer.
+        ended: whether EOS ends every completion, whatever the column `eos` says: as models that score read them.
 
     Raises:
         PrefoptError: the tokenizer has no EOS, or no chat template for conversations, or its template refuses one.
     """
-    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {}, longer)
+    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {}, longer, ended)
     rows = list(tokenising)
     return rows, tokenising.report()
 
@@ -84,13 +88,14 @@ def tokenise_to_disk(
     fewest: int = 1,
     axes: Mapping[str, Axis] | None = None,
     longer: TooLong = "cut",
+    ended: bool = False,
 ) -> tuple[DiskRows[Tokenised], Report]:
     """`tokenise` for data sets: every row goes to disk as soon as it is made.
 
     Raises:
         PrefoptError: as `tokenise`; or the disk is full.
     """
-    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {}, longer)
+    tokenising = _Tokenising(examples, tokenizer, max_prompt, max_completion, fewest, axes or {}, longer, ended)
     rows = DiskRows.of(tokenising)
     return rows, tokenising.report()
 
@@ -107,12 +112,13 @@ class _Tokenising:
         fewest: int,
         axes: Mapping[str, Axis],
         longer: TooLong,
+        ended: bool,
     ) -> None:
         for name, most in (("prompt", max_prompt), ("completion", max_completion)):
             if most is not None and most < 1:
                 raise PrefoptError(f"the most tokens of a {name} must be at least 1, not {most}")
         self.examples, self.fewest, self.axes = examples, fewest, axes
-        self.longest, self.longer = (max_prompt, max_completion), longer
+        self.longest, self.longer, self.ended = (max_prompt, max_completion), longer, ended
         self.encoder = TextEncoder.of(tokenizer)
         self.kept = 0
         self.counts: Counter[str] = Counter()
@@ -149,7 +155,7 @@ class _Tokenising:
     ) -> tuple[Tokenised | None, list[Rendered], Counter[str]]:
         """A row that is no longer than it may be, unless it is to be cut; None where it is dropped. With its texts and counts."""
         counts: Counter[str] = Counter()
-        row = _row(self.encoder, example, number, texts[1:], ids[0], ids[1:], counts)
+        row = self._row(example, number, texts[1:], ids[0], ids[1:], counts)
         if self.longer == "cut" or not (what := too_long(row, *self.longest)):
             return row, texts, counts
         beginnings = later_beginnings(example) if self.longer == "cut_turns" else []
@@ -166,7 +172,22 @@ class _Tokenising:
         counts: Counter[str] = Counter()
         texts = self.encoder.texts(example)
         prompt, *joint = self.encoder.encode([one.text for one in texts])
-        return _row(self.encoder, example, number, texts[1:], prompt, joint, counts), texts, counts
+        return self._row(example, number, texts[1:], prompt, joint, counts), texts, counts
+
+    def _row(
+        self,
+        example: Example,
+        number: int,
+        whole: list[Rendered],
+        prompt: list[int],
+        joint: list[list[int]],
+        counts: Counter[str],
+    ) -> Tokenised:
+        """Of an episode in a plain text, `joint` are its messages."""
+        with_eos = (True,) * example.size if self.ended else eos_of(example.columns, example.size)
+        if has_text_episodes(example):
+            return _episode_row(self.encoder, example, number, prompt, joint, with_eos, self.ended, counts)
+        return _row(self.encoder, example, number, whole, prompt, joint, with_eos, counts)
 
     def report(self) -> Report:
         lengths = _typical(self.prompt_lengths), _typical(self.completion_lengths)
@@ -191,12 +212,16 @@ def _row(
     whole: list[Rendered],
     prompt: list[int],
     joint: list[list[int]],
+    with_eos: Sequence[bool],
     counts: Counter[str],
 ) -> Tokenised:
-    """Cut the joint sequences at the prefix that they share with the prompt, and end each completion with one EOS."""
+    """Cut the joint sequences at the prefix that they share with the prompt, and end each completion with one EOS if it has one."""
     shared = min((common(prompt, ids) for ids in joint), default=len(prompt))
     counts[MERGED] += shared < len(prompt)
-    completions = tuple(_ended(ids[shared:], encoder.eos) for ids in joint)
+    completions = tuple(
+        _ended(ids[shared:], encoder.eos) if ends else tuple(ids[shared:])
+        for ids, ends in zip(joint, with_eos, strict=True)
+    )
     masks = None
     turns = [len(completion) for completion in example.completions if not isinstance(completion, str)]
     if max(turns, default=0) > 1 or (turns and shared < len(prompt)):
@@ -205,14 +230,9 @@ def _row(
             (*mask[: len(ids) - 1], True) if ids else () for mask, ids in zip(written, completions, strict=True)
         )
         masks = None if all(map(all, masks)) else masks
-    if encoder.unknown is not None:
-        counts[UNKNOWN.format(what="prompts")] += encoder.unknown in prompt
-        counts[UNKNOWN.format(what="completions")] += sum(encoder.unknown in ids for ids in completions)
-    start = prompt[:shared]
-    if isinstance(example.prompt, str) and tuple(start[: len(encoder.prefix)]) != encoder.prefix:
-        start = [*encoder.prefix, *start]
+    _count_unknown(encoder, prompt, completions, counts)
     return Tokenised(
-        tuple(start) or (encoder.filler,),
+        _begun(encoder, example, prompt[:shared]),
         completions,
         example.scores,
         example.preference,
@@ -224,6 +244,48 @@ def _row(
         if example.steps is None
         else ends_of(example.prompt, example.steps, joint, shared, encoder.encode),
     )
+
+
+def _episode_row(
+    encoder: TextEncoder,
+    example: Example,
+    number: int,
+    prompt: list[int],
+    messages: list[list[int]],
+    with_eos: Sequence[bool],
+    scored: bool,
+    counts: Counter[str],
+) -> Tokenised:
+    """Episodes in a plain text, whose steps are the policy's turns."""
+    opening, completions, masks, ends = episode_ids(example, messages, encoder.eos, with_eos, scored)
+    start = (*_begun(encoder, example, prompt), *opening)
+    _count_unknown(encoder, start, completions, counts)
+    return Tokenised(
+        start,
+        completions,
+        example.scores,
+        example.preference,
+        example,
+        number,
+        None if all(map(all, masks)) else masks,
+        completions_cut=(False,) * example.size,
+        step_ends=ends,
+    )
+
+
+def _begun(encoder: TextEncoder, example: Example, start: Sequence[int]) -> Ids:
+    """The ids of a prompt: with one BOS where it is text and the tokenizer has one, and never none."""
+    if isinstance(example.prompt, str) and tuple(start[: len(encoder.prefix)]) != encoder.prefix:
+        start = [*encoder.prefix, *start]
+    return tuple(start) or (encoder.filler,)
+
+
+def _count_unknown(
+    encoder: TextEncoder, prompt: Sequence[int], completions: Sequence[Ids], counts: Counter[str]
+) -> None:
+    if encoder.unknown is not None:
+        counts[UNKNOWN.format(what="prompts")] += encoder.unknown in prompt
+        counts[UNKNOWN.format(what="completions")] += sum(encoder.unknown in ids for ids in completions)
 
 
 def _ended(ids: list[int], eos: int) -> Ids:

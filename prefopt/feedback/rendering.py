@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data import Example, Tokenised
 from prefopt.data.encoding import common
 from prefopt.data.rendering import Renderer, joined
+from prefopt.data.text_episodes import contents_of
 from prefopt.feedback.judges.texts import broken
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Completion, Message
@@ -82,7 +83,7 @@ class Rendering:
         if not isinstance(example.prompt, str):
             whole = joined(example.prompt, example.completions[0])
             return self._chat(example, example.prompt, ask=True), self._chat(example, whole, ask=False)
-        text = example.prompt + str(example.completions[0])
+        text = example.prompt + "".join(contents_of(example.completions[0]))
         eos = self.tokenizer.eos_token
         if prompt and eos and not self._ends_texts and not text.endswith(str(eos)):
             text += str(eos)

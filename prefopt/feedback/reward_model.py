@@ -18,6 +18,7 @@ from prefopt import recipe
 from prefopt.data import Example, Tokenised, collate, tokenise
 from prefopt.data.encoding import unknown_token
 from prefopt.data.steps import in_steps
+from prefopt.data.text_episodes import is_text_episode
 from prefopt.environments.episodes import MESSAGES
 from prefopt.feedback.calling import refuse_alone
 from prefopt.feedback.rendering import Rendering, control_tokens, without_control
@@ -225,7 +226,7 @@ class RewardModel:
                 raise PrefoptError(
                     f"{where}: `prompt: false` is for single texts, and this completion has several turns"
                 )
-            if isinstance(prompt, str) and row.get(MESSAGES):
+            if isinstance(prompt, str) and (row.get(MESSAGES) or is_text_episode(prompt, (tuple(completion),))):
                 return _text_episode(prompt, completion, where)
             asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
             return Example(asked, (up_to_last_answer(completion),), where=where, columns=columns)

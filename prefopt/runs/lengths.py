@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from prefopt import recipe
 from prefopt.data import Example, Tokenised
+from prefopt.data.text_episodes import as_seen
 from prefopt.data.texts import texts
 from prefopt.feedback import judges_of, reward_models_of
 from prefopt.feedback.judges import Judge
@@ -180,6 +181,7 @@ def _characters(row: Example) -> int:
 
 def _asked(judge: Judge, row: Example, most: int | None) -> int:
     """Tokens of the longest question about two completions of so many words, or about those of the row."""
+    row = as_seen(row)
     completions = texts(row) if most is None else [" a" * most, " b" * most]
     return judge.longest_question(row.prompt, completions, {**row.columns, "ended": [True] * len(completions)})
 

@@ -16,6 +16,7 @@ from prefopt.data import Example
 from prefopt.data.example import content_key
 from prefopt.data.overlaps import overlap
 from prefopt.data.rendering import REASONING
+from prefopt.environments.episodes import FAILED, REWARDS
 from prefopt.runs.label.ledger import unfinished
 from prefopt.support.errors import nearest
 from prefopt.training.devices import launched_processes
@@ -24,7 +25,7 @@ from prefopt.types import AXES, Needs
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Bits of a number's significand: a weight w moves by steps of about |w| · 2^−bits, and smaller ones are rounded away."""
 
-STAMPS = ("given", "notes", "provenance")
+STAMPS = ("given", "notes", "provenance", REWARDS, FAILED)
 """Columns that a labelling adds for people."""
 
 NARROW = 0.01

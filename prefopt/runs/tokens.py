@@ -131,9 +131,11 @@ def tokenised(
     longest = (source.max_prompt_tokens, source.max_completion_tokens)
     longer = source.too_long
     axes = tuple(sorted(needs.axes.items()))
-    key = (stamp(tokenizer.name_or_path), current_date(), *longest, longer, rows.identity, axes)
+    key = (stamp(tokenizer.name_or_path), current_date(), *longest, longer, rows.identity, axes, needs.rewards)
     token_rows, report = shared(
-        "tokens", key, lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes, longer=longer)
+        "tokens",
+        key,
+        lambda: tokenise_to_disk(rows, tokenizer, *longest, axes=needs.axes, longer=longer, ended=needs.rewards),
     )
     dropped = sum(report.counts.get(what, 0) for what in DROPPED.values())
     if dropped and not token_rows:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from prefopt.data import Example, Tokenised, collate
 from prefopt.data.encoding import TextEncoder
+from prefopt.data.text_episodes import ASSISTANT
+from prefopt.data.texts import decode_everything
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.parallel import draw, gathered_objects
@@ -194,6 +196,26 @@ def prompt_seen(prompt: Prompt, openings: Iterable[Sequence[Message]]) -> Prompt
     if isinstance(prompt, str):
         return prompt + "".join(str(message["content"]) for message in opening)
     return (*prompt, *opening)
+
+
+def text_episode(one: Written, encoder: TextEncoder) -> tuple[tuple[Message, ...], bool]:
+    """An episode in a plain text as rows of data have it, and whether EOS ends it (the column `eos`).
+
+    Every turn is what the policy wrote, the token that ended it included; only the EOS at the end is said apart. So rows have the
+    tokens that were drawn, wherever a tokenizer finds them again in their text. What the environment says at the beginning stands
+    first, and what it says behind the last turn is left out.
+    """
+    if not one.turns:  # its environment could not begin
+        return ({"role": ASSISTANT, "content": ""},), True
+    ended = one.ids[-1] == encoder.eos
+    ids = one.ids[:-1] if ended else one.ids
+    turns = (decode_everything(encoder.tokenizer, ids[turn.start : turn.stop]) for turn in one.turns)
+    last = max(place for place, message in enumerate(one.messages) if message["role"] == ASSISTANT)
+    said = (
+        {"role": ASSISTANT, "content": next(turns)} if message["role"] == ASSISTANT else message
+        for message in one.messages[: last + 1]
+    )
+    return (*one.opening, *said), ended
 
 
 def told(one: Written) -> dict[str, Any]:

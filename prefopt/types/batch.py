@@ -28,6 +28,7 @@ AXES: Mapping[str, Axis] = {
     "origin": "completion",
     "trained": "completion",
     "ended": "completion",
+    "eos": "completion",
     "stop_reason": "completion",
     "step_ends": "token",
     "step_labels": "token",

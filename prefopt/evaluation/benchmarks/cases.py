@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.data import Example, parse
+from prefopt.data.text_episodes import as_seen
 from prefopt.data.texts import texts
 from prefopt.data.values import read_json
 from prefopt.support.errors import PrefoptError
@@ -84,6 +85,6 @@ def _texts(value: Any) -> list[str] | None:
 
 
 def _case(row: Mapping[str, Any], where: str, subset: str, example: Example, right: int) -> Case:
-    key = str(row.get("id", where))
+    key, example = str(row.get("id", where)), as_seen(example)
     columns = {name: value for name, value in row.items() if name != "prompt" and not name.startswith(TOLD)}
     return Case(example.prompt, tuple(texts(example)), right, subset, example.group, key, columns)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prefopt.data import Example
+from prefopt.data.text_episodes import as_seen
 from prefopt.data.texts import texts
 from prefopt.evaluation.calibration import brier, calibration_error
 from prefopt.evaluation.intervals import Observations, estimate
@@ -39,6 +40,7 @@ class RatedRow:
         Raises:
             PrefoptError: there are no ratings, or not for each completion.
         """
+        example = as_seen(example)
         ratings = example.columns.get("ratings")
         known = None if ratings is None else _numbers(ratings, example)
         if known is None and example.preference is None and example.scores is None:

@@ -4,14 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
 
 from prefopt.data import DiskRows, Example, prompts, tokenise_to_disk
 from prefopt.data.formats import ADAPT_COLUMNS
+from prefopt.data.text_episodes import EOS, as_seen, has_text_episodes, opening_of
 from prefopt.data.texts import texts
+from prefopt.environments.episodes import MESSAGES
 from prefopt.policy import find_model, load_policy, load_tokenizer, make_sampler
 from prefopt.recipe import Samples, most_tokens
 from prefopt.runs.label.recipe import LabelRecipe
@@ -19,7 +21,7 @@ from prefopt.runs.lengths import position_warnings, sampled
 from prefopt.runs.progress import show_warnings
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
-from prefopt.sources.writing import Completer, prompt_seen
+from prefopt.sources.writing import Completer, prompt_seen, text_episode
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for
@@ -27,15 +29,27 @@ from prefopt.support.terminal import Terminal
 from prefopt.types import Message, Written
 
 
+class ToLabel(NamedTuple):
+    """A prompt with its completions.
+
+    Attributes:
+        seen: as feedback sees it.
+        row: as it is written out; other than that of an episode in a plain text.
+    """
+
+    seen: Example
+    row: Example
+
+
 class Completions(Protocol):
-    """Prompts by their numbers, with K completions each, as text."""
+    """Prompts by their numbers, with K completions each."""
 
     @property
     def source(self) -> dict[str, str]:
         """Who wrote them, for a manifest."""
         ...
 
-    def __call__(self, numbers: Sequence[int]) -> list[Example]:
+    def __call__(self, numbers: Sequence[int]) -> list[ToLabel]:
         """These prompts with their completions; the same at every call."""
         ...
 
@@ -44,7 +58,7 @@ def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Exa
     """What is labelled: distinct prompts that a policy completes, or the rows of the data.
 
     Raises:
-        PrefoptError: a row has no completions and no policy writes any, or a completion has several turns.
+        PrefoptError: a row has no completions and no policy writes any, or a completion has several turns of a conversation.
     """
     if settings.policy is not None:
         return DiskRows.of(islice(prompts(examples), settings.prompts))
@@ -55,7 +69,7 @@ def to_label(examples: DiskRows[Example], settings: LabelRecipe) -> DiskRows[Exa
                 f"{row.where}: a prompt without completions; say who writes them: `policy: {{model: …}}`"
                 + (f". Its other columns are {sorted(row.columns)}. {ADAPT_COLUMNS}" if row.columns else "")
             )
-        texts(row)
+        texts(as_seen(row))
     return rows
 
 
@@ -66,9 +80,9 @@ class DataCompletions:
     rows: Sequence[Example]
     source = {"policy": "given"}  # noqa: RUF012
 
-    def __call__(self, numbers: Sequence[int]) -> list[Example]:
-        """These rows, their completions as text."""
-        return [dataclasses.replace(self.rows[n], completions=tuple(texts(self.rows[n]))) for n in numbers]
+    def __call__(self, numbers: Sequence[int]) -> list[ToLabel]:
+        """These rows, their completions as text; of an episode in a plain text, feedback sees the turns as well."""
+        return [_given(self.rows[number]) for number in numbers]
 
 
 class PolicyCompletions:
@@ -97,35 +111,42 @@ class PolicyCompletions:
         self.source = {"policy": find_model(settings.policy.model), "weights": fingerprint_weights(self.policy)}
 
     @torch.no_grad()
-    def __call__(self, numbers: Sequence[int]) -> list[Example]:
+    def __call__(self, numbers: Sequence[int]) -> list[ToLabel]:
         """These prompts, completed; the column `ended` says which completions came to an end by themselves."""
         rows = [self.tokenised[number] for number in numbers]
         seeds = torch.tensor([seed_for(self.seed, "label", number) for number in numbers])
         count, sampling = self.samples.completions, self.samples.sampling
         written = self.completer.write(self.policy, rows, count, sampling, seeds)
-        return [
-            dataclasses.replace(
-                self.rows[number],
-                prompt=prompt_seen(self.rows[number].prompt, (one.opening for one in completions)),
-                completions=tuple(self._completion(one, self.rows[number]) for one in completions),
-                columns={**self.rows[number].columns, **said_of(completions)},
-            )
-            for number, completions in zip(numbers, written, strict=True)
-        ]
+        return [self._written(self.rows[number], group) for number, group in zip(numbers, written, strict=True)]
+
+    def _written(self, row: Example, group: Sequence[Written]) -> ToLabel:
+        """A prompt with what was written on it."""
+        seen = dataclasses.replace(
+            row,
+            prompt=prompt_seen(row.prompt, (one.opening for one in group)),
+            completions=tuple(self._completion(one, row) for one in group),
+            columns={**row.columns, **said_of(group)},
+        )
+        if (writer := self.completer.episodes) is None or not isinstance(row.prompt, str):
+            return ToLabel(seen, seen)
+        columns = {name: value for name, value in seen.columns.items() if name != MESSAGES}  # the completions say it
+        episodes, eos = zip(*(text_episode(one, writer.encoder) for one in group), strict=True)
+        return ToLabel(seen, dataclasses.replace(row, completions=episodes, columns={**columns, EOS: list(eos)}))
 
     def _completion(self, one: Written, row: Example) -> str | tuple[Message, ...]:
-        """As rows of data have it: a conversation ends with what the policy wrote.
-
-        Raises:
-            PrefoptError: an episode of several turns in a text, of which rows cannot say which words the policy wrote.
-        """
+        """As feedback sees it: a conversation ends with what the policy wrote."""
         completion = self.completer.completion(one, row.prompt)
         if isinstance(completion, str):
-            if len(one.turns) > 1:
-                raise PrefoptError(
-                    f"{row.where or 'a row'}: an episode of {len(one.turns)} turns in a plain text cannot be written out: a row of "
-                    "data would not say which words are the policy's, and all would be learnt from. Give prompts as conversations"
-                )
             return completion
         last = max(place for place, message in enumerate(completion) if message["role"] == "assistant")
         return completion[: last + 1]
+
+
+def _given(row: Example) -> ToLabel:
+    """A row of the data."""
+    if not has_text_episodes(row):
+        text = dataclasses.replace(row, completions=tuple(texts(row)))
+        return ToLabel(text, text)
+    seen, opening = as_seen(row), opening_of(row)
+    turns = [list(one[opening:]) for one in row.completions if not isinstance(one, str)]
+    return ToLabel(dataclasses.replace(seen, columns={**row.columns, MESSAGES: turns}), row)

@@ -218,10 +218,11 @@ class Labelling:
         for numbers in self._batches(done):
             with advising(f"labelling into {self.folder}", LABELLING):
                 examples = completions(numbers)
-                verdict = self._asked(examples, feedback)
-            stamps = [{"row": n, "where": e.where, **stamp} for n, e in zip(numbers, examples, strict=True)]
+                verdict = self._asked([example.seen for example in examples], feedback)
+            rows = [example.row for example in examples]
+            stamps = [{"row": n, "where": row.where, **stamp} for n, row in zip(numbers, rows, strict=True)]
             if self.accelerator.is_main_process:
-                self.ledger.add(written_out(examples, verdict, self.settings.sharpness, stamps))
+                self.ledger.add(written_out(rows, verdict, self.settings.sharpness, stamps))
             finished += len(numbers)
             yield finished
 

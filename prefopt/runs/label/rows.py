@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prefopt.data import Example
+from prefopt.data.text_episodes import as_data
 from prefopt.support.json_values import json_values
 from prefopt.types import Verdict
 
@@ -31,7 +32,7 @@ def written_out(
     return [
         {
             "prompt": json_values(example.prompt),
-            "completions": json_values(example.completions),
+            "completions": json_values(as_data(example)),
             "scores": json_values(verdict.scores[b]),
             **({} if preference is None else {"preference": json_values(preference[b])}),
             "group": example.group,
