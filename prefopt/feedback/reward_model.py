@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt import recipe
 from prefopt.data import Example, Tokenised, collate, tokenise
 from prefopt.data.encoding import unknown_token
-from prefopt.data.steps import in_steps
+from prefopt.data.steps import LINE_BREAK, in_steps
 from prefopt.data.text_episodes import is_text_episode
 from prefopt.environments.episodes import MESSAGES
 from prefopt.feedback.calling import refuse_alone
@@ -59,7 +59,7 @@ class RewardModel:
     column `messages`. What an environment says behind the last turn is not read.
 
     So does a decoder of two labels for each token, wrong (0) and right (1), as TRL's former PRMTrainer trains: σ(z) is then the
-    softmax of both at the line break behind each step. It reads texts alone.
+    softmax of both at the line break behind each step. It reads texts, and episodes that are text whose turns end there.
 
     With `average` it is a model whose weights are the mean over several checkpoints (WARM): in place of an ensemble, at the
     cost of one. All must have been fine-tuned from the same model, and a head that starts at random is part of that start: train
@@ -216,18 +216,21 @@ class RewardModel:
         where = f"prompt {b + 1} of the feedback {self._checkpoints[0][0]}"
         # What a chat template takes beside the turns; nothing else of the row matters to the tokenisation.
         columns = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
-        if self._reading is READING and not (isinstance(prompt, str) and isinstance(completion, str)):
+        of_one = completion if isinstance(completion, str) else tuple(completion)
+        told = bool(row.get(MESSAGES)) or is_text_episode(prompt, (of_one,))
+        if self._reading is READING and not (isinstance(prompt, str) and (told or isinstance(completion, str))):
             raise PrefoptError(
-                f"{where}: this token classifier labels steps of texts, which end in a line break, and this is a conversation or "
-                "an episode: give prompts as texts, or train a model whose steps are turns (`objective: StepReward`)"
+                f"{where}: this token classifier labels steps of texts, which end in a line break, and this is a conversation: "
+                "give prompts as texts, or train a model whose steps are turns (`objective: StepReward`)"
             )
         if not isinstance(completion, str):
             if not self.prompt:
                 raise PrefoptError(
                     f"{where}: `prompt: false` is for single texts, and this completion has several turns"
                 )
-            if isinstance(prompt, str) and (row.get(MESSAGES) or is_text_episode(prompt, (tuple(completion),))):
-                return _text_episode(prompt, completion, where)
+            if isinstance(prompt, str) and told:
+                example = _text_episode(prompt, completion, where)
+                return _in_lines(example) if self._reading is READING else example
             asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
             return Example(asked, (up_to_last_answer(completion),), where=where, columns=columns)
         if not self.prompt or isinstance(prompt, str):
@@ -291,6 +294,19 @@ def _text_episode(prompt: str, turns: Sequence[Message], where: str) -> Example:
         if turn.get("role") == "assistant":
             steps, said = [*steps, said], ""
     return Example(prompt, ("".join(steps),), where=where, columns={EPISODE: True}, steps=(tuple(steps),))
+
+
+def _in_lines(episode: Example) -> Example:
+    """The turns of an episode as the steps that a token classifier labels, which end in a line break; the last one gets it."""
+    assert episode.steps is not None
+    *others, last = episode.steps[0]
+    if not all(step.endswith(LINE_BREAK) for step in others):
+        raise PrefoptError(
+            f"{episode.where}: this token classifier labels steps that end in a line break, and a turn of this episode ends "
+            f"otherwise: let the environment end turns there, `stop = ({LINE_BREAK!r},)`"
+        )
+    steps = (*others, last.removesuffix(LINE_BREAK) + LINE_BREAK)
+    return replace(episode, completions=("".join(steps),), steps=(steps,))
 
 
 def _refuse_more_turns(parts: Sequence[Tensor], turns: Sequence[float], where: str) -> None:

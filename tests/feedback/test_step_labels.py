@@ -99,7 +99,17 @@ def test_what_labels_no_steps_is_refused_before_it_is_loaded(tmp_path, model, me
     ],
 )
 def test_a_conversation_is_refused(tmp_path, prompt, completion):
-    with pytest.raises(
-        PrefoptError, match=r"labels steps of texts, .* a conversation or an episode: give prompts as texts"
-    ):
+    with pytest.raises(PrefoptError, match=r"labels steps of texts, .* a conversation: give prompts as texts"):
         RewardModel(saved(llama(), tmp_path))([prompt], [[completion]], [{}])
+
+
+def said(*texts):
+    return {"messages": [[{"role": "assistant", "content": text} for text in texts]]}
+
+
+def test_steps_that_are_turns_have_a_number_each(tmp_path):
+    folder = saved(llama(), tmp_path)
+    verdict = RewardModel(folder)([PROMPT], [["add 2\nso 4"]], [said("add 2\n", "so 4")])
+    assert verdict.steps[0][0] == pytest.approx(right(folder, PROMPT, ["add 2\n", "so 4\n"]), abs=1e-5)
+    with pytest.raises(PrefoptError, match=r"a turn of this episode ends otherwise: .*`stop = \('\\n',\)`"):
+        RewardModel(folder)([PROMPT], [["add 2;so 4"]], [said("add 2;", "so 4")])

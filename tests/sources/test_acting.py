@@ -102,6 +102,15 @@ def test_tokens_of_the_environment_are_inside_and_nobodys(models: Any) -> None:
         assert one.info == {"steps": 3.0, "retried": 0.0, "failed": 0.0, "timed_out": 0.0}
 
 
+def test_an_environment_that_says_nothing_divides_a_completion_into_turns(models: Any) -> None:
+    class Steps(Talks):
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            return super().step(text, truncated=truncated)._replace(text="")
+
+    for one in long_turns(models[False], lambda: Steps(stop=ENDS)):
+        assert one.turns == (range(0, 1), range(1, 2), range(2, 3)) and all(one.mask) and one.rewards == (1.0, 2.0, 3.0)
+
+
 class Ends(Talks):
     def end(self) -> float:
         return 10.0
