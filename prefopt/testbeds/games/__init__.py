@@ -3,8 +3,9 @@
 The first two are Gymnasium's own, through `prefopt.environments.Gymnasium`.
 """
 
+from .comparisons import segments
 from .data import corpus, prompts
-from .gym_words import boxes, move, push, square
+from .gym_words import boxes, move, push, square, square_apart
 from .optimum import optimal_value
 from .self_play import Exploitability, KuhnPoker
 
@@ -17,5 +18,7 @@ __all__ = [
     "optimal_value",
     "prompts",
     "push",
+    "segments",
     "square",
+    "square_apart",
 ]

@@ -29,6 +29,11 @@ def square(state: int) -> str:
     return SQUARES[state]
 
 
+def square_apart(state: int) -> str:
+    """The same with a space on either side, for a feedback that reads the turns of an episode one after the other."""
+    return f" {square(state)} "
+
+
 def move(text: str) -> int:
     """A move on the lake.
 
