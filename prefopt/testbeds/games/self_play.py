@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -67,11 +68,25 @@ class KuhnPoker:
 
 @torch.no_grad()
 def bet_probability(policy: Any, text: str) -> float:
-    """How likely a policy is to write `bet` after a text, where it writes an action."""
+    """How likely a policy is to write `bet` after a text, where it writes an action.
+
+    There are twelve such texts, and thousands of hands with the same weights: each is read once for them.
+    """
     policy = getattr(policy, "policy", policy)  # of a reference
-    ids, actions = (policy.tokenizer(given)["input_ids"] for given in (text, " ".join(ACTIONS)))
-    logits = policy.causal(torch.tensor([ids], device=policy.device)).logits[0, -1, actions]
-    return float(logits.softmax(-1)[1])
+    weights = tuple(weight._version for weight in policy.causal.parameters())  # counts what was written into each
+    read_with, known = _read.setdefault(policy.causal, (weights, {}))
+    if read_with != weights:
+        known = {}
+        _read[policy.causal] = weights, known
+    if text not in known:
+        ids, actions = (policy.tokenizer(given)["input_ids"] for given in (text, " ".join(ACTIONS)))
+        logits = policy.causal(torch.tensor([ids], device=policy.device)).logits[0, -1, actions]
+        known[text] = float(logits.softmax(-1)[1])
+    return known[text]
+
+
+_read: WeakKeyDictionary[Any, tuple[tuple[int, ...], dict[str, float]]] = WeakKeyDictionary()
+"""What models said of texts, and with which weights."""
 
 
 class Exploitability:

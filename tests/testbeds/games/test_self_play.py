@@ -60,11 +60,17 @@ def test_an_opponent_that_the_run_does_not_have_is_refused():
         KuhnPoker({"policy": object(), "reference": None}, opponent="reference")
 
 
-def test_the_shipped_model_plays_legally_and_at_random():
+def shipped():
+    """What an environment needs of a policy, of the model that comes with the games."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
-    policy = SimpleNamespace(causal=model, tokenizer=tokenizer, device=torch.device("cpu"))
+    return SimpleNamespace(causal=model, tokenizer=tokenizer, device=torch.device("cpu"))
+
+
+def test_the_shipped_model_plays_legally_and_at_random():
+    policy = shipped()
+    model, tokenizer = policy.causal, policy.tokenizer
     verdict = Exploitability(policy)(["kuhn first"], [["bet", "pass"]], [{}])
     assert verdict.scores.shape == (1, 2) and verdict.scores[0, 0].item() == pytest.approx(0.4583, abs=0.03)
     env = KuhnPoker({"policy": policy})
@@ -72,6 +78,15 @@ def test_the_shipped_model_plays_legally_and_at_random():
     ids = tokenizer([kuhn.words("queen", ("pass", "bet"))], return_tensors="pt")["input_ids"]
     actions = tokenizer(" ".join(kuhn.ACTIONS))["input_ids"]
     assert model(ids).logits[0, -1].softmax(-1)[actions].sum() > 0.97
+
+
+def test_an_opponent_is_the_policy_as_it_is_now_though_a_text_is_read_once():
+    policy = shipped()
+    before = self_play.bet_probability(policy, "kuhn first king")
+    assert self_play.bet_probability(policy, "kuhn first king") == before
+    with torch.no_grad():
+        policy.causal.get_input_embeddings().weight.mul_(1.5)
+    assert self_play.bet_probability(policy, "kuhn first king") != before
 
 
 def test_roles_take_turns_and_tasks_differ():
