@@ -73,7 +73,8 @@ def bet_probability(policy: Any, text: str) -> float:
     There are twelve such texts, and thousands of hands with the same weights: each is read once for them.
     """
     policy = getattr(policy, "policy", policy)  # of a reference
-    weights = tuple(weight._version for weight in policy.causal.parameters())  # counts what was written into each
+    # Not by the weights' version counters, which fused optimisers leave as they are.
+    weights = tuple(float(weight.sum()) for weight in policy.causal.parameters())
     read_with, known = _read.setdefault(policy.causal, (weights, {}))
     if read_with != weights:
         known = {}
@@ -85,8 +86,8 @@ def bet_probability(policy: Any, text: str) -> float:
     return known[text]
 
 
-_read: WeakKeyDictionary[Any, tuple[tuple[int, ...], dict[str, float]]] = WeakKeyDictionary()
-"""What models said of texts, and with which weights."""
+_read: WeakKeyDictionary[Any, tuple[tuple[float, ...], dict[str, float]]] = WeakKeyDictionary()
+"""What models said of texts, and with which weights, by their sums."""
 
 
 class Exploitability:
