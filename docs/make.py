@@ -19,7 +19,7 @@ from prefopt.objectives import CATALOGUE
 from prefopt.objectives.listing import entries
 from prefopt.policy.methods import REFUSED as UNTRAINED
 from prefopt.policy.methods import methods
-from prefopt.recipe import Recipe, Section, describe, foreign
+from prefopt.recipe import Recipe, Section, describe, foreign, other_names
 from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.study import Study
 
@@ -97,7 +97,7 @@ def recipe_fields(kind: type[Section] = Recipe) -> str:
 def foreign_names() -> str:
     """What settings of other libraries are called in a recipe: a table for each subject."""
     lines: list[str] = []
-    for title, table in {**foreign.TABLES, **foreign.OTHERS}.items():
+    for title, table in {**foreign.TABLES, **other_names.OTHERS}.items():
         lines += [f"### {title}", "", "| there | here | |", "|---|---|---|"]
         lines += [f"| {_codes(e.names)} | {_codes(e.keys)} | {_cell(e.note)} |" for e in table]
         lines.append("")

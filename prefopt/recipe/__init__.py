@@ -4,9 +4,9 @@ May be imported by every room; imports support alone.
 """
 
 from prefopt.recipe.explaining import Described, describe, explain
-from prefopt.recipe.foreign import other_name
 from prefopt.recipe.immaterial import OF_LABELLINGS, OF_RUNS, material_differences
 from prefopt.recipe.names import Callback, FileName, FolderName, Named, Names, file_name, folder_name
+from prefopt.recipe.other_names import other_name
 from prefopt.recipe.reading import (
     BUILT_IN,
     checked,

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from prefopt.recipe.foreign import other_name
 from prefopt.recipe.names import Callback
+from prefopt.recipe.other_names import other_name
 from prefopt.recipe.schema import Environment, Feedback, Optimizer, Recipe, Schedule, Source, Term, Transform
 from prefopt.support.errors import nearest
 

@@ -1,10 +1,10 @@
-"""Names by which other libraries call what a recipe has: for whoever writes one of them here, and for docs/trl.md.
+"""Names by which TRL and transformers call what a recipe has: for whoever writes one of them here, and for docs/trl.md.
 
-As read in the sources of TRL 1.16, transformers 5.23, OpenRLHF (021d1b0) and verl (008db45).
+As read in the sources of TRL 1.16 and transformers 5.23.
 """
 
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 
 class Foreign(NamedTuple):
@@ -20,8 +20,6 @@ class Foreign(NamedTuple):
     keys: str
     note: str = ""
 
-
-HF = "transformers and TRL"
 
 BATCH = (
     "batch_size is what one update learns from: per_device_train_batch_size × gradient_accumulation_steps × processes"
@@ -152,7 +150,7 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
             "vllm_importance_sampling_correction vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
             "vllm_importance_sampling_clip_min vllm_importance_sampling_mode",
             "objective.tis",
-            "the largest ratio of a token's probability to the sampler's, 2 for example; off by default, on in TRL",
+            "{per: sequence, outside: mask, low: MIN, high: MAX} is `sequence_mask`, TRL's default; `token_truncate` is tis: MAX",
         ),
     ),
     "Evaluation, checkpoints, tracking": (
@@ -316,65 +314,6 @@ NONE: tuple[Foreign, ...] = (
 )
 """Settings that have no counterpart here, and why."""
 
-OTHERS: Mapping[str, tuple[Foreign, ...]] = {
-    "OpenRLHF": (
-        Foreign("pretrain", "policy.model"),
-        Foreign(
-            "reward_pretrain remote_rm_url", "feedback", "{name: RewardModel, model: FOLDER}, or a function that asks"
-        ),
-        Foreign("critic_pretrain", "policy.critic.model"),
-        Foreign("prompt_data input_key", "source.data"),
-        Foreign("rollout_batch_size", "train.batch_size", "prompts of one generation"),
-        Foreign("train_batch_size", "train.minibatch_size", "of one update; it counts completions there, prompts here"),
-        Foreign("micro_train_batch_size", "train.micro_batch_size", "affects memory alone"),
-        Foreign("micro_rollout_batch_size", "source.rollouts.batch_size", "affects memory alone"),
-        Foreign("n_samples_per_prompt", "source.rollouts.completions"),
-        Foreign("prompt_max_len", "source.max_prompt_tokens"),
-        Foreign("generate_max_len", "source.rollouts.sampling.max_tokens"),
-        Foreign("max_epochs", "train.passes", "passes over one batch of rollouts"),
-        Foreign("actor_learning_rate", "train.lr"),
-        Foreign("critic_learning_rate", "train.critic_lr"),
-        Foreign("lr_warmup_ratio", "train.warmup"),
-        Foreign("lr_scheduler", "train.schedule"),
-        Foreign("max_norm", "train.clip_norm"),
-        Foreign("l2", "train.weight_decay"),
-        Foreign("init_kl_coef", "objective.beta", "and `placement: reward`, where KL is a part of the reward"),
-        Foreign("kl_target kl_horizon", "objective.target objective.horizon", "of PPO"),
-        Foreign("kl_estimator", "objective.estimator"),
-        Foreign("eps_clip eps_clip_low_high", "objective.epsilon objective.epsilon_high", CLIPPING),
-        Foreign("value_clip", "objective.epsilon_v", "of PPO"),
-        Foreign("lambd", "objective.lam", "of PPO"),
-        Foreign("advantage_estimator", "objective", "gae is PPO, rloo is RLOO, group_norm is GRPO, dr_grpo is DrGRPO"),
-        Foreign("dynamic_filtering", "source.rollouts.refill"),
-        Foreign("lora_rank", "policy.adapter.r"),
-        Foreign("use_wandb wandb_project", "track.wandb track.wandb.project"),
-        Foreign("use_tensorboard", "track.tensorboard"),
-    ),
-    "verl": (
-        Foreign("train_files", "source.data"),
-        Foreign("val_files", "source.test.data"),
-        Foreign("max_response_length", "source.rollouts.sampling.max_tokens"),
-        Foreign("ppo_mini_batch_size", "train.minibatch_size", "prompts of one update"),
-        Foreign("ppo_micro_batch_size_per_gpu", "train.micro_batch_size", "affects memory alone"),
-        Foreign("ppo_max_token_len_per_gpu", "train.micro_tokens", "affects memory alone"),
-        Foreign("ppo_epochs", "train.passes"),
-        Foreign("total_epochs", "train.epochs"),
-        Foreign("total_training_steps", "train.steps"),
-        Foreign("grad_clip", "train.clip_norm"),
-        Foreign("lr_warmup_steps lr_warmup_steps_ratio", "train.warmup"),
-        Foreign("warmup_style", "train.schedule"),
-        Foreign("adv_estimator", "objective", "gae is PPO, grpo is GRPO, rloo is RLOO, …"),
-        Foreign("clip_ratio clip_ratio_low clip_ratio_high", "objective.epsilon objective.epsilon_high", CLIPPING),
-        Foreign("cliprange_value", "objective.epsilon_v", "of PPO"),
-        Foreign("kl_loss_coef kl_coef", "objective.beta", "with `placement: loss` or `placement: reward`"),
-        Foreign("kl_penalty kl_loss_type", "objective.estimator", "low_var_kl is k3"),
-        Foreign("test_freq", "evaluate.every"),
-        Foreign("save_freq", "train.checkpoint_every"),
-        Foreign("project_name experiment_name", "track.wandb.project name"),
-    ),
-}
-"""The names of OpenRLHF and verl that are used most."""
-
 LOSSES: Mapping[str, Mapping[str, str]] = {
     "DPOConfig": {
         "sigmoid": "DPO",
@@ -414,37 +353,3 @@ LOSSES: Mapping[str, Mapping[str, str]] = {
     "SFTConfig": {"nll": "SFT", "chunked_nll": "SFT", "dft": ""},
 }
 """TRL's `loss_type`, by the class that has it, and the `objective` that it is; "" where the catalogue has none."""
-
-
-OPEN = ("objective", "feedback")
-"""Sections whose fields are those of what they name, and so in no list of keys."""
-
-
-def other_name(key: str, value: Any, known: Collection[str]) -> str:
-    """What a name of another library is called here, as a sentence after a blank; "" where it is no such name.
-
-    Args:
-        key: that is unknown, with dots; its last word decides.
-        value: given for it.
-        known: keys of this kind of recipe, with dots.
-    """
-    word = key.rpartition(".")[2]
-    tables = {HF: (*(entry for table in TABLES.values() for entry in table), *NONE), **OTHERS}
-    for library, entries in tables.items():
-        for entry in entries:
-            if word in entry.names.split():
-                return _sentence(word, library, entry, value, known)
-    return ""
-
-
-def _sentence(word: str, library: str, entry: Foreign, value: Any, known: Collection[str]) -> str:
-    if not entry.keys:
-        return f" `{word}` of {library} has no counterpart here: {entry.note}."
-    losses = [by_value[str(value)] for by_value in LOSSES.values() if by_value.get(str(value))]
-    if word == "loss_type" and losses:
-        return f" `loss_type: {value}` of TRL is `objective: {' or '.join(dict.fromkeys(losses))}` here."
-    keys = [key for key in entry.keys.split() if key in known or key.partition(".")[0] in {*OPEN} & {*known}]
-    if not keys:  # of another kind of recipe
-        return ""
-    here = f" `{word}` of {library} is {' and '.join(f'`{key}`' for key in keys)} here"
-    return f"{here} ({entry.note})." if entry.note else f"{here}."

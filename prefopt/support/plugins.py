@@ -295,8 +295,13 @@ def checked_fields(record: Record, name: str) -> Record:
         except PydanticUserError:  # a type that pydantic does not know
             continue
         except ValidationError as error:
-            what = error.errors()[0]["msg"].replace("Input should", "must").partition(", unable to")[0]
-            raise PrefoptError(f"{name}: field {field.name!r} {what}, got {value!r}") from None
+            first = error.errors()[0]
+            what = (
+                first["msg"].replace("Input should", "must").partition(", unable to")[0].removeprefix("Value error, ")
+            )
+            what = what.replace("Unexpected keyword argument", "is not known")
+            inner = [part for part in first["loc"][1:] if isinstance(part, str)]  # of a section within the field
+            raise PrefoptError(f"{name}: field {'.'.join([field.name, *inner])!r} {what}, got {value!r}") from None
     changed = {n: v for n, v in changed.items() if type(v) is not type(getattr(record, n)) or v != getattr(record, n)}
     return dataclasses.replace(record, **changed) if changed else record  # type: ignore[type-var]
 

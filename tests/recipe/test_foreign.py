@@ -6,12 +6,12 @@ import warnings
 import pytest
 
 from prefopt.objectives import load_objective
-from prefopt.recipe import Recipe, describe, foreign, other_name, recipe_from
+from prefopt.recipe import Recipe, describe, foreign, other_name, other_names, recipe_from
 from prefopt.runs.label import LabelRecipe
 from prefopt.support.errors import PrefoptError
 
 KNOWN = {field.key for field in describe(Recipe)}
-ENTRIES = [entry for table in (*foreign.TABLES.values(), foreign.NONE, *foreign.OTHERS.values()) for entry in table]
+ENTRIES = [entry for table in (*foreign.TABLES.values(), foreign.NONE, *other_names.OTHERS.values()) for entry in table]
 
 
 def refusal(**changes):
@@ -55,7 +55,7 @@ def foreign_classes():
 
 
 def test_no_name_has_two_answers_in_one_library():
-    for library in ([e for t in foreign.TABLES.values() for e in t] + list(foreign.NONE), *foreign.OTHERS.values()):
+    for library in ([e for t in foreign.TABLES.values() for e in t] + list(foreign.NONE), *other_names.OTHERS.values()):
         names = [name for entry in library for name in entry.names.split()]
         assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
 

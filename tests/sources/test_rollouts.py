@@ -361,7 +361,7 @@ def test_a_failing_feedback_is_named_and_the_batch_is_kept(make, tmp_path, answe
 
 
 def test_a_sampler_that_does_not_say_what_it_thought_is_not_corrected_for(make):
-    from prefopt.objectives.online.surrogate import sampler_weight
+    from prefopt.objectives.online.correction import Correction
 
     rollouts = make()
     draws = rollouts.completer.sampler
@@ -369,7 +369,7 @@ def test_a_sampler_that_does_not_say_what_it_thought_is_not_corrected_for(make):
     batch = first(rollouts)
     said = batch.columns["sampler_logps"]
     assert said[batch.mask].isnan().all()
-    assert (sampler_weight(torch.randn_like(said), said, batch.mask, 2.0) == 1).all()
+    assert (Correction(high=2.0).ratio(torch.randn_like(said), said, batch.mask) == 1).all()
 
 
 def test_a_completion_whose_cost_nobody_knows_is_absent(make):

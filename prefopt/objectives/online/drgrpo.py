@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from prefopt.objectives.online.advantage import Credit, check_credit
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.group import centred_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, token_ratio, token_sums
@@ -27,7 +28,7 @@ class DrGRPO:
         beta: β ≥ 0, the weight of the KL.
         epsilon: ε, how far a ratio may move.
         estimator: of the KL, which is in the loss: "k1", "k2", "k3" or "exact".
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
         credit: what a token is credited with: "outcome", or "reward_to_go" of the turns.
     """
 
@@ -35,7 +36,7 @@ class DrGRPO:
     beta: NonNegative = 0.0
     epsilon: Positive = 0.2
     estimator: Estimator = "k3"
-    tis: Positive | None = None
+    tis: Tis | None = None
     credit: Credit = "outcome"
     kl = property(kl_in_loss)
     needs = needs_per("completion", contrast=True)

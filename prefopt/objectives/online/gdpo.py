@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prefopt.objectives.maths import masked_sum
 from prefopt.objectives.online.advantage import scores_of, standardised
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.group import group_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import clipped_losses, rollout_needs, token_means, token_ratio
@@ -40,7 +41,7 @@ class GDPO:
         epsilon: ε, how far a ratio may move.
         e: what is added to standard deviations.
         estimator: of the KL, which is in the loss: "k1", "k2", "k3" or "exact".
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     weights: Mapping[str, Finite] | None = field(default=None, hash=False)
@@ -48,7 +49,7 @@ class GDPO:
     epsilon: Positive = 0.2
     e: Positive = 1e-4
     estimator: Estimator = "k3"
-    tis: Positive | None = None
+    tis: Tis | None = None
     kl = property(kl_in_loss)
 
     def __post_init__(self) -> None:

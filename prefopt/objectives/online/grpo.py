@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from prefopt.objectives.online.advantage import Credit, check_credit
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.group import credited_targets
 from prefopt.objectives.online.kl import Estimator, check_kl, kl_in_loss
 from prefopt.objectives.online.surrogate import clipped_losses, needs_per, token_means, token_ratio
@@ -38,7 +39,7 @@ class GRPO:
         epsilon: ε, how far a ratio may move.
         e: what is added to the standard deviation.
         estimator: of the KL, which is in the loss: "k1", "k2", "k3" or "exact".
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
         credit: what a token is credited with: "outcome", or "reward_to_go" of the turns.
     """
 
@@ -46,7 +47,7 @@ class GRPO:
     epsilon: Positive = 0.2
     e: Positive = 1e-4
     estimator: Estimator = "k3"
-    tis: Positive | None = None
+    tis: Tis | None = None
     credit: Credit = "outcome"
     kl = property(kl_in_loss)
     needs = needs_per("completion", contrast=True)

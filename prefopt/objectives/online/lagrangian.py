@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from prefopt.objectives.online.advantage import episodes, scores_of, with_critic
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import (
     clipped_losses,
@@ -52,7 +53,7 @@ class LagrangianPPO:
         estimator: of the KL: "k1", "k2", "k3" or "exact".
         placement: of the KL: "reward" or "loss".
         whiten_advantages: to mean 0 and variance 1 over the tokens of the logical batch.
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     beta: NonNegative = 0.15
@@ -68,7 +69,7 @@ class LagrangianPPO:
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     whiten_advantages: bool = True
-    tis: Positive | None = None
+    tis: Tis | None = None
     kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:

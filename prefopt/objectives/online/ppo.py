@@ -6,6 +6,7 @@ from typing import Self
 
 from prefopt.objectives.maths import bounded_exp
 from prefopt.objectives.online.advantage import episodes, with_critic
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.kl import (
     KL,
     Estimator,
@@ -65,7 +66,7 @@ class PPO:
         horizon: of the adaptive β, in completions.
         whiten_advantages: to mean 0 and variance 1 over the tokens of the logical batch.
         whiten_rewards: to variance 1 over the same tokens, keeping their mean.
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     beta: NonNegative = 0.15
@@ -80,7 +81,7 @@ class PPO:
     horizon: Positive = 10_000.0
     whiten_advantages: bool = True
     whiten_rewards: bool = False
-    tis: Positive | None = None
+    tis: Tis | None = None
     kl = property(kl_as_placed)
     needs = needs_per("token", values=True)
 
@@ -142,7 +143,7 @@ class PPOKL:
         estimator: of the KL to the reference: "k1", "k2", "k3" or "exact".
         placement: of the KL to the reference: "reward" or "loss".
         whiten_advantages: to mean 0 and variance 1 over the tokens of the logical batch.
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     beta_kl: Positive = 1.0
@@ -154,7 +155,7 @@ class PPOKL:
     estimator: Estimator = "k1"
     placement: Placement = "reward"
     whiten_advantages: bool = True
-    tis: Positive | None = None
+    tis: Tis | None = None
     kl = property(kl_as_placed)
     needs = needs_per("token", values=True)
 

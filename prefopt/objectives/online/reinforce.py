@@ -14,8 +14,9 @@ from prefopt.objectives.online.advantage import (
     credited,
     episodes,
 )
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
-from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
+from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, sampler_rows, score_function, token_sums
 from prefopt.support.domains import Finite, NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
@@ -44,6 +45,7 @@ class REINFORCE:
         baseline: b; moved by `adapted`.
         seen: how many completions b is the mean of; moved by `adapted`.
         credit: what a token is credited with: "outcome", or "reward_to_go".
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     beta: NonNegative = 0.05
@@ -52,6 +54,7 @@ class REINFORCE:
     baseline: Finite = 0.0
     seen: NonNegative = 0.0
     credit: Credit = "outcome"
+    tis: Tis | None = None
     kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
@@ -60,8 +63,8 @@ class REINFORCE:
 
     @property
     def needs(self) -> Needs:
-        """Scores; the reference and the policy before the update unless β is 0."""
-        return rollout_needs(self.kl, "completion", old=self.kl.used, one_update=True)
+        """Scores; the reference and the policy before the update unless β is 0; with `tis` the latter."""
+        return rollout_needs(self.kl, "completion", self.tis, old=self.kl.used or self.tis is not None, one_update=True)
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """The advantages, [B, K, T]."""
@@ -72,7 +75,7 @@ class REINFORCE:
         mean = (self.seen * self.baseline + earned[batch.present].double().sum().item()) / max(seen, 1)
         relative = torch.where(batch.present, earned - self.baseline, 0)
         metrics = advantage_metrics(relative, batch.present) | {"baseline/mean": mean, "baseline/seen": seen}
-        rows = {"advantages": advantages} | self.kl.rows(reference)
+        rows = {"advantages": advantages} | sampler_rows(batch, old, self.tis) | self.kl.rows(reference)
         return Targets(rows, metrics | episodes(batch.mask) | self.kl.metrics(old, reference))
 
     def loss(self, batch: Batch, policy: Outputs, targets: Targets) -> Loss:

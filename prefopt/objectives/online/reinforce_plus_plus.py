@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from prefopt.objectives.maths import discounted_returns, whiten
 from prefopt.objectives.online.advantage import advantage_metrics, centred, episodes, scores_of, token_rewards
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
 from prefopt.objectives.online.surrogate import clipped_losses, ratio_rows, rollout_needs, token_ratio, token_sums
 from prefopt.support.domains import NonNegative, Positive
@@ -33,7 +34,7 @@ class ReinforcePlusPlus:
         baseline: "none" or "group".
         estimator: of the KL: "k1", "k2", "k3" or "exact".
         placement: of the KL: "reward" or "loss".
-        tis: the cap of truncated importance sampling; None does not correct for the sampler.
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     beta: NonNegative = 0.01
@@ -41,7 +42,7 @@ class ReinforcePlusPlus:
     baseline: Baseline = "none"
     estimator: Estimator = "k1"
     placement: Placement = "reward"
-    tis: Positive | None = None
+    tis: Tis | None = None
     kl = property(kl_as_placed)
     needs = property(lambda self: rollout_needs(self.kl, "token", self.tis, contrast=self.baseline == "group"))
 

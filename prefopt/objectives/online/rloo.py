@@ -9,8 +9,9 @@ from prefopt.objectives.online.advantage import (
     leave_one_out,
     over_tokens,
 )
+from prefopt.objectives.online.correction import Tis
 from prefopt.objectives.online.kl import Estimator, Placement, check_kl, kl_as_placed
-from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, score_function, token_sums
+from prefopt.objectives.online.surrogate import policy_loss, rollout_needs, sampler_rows, score_function, token_sums
 from prefopt.support.domains import NonNegative
 from prefopt.types import Batch, Loss, Needs, Outputs, Targets
 
@@ -32,11 +33,13 @@ class RLOO:
         beta: β ≥ 0, the weight of the KL.
         estimator: of the KL: "k1", "k2", "k3" or "exact".
         placement: of the KL: "reward" or "loss".
+        tis: corrects for the sampler: the largest weight of a token, or a `Correction`; None does not.
     """
 
     beta: NonNegative = 0.05
     estimator: Estimator = "k1"
     placement: Placement = "reward"
+    tis: Tis | None = None
     kl = property(kl_as_placed)
 
     def __post_init__(self) -> None:
@@ -44,14 +47,20 @@ class RLOO:
 
     @property
     def needs(self) -> Needs:
-        """Scores; the reference and the policy before the update unless β is 0."""
-        return rollout_needs(self.kl, "completion", old=self.kl.used, one_update=True, contrast=True)
+        """Scores; the reference and the policy before the update unless β is 0; with `tis` the latter."""
+        return rollout_needs(
+            self.kl, "completion", self.tis, old=self.kl.used or self.tis is not None, one_update=True, contrast=True
+        )
 
     def targets(self, batch: Batch, old: Outputs | None, reference: Outputs | None) -> Targets:
         """The advantages, [B, K, T], the same at every token of a completion."""
         penalty = self.kl.penalty(batch.mask, old, reference)
         advantages = leave_one_out(completion_rewards(batch, penalty), batch.present)
-        rows = {"advantages": over_tokens(advantages, batch.mask)} | self.kl.rows(reference)
+        rows = (
+            {"advantages": over_tokens(advantages, batch.mask)}
+            | sampler_rows(batch, old, self.tis)
+            | self.kl.rows(reference)
+        )
         metrics = advantage_metrics(advantages, batch.present) | episodes(batch.mask)
         return Targets(rows, metrics | self.kl.metrics(old, reference))
 

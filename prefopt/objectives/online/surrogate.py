@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prefopt.objectives.maths import bounded_exp, masked_mean, masked_sum
+from prefopt.objectives.online.correction import Tis, correction_of
 from prefopt.objectives.online.kl import KL
 from prefopt.types import Batch, Needs, Outputs, Targets, Unit
 
@@ -14,7 +15,7 @@ from prefopt.types import Batch, Needs, Outputs, Targets, Unit
 def rollout_needs(
     kl: KL,
     per: Unit,
-    tis: float | None = None,
+    tis: Tis | None = None,
     old: bool = True,
     values: bool = False,
     one_update: bool = False,
@@ -40,26 +41,20 @@ def needs_per(unit: Unit, values: bool = False, contrast: bool = False) -> Any:
     return property(lambda self: rollout_needs(self.kl, unit, self.tis, values=values, contrast=contrast))
 
 
-def ratio_rows(batch: Batch, old: Outputs, tis: float | None) -> dict[str, Tensor]:
+def ratio_rows(batch: Batch, old: Outputs, tis: Tis | None) -> dict[str, Tensor]:
     """What ratios are made of: `old`, the log-probs before the update, and with `tis` the `sampler` weights, [B, K, T]."""
     assert old.logps is not None
-    rows = {"old": old.logps}
-    if tis is not None:
-        rows["sampler"] = sampler_weight(old.logps, batch.columns["sampler_logps"], batch.mask, tis)
-    return rows
+    return {"old": old.logps} | sampler_rows(batch, old, tis)
 
 
-def sampler_weight(
-    old: Float[Tensor, "B K T"], sampler: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"], cap: float
-) -> Float[Tensor, "B K T"]:
-    """Truncated importance sampling: min(π_old / π_sampler, cap), token by token, without gradient; 1 outside the mask.
-
-    π_sampler is who drew the tokens, another program's arithmetic for the same weights. Not the ratio π / π_old of an update.
-    Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025). A token whose log-prob the
-    sampler did not give (NaN) has weight 1.
-    """
-    difference = torch.nan_to_num(old - sampler, nan=0.0).masked_fill(~mask, 0)
-    return difference.detach().exp().clamp(max=cap)
+def sampler_rows(batch: Batch, old: Outputs | None, tis: Tis | None) -> dict[str, Tensor]:
+    """With `tis`, the `sampler` weights and the `sampler_ratio` of which the bounds made them, [B, K, T]."""
+    if tis is None:
+        return {}
+    assert old is not None and old.logps is not None
+    correction = correction_of(tis)
+    ratio = correction.ratio(old.logps, batch.columns["sampler_logps"], batch.mask)
+    return {"sampler": correction.weight(ratio, batch.mask), "sampler_ratio": ratio}
 
 
 def log_ratio(policy: Outputs, targets: Targets) -> Tensor:
@@ -122,6 +117,12 @@ def row_mean(values: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]) -> Flo
     return masked_mean(values.detach().flatten(1), mask.flatten(1)).masked_fill(~mask.any(-1).any(-1), torch.nan)
 
 
+def _row_max(values: Float[Tensor, "B K T"], mask: Bool[Tensor, "B K T"]) -> Float[Tensor, " B"]:
+    """A metric: the largest of a prompt's tokens, without gradient; NaN where it has none."""
+    alone = ~mask.any(-1).any(-1)
+    return values.detach().masked_fill(~mask, -torch.inf).amax((1, 2)).masked_fill(alone, torch.nan)
+
+
 def ratio_metrics(ratio: Tensor, bound: Tensor, policy: Outputs, targets: Targets) -> dict[str, Tensor]:
     """How far the policy has moved within an update, [B] each.
 
@@ -132,26 +133,28 @@ def ratio_metrics(ratio: Tensor, bound: Tensor, policy: Outputs, targets: Target
         targets: with what it said before.
     """
     mask = policy.mask
-    alone = ~mask.any(-1).any(-1)
     moved = log_ratio(policy, targets).detach()
-    metrics = {
+    return {
         "ratio/mean": row_mean(ratio, mask),
-        "ratio/max": ratio.detach().masked_fill(~mask, -torch.inf).amax((1, 2)).masked_fill(alone, torch.nan),
+        "ratio/max": _row_max(ratio, mask),
         "ratio/clipped": row_mean(bound.to(ratio), mask),
         "ratio/kl": row_mean(bounded_exp(moved) - 1 - moved, mask),  # k3, of KL(old‖π)
     }
-    if "sampler" in targets.rows:
-        metrics["ratio/sampler"] = row_mean(targets.rows["sampler"], mask)
-    return metrics
 
 
 def policy_loss(surrogate: Tensor, kl: KL, policy: Outputs, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-    """A surrogate's tokens [B, K, T] times their sampler weights, plus the KL that is placed in the loss; and its metric."""
+    """A surrogate's tokens [B, K, T] times their sampler weights, plus the KL that is placed in the loss; and their metrics."""
     penalty = kl.loss(policy, targets)
-    weight = targets.rows.get("sampler")
-    total = (surrogate if weight is None else surrogate * weight) + penalty
-    placed = kl.used and kl.placement == "loss"
-    return total, {"kl/loss": row_mean(penalty / kl.beta, policy.mask)} if placed else {}
+    metrics = {}
+    if (weight := targets.rows.get("sampler")) is not None:
+        surrogate = surrogate * weight
+        ratio = targets.rows["sampler_ratio"]
+        metrics["ratio/sampler"] = row_mean(weight, policy.mask)
+        metrics["ratio/sampler_max"] = _row_max(ratio, policy.mask)
+        metrics["ratio/sampler_outside"] = row_mean((weight != ratio).to(ratio), policy.mask)
+    if kl.used and kl.placement == "loss":
+        metrics["kl/loss"] = row_mean(penalty / kl.beta, policy.mask)
+    return surrogate + penalty, metrics
 
 
 def clipped_losses(

@@ -16,7 +16,6 @@ from prefopt.objectives.online.advantage import (
     token_rewards,
     total_scores,
 )
-from prefopt.objectives.online.surrogate import sampler_weight
 
 NAN = torch.nan
 
@@ -175,14 +174,6 @@ def test_the_score_goes_to_the_last_token_of_the_mask():
     batch = dataclasses.replace(batch, rewards=torch.tensor([[[0.0, 9, 0, 0], [0, 4, 0, 0], [9, 9, 9, 9]]]))
     assert token_rewards(batch, penalty).tolist() == [[[-0.5, 0, 1.5, 0], [-0.5, 3.5, -0.5, 2.5], [0, 0, 0, 0]]]
     assert total_scores(batch).tolist() == [[2, 7, 0]]
-
-
-def test_sampler_weights():
-    old = torch.tensor([[[-1.0, -1.0, -1.0, -1.0, -1.0]]], requires_grad=True)
-    sampler = torch.tensor([[[-1.0, -1.5, -9.0, NAN, -9.0]]])
-    mask = torch.tensor([[[True, True, True, True, False]]])
-    weight = sampler_weight(old, sampler, mask, 2.0)
-    assert weight[0, 0].tolist() == pytest.approx([1, 2.718281828**0.5, 2, 1, 1]) and not weight.requires_grad
 
 
 def test_metrics_by_hand():
