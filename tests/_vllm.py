@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,10 @@ def served_folder(tmp_path_factory, tokenizer):
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    # For the server, which is to give it a head of its own and would otherwise start with a random one.
+    save_file({"lm_head.weight": model.lm_head.weight.detach().clone()}, folder / "model-head.safetensors")
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -87,5 +91,6 @@ def vllm_server(served_folder, tmp_path_factory):
     """The address of a server of `served_folder`."""
     if not (ENVIRONMENT / "installed").is_file():
         pytest.skip("needs a vLLM server's environment: make vllm")
-    with serving(served_folder, tmp_path_factory.mktemp("vllm") / "log") as (address, _):
+    head = ("--hf-overrides", '{"tie_word_embeddings": false}')
+    with serving(served_folder, tmp_path_factory.mktemp("vllm") / "log", further=head) as (address, _):
         yield address

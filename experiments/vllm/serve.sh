@@ -8,4 +8,4 @@ export VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_NO_USAG
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1
 export LD_PRELOAD=$environment/lib/libiomp5.so  # which vLLM asks for; it comes with the package
 exec taskset -c "${CORE:-1}" "$environment/bin/vllm" serve "$1" --host 127.0.0.1 --port "$2" --enforce-eager \
-    --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 32 --hf-overrides '{"tie_word_embeddings": false}' "${@:3}"
+    --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 32 "${@:3}"

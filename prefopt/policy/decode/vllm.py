@@ -141,7 +141,10 @@ class VLLMSampler:
         if (sampled.logps - at_one).abs().mean() <= TOLERANCE:
             why = "they are not at the temperature: start it with --logprobs-mode processed_logprobs"
         else:
-            why = "it serves another model: start it with the one that policy.model names (docs/vllm.md)"
+            why = (
+                "it serves another model: start it with the one that policy.model names, and under an adapter without "
+                "--hf-overrides (docs/vllm.md)"
+            )
         raise PrefoptError(
             f"the vLLM server {self.server.address} gives log-probs that differ from the policy's by {distance:.2g} nats a "
             f"token; {why}"
