@@ -4,12 +4,14 @@ Look here first when an upgrade of torch, transformers or peft breaks something.
 """
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.dropout import _DropoutNd  # torch 2.13
+from torch.utils._pytree import SUPPORTED_NODES, register_dataclass  # torch 2.13
 
 SCALES = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -50,9 +52,20 @@ def flash_attention_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float 
     return output, normaliser
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold parts of the weights: FSDP2 (DTensor), FSDP1 (`_is_flat_param`, torch 2.13) or ZeRO-3 (`ds_id`)."""
-    return any(isinstance(p, DTensor) or {"ds_id", "_is_flat_param"} & vars(p).keys() for p in model.parameters())
+def is_sharded(weights: Iterable[Tensor]) -> bool:
+    """Whether processes hold parts of them: FSDP2 (DTensor), FSDP1 (`_is_flat_param`, torch 2.13) or ZeRO-3 (`ds_id`)."""
+    return any(isinstance(p, DTensor) or {"ds_id", "_is_flat_param"} & vars(p).keys() for p in weights)
+
+
+def blocks_of(model: Any) -> frozenset[str]:
+    """The names of the classes of a model's layers (`_no_split_modules`; transformers 5.23)."""
+    return frozenset(getattr(model, "_no_split_modules", None) or ())
+
+
+def show_tensors_of(kind: type) -> None:
+    """Have torch see the tensors in a dataclass, where it goes through what a module returns (`_pytree`; torch 2.13)."""
+    if kind not in SUPPORTED_NODES:
+        register_dataclass(kind)
 
 
 def adapter_prefix(model: Any) -> str:

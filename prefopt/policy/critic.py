@@ -28,7 +28,8 @@ class ValueHead(nn.Module):
     def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
         """[M] values, from the policy's own hidden states [M, H]."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.linear(hidden.to(self.linear.weight.dtype))[:, 0]
+            # Not `[:, 0]`, which is a view: sharded modules return tensors of their own.
+            return self.linear(hidden.to(self.linear.weight.dtype)).sum(-1)
 
 
 class Critic(nn.Module):

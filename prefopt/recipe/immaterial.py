@@ -17,7 +17,7 @@ FEEDBACKS = r"(feedback|cost|evaluate\.gold|evaluate\.judge|evaluate\.metrics)"
 
 OF_RUNS = (
     r"name|variables|track",
-    r"train\.(micro_batch_size|micro_tokens|threads|checkpoint_every|keep_checkpoints)",
+    r"train\.(micro_batch_size|micro_tokens|shard|threads|checkpoint_every|keep_checkpoints)",
     r"policy\.gradient_checkpointing|reference\.cache",
     rf"source\.rollouts\.{OF_SAMPLES}|(source|objective\.source)\.embeddings\.batch_size",
     rf"evaluate\.(every|{OF_SAMPLES})",

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from prefopt import recipe
 from prefopt.data import Example
 from prefopt.policy import Policy, Scorer
+from prefopt.policy.sharding import whole_weights
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.held_out_metrics import held_out_metrics
 from prefopt.support.errors import PrefoptError, nearest
@@ -59,7 +60,8 @@ class Choice:
     def keep(self, model: Policy | Scorer, step: int) -> None:
         """Keep the model of this step, just evaluated, if it is the best; written whole before the former one is removed."""
         if self.train.keep_best is not None:
-            on_main_process(self.accelerator, lambda: self._keep(model, step))
+            with whole_weights(model, accelerator=self.accelerator):
+                on_main_process(self.accelerator, lambda: self._keep(model, step))
 
     def reason_to_stop(self, done: int, steps: int) -> str:
         """Why to stop before all steps are done, by the evaluations so far; empty to go on."""

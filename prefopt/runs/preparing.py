@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
@@ -37,6 +38,7 @@ from prefopt.policy import (
     make_sampler,
 )
 from prefopt.policy.encoder import embedded, load_encoder
+from prefopt.policy.sharding import shard_weights
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.matching import batch_columns
 from prefopt.runs.planning import Plan, plan
@@ -205,10 +207,27 @@ def load_models(
     """
     source = settings.source
     reading = Reading(source.max_prompt_tokens, source.max_completion_tokens, True, needs.step_rewards, separator)
-    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), accelerator, reading)
+    shards = settings.train.shard is not None and accelerator.num_processes > 1
+    # Sharded, weights go to their devices layer by layer.
+    device = torch.device("cpu") if shards else accelerator.device
+    trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), device, reading)
+    models = _with_reference(trained, settings, needs, tokenizer)
+    if shards:
+        shard_weights(models.trained, accelerator)
+        if models.reference is not None and models.reference.policy is not models.trained:
+            shard_weights(models.reference.policy, accelerator)
+    return models
+
+
+def _with_reference(
+    trained: Policy | Scorer, settings: recipe.Recipe, needs: Needs, tokenizer: PreTrainedTokenizerBase
+) -> Models:
+    """The trained model, and what it is compared with."""
     if isinstance(trained, Scorer) or not needs.reference:
         return Models(tokenizer, trained, None, None)
     spec = settings.reference
+    if settings.train.shard is not None:  # a cache would have processes ask a sharded model about different rows
+        spec = spec.model_copy(update={"cache": False})
     reference = start = make_reference(trained, spec, settings.policy)
     if spec.every is not None:  # distances are measured to the start, not to a reference that moves
         start = make_reference(trained, spec.model_copy(update={"every": None}), settings.policy)
@@ -353,15 +372,15 @@ def _trained(
     needs: Needs,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    accelerator: Accelerator,
+    device: torch.device,
     reading: Reading,
 ) -> Policy | Scorer:
     """The model that is trained, with a critic where an objective needs values."""
     if needs.rewards:
-        return load_scorer(spec, tokenizer, seed, reading=reading).to(accelerator.device)
-    policy = load_policy(spec, tokenizer, seed).to(accelerator.device)
+        return load_scorer(spec, tokenizer, seed, reading=reading).to(device)
+    policy = load_policy(spec, tokenizer, seed).to(device)
     if needs.values:
-        policy.critic = load_critic(spec.critic, policy, spec).to(accelerator.device)
+        policy.critic = load_critic(spec.critic, policy, spec).to(device)
     return policy
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from prefopt import recipe
+from prefopt.policy.sharding import whole_weights
 from prefopt.runs.extending import extension, in_words, is_longer, set_aside
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import changed_parts, manifest
@@ -35,7 +36,9 @@ def write_beginning(prepared: "Prepared", folder: RunFolder, console: Console) -
     Raises:
         PrefoptError: the data, or a model beside or below the trained one, are not those of the beginning.
     """
-    lines, resumed = on_main_process(prepared.accelerator, lambda: _begun(prepared, folder))
+    models = [prepared.models.trained, *prepared.others.values()]
+    with whole_weights(*models, accelerator=prepared.accelerator):
+        lines, resumed = on_main_process(prepared.accelerator, lambda: _begun(prepared, folder))
     for line in lines:
         console.print(line, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
     return resumed

@@ -13,6 +13,7 @@ from rich.console import Console
 from prefopt import recipe
 from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.policy import Policy, Scorer
+from prefopt.policy.sharding import whole_weights
 from prefopt.runs.accounting import spent
 from prefopt.runs.card import write_card
 from prefopt.runs.choosing import Choice
@@ -144,10 +145,12 @@ def _train(
 
 def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str, chosen: Mapping[str, Any]) -> None:
     """The trained model, and with what its training ended: from here on a resume only evaluates and concludes."""
+    with whole_weights(_bare(trainer), accelerator=prepared.accelerator):
+        if prepared.accelerator.is_main_process:
+            with replacing_folder(folder.policy) as staging:
+                _bare(trainer).save(staging)
+                set_policy_aside(folder)
     if prepared.accelerator.is_main_process:
-        with replacing_folder(folder.policy) as staging:
-            _bare(trainer).save(staging)
-            set_policy_aside(folder)
         part = prepared.recipe.evaluate.part
         ending = {
             "steps": trainer.done,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
@@ -14,9 +15,10 @@ def fingerprint_weights(model: nn.Module, but: str | None = None) -> str:
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of named tensors: names, dtypes, shapes and bytes."""
+    """A hash of named tensors: names, dtypes, shapes and bytes. Of sharded ones all processes ask at once."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        digest.update(whole.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()

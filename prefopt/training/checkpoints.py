@@ -23,6 +23,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from prefopt.policy.compat import is_sharded
+from prefopt.policy.sharding import divided_like, whole_state, whole_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import unused
 from prefopt.support.system_errors import naming
@@ -80,9 +82,13 @@ def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep: int) -> Pat
     accelerator.wait_for_everyone()
     with naming(target):
         torch.save(_random_states(), staging / RANDOM[0].format(accelerator.process_index))
+        model = accelerator.unwrap_model(trainer.model)
+        with whole_weights(model, accelerator=accelerator):
+            if accelerator.is_main_process:
+                write_weights(model, staging)
+        optimiser = whole_state(trainer.optimizer.state_dict())
         if accelerator.is_main_process:
-            write_weights(accelerator.unwrap_model(trainer.model), staging)
-            torch.save(trainer.optimizer.state_dict(), staging / OPTIMISER[0])
+            torch.save(optimiser, staging / OPTIMISER[0])
             state = trainer.state_dict()
             check_state(state)
             torch.save(state, staging / TRAINER[0])
@@ -230,7 +236,7 @@ def _restore(trainer: Trainer, contents: Contents, checkpoint: Path) -> None:
     """
     try:
         fit(trainer.accelerator.unwrap_model(trainer.model), contents.weights)
-        trainer.optimizer.load_state_dict(contents.optimiser)
+        trainer.optimizer.load_state_dict(_divided(contents.optimiser, trainer.optimizer))
         trainer.load_state_dict(contents.trainer)
         _set_random_states(contents.random)
     except DAMAGED as error:
@@ -239,6 +245,23 @@ def _restore(trainer: Trainer, contents: Contents, checkpoint: Path) -> None:
             f"{checkpoint} does not fit this recipe ({first}): resume with the recipe and the base model that the run began "
             "with, or begin anew in another folder"
         ) from error
+
+
+def _divided(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """An optimiser's state, whole as it was saved, divided as its weights are."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not is_sharded(weights):
+        return state
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    divided = {
+        number: {
+            name: divided_like(value, weight) if isinstance(value, Tensor) else value
+            for name, value in state["state"][number].items()
+        }
+        for number, weight in zip(numbers, weights, strict=True)
+        if number in state["state"]
+    }
+    return {**state, "state": divided}
 
 
 def _random_states() -> dict[str, Any]:

@@ -99,9 +99,9 @@ def _refuse_sharding() -> None:
         if asked:
             raise PrefoptError(
                 f"{what} is asked for ({name}={os.environ[name]} in the environment, where `accelerate launch` puts what its "
-                "configuration says), and prefopt does not work on sharded weights yet: start with `accelerate launch "
-                "--multi_gpu` or torchrun, without it. Less memory: policy.adapter, policy.gradient_checkpointing, a smaller "
-                "train.micro_batch_size"
+                "configuration says), and in prefopt the recipe says whether weights are sharded: start with `accelerate launch "
+                "--multi_gpu` or torchrun, without it, and write train.shard: fsdp2. Less memory, too: policy.adapter, "
+                "policy.gradient_checkpointing, a smaller train.micro_batch_size"
             )
 
 

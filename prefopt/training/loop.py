@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from prefopt import recipe
@@ -24,6 +25,7 @@ from prefopt.objectives.terms import (
     targets_of,
     total,
 )
+from prefopt.policy.compat import is_sharded
 from prefopt.policy.parallel import forward, shard
 from prefopt.support.errors import DivergenceError
 from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
@@ -109,9 +111,10 @@ class Trainer:
         self.asked_before = False  # whether a batch went through the policy once more, before its updates
         self.tokens = 0  # trained on so far, and the seconds that it took
         self.seconds = 0.0
-        optimizer = make_optimizer(parameter_groups(model, settings), settings)
         self.loss_scale = LossScale(model, accelerator)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Sharded weights exchange their gradients themselves, in every backward pass, and need no wrapper for that.
+        self.model = accelerator.prepare_model(model, evaluation_mode=is_sharded(model.parameters()))
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(parameter_groups(model, settings), settings))
         self._low, self._noise = LowPrecisionWeights.of(self.model), has_noise(model)
         updates = math.ceil(settings.batch_size / (settings.minibatch_size or settings.batch_size)) * settings.passes
         self.schedule = make_schedule(self.optimizer, settings, steps * updates)
@@ -138,14 +141,14 @@ class Trainer:
     def check_finite(self) -> None:
         """Refuse what an update left of the model where it computes no numbers; the next step's loss, if any, comes too late.
 
-        Each process looks at its own weights, which are the same: whether their squares are finite, since a normalising layer
-        turns states that are too large into zeros; and what the model computes for one row of the last batch.
+        Each process looks at the weights that it holds: whether their squares are finite, since a normalising layer turns states
+        that are too large into zeros. All look at what the model computes for one row of the last batch.
 
         Raises:
             DivergenceError: says so.
         """
         model = self.accelerator.unwrap_model(self.model)
-        finite = all(has_finite_squares(weight) for weight in model.parameters() if weight.requires_grad)
+        finite = all(gather_object([all(has_finite_squares(w) for w in model.parameters() if w.requires_grad)]))
         if finite and self._last is not None and len(self._last):
             row = self._last.rows(torch.zeros(1, dtype=torch.long, device=self.accelerator.device))
             training = model.training
@@ -401,7 +404,7 @@ class Trainer:
         return outputs.with_fields(known), metrics
 
     def _synchronised(self, last: bool) -> Any:
-        """Processes exchange gradients in the last backward pass of an optimiser step only."""
+        """Processes exchange gradients in the last backward pass of an optimiser step only, unless weights are sharded."""
         return torch.enable_grad() if last else self.accelerator.no_sync(self.model)
 
     def _stop(self, batch: Batch, metrics: Metrics) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt import recipe
+from prefopt.policy.sharding import own_part
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import load_object
 from prefopt.training.muon import takes_muon
@@ -139,7 +140,7 @@ def _can_fuse(groups: Sequence[dict[str, Any]]) -> bool | None:
 
 @dataclass(frozen=True)
 class LowPrecisionWeights:
-    """The trainable weights of 16 bits, watched for whether optimiser steps move them.
+    """The trainable weights of 16 bits, watched for whether optimiser steps move them; of sharded ones, this process's.
 
     Attributes:
         weights: of the model, which change.
@@ -158,9 +159,9 @@ class LowPrecisionWeights:
 
     def copy(self) -> list[Tensor]:
         """As they are now, flat."""
-        return [weight.detach().flatten()[:: self.apart].clone() for weight in self.weights]
+        return [own_part(weight.detach()).flatten()[:: self.apart].clone() for weight in self.weights]
 
     def moved_since(self, before: Sequence[Tensor]) -> float:
         """The share of them that differ from a copy, 0 to 1."""
         counts = [(now != then).sum() for now, then in zip(self.copy(), before, strict=True)]
-        return torch.stack(counts).sum().item() / sum(len(then) for then in before)
+        return torch.stack(counts).sum().item() / max(sum(len(then) for then in before), 1)

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from prefopt.policy.sharding import own_part, whole_state
 from prefopt.support.errors import PrefoptError
 
 LEAST = 1.0
@@ -56,7 +57,11 @@ class LossScale:
         scale = self._scaler.get_scale()
         self._scaler.unscale_(optimizer)
         self._scaler.update()
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf))
+        weights = list(model.parameters())
+        # Of weights that are sharded, a norm over all processes, which is asked for as a number.
+        whole = whole_state(nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+        nn.utils.clip_grads_with_norm_(weights, largest or math.inf, whole)
+        norm = float(whole)
         if not self.used:
             return {"grad_norm": norm}
         overflow = LEAST <= self._scaler.get_scale() < scale
@@ -74,6 +79,6 @@ class LossScale:
 
 
 def has_finite_squares(weight: Tensor) -> bool:
-    """Whether every number is one whose square is finite in 32 bits, or in 64 where it has as many."""
+    """Whether every number that this process holds has a finite square in 32 bits, or in 64 where it has as many."""
     largest = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).max ** 0.5
-    return bool((weight.detach().abs() <= largest).all())  # of NaN it is False
+    return bool((own_part(weight.detach()).abs() <= largest).all())  # of NaN it is False

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prefopt.policy.sharding import divided_like
 from prefopt.support.errors import PrefoptError
 
 DAMAGED = (
@@ -102,7 +103,9 @@ def fit(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
     strange = sorted(weights.keys() - model.state_dict().keys())
     if missing or strange:
         raise KeyError(f"weights that are {'missing' if missing else 'unknown'}, such as {(missing or strange)[0]}")
-    model.load_state_dict(weights, strict=False)  # frozen weights are not in it
+    held = model.state_dict()
+    divided = {name: divided_like(weight, held[name]) for name, weight in weights.items()}
+    model.load_state_dict(divided, strict=False)  # frozen weights are not in it
 
 
 def _held(policy: Path) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from prefopt.policy.decode.reading import Reading, reading_of
 from prefopt.policy.decode.stops import StopTexts
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
+from prefopt.policy.sharding import gathered
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Sampled
@@ -82,7 +83,7 @@ class TransformersSampler:
         completed: dict[tuple[int, int], DrawnTokens] = {}
         ends = end_tokens(policy, settings.stop)
         decode = _draw_by_generate if is_stateful(policy) else _draw_by_cache
-        with evaluating(policy), self.autocast(), own_weights(model):
+        with evaluating(policy), gathered(policy), self.autocast(), own_weights(model):
             for chunk, copies in _chunks(order, completions, self.batch_size):
                 part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                 places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]

@@ -41,10 +41,10 @@ class PrefixSharing:
             batch: prompts and completions.
         """
         rows = self._rows(backbone, batch)
-        if rows.shared and is_sharded(backbone):
+        if rows.shared and is_sharded(backbone.parameters()):
             # Processes would compare at different times, and wait for each other's weights.
             self.shares = False
-            log.warning("%s is sharded: using a row for each completion", type(backbone).__name__)
+            log.info("%s is sharded: using a row for each completion", type(backbone).__name__)
             rows = self._rows(backbone, batch)
         while rows.shared and rows.longest > 2 * self._compared:
             self._compared = VERIFIED.get(_layout_key(backbone, rows), 0)

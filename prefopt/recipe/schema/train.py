@@ -56,6 +56,12 @@ class Optimizer(WithFields):
     )
 
 
+class Shard(Section):
+    """How weights are divided among processes; in short, the name alone."""
+
+    name: Literal["fsdp2"] = Field(description="fsdp2: torch's fully_shard, layer by layer")
+
+
 class KeepBest(Section):
     """Which policy of a run is its result; in short, the metric's name alone."""
 
@@ -113,6 +119,11 @@ class Train(Section):
     precision: Precision = Field(
         "auto",
         description="arithmetic; auto: bf16 on devices that support it, otherwise fp32; fp16, for GPUs without it, scales the loss",
+    )
+    shard: typing.Annotated[Shard | None, BeforeValidator(named_section)] = Field(
+        None,
+        description="fsdp2 divides weights, gradients and the optimiser's numbers among processes; affects memory and speed only; "
+        "null: every process holds all",
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's default")
     limits: dict[str, tuple[float | None, float | None]] = Field(

@@ -1,0 +1,131 @@
+"""What two processes with sharded weights come to; a program that torchrun starts, once for all cases.
+
+torchrun --standalone --nproc_per_node 2 tests/sharded.py FOLDER
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from _tiny import tiny_model, tiny_pairs, tiny_recipe
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor
+from transformers import LlamaForSequenceClassification
+from updates import CASES, Batches, make_policy, seven_rows, tiny_llama, weights
+
+from prefopt import load_recipe, recipe, run
+from prefopt.objectives import BradleyTerry
+from prefopt.objectives.terms import Term
+from prefopt.policy import Policy, Scorer, make_reference
+from prefopt.policy.compat import ignore_renamed_checkpointing
+from prefopt.policy.critic import Critic
+from prefopt.policy.sharding import own_part, shard_weights, whole_weights
+from prefopt.training.loop import Trainer
+
+FEEDBACK = """
+def even(prompts, completions, rows):
+    return [[sum(w[1:].isdigit() and int(w[1:]) % 2 == 0 for w in text.split()) / 5 for text in ts] for ts in completions]
+"""
+
+ONLINE = (
+    "source.rollouts={completions: 4, sampling: {max_tokens: 5}}",
+    "feedback=${folder}/feedback.py:even",
+)
+
+SHARDED = ("dpo, checkpointed", "rpo", "ppo", "grpo", "reward model", "ppo, critic of its own")
+
+
+def model_of(case: str) -> Policy | Scorer:
+    """In float64, reading plain rows: sharded models read no others, and Llama's norms round to fp32 row by row."""
+    if case == "reward model":
+        small = tiny_llama()
+        small.config.num_labels, small.config.pad_token_id = 1, 0
+        torch.manual_seed(2)
+        scorer = LlamaForSequenceClassification(small.config).double()
+        scorer.model.load_state_dict(small.model.state_dict())
+        return Scorer(scorer)
+    policy = make_policy(case.partition(",")[0], torch.float64)
+    if case == "ppo, critic of its own":
+        policy.critic = Critic(tiny_llama(seed=1).model)
+        torch.nn.init.normal_(policy.critic.head.linear.weight, generator=torch.Generator().manual_seed(1))
+        policy.critic._prefix_sharing.shares = False
+    if case == "dpo, checkpointed":
+        ignore_renamed_checkpointing()
+        policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
+    policy._prefix_sharing.shares = False
+    return policy
+
+
+def terms_of(case: str) -> Sequence[Term]:
+    return [Term(BradleyTerry())] if case == "reward model" else CASES[case.partition(",")[0]]
+
+
+def update(case: str, shards: bool) -> tuple[Tensor, float, list[dict[str, float]]]:
+    """θ_3 − θ_0, what share of the weights this process held, and the metrics of each step."""
+    accelerator, model = Accelerator(cpu=True), model_of(case)
+    before = weights(model)
+    reference: Any = None
+    if isinstance(model, Policy):
+        reference = make_reference(model, recipe.Reference(), recipe.Policy(model=("none",)))
+        reference.policy._prefix_sharing.shares = False
+        with torch.no_grad():
+            for weight in reference.policy.parameters():
+                weight.mul_(0.9)
+    if shards:
+        shard_weights(model, accelerator)
+        if reference is not None:
+            shard_weights(reference.policy, accelerator)
+    held = sum(own_part(weight).numel() for weight in model.parameters()) / len(before)
+    source = Batches(seven_rows(case.partition(",")[0]))
+    passes = 2 if terms_of(case)[0].objective.needs.rollouts else 1
+    spec = recipe.Train(
+        steps=3, lr=3e-3, schedule="constant", warmup=0, batch_size=7, micro_batch_size=3, passes=passes
+    )
+    trainer = Trainer(model, terms_of(case), source, spec, 3, accelerator, reference)
+    steps = [step.metrics for step in trainer]
+    trainer.check_finite()
+    with whole_weights(model, accelerator=accelerator):
+        return weights(model) - before if accelerator.is_main_process else before, held, steps
+
+
+RUNS: dict[str, list[str]] = {
+    "dpo": ["train.checkpoint_every=1"],
+    "lora": ["policy.adapter={r: 2, alpha: 8}", "evaluate.every=1", "train.keep_best=nll"],
+    "reward model": ["objective=BradleyTerry"],
+    "grpo": [*ONLINE, "objective={name: GRPO, beta: 0.1}"],
+    "ppo": [*ONLINE, "objective=PPO", "policy.critic.model=${lm}", "train.checkpoint_every=3"],
+}
+"""Overrides of runs, which go through evaluation, sampling, checkpoints and saving."""
+
+
+def run_one(folder: Path, name: str, place: str, *overrides: str, resume: bool = False) -> Path:
+    """The folder of a run of three steps, in `folder/place`; at a constant rate, so that a longer one begins like it."""
+    common = ["train.shard=fsdp2", "train.steps=3", "train.schedule=constant", "policy.dtype=float64"]
+    common += [f"variables={{lm: {folder / 'lm'}, folder: {folder}}}"]
+    settings = load_recipe(folder / "recipe.yaml", [*common, *RUNS[name], *overrides])
+    return run(settings, folder=folder / place / name, resume=resume, console=Console(quiet=True)).folder
+
+
+def prepare(folder: Path) -> None:
+    """Everything that the runs read, and a run of one process for two to go on with."""
+    tiny_recipe(folder, tiny_model(folder / "lm"), tiny_pairs(folder / "pairs.jsonl"))
+    (folder / "feedback.py").write_text(FEEDBACK)
+    run_one(folder, "dpo", "begun by one")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    found = {case: update(case, shards=True) for case in SHARDED}
+    torch.save(found, folder / f"updates-{Accelerator(cpu=True).process_index}.pt")
+    for name in RUNS:
+        run_one(folder, name, "two")
+    run_one(folder, "dpo", "begun by one", "train.steps=5", resume=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
