@@ -17,6 +17,7 @@ from prefopt.data.example import content_key
 from prefopt.data.overlaps import overlap
 from prefopt.data.rendering import REASONING
 from prefopt.environments.episodes import FAILED, REWARDS
+from prefopt.objectives.names import fields_of, homes
 from prefopt.runs.label.ledger import unfinished
 from prefopt.support.errors import nearest
 from prefopt.training.devices import launched_processes
@@ -79,6 +80,7 @@ def settings_warnings(settings: recipe.Recipe, steps: int, trains: bool) -> Iter
         yield f"an optimiser step has {share} prompts for {processes} processes: {processes - share} of them have nothing to do"
     if settings.source.rollouts is not None:
         yield from _nearly_greedy(settings.source.rollouts)
+        yield from _uncorrected(settings, settings.source.rollouts.staleness)
 
 
 def _nearly_greedy(rollouts: recipe.Rollouts) -> Iterator[str]:
@@ -94,6 +96,17 @@ def _nearly_greedy(rollouts: recipe.Rollouts) -> Iterator[str]:
             yield (
                 f"source.rollouts.sampling.{name} is {value:g}: all completions of a prompt will be about the same, and there is "
                 f"next to nothing to learn from their differences; write {name}: 1"
+            )
+
+
+def _uncorrected(settings: recipe.Recipe, staleness: int) -> Iterator[str]:
+    """Completions of an older policy in an objective that could correct for it."""
+    for term in settings.objective if staleness else ():
+        known = isinstance(term.name, str) and term.name in homes()
+        if known and term.source is None and "tis" in fields_of(term.name) and term.fields.get("tis") is None:
+            yield (
+                f"source.rollouts.staleness is {staleness} and {term.name} takes completions for the policy's own: objective.tis "
+                "corrects for their age (tis: 2, or tis: {per: sequence, high: 2})"
             )
 
 

@@ -12,7 +12,7 @@ from prefopt.objectives.contract import make_case
 from prefopt.objectives.terms import MetricKey, names, plain_names
 from prefopt.objectives.terms import Term as LossTerm
 from prefopt.sources.diagnostics import RolloutDiagnostics
-from prefopt.sources.rollouts import COUNTS
+from prefopt.sources.rollouts import AGE, COUNTS
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.training.optimisers import LOW
 from prefopt.types import Batch, Objective, Outputs
@@ -81,6 +81,8 @@ def _of_rollouts(settings: recipe.Recipe, statistics: Collection[str]) -> Iterat
     outputs = Outputs(mask=batch.mask, logps=token, statistics=dict.fromkeys(("entropy", *statistics), token))
     yield from RolloutDiagnostics()(batch, outputs, outputs)
     yield from COUNTS
+    if rollouts is not None and rollouts.staleness:
+        yield AGE
     if rollouts is not None and rollouts.environment is not None:
         names = ("turns", *OF_EPISODES, *logged_by(rollouts.environment))
         yield from (f"environment/{name}" for name in names)

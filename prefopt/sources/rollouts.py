@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefopt.data.ordering import Order, permutation
 from prefopt.data.selecting import KEPT, Ties, select_checked
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
+from prefopt.sources.ahead import DrawnBatch, age
 from prefopt.sources.rollout_rows import batch_of, episode_metrics, judged_row
 from prefopt.sources.scoring import MISREAD, PromptCompletions, Scoring, misread
 from prefopt.sources.writers import Writer, mismatched
@@ -36,6 +37,9 @@ ALIKE = "prompts replaced: all their completions have one score"
 COUNTS = tuple(f"rollouts/{name}" for name in ("skipped", "dropped", *(f"feedback_{name}" for name in MISREAD)))
 """The names of `Rollouts.metrics`."""
 
+AGE = "rollouts/age"
+"""A further one, where batches are drawn ahead."""
+
 
 class Rollouts:
     """An endless stream of logical batches: the next prompts, K completions of each by the current policy, and their scores.
@@ -45,6 +49,9 @@ class Rollouts:
     Other writers may add further completions: the reference's, a greedy one, a mixture's, the data's own, another prompt's.
     Noise is a function of (seed, batch, prompt, completion), so that a batch does not depend on the number of processes or on
     a resume. Every process holds the whole batch.
+
+    With `settings.staleness` of n, batches are drawn n ahead: the policy that writes batch t (from 0) has learnt from the first
+    max(0, t − n) of them, whatever the timing. What is drawn ahead and not learnt from yet is part of the state.
 
     Args:
         rows: prompts, tokenised.
@@ -60,10 +67,12 @@ class Rollouts:
         columns: the rows' columns that go into batches.
 
     Attributes:
-        version: how many batches were made, and so how many updates the policy has had.
+        version: how many batches there was something to learn from, and so how many updates the policy has had.
         tokens: drawn so far for batches.
         judged: completions that feedback scored so far.
-        counts: completions and prompts of the last batch that could not be used, by the reason.
+        counts: completions and prompts of the last batch drawn that could not be used, by the reason.
+        metrics: of the batch to be trained on: whether it was empty, what was dropped, what feedback did not read as it was
+            written, of the policy's episodes the means of what the environment logs; and its age, if it was drawn ahead.
 
     Raises:
         PrefoptError: fewer prompts than a batch holds.
@@ -111,13 +120,27 @@ class Rollouts:
         self.silent = 0  # batches in a row on which feedback gave no verdict at all
         self.warned = False
         self.skipped = False  # whether nothing could be learnt from the last batch
+        self.metrics: dict[str, float] = dict.fromkeys(COUNTS, 0)
+        self._ahead: deque[DrawnBatch] = deque()
+        self._records: Sequence[Mapping[str, Any]] = ()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches of the current policy; the place moves as they are taken."""
+        """Batches of the current policy, or of one of `staleness` batches ago; the place moves as they are taken."""
         while True:
-            with advising("rollouts", ROLLOUTS):
-                batch = self._batch()
-            yield batch
+            while len(self._ahead) <= self.settings.staleness:
+                with advising("rollouts", ROLLOUTS):
+                    batch = self._batch()
+                self._ahead.append(DrawnBatch(batch, self._measured(), self._completions()))
+            yield self._next()
+
+    def _next(self) -> Batch:
+        """The first of those that were drawn."""
+        drawn = self._ahead.popleft()
+        self.metrics, self._records = dict(drawn.metrics), drawn.records
+        if self.settings.staleness:
+            self.metrics[AGE] = age(drawn.batch, self.version)
+        self.version += bool(len(drawn.batch))
+        return drawn.batch
 
     @property
     def feedback(self) -> Mapping[str, Feedback]:
@@ -134,17 +157,18 @@ class Rollouts:
         """The same in words, with the reasons."""
         return "; ".join(f"{count} {what}" for what, count in (+self.counts).items() if what != VERDICTS)
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Of the last batch: whether it was empty, what was dropped, what feedback did not read as it was written, and of the
-        policy's episodes the means of what the environment logs.
-        """
+    def _measured(self) -> dict[str, float]:
+        """The `metrics` of the last batch drawn."""
         counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
         own = [group.written[: self.settings.completions] for group, _ in self.judged_groups]
         return dict(zip(COUNTS, counts, strict=True)) | episode_metrics(own)
 
-    def records(self, most: int) -> list[dict[str, Any]]:
-        """The first completions of the last batch, for a person to read: prompts, turns, scores and why they ended."""
+    def records(self, most: int) -> Sequence[Mapping[str, Any]]:
+        """The first completions of the batch to be trained on, for a person to read: prompts, turns, scores, why they ended."""
+        return self._records[:most]
+
+    def _completions(self) -> list[dict[str, Any]]:
+        """All `records` of the last batch drawn."""
         return [
             {
                 "prompt": group.row.example.prompt,
@@ -156,7 +180,7 @@ class Rollouts:
             }
             for group, scores in self.judged_groups
             for k, (one, text) in enumerate(zip(group.written, group.texts, strict=True))
-        ][:most]
+        ]
 
     def fit(self, reference: Any) -> None:
         """Let feedback that measures the reference first do so, on one sample of each of as many prompts as two batches have."""
@@ -182,7 +206,6 @@ class Rollouts:
             self._note_empty()
             return self._empty()
         self.silent = 0
-        self.version += 1
         batch = batch_of(rows, self.columns, whole=not self.needs_rollouts)
         return mismatched(batch) if self.joins_mismatched else batch
 
@@ -331,6 +354,7 @@ class Rollouts:
             "version": self.version,
             "spent": (self.tokens, self.judged),
             "feedback": self.scoring.state_dict(),
+            "ahead": [drawn.state_dict() for drawn in self._ahead],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -343,6 +367,7 @@ class Rollouts:
         self.draws, self.version = state["draws"], state["version"]
         self.tokens, self.judged = state["spent"]
         self.scoring.load_state_dict(state["feedback"])
+        self._ahead = deque(map(DrawnBatch.of_state, state.get("ahead", ())))  # older checkpoints lack it
 
 
 def _alike(groups: Sequence[PromptCompletions], verdicts: Mapping[str, Verdict]) -> set[int]:

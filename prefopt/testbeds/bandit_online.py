@@ -134,6 +134,7 @@ def make_rollouts(
     batch_size: int | None = None,
     seed: int = 0,
     ties: Ties = "drop",
+    staleness: int = 0,
 ) -> Rollouts:
     """The project's source of samples, of bandits.
 
@@ -145,6 +146,7 @@ def make_rollouts(
         batch_size: prompts in a logical batch; None is all.
         seed: of order and noise.
         ties: of completions with equal scores, where an order is needed.
+        staleness: how many batches ago the policy was that writes a batch.
     """
     rows = context_rows(contexts)
     policy = writers[0]
@@ -157,7 +159,7 @@ def make_rollouts(
         Completer(TableSampler(), Numerals(), actions, accelerator),
         Scoring(feedback if isinstance(feedback, Mapping) else {"scores": feedback}, accelerator),
         needs,
-        recipe.Rollouts(completions=policy.completions, sampling=policy.sampling),
+        recipe.Rollouts(completions=policy.completions, sampling=policy.sampling, staleness=staleness),
         len(rows) if batch_size is None else batch_size,
         seed,
         ties,

@@ -99,7 +99,7 @@ def test_nothing_is_explained_that_is_not_logged(logged):
         "online": online_metrics(),
         "rollouts": {
             *rollout_metrics(),
-            *(f"rollouts/{name}" for name in ("dropped", "skipped")),
+            *(f"rollouts/{name}" for name in ("dropped", "skipped", "age")),  # the last with staleness
             *(f"rollouts/feedback_{name}" for name in MISREAD),
         },
         "held-out": held_out | {"reward"},  # of runs that learn from feedback, which these do not

@@ -139,6 +139,14 @@ def test_an_order_of_equal_completions_is_refused(make: Any, tmp_path: Path) -> 
         plan(make(*online(tmp_path, completions=2, sampling={"temperature": 0})))
 
 
+def test_older_completions_that_nothing_corrects_for_are_said(make: Any, tmp_path: Path) -> None:
+    old = online(tmp_path, staleness=2)
+    assert "staleness is 2 and GRPO takes" in " ".join(plan(make("objective=GRPO", *old)).warnings)
+    for objective in ("{name: GRPO, tis: 2}", "{name: GRPO, tis: {per: sequence}}", "DPO"):
+        assert "staleness" not in " ".join(plan(make(f"objective={objective}", *old)).warnings)
+    assert "staleness" not in " ".join(plan(make("objective=GRPO", *online(tmp_path))).warnings)
+
+
 @pytest.mark.parametrize("objective", ["GRPO", "DAPO", "DrGRPO", "CISPO", "GSPO", "ReinforcePlusPlus", "PPO"])
 @pytest.mark.parametrize("sampling", [{"top_p": 0.5}, {"top_k": 4}])
 def test_truncated_supports_and_importance_weights_exclude_each_other(

@@ -129,7 +129,7 @@ def test_a_killed_run_resumes_with_the_sampler_where_it_was(recipe_file: Path, t
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
-    overrides = ["train.steps=3", "policy.dtype=float64"]
+    overrides = ["train.steps=3", "policy.dtype=float64", "source.rollouts.staleness=1"]
     one = run(load_recipe(recipe_file, overrides), folder=tmp_path / "one").folder
     two = tmp_path / "two"
     launch = [

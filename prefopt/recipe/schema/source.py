@@ -77,6 +77,12 @@ class Rollouts(Samples):
     refill: bool = Field(
         False, description="replace prompts whose completions all have one score, or that cannot be used (DAPO)"
     )
+    staleness: int = Field(
+        0,
+        ge=0,
+        description="a batch is written by the policy of so many batches ago; a correction is the objective's `tis`; 0: by the "
+        "policy that learns from it",
+    )
     mixture: float = Field(
         0.5, ge=0, le=1, description="the reference's share in what the writer `mixture` samples from"
     )

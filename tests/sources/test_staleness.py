@@ -1,0 +1,92 @@
+"""Batches that an older policy wrote: which one, what is said of it, and that nothing depends on where a run was interrupted."""
+
+import io
+from itertools import islice
+
+import pytest
+import torch
+
+from prefopt import Needs
+from prefopt.objectives import RLOO
+from prefopt.objectives.online.correction import Correction
+from prefopt.sources.rollouts import AGE
+from prefopt.testbeds.bandit import tabular
+from prefopt.testbeds.bandit_online import Payoff, make_rollouts, make_writers, online_trainer
+from prefopt.training.checkpoints import check_state
+
+TABLE, REWARDS = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).double(), torch.tensor([[1.0, 0.5, 0.0, -1.0]]).double()
+STEPS = 7
+
+
+def training(staleness, tis=None):
+    """A trainer with its source, and its policy."""
+    policy = tabular(TABLE)
+    objective, reference = RLOO(tis=tis), policy.frozen()
+    writers = make_writers(policy, reference, 16, {})
+    source = make_rollouts(writers, Payoff(REWARDS), objective.needs, staleness=staleness)
+    return online_trainer(policy, objective, source, reference, STEPS, lr=0.3), source, policy
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_a_batch_is_written_by_the_policy_of_so_many_batches_ago(staleness):
+    trainer, source, policy = training(staleness)
+    policies, seen = [policy.probabilities.log()[0]], []
+    taken = source._next
+    source._next = lambda: seen.append(taken()) or seen[-1]
+    ages = []
+    for _ in trainer:
+        policies.append(policy.probabilities.log()[0])
+        ages.append(source.metrics.get(AGE))
+    assert not torch.equal(policies[0], policies[1])
+    for t, batch in enumerate(seen):
+        written_by = max(0, t - staleness)
+        assert (batch.version == written_by).all()
+        expected = policies[written_by][batch.completion_ids[..., 0]]
+        torch.testing.assert_close(batch.columns["sampler_logps"][..., 0].double(), expected, atol=1e-6, rtol=0)
+    assert len(seen) == STEPS
+    assert ages == ([min(t, staleness) for t in range(STEPS)] if staleness else [None] * STEPS)
+
+
+def test_without_an_update_older_batches_are_the_same_batches():
+    def batches(staleness):
+        writers = make_writers(tabular(TABLE), tabular(TABLE).frozen(), 4, {})
+        return list(islice(iter(make_rollouts(writers, Payoff(REWARDS), Needs(), staleness=staleness)), 3))
+
+    for one, other in zip(batches(0), batches(2), strict=True):
+        assert torch.equal(one.completion_ids, other.completion_ids) and torch.equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+@pytest.mark.parametrize("halt", [1, 4])
+def test_a_resumed_run_has_the_same_numbers_and_weights(staleness, halt):
+    whole, _, expected = training(staleness, Correction("sequence", high=2.0))
+    numbers = [step.metrics for step in whole]
+    trainer, source, policy = training(staleness, Correction("sequence", high=2.0))
+    assert [str(step.metrics) for step in islice(trainer, halt)] == list(map(str, numbers[:halt]))
+    state, written = trainer.state_dict(), io.BytesIO()
+    check_state(state)
+    assert len(state["source"]["ahead"]) == staleness
+    torch.save({"trainer": state, "weights": policy.state_dict(), "optimizer": trainer.optimizer.state_dict()}, written)
+    written.seek(0)
+    kept = torch.load(written, weights_only=True)
+    resumed, again, weights = training(staleness, Correction("sequence", high=2.0))
+    weights.load_state_dict(kept["weights"])
+    resumed.optimizer.load_state_dict(kept["optimizer"])
+    resumed.load_state_dict(kept["trainer"])
+    if staleness:
+        assert again._ahead[0].records == source._ahead[0].records != []
+    assert [str(step.metrics) for step in resumed] == list(map(str, numbers[halt:]))
+    assert torch.equal(weights.probabilities, expected.probabilities)
+
+
+def test_the_correction_is_of_the_age():
+    """The weight of a token is π_now / π_then, and 1 where no update lies between."""
+    trainer, _, policy = training(2, Correction())
+    policies = [policy.probabilities[0]]
+    for t, step in enumerate(trainer):
+        if t == 0:
+            assert step.metrics["ratio/sampler_max"] == pytest.approx(1, abs=1e-6)
+        if t == 4:
+            largest = (policies[4] / policies[2]).max().item()
+            assert 1 < step.metrics["ratio/sampler_max"] <= largest + 1e-6
+        policies.append(policy.probabilities[0])
