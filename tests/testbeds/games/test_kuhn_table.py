@@ -45,8 +45,7 @@ def test_two_steps_of_self_play():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_the_last_iterate_is_near_an_equilibrium_with_a_magnet_alone(seed):
-    *_, held = self_play(RLOO(beta=0.5), 200, seed=seed)
-    *_, free = self_play(RLOO(beta=0.0), 200, seed=seed)
-    assert held < 0.06 and free > 0.1
+def test_the_last_iterate_is_near_an_equilibrium_with_a_magnet_alone():
+    *_, held = self_play(RLOO(beta=0.5), 300)
+    *_, free = self_play(RLOO(beta=0.0), 100)
+    assert held < 0.05 and free > 0.1
