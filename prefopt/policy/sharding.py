@@ -40,12 +40,12 @@ def shard_weights(model: Policy | Scorer, accelerator: Accelerator) -> None:
     show_tensors_of(Outputs)  # in which FSDP looks for what a backward pass begins with
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     low = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    for whole in [module for module in model.modules() if isinstance(module, PreTrainedModel)][:1]:
-        if not (kinds := blocks_of(whole)):
-            raise PrefoptError(
-                f"train.shard: {type(whole).__name__} does not say what its layers are (`_no_split_modules`), by which its weights "
-                "would be divided: leave train.shard out, and train an adapter (policy.adapter) where memory is short"
-            )
+    whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if not (kinds := blocks_of(whole)):
+        raise PrefoptError(
+            f"train.shard: {type(whole).__name__} does not say what its layers are (`_no_split_modules`), by which its weights "
+            "would be divided: leave train.shard out, and train an adapter (policy.adapter) where memory is short"
+        )
     for module in reversed(list(model.modules())):  # what is inside comes first
         if type(module).__name__ in kinds:
             reduced = MixedPrecisionPolicy(low, torch.float32 if low else None, cast_forward_inputs=False)
