@@ -85,7 +85,7 @@ class Example:
     @property
     def task(self) -> str:
         """What tells it from others of its prompt: its column of this name on a line; empty where it has none."""
-        return f"\n{self.columns['task']}" if "task" in self.columns else ""
+        return task_of(self.columns)
 
     def select(self, order: Sequence[int]) -> Self:
         """Only these completions, in this order, with their scores, preferences and columns."""
@@ -105,6 +105,11 @@ class Example:
     def scored(self, scores: tuple[float | None, ...]) -> Self:
         """The same completions with these scores, and without preferences."""
         return dataclasses.replace(self, scores=scores, preference=None)
+
+
+def task_of(columns: Mapping[str, Any]) -> str:
+    """What tells a row from others of its prompt; see `Example.task`."""
+    return f"\n{columns['task']}" if "task" in columns else ""
 
 
 def select_matrix(matrix: Matrix | None, order: Sequence[int]) -> Matrix | None:

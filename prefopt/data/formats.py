@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from prefopt.data.example import Completion, Example, Matrix, content_key
+from prefopt.data.example import Completion, Example, Matrix, content_key, task_of
 from prefopt.data.messages import template_columns, turns_of
 from prefopt.data.steps import LABELS, joined_steps, labels_of
 from prefopt.data.text_episodes import EOS, ends_with_eos, is_text_episode, text_episodes
@@ -103,7 +103,7 @@ def parse(row: Mapping[str, Any], where: str = "row") -> Example:
         columns |= template_columns(columns, where)
     if kind == "unpaired":  # in addition to the score: False also says that the completion is not one to imitate
         columns["label"] = _label(row["label"], where)
-    group = row["group"] if "group" in row else content_key(prompt) if prompt else content_key(completions[0])
+    group = row["group"] if "group" in row else content_key(prompt or completions[0]) + task_of(columns)
     named = kind == "paired" and "score_chosen" in row
     return Example(prompt, completions, scores, preference, str(group), where, columns, {}, named, steps)
 

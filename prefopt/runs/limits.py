@@ -146,7 +146,7 @@ def data_warnings(
         train: rows as they are trained on.
     """
     part = settings.evaluate.part
-    prompts = distinct(held_out, 2)
+    prompts = distinct((row.asks for row in held_out), 2)
     empty = settings.source.split[2 if part == "test" else 1] == 0 and getattr(settings.source, part) is None
     if prompts < 2 and not empty:
         yield (
@@ -325,11 +325,11 @@ def trained_on(train: Sequence[Example], sets: Mapping[str, Sequence[Example]]) 
             yield f"{same} of {len(rows)} rows of evaluate.sets.{name} have a prompt that is trained on"
 
 
-def distinct(rows: Sequence[Example], most: int) -> int:
-    """How many distinct prompts there are, counted up to `most`."""
+def distinct(prompts: Iterable[str], most: int) -> int:
+    """How many distinct ones there are, counted up to `most`."""
     seen: set[str] = set()
-    for row in rows:
-        seen.add(row.asks)
+    for prompt in prompts:
+        seen.add(prompt)
         if len(seen) == most:
             break
     return len(seen)

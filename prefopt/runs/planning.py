@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from prefopt import recipe
 from prefopt.data import DiskRows, Example, Split
+from prefopt.data.example import content_key
 from prefopt.data.loading import Loaded, load
 from prefopt.data.selecting import select_checked
 from prefopt.data.splits import divided
 from prefopt.data.steps import in_steps, separator_of
+from prefopt.data.text_episodes import as_seen
 from prefopt.environments.checking import Shown
 from prefopt.environments.making import check_section
 from prefopt.evaluation import win_rates
@@ -274,7 +276,9 @@ def _of_judges(settings: recipe.Recipe, held_out: Sequence[Example], train: Sequ
 
 def _check_prompts(settings: recipe.Recipe, data: Split[Example]) -> None:
     """Refuses what wants several prompts where there is one, and a comparison with a run of other prompts."""
-    if "mismatched" in settings.source.writers and distinct(data.train, 2) < 2:
+    # What an environment says first may tell prompts of one text apart; otherwise other tasks of a prompt are no other prompts.
+    asked = (row.asks if _environment(settings) else content_key(as_seen(row).prompt) for row in data.train)
+    if "mismatched" in settings.source.writers and distinct(asked, 2) < 2:
         raise PrefoptError(
             f"source.writers has `mismatched`, which gives each prompt another's completion, and all {len(data.train)} rows "
             "to train on have one prompt: give other prompts, or take an objective that compares completions of one prompt"

@@ -1,7 +1,7 @@
 """Batches of rollouts that were drawn before it is their turn, as a checkpoint keeps them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,23 +15,24 @@ class DrawnBatch:
     Attributes:
         batch: as it was drawn.
         metrics: of its drawing.
-        records: its completions, for a person to read.
+        told: its completions, for a person to read: the first so many, None for all. Asked for at some steps only.
     """
 
     batch: Batch
     metrics: Mapping[str, float]
-    records: Sequence[Mapping[str, Any]]
+    told: Callable[[int | None], Sequence[Mapping[str, Any]]]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         batch = {field.name: getattr(self.batch, field.name) for field in fields(Batch)}
         batch |= {name: dict(batch[name]) for name in ("columns", "axes", "named_scores")}
-        return {"batch": batch, "metrics": dict(self.metrics), "records": json.dumps(list(self.records))}
+        return {"batch": batch, "metrics": dict(self.metrics), "records": json.dumps(list(self.told(None)))}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "DrawnBatch":
         """The same from its state."""
-        return cls(Batch(**state["batch"]), state["metrics"], json.loads(state["records"]))
+        records = json.loads(state["records"])
+        return cls(Batch(**state["batch"]), state["metrics"], lambda most: records[:most])
 
 
 def age(batch: Batch, version: int) -> float:

@@ -4,7 +4,9 @@ import dataclasses
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -36,6 +38,9 @@ ALIKE = "prompts replaced: all their completions have one score"
 
 COUNTS = tuple(f"rollouts/{name}" for name in ("skipped", "dropped", *(f"feedback_{name}" for name in MISREAD)))
 """The names of `Rollouts.metrics`."""
+
+Judged = tuple[PromptCompletions, Sequence[float] | None]
+"""Completions of a prompt, and their scores if it has them."""
 
 AGE = "rollouts/age"
 """A further one, where batches are drawn ahead."""
@@ -116,13 +121,13 @@ class Rollouts:
         self.judged = 0
         self.counts: Counter[str] = Counter()
         self.misread: Counter[str] = Counter()
-        self.judged_groups: list[tuple[PromptCompletions, Sequence[float] | None]] = []  # of the last batch
+        self.judged_groups: list[Judged] = []  # of the last batch
         self.silent = 0  # batches in a row on which feedback gave no verdict at all
         self.warned = False
         self.skipped = False  # whether nothing could be learnt from the last batch
         self.metrics: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._ahead: deque[DrawnBatch] = deque()
-        self._records: Sequence[Mapping[str, Any]] = ()
+        self._told: Callable[[int | None], Sequence[Mapping[str, Any]]] = lambda _: ()
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of the current policy, or of one of `staleness` batches ago; the place moves as they are taken."""
@@ -130,13 +135,13 @@ class Rollouts:
             while len(self._ahead) <= self.settings.staleness:
                 with advising("rollouts", ROLLOUTS):
                     batch = self._batch()
-                self._ahead.append(DrawnBatch(batch, self._measured(), self._completions()))
+                self._ahead.append(DrawnBatch(batch, self._measured(), partial(self._completions, self.judged_groups)))
             yield self._next()
 
     def _next(self) -> Batch:
         """The first of those that were drawn."""
         drawn = self._ahead.popleft()
-        self.metrics, self._records = dict(drawn.metrics), drawn.records
+        self.metrics, self._told = dict(drawn.metrics), drawn.told
         if self.settings.staleness:
             self.metrics[AGE] = age(drawn.batch, self.version)
         self.version += bool(len(drawn.batch))
@@ -165,21 +170,24 @@ class Rollouts:
 
     def records(self, most: int) -> Sequence[Mapping[str, Any]]:
         """The first completions of the batch to be trained on, for a person to read: prompts, turns, scores, why they ended."""
-        return self._records[:most]
+        return self._told(most)
 
-    def _completions(self) -> list[dict[str, Any]]:
-        """All `records` of the last batch drawn."""
+    def _completions(self, groups: Sequence[Judged], most: int | None) -> list[dict[str, Any]]:
+        """The `records` of a batch; of rows that are tasks, which one."""
+        places = ((group, scores, k) for group, scores in groups for k in range(len(group.written)))
         return [
             {
-                "prompt": group.row.example.prompt,
-                "completion": text if isinstance(text, str) else self.completer.text(one),
+                "prompt": (example := group.row.example).prompt,
+                **{name: value for name, value in example.columns.items() if name == "task"},
+                "completion": text
+                if isinstance(text := group.texts[k], str)
+                else self.completer.text(group.written[k]),
                 "score": None if scores is None or math.isnan(scores[k]) else scores[k],
-                "stop": one.stop,
-                "tokens": len(one.ids),
-                **told(one),
+                "stop": group.written[k].stop,
+                "tokens": len(group.written[k].ids),
+                **told(group.written[k]),
             }
-            for group, scores in self.judged_groups
-            for k, (one, text) in enumerate(zip(group.written, group.texts, strict=True))
+            for group, scores, k in islice(places, most)
         ]
 
     def fit(self, reference: Any) -> None:

@@ -138,6 +138,11 @@ def test_messages():
 
 def test_group():
     assert parse({**PAIR, "group": 7}).group == "7"
+
+
+def test_tasks_of_one_prompt_are_groups_of_their_own():
+    one, other, again = (parse({**PAIR, "task": task}).group for task in (1, 2, 1))
+    assert one == again != other
     assert parse({"prompt": [user("q")]}).group == parse({"prompt": [{"content": "q", "role": "user"}]}).group
 
 

@@ -267,6 +267,9 @@ def test_another_prompts_completion_wants_another_prompt(make: Any) -> None:
     rows = [row | {"prompt": "w1"} for row in labelled(20, 20)]
     with pytest.raises(PrefoptError, match="all 40 rows to train on have one prompt"):
         plan(make("objective=KTO", "source.writers=mismatched", "source.split=[1, 0, 0]", rows=rows))
+    tasks = [{**row, "task": number} for number, row in enumerate(rows)]  # of that prompt, all the same
+    with pytest.raises(PrefoptError, match="have one prompt"):
+        plan(make("objective=KTO", "source.writers=mismatched", "source.split=[1, 0, 0]", rows=tasks))
 
 
 @pytest.mark.parametrize(
