@@ -169,7 +169,10 @@ def test_trainer_finds_the_closed_form_from_samples(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONGER)
 def test_every_objective_finds_its_own_and_misses_it_when_answers_count(name):
-    """In fewer steps than the table of README.md, and so within a wider margin, which faults still miss."""
+    """As in the table of README.md; at β = .25, where it has four times the episodes, in fewer steps and within a wider margin."""
+    if "0.25" not in name:
+        check(name)
+        return
     problem = PROBLEMS[name]
     check(name, steps=80 if "passes" in problem.settings else 150, within=max(problem.within, 0.02))
 
