@@ -78,6 +78,16 @@ class Places:
     words: Mapping[int, Place]
 
 
+def _as_text_episode(example: Example) -> str:
+    """What to do where messages behind a text were meant as an episode without a template; nothing where none could be."""
+    if not example.prompt or all(isinstance(one, str) for one in example.completions):
+        return ""
+    return (
+        '. An episode in a plain text is known by a message of the environment, {"role": "environment", "content": ""} '
+        "where it says nothing, behind a prompt that is text"
+    )
+
+
 @dataclass(frozen=True)
 class Renderer:
     """A tokenizer's chat template.
@@ -114,6 +124,7 @@ class Renderer:
             raise PrefoptError(
                 f"{example.where}: a conversation, but the tokenizer has no chat template: name one that has in policy.tokenizer "
                 "(an instruct model's, a folder with this tokenizer and a chat_template.jinja), or give the prompts as plain text"
+                f"{_as_text_episode(example)}"
             )
         settings = {"tools": example.columns.get("tools"), **(example.columns.get("chat_template_kwargs") or {})}
         try:

@@ -100,8 +100,13 @@ def as_data(example: Example) -> tuple[Completion, ...]:
     """The completions as rows have them: an episode without a word of the environment's ends with an empty one, which tells it."""
     if not has_text_episodes(example):
         return example.completions
-    told: Message = {"role": ENVIRONMENT, "content": ""}
-    return tuple(one if ENVIRONMENT in roles_of(one) else (*one, told) for one in example.completions)
+    return tuple(one if isinstance(one, str) else told_apart(one) for one in example.completions)
+
+
+def told_apart(episode: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages of an episode in a plain text, from which a reader of the row can tell that it is one."""
+    silent: Message = {"role": ENVIRONMENT, "content": ""}
+    return tuple(episode) if ENVIRONMENT in roles_of(tuple(episode)) else (*episode, silent)
 
 
 def opening_of(example: Example) -> int:

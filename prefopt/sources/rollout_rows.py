@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from prefopt.data import Tokenised, collate
+from prefopt.data.text_episodes import EOS, told_apart
+from prefopt.environments.episodes import MESSAGES
 from prefopt.sources.scoring import PromptCompletions
+from prefopt.sources.writing import Completer, prompt_seen, text_episode, told, up_to_last_turn
 from prefopt.support.errors import PrefoptError
 from prefopt.types import STOP_REASONS, Axis, Batch, Verdict, Written
 
@@ -115,6 +118,39 @@ def episode_metrics(groups: Sequence[Sequence[Written]]) -> dict[str, float]:
     means = {name: math.fsum(one.info.get(name, 0.0) for one in episodes) / len(episodes) for name in names}
     means = {"turns": sum(len(one.turns) for one in episodes) / len(episodes)} | means
     return {f"environment/{name}": value for name, value in means.items()}
+
+
+def record(group: PromptCompletions, k: int, score: float | None, completer: Completer) -> dict[str, Any]:
+    """A completion for a person to read, and for `source.data`: an episode is messages, as `prefopt label` writes them.
+
+    Beside what `told` says: of rows that are tasks, which one; and `unread`, what an environment said behind the last turn.
+
+    Args:
+        group: the prompt and its completions.
+        k: which of them.
+        score: of it; None or NaN where there is none.
+        completer: wrote it.
+    """
+    example, one, text = group.row.example, group.written[k], group.texts[k]
+    columns: dict[str, Any] = {"prompt": example.prompt} | {
+        name: value for name, value in example.columns.items() if name == "task"
+    }
+    if one.prompt is None or completer.episodes is None:
+        columns["completion"] = text if isinstance(text, str) else completer.text(one)
+    elif isinstance(example.prompt, str):
+        episode, ended = text_episode(one, completer.episodes.encoder)
+        columns |= {"completion": told_apart(episode), EOS: ended}
+    else:
+        columns |= {"prompt": prompt_seen(example.prompt, [one.opening]), "completion": up_to_last_turn(text)}
+    read = up_to_last_turn(one.messages) if one.messages else ()
+    return {
+        **columns,
+        **({"unread": unread} if (unread := one.messages[len(read) :]) else {}),
+        "score": None if score is None or math.isnan(score) else score,
+        "stop": one.stop,
+        "tokens": len(one.ids),
+        **{name: value for name, value in told(one).items() if name not in ("opening", MESSAGES)},
+    }
 
 
 def batch_of(rows: Sequence[Tokenised], columns: Sequence[str], whole: bool = False) -> Batch:

@@ -18,10 +18,10 @@ from prefopt.data.selecting import KEPT, Ties, select_checked
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.sources.ahead import DrawnBatch, age
-from prefopt.sources.rollout_rows import batch_of, episode_metrics, judged_row
+from prefopt.sources.rollout_rows import batch_of, episode_metrics, judged_row, record
 from prefopt.sources.scoring import MISREAD, PromptCompletions, Scoring, misread
 from prefopt.sources.writers import Writer, mismatched
-from prefopt.sources.writing import Completer, recorded, told
+from prefopt.sources.writing import Completer, recorded
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import ROLLOUTS, advising
 from prefopt.support.seeds import seed_for
@@ -169,24 +169,14 @@ class Rollouts:
         return dict(zip(COUNTS, counts, strict=True)) | episode_metrics(own)
 
     def records(self, most: int) -> Sequence[Mapping[str, Any]]:
-        """The first completions of the batch to be trained on, for a person to read: prompts, turns, scores, why they ended."""
+        """The first completions of the batch to be trained on, as rows of data: prompts, turns, scores, why they ended."""
         return self._told(most)
 
     def _completions(self, groups: Sequence[Judged], most: int | None) -> list[dict[str, Any]]:
-        """The `records` of a batch; of rows that are tasks, which one."""
+        """The `records` of a batch."""
         places = ((group, scores, k) for group, scores in groups for k in range(len(group.written)))
         return [
-            {
-                "prompt": (example := group.row.example).prompt,
-                **{name: value for name, value in example.columns.items() if name == "task"},
-                "completion": text
-                if isinstance(text := group.texts[k], str)
-                else self.completer.text(group.written[k]),
-                "score": None if scores is None or math.isnan(scores[k]) else scores[k],
-                "stop": group.written[k].stop,
-                "tokens": len(group.written[k].ids),
-                **told(group.written[k]),
-            }
+            record(group, k, None if scores is None else scores[k], self.completer)
             for group, scores, k in islice(places, most)
         ]
 

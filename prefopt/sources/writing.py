@@ -218,6 +218,14 @@ def text_episode(one: Written, encoder: TextEncoder) -> tuple[tuple[Message, ...
     return (*one.opening, *said), ended
 
 
+def up_to_last_turn(completion: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
+    """A completion without what the environment said behind the policy's last turn, which no policy read; a text as it is."""
+    if isinstance(completion, str):
+        return completion
+    last = max(place for place, message in enumerate(completion) if message["role"] == ASSISTANT)
+    return completion[: last + 1]
+
+
 def told(one: Written) -> dict[str, Any]:
     """What a person reads of an episode beside its text: who said what, what each turn earned, what was logged. {} of others."""
     if one.prompt is None:

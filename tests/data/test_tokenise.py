@@ -206,6 +206,11 @@ def test_refusals(plain, chatml):
         tokenise([], mute)
     with pytest.raises(PrefoptError, match=r"talks.jsonl:3: .*no chat template: .* policy\.tokenizer"):
         tokenise([talk("yes")], plain)
+    spoken = parse({"prompt": "one", "completion": [{"role": "assistant", "content": "two"}]})
+    with pytest.raises(
+        PrefoptError, match=r'plain text is known by a message .*{"role": "environment", "content": ""}'
+    ):
+        tokenise([spoken], plain)
     with pytest.raises(PrefoptError, match="prompt must be at least 1, not 0"):
         tokenise([], plain, 0)
     strict = PreTrainedTokenizerFast(tokenizer_object=chatml.backend_tokenizer, eos_token="<|im_end|>")

@@ -34,7 +34,7 @@ def test_a_run_learns_from_episodes_and_shows_them(home: Path, tmp_path: Path) -
     assert len(kept) == 3
     for one in kept:
         assert one["score"] is None or one["score"] == pytest.approx(sum(one["turn_rewards"]))
-        assert one["messages"][0]["role"] == "assistant"
+        assert one["completion"][0]["role"] == "assistant" and "messages" not in one
     evaluation = RunFolder(tmp_path / "run").last_evaluation("test")
     assert evaluation is not None
     for sample in evaluation.samples:

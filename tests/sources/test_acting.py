@@ -1,5 +1,6 @@
 """Episodes: what is written, which tokens are whose, why they end, and what an environment can do to a run (nothing)."""
 
+import json
 import math
 import random
 import time
@@ -15,9 +16,12 @@ from accelerate import Accelerator
 
 from prefopt import PrefoptError, Turn, recipe
 from prefopt.data import Example, tokenise
+from prefopt.data.formats import parse
 from prefopt.policy import Policy, TransformersSampler, load_policy
 from prefopt.policy.loading import load_tokenizer
 from prefopt.sources.acting import Acting
+from prefopt.sources.rollout_rows import record
+from prefopt.sources.scoring import PromptCompletions
 from prefopt.sources.writing import Completer
 from prefopt.types import Sampled, Written
 
@@ -361,6 +365,29 @@ def test_feedback_sees_what_the_environment_said_first(models: Any, chat: bool) 
     assert prompt_seen(prompt, (one.opening for one in group)) == expected
     (group,) = write(models[chat], lambda: Talks(stop=ENDS), prompts=[prompt])
     assert prompt_seen(prompt, (one.opening for one in group)) == (tuple(prompt) if chat else prompt)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("chat", [False, True])
+def test_what_is_kept_of_rollouts_is_data_with_the_same_tokens(models: Any, chat: bool, turns: int) -> None:
+    policy, prompt = models[chat], [{"role": "user", "content": "w3"}] if chat else "w3"
+    environment, more = (lambda: Talks(turns - 1, " w7", ENDS)), {"prompts": [prompt], "max_turns": turns}
+    acting = Acting(environment, "Talks", turns, 60, None)
+    completer = Completer.of(TransformersSampler(), policy, SAMPLING, Accelerator(cpu=True), acting)
+    rows, _ = tokenise([Example(prompt, columns={"task": 4})], policy.tokenizer)
+    written = long_turns(policy, environment, **more)
+    group = PromptCompletions(rows[0], written, [completer.completion(one, rows[0].example.prompt) for one in written])
+    kept = [json.loads(json.dumps(record(group, k, math.nan, completer))) for k in range(len(written))]
+    examples = [parse(one) for one in kept]
+    assert {type(one.prompt) for one in examples} == {tuple if chat else str}
+    assert examples[0].columns["task"] == 4 and examples[0].columns["turn_rewards"] == list(written[0].rewards)
+    again, _ = tokenise(examples, policy.tokenizer)
+    for one, row in zip(written, again, strict=True):
+        size, mask = len(one.ids), (True,) * len(one.ids) if row.masks is None else row.masks[0]
+        assert row.prompt_ids == one.prompt
+        assert row.completion_ids[0][:size] == one.ids
+        assert chat or (len(row.completion_ids[0]) == size and mask == one.mask)  # a template adds what ends a turn
+    assert all(one["unread"][0]["content"] == f" w{turns} w9" for one in kept)
 
 
 def test_an_environment_that_cannot_be_made_is_no_traceback(models: Any) -> None:

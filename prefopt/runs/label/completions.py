@@ -21,12 +21,12 @@ from prefopt.runs.lengths import position_warnings, sampled
 from prefopt.runs.progress import show_warnings
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
-from prefopt.sources.writing import Completer, prompt_seen, text_episode
+from prefopt.sources.writing import Completer, prompt_seen, text_episode, up_to_last_turn
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for
 from prefopt.support.terminal import Terminal
-from prefopt.types import Message, Written
+from prefopt.types import Written
 
 
 class ToLabel(NamedTuple):
@@ -124,7 +124,7 @@ class PolicyCompletions:
         seen = dataclasses.replace(
             row,
             prompt=prompt_seen(row.prompt, (one.opening for one in group)),
-            completions=tuple(self._completion(one, row) for one in group),
+            completions=tuple(up_to_last_turn(self.completer.completion(one, row.prompt)) for one in group),
             columns={**row.columns, **said_of(group)},
         )
         if (writer := self.completer.episodes) is None or not isinstance(row.prompt, str):
@@ -132,14 +132,6 @@ class PolicyCompletions:
         columns = {name: value for name, value in seen.columns.items() if name != MESSAGES}  # the completions say it
         episodes, eos = zip(*(text_episode(one, writer.encoder) for one in group), strict=True)
         return ToLabel(seen, dataclasses.replace(row, completions=episodes, columns={**columns, EOS: list(eos)}))
-
-    def _completion(self, one: Written, row: Example) -> str | tuple[Message, ...]:
-        """As feedback sees it: a conversation ends with what the policy wrote."""
-        completion = self.completer.completion(one, row.prompt)
-        if isinstance(completion, str):
-            return completion
-        last = max(place for place, message in enumerate(completion) if message["role"] == "assistant")
-        return completion[: last + 1]
 
 
 def _given(row: Example) -> ToLabel:
