@@ -1,6 +1,7 @@
 """Completions as text: of examples, and decoded from token ids."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -42,6 +43,33 @@ def decode_completion(tokenizer: Any, ids: Sequence[int]) -> str:
 def decode_everything(tokenizer: Any, ids: Sequence[int]) -> str:
     """Token ids as text, special tokens included; spaces are left as they were generated."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def decode_continuation(tokenizer: Any, ids: Sequence[int], prompt: str) -> str:
+    """Token ids as `decode_everything` shows them behind a prompt: the text that, joined to the prompt, is of these tokens.
+
+    Decoders of SentencePiece vocabularies (Llama 2's) and of words drop the blank before the first word of what they are given. It
+    is put back, unless the joint text has the same tokens without it.
+
+    Args:
+        tokenizer: of the policy.
+        ids: of the continuation alone.
+        prompt: the text before it.
+    """
+    alone = decode_everything(tokenizer, ids)
+    before, said = _word(tokenizer)
+    behind = decode_everything(tokenizer, [*before, *ids]).removeprefix(said)
+    if behind == alone or not behind.endswith(alone):
+        return alone
+    joint = tokenizer([prompt + alone, prompt + behind], add_special_tokens=False, verbose=False)["input_ids"]
+    return alone if joint[0] == joint[1] else behind
+
+
+@lru_cache(maxsize=8)
+def _word(tokenizer: Any) -> tuple[list[int], str]:
+    """The tokens of a word for others to stand behind, and what they are decoded as."""
+    ids = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return ids, decode_everything(tokenizer, ids)
 
 
 def decode_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, bool]]:

@@ -244,7 +244,11 @@ class Evaluator:
         tasks = [seed_for(self.seed, "environment", prompt) for prompt in prompts]
         completer.sync(writer)
         written = completer.write(writer, self.prompts, settings.completions, settings.sampling, seeds, tasks=tasks)
-        return written, [[completer.text(one) for one in row] for row in written]
+        texts = [
+            [completer.text(one, row.example.prompt) for one in of_row]
+            for row, of_row in zip(self.prompts, written, strict=True)
+        ]
+        return written, texts
 
     def _batch_of(self, written: Sequence[Sequence[Written]]) -> Batch:
         """The samples, for models to read."""

@@ -206,7 +206,14 @@ def sample(
             (
                 str(tokenizer.decode(list(of_prompt[0].prompt or row.prompt_ids))),
                 [
-                    SampledText(completer.text(one), len(one.ids), one.ended, one.messages, one.rewards, one.stop)
+                    SampledText(
+                        completer.text(one, row.example.prompt),
+                        len(one.ids),
+                        one.ended,
+                        one.messages,
+                        one.rewards,
+                        one.stop,
+                    )
                     for one in of_prompt
                 ],
             )

@@ -256,7 +256,9 @@ class EpisodeWriter:
         why = self.ends.reason(ids[-1])
         if why == "length" and stop.ended(ids):
             why = "stop"
-        own, end = turn_text(self.encoder.tokenizer, ids, self.ends, ended=why != "length")
+        tokenizer = self.encoder.tokenizer
+        parts = without_end(tokenizer, ids, self.ends, ended=why != "length")
+        own, end = (decode_everything(tokenizer, part) if part else "" for part in parts)
         episode.messages.append({"role": "assistant", "content": own})
         try:
             turn = episode.environment.step(own, truncated=why == "length")
@@ -305,8 +307,10 @@ def _with_equal_stops(episodes: Sequence[Sequence[Episode]], name: str) -> dict[
     return numbers
 
 
-def turn_text(tokenizer: Any, ids: Sequence[int], ends: EndTokens, ended: bool) -> tuple[str, str]:
-    """What a policy wrote, with every special token in it, and what it ended with.
+def without_end(
+    tokenizer: Any, ids: Sequence[int], ends: EndTokens, ended: bool
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The tokens that a policy wrote, and those that it ended with.
 
     The end is the special token that ended it, and before it what the chat template writes there, as both would stand twice if
     the text were put into a conversation again; empty where it ended otherwise.
@@ -317,4 +321,4 @@ def turn_text(tokenizer: Any, ids: Sequence[int], ends: EndTokens, ended: bool) 
         turn = ends.turn
         if turn and tuple(ids[cut - len(turn) : cut]) == turn:
             cut -= len(turn)
-    return decode_everything(tokenizer, ids[:cut]), decode_everything(tokenizer, ids[cut:]) if cut < len(ids) else ""
+    return ids[:cut], ids[cut:]

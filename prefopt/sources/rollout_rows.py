@@ -136,7 +136,7 @@ def record(group: PromptCompletions, k: int, score: float | None, completer: Com
         name: value for name, value in example.columns.items() if name == "task"
     }
     if one.prompt is None or completer.episodes is None:
-        columns["completion"] = text if isinstance(text, str) else completer.text(one)
+        columns["completion"] = text if isinstance(text, str) else completer.text(one, example.prompt)
     elif isinstance(example.prompt, str):
         episode, ended = text_episode(one, completer.episodes.encoder)
         columns |= {"completion": told_apart(episode), EOS: ended}

@@ -14,12 +14,12 @@ from torch import Tensor
 from prefopt.data import Example, Tokenised, collate
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.text_episodes import ASSISTANT
-from prefopt.data.texts import decode_everything
+from prefopt.data.texts import decode_continuation, decode_everything
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.parallel import draw, gathered_objects
 from prefopt.recipe import Sampling
-from prefopt.sources.acting import Acting, EpisodeWriter, turn_text
+from prefopt.sources.acting import Acting, EpisodeWriter, without_end
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Message, Prompt, Sampled, Sampler, Synchronised, Written
 
@@ -117,16 +117,20 @@ class Completer:
 
     def completion(self, written: Written, prompt: Prompt) -> str | tuple[Message, ...]:
         """A completion as feedback sees it; see `shown_completion`."""
-        return shown_completion(written.messages, self.text(written), prompt)
+        return shown_completion(written.messages, self.text(written, prompt), prompt)
 
-    def text(self, completion: Written) -> str:
-        """A completion as it was written up to its end, with every special token in it.
+    def text(self, completion: Written, prompt: Prompt) -> str:
+        """A completion as it was written up to its end, with every special token in it; behind a text it goes on with that text.
 
         Feedback must see what the policy learns from: tags that are special tokens, and turns of others that it writes. Not shown
         is the end of a completion that came to one: the special token that ended it, and before it what the chat template writes
         there, as that would stand twice if the text were put into a conversation again.
         """
-        return turn_text(self.tokenizer, completion.ids, self.ends, completion.ended)[0]
+        ids, _ = without_end(self.tokenizer, completion.ids, self.ends, completion.ended)
+        seen = prompt_seen(prompt, (completion.opening,))
+        if isinstance(seen, str):
+            return decode_continuation(self.tokenizer, ids, seen)
+        return decode_everything(self.tokenizer, ids)
 
 
 @cache

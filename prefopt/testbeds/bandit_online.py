@@ -72,6 +72,10 @@ def _scores(model: Bandit | Frozen | Mixture, contexts: Tensor) -> Tensor:
 class Numerals:
     """Stands in for a tokenizer: the text of an action is its number."""
 
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+        """The actions that a text names, as `input_ids`."""
+        return {"input_ids": [int(word) for word in text.split() if word.isdecimal()]}
+
     def decode(self, ids: Sequence[int], **_: bool) -> str:
         """The text of a completion; there are no special tokens and no spaces to be kept."""
         return " ".join(map(str, ids))

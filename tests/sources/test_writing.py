@@ -16,6 +16,8 @@ from prefopt.types import Sampled, lengths_of
 
 ENDS = EndTokens(frozenset({0}), frozenset({9}))
 
+CONVERSATION = ({"role": "user", "content": "?"},)
+
 SAMPLED = Sampled(
     torch.tensor([[[5, 6, 0, 0], [5, 9, 0, 0]], [[5, 6, 7, 8], [5, 1, 1, 7]]]),
     torch.tensor([[[1, 1, 1, 0], [1, 1, 0, 0]], [[1, 1, 1, 1], [1, 0, 0, 1]]], dtype=torch.bool),
@@ -94,7 +96,7 @@ def test_a_sampler_is_given_what_the_caller_gave_and_the_weights_when_it_says_so
     assert sampler.synced == [("policy", 3)]
     assert sampler.given == ("policy", [(1,), (2,)], 2, sampling, [7, 8])
     assert completions == written(SAMPLED, ENDS, 3)
-    assert completer.text(completions[0][1]) == "5 9"
+    assert completer.text(completions[0][1], CONVERSATION) == "5 9"
 
 
 def test_a_sampler_without_a_copy_of_the_weights_is_not_synchronised():
@@ -127,7 +129,7 @@ def read(lm_folder):
         policy.causal.generation_config.eos_token_id = tokenizer.eos_token_id
         completer = Completer.of(lambda *given: None, policy, Sampling(stop=stop), Accelerator(cpu=True))
         ids = tokenizer(written_as, add_special_tokens=False)["input_ids"]
-        return completer.text(recorded(ids, None, completer.ends))
+        return completer.text(recorded(ids, None, completer.ends), CONVERSATION)
 
     return text
 
