@@ -169,11 +169,11 @@ def test_trainer_finds_the_closed_form_from_samples(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONGER)
 def test_every_objective_finds_its_own_and_misses_it_when_answers_count(name):
-    """As in the table of README.md; at β = .25, where it has four times the episodes, in fewer steps and within a wider margin."""
-    if "0.25" not in name:
+    """As in the table of README.md; at β = .25, where it has four times the episodes, and for those that miss, in fewer steps."""
+    problem = PROBLEMS[name]
+    if problem.fails is None and "0.25" not in name:
         check(name)
         return
-    problem = PROBLEMS[name]
     check(name, steps=80 if "passes" in problem.settings else 150, within=max(problem.within, 0.02))
 
 

@@ -122,23 +122,19 @@ class VLLMSampler:
         prompt = [7 * place % vocabulary for place in range(1, 9)]
         drawn = self._ask(name, prompt, 1, PROBE, 0, [], vocabulary)
         sampled = padded(drawn, 1)
-        with evaluating(policy), own_weights(model), self.accelerator.autocast():
-            expected, at_one = (
-                policy(
-                    Batch(
-                        (tuple(prompt),),
-                        sampled.completion_ids,
-                        sampled.mask,
-                        columns={"temperature": torch.tensor([temperature])},
-                    ),
-                    Needs(),
-                ).logps.cpu()
-                for temperature in (PROBE.temperature, 1.0)
-            )
-        assert sampled.logps is not None
-        if (distance := (sampled.logps - expected).abs().mean().item()) <= TOLERANCE:
+
+        def distance(temperature: float) -> float:
+            """The mean difference, in nats a token, from the policy's log-probs at a temperature."""
+            columns = {"temperature": torch.tensor([temperature])}
+            batch = Batch((tuple(prompt),), sampled.completion_ids, sampled.mask, columns=columns)
+            with evaluating(policy), own_weights(model), self.accelerator.autocast():
+                expected = policy(batch, Needs()).logps.cpu()
+            assert sampled.logps is not None
+            return (sampled.logps - expected).abs().mean().item()
+
+        if (away := distance(PROBE.temperature)) <= TOLERANCE:
             return
-        if (sampled.logps - at_one).abs().mean() <= TOLERANCE:
+        if distance(1.0) <= TOLERANCE:
             why = "they are not at the temperature: start it with --logprobs-mode processed_logprobs"
         else:
             why = (
@@ -146,7 +142,7 @@ class VLLMSampler:
                 "--hf-overrides (docs/vllm.md)"
             )
         raise PrefoptError(
-            f"the vLLM server {self.server.address} gives log-probs that differ from the policy's by {distance:.2g} nats a "
+            f"the vLLM server {self.server.address} gives log-probs that differ from the policy's by {away:.2g} nats a "
             f"token; {why}"
         )
 
