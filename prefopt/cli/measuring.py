@@ -121,9 +121,11 @@ def sample(options: argparse.Namespace) -> None:
     from prefopt.runs import inspecting
 
     quiet_libraries()
-    for prompt, completions in inspecting.sample(settings, options.prompt, options.number, options.completions):
-        consoles.out.print(Text(prompt, style="bold"))
-        for completion in completions:
+    for sampled in inspecting.sample(settings, options.prompt, options.number, options.completions):
+        consoles.out.print(Text(sampled.prompt, style="bold"))
+        if sampled.task is not None:
+            consoles.out.print(Text(f"task {sampled.task}", style="dim"))
+        for completion in sampled.completions:
             if completion.messages:
                 consoles.out.print(Padding(episode(completion), (0, 0, 1, 2)))
                 continue

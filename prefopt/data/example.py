@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from prefopt.data.values import one_per_completion
+from prefopt.support.json_values import json_values
 from prefopt.support.seeds import digested
 from prefopt.types import Axis, Message, Prompt, axis_of
 
@@ -105,6 +106,11 @@ class Example:
     def scored(self, scores: tuple[float | None, ...]) -> Self:
         """The same completions with these scores, and without preferences."""
         return dataclasses.replace(self, scores=scores, preference=None)
+
+
+def task_column(example: Example) -> dict[str, Any]:
+    """The column `task`, for files beside the prompt that it is of; {} where a row has none."""
+    return {"task": json_values(example.columns["task"])} if "task" in example.columns else {}
 
 
 def task_of(columns: Mapping[str, Any]) -> str:

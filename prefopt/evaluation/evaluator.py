@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefopt import recipe
 from prefopt.data import Tokenised, collate
+from prefopt.data.example import task_column
 from prefopt.data.steps import LABELS
 from prefopt.data.texts import decode_pieces
 from prefopt.evaluation.breakdown import Measured, broken_down
@@ -24,7 +25,7 @@ from prefopt.evaluation.metrics import BUILT_IN
 from prefopt.evaluation.of_episodes import of_episodes
 from prefopt.evaluation.of_samples import SampleMetrics
 from prefopt.evaluation.of_steps import labelled, of_steps
-from prefopt.evaluation.win_rates import Contest, Sample, key, rates, wins
+from prefopt.evaluation.win_rates import Contest, Sample, key_of, rates, wins
 from prefopt.objectives.maths import kl_estimate
 from prefopt.policy import Policy, Scorer, TransformersSampler
 from prefopt.policy.parallel import forward
@@ -225,6 +226,7 @@ class Evaluator:
         samples = [
             {
                 "prompt": row.example.prompt,
+                **task_column(row.example),
                 "rendered": rendered[b],
                 "completion": texts[b][k],
                 **notes[b][k],
@@ -266,7 +268,7 @@ class Evaluator:
     ) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
         """Who wins, [B, K], and the text that each sample was compared with."""
         if contest.others is not None:
-            theirs = [list(contest.others.get(key(row.example.prompt), ())) for row in self.prompts]
+            theirs = [list(contest.others.get(key_of(row.example), ())) for row in self.prompts]
         else:
             theirs = self._of_reference(model)
         won = wins(contest.judge, self.prompts, mine, theirs, self.accelerator)

@@ -24,7 +24,7 @@ BUILT_IN = frozenset(
         *("gap_small_to", "gap_medium_to"),
         *("return", "turns", "length", "ended", "kl", "kl_k3", "distinct_1", "distinct_2"),
         *("gold", "reward", "win_rate", "win_rate_length_controlled", "ties"),
-        *("prompt", "completion", "against", "stop", "opening", "messages", "turn_rewards", "info"),
+        *("prompt", "task", "completion", "against", "stop", "opening", "messages", "turn_rewards", "info"),
     }
 )
 """Names that evaluations use already, for metrics and for what else is written beside a sample."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
-from prefopt.data import Tokenised
+from prefopt.data import Example, Tokenised
 from prefopt.feedback import ask
+from prefopt.support.json_values import json_values
 from prefopt.types import Feedback, Prompt
 
 TIE = 1e-6
@@ -46,9 +47,20 @@ class Contest:
     others: Mapping[str, Sequence[Sample]] | None = None
 
 
-def key(prompt: Prompt) -> str:
-    """A prompt as a name, the same before and after it has been in a file."""
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+def key(prompt: Prompt, task: Any = None) -> str:
+    """A prompt, with its `task` where it has one, as a name: the same before and after it has been in a file."""
+    asked = prompt if task is None else [prompt, json_values(task)]
+    return json.dumps(asked, sort_keys=True, ensure_ascii=False)
+
+
+def key_of(example: Example) -> str:
+    """The `key` of a row."""
+    return key(example.prompt, example.columns.get("task"))
+
+
+def key_of_sample(sample: Mapping[str, Any]) -> str:
+    """The `key` of the row of a sample that an evaluation kept."""
+    return key(sample["prompt"], sample.get("task"))
 
 
 def contest(

@@ -14,7 +14,7 @@ from prefopt.evaluation.breakdown import Measured, broken_down
 from prefopt.evaluation.evaluation import Evaluation, with_sets
 from prefopt.evaluation.held_out import distinct_prompts
 from prefopt.evaluation.of_samples import SampleMetrics
-from prefopt.evaluation.win_rates import key
+from prefopt.evaluation.win_rates import key_of, key_of_sample
 from prefopt.feedback import judge_records
 from prefopt.policy import load_tokenizer
 from prefopt.runs.additions import Additions
@@ -142,8 +142,8 @@ def _of_samples(
     """What the metrics say of samples that were kept."""
     each = settings.evaluate.completions
     of_prompts = [kept.samples[start : start + each] for start in range(0, len(kept.samples), each)]
-    asked = [key(row.example.prompt) for row in prompts]
-    if not asked or [key(of_one[0]["prompt"]) for of_one in of_prompts] != asked:
+    asked = [key_of(row.example) for row in prompts]
+    if not asked or [key_of_sample(of_one[0]) for of_one in of_prompts] != asked:
         raise PrefoptError(
             f"{where} rows give other prompts than those that it kept {len(of_prompts)} samples for: bring the data back"
         )
@@ -155,7 +155,7 @@ def _of_samples(
     scores = metrics(prompts, seen, completions, list(map(columns_of, of_prompts)), accelerator, kept.seed)
     values = {name: one.cpu() for name, one in scores.of_each.items()}
     samples = [
-        {"prompt": sample["prompt"], "completion": sample["completion"]}
+        {name: sample[name] for name in ("prompt", "task", "completion") if name in sample}
         | {name: one[b, k].item() for name, one in values.items()}
         for b, of_one in enumerate(of_prompts)
         for k, sample in enumerate(of_one)

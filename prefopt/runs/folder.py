@@ -319,12 +319,12 @@ class RunFolder:
         return evaluation
 
     def samples(self) -> "dict[str, list[Sample]]":
-        """The samples of the last evaluation on test rows, by `evaluation.win_rates.key` of their prompt.
+        """The samples of the last evaluation on test rows, by `evaluation.win_rates.key_of_sample`.
 
         Raises:
             PrefoptError: there are none.
         """
-        from prefopt.evaluation.win_rates import Sample, key
+        from prefopt.evaluation.win_rates import Sample, key_of_sample
 
         evaluation = self.last_evaluation()
         if evaluation is None or not evaluation.samples:
@@ -334,7 +334,7 @@ class RunFolder:
             )
         by_prompt: dict[str, list[Sample]] = {}
         for sample in evaluation.samples:
-            by_prompt.setdefault(key(sample["prompt"]), []).append(Sample(sample["completion"], bool(sample["ended"])))
+            by_prompt.setdefault(key_of_sample(sample), []).append(Sample(sample["completion"], bool(sample["ended"])))
         return by_prompt
 
     def write_recipe(self, settings: Recipe) -> None:

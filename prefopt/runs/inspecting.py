@@ -164,9 +164,21 @@ class SampledText(NamedTuple):
     stop: str = ""
 
 
-def sample(
-    settings: recipe.Recipe, own: Sequence[str] | None, number: int, completions: int
-) -> list[tuple[str, Sequence[SampledText]]]:
+class SampledPrompt(NamedTuple):
+    """A prompt with what was written on it.
+
+    Attributes:
+        prompt: as the policy saw it, with what an environment said first.
+        completions: in the order in which they were drawn.
+        task: which it is of those with this prompt, its column of this name; None where it has none.
+    """
+
+    prompt: str
+    completions: Sequence[SampledText]
+    task: Any = None
+
+
+def sample(settings: recipe.Recipe, own: Sequence[str] | None, number: int, completions: int) -> list[SampledPrompt]:
     """Prompts with completions of the recipe's policy, as it is before training.
 
     Args:
@@ -203,7 +215,7 @@ def sample(
         with advising("sampling", SAMPLING):
             written = completer.write(model, rows, completions, sampling, seeds)
         return [
-            (
+            SampledPrompt(
                 str(tokenizer.decode(list(of_prompt[0].prompt or row.prompt_ids))),
                 [
                     SampledText(
@@ -216,6 +228,7 @@ def sample(
                     )
                     for one in of_prompt
                 ],
+                row.example.columns.get("task"),
             )
             for row, of_prompt in zip(rows, written, strict=True)
         ]

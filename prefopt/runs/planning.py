@@ -289,7 +289,7 @@ def _check_prompts(settings: recipe.Recipe, data: Split[Example]) -> None:
     if part != "test":
         raise PrefoptError(f"evaluate.against: that run has samples of test rows alone, and evaluate.part is {part}")
     others = RunFolder(Path(against)).samples()
-    if data.test and not any(win_rates.key(row.prompt) in others for row in data.test):
+    if data.test and not any(win_rates.key_of(row) in others for row in data.test):
         raise PrefoptError(
             f"evaluate.against: none of the {len(data.test)} test rows has a prompt of {against}, which sampled for "
             f"{len(others)} others: compare with a run on the same data, split and seeds.data"

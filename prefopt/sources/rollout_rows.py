@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prefopt.data import Tokenised, collate
+from prefopt.data.example import task_column
 from prefopt.data.text_episodes import EOS, told_apart
 from prefopt.environments.episodes import MESSAGES
 from prefopt.sources.scoring import PromptCompletions
@@ -132,9 +133,7 @@ def record(group: PromptCompletions, k: int, score: float | None, completer: Com
         completer: wrote it.
     """
     example, one, text = group.row.example, group.written[k], group.texts[k]
-    columns: dict[str, Any] = {"prompt": example.prompt} | {
-        name: value for name, value in example.columns.items() if name == "task"
-    }
+    columns: dict[str, Any] = {"prompt": example.prompt} | task_column(example)
     if one.prompt is None or completer.episodes is None:
         columns["completion"] = text if isinstance(text, str) else completer.text(one, example.prompt)
     elif isinstance(example.prompt, str):

@@ -13,9 +13,10 @@ from scipy.special import expit
 
 from prefopt import PrefoptError, load_recipe, recipe, run
 from prefopt.data import formats, tokenise
+from prefopt.evaluation.evaluation import Evaluation
 from prefopt.evaluation.evaluator import Evaluator
 from prefopt.evaluation.intervals import Observations, estimate
-from prefopt.evaluation.win_rates import Contest, Sample, length_controlled, rates, wins
+from prefopt.evaluation.win_rates import Contest, Sample, key_of, key_of_sample, length_controlled, rates, wins
 from prefopt.policy import Policy, Reference
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.inspecting import evaluate, trained
@@ -166,6 +167,18 @@ def test_a_policy_that_is_its_reference_wins_half(policies, tokenizer):
             assert sample["win_rate"] == pytest.approx(p.preference[0, 0, 1].item())
     assert found.numbers["win_rate_missing"] == np.mean([math.isnan(s["win_rate"]) for s in found.samples]) > 0
     assert [s["against"] for s in evaluator(policies[0]).samples] == [s["against"] for s in found.samples]
+
+
+def test_samples_of_one_prompts_tasks_are_told_apart_and_meet_the_same_task(policies, tokenizer):
+    parsed = [formats.parse({"prompt": "the film was", "task": task}) for task in ("easy", "hard")]
+    rows = tokenise(parsed, tokenizer)[0]
+    settings = recipe.Evaluate(completions=1, sampling=recipe.Sampling(max_tokens=3))
+    others = {key_of(one): [Sample(f"of {one.columns['task']}", True)] for one in parsed}
+    contest = Contest(Words(), others)
+    kept = Evaluator(rows, settings, Accelerator(cpu=True), contest=contest)(policies[0])
+    again = Evaluation.from_json(kept.to_json())
+    assert [(s["task"], s["against"]) for s in again.samples] == [("easy", "of easy"), ("hard", "of hard")]
+    assert [key_of_sample(sample) for sample in again.samples] == list(others)
 
 
 @pytest.fixture(scope="module")

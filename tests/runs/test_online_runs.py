@@ -313,8 +313,8 @@ def test_a_sampler_of_ones_own_writes_what_is_evaluated_and_sampled(recipe_file,
     assert [one["length"] for one in evaluation.samples] == [2] * 4
     assert [one["stop"] for one in evaluation.samples] == ["eos"] * 4
     assert versions == [None]
-    ((prompt, completions),) = sample(settings, ["the film w1"], 1, 2)
-    assert prompt.split()[-1] == "w1" and [one.text.strip() for one in completions] == ["w1"] * 2
+    ((prompt, completions, task),) = sample(settings, ["the film w1"], 1, 2)
+    assert prompt.split()[-1] == "w1" and [one.text.strip() for one in completions] == ["w1"] * 2 and task is None
 
 
 def test_an_unknown_sampler_of_evaluation_is_refused_before_anything_is_loaded(recipe_file, tmp_path):

@@ -58,7 +58,7 @@ def test_a_run_its_resume_and_its_samples_have_the_date_it_began_on(model, tmp_p
     assert word == f"w{date.today().day}"
     (whole / "manifest.json").write_text(json.dumps(manifest | {"date": "2024-02-03"}))
     monkeypatch.setattr(dates, "date", Calendar)
-    (prompt, _), *_ = sample(trained(whole), ["w9"], 1, 1)
+    prompt = sample(trained(whole), ["w9"], 1, 1)[0].prompt
     assert prompt.split() == ["w3", "w9"]
     (whole / "summary.json").rename(tmp_path / "kept.json")  # as if it had been killed before its first checkpoint
     for part in ("metrics.jsonl", "trained.json"):

@@ -92,7 +92,7 @@ def test_episodes_of_several_turns(recipe_file, tmp_path):
 
 
 def test_samples_and_labels(recipe_file, tmp_path, served_folder, vllm_server):
-    own = [text for _, texts in sample(load_recipe(recipe_file), None, 2, 3) for text in texts]
+    own = [text for one in sample(load_recipe(recipe_file), None, 2, 3) for text in one.completions]
     assert len(own) == 6 and all(1 <= one.tokens <= 6 for one in own)
     tree = {
         "feedback": f"{tmp_path / 'own.py'}:short",

@@ -149,13 +149,14 @@ def _why_empty(row: Row, heading: str) -> str:
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:
-    """Prompts with a completion of each arm, from the first of the seeds that most arms finished."""
-    by_seed: dict[int, dict[str, dict[str, Mapping[str, Any]]]] = {}
+    """Prompts, and tasks where prompts have several, with a completion of each arm, from the first of the seeds that most arms finished."""
+    by_seed: dict[int, dict[str, dict[tuple[str, str], Mapping[str, Any]]]] = {}
     for run in comparison.runs:
         if run.evaluation and run.evaluation.samples:
-            first: dict[str, Mapping[str, Any]] = {}
+            first: dict[tuple[str, str], Mapping[str, Any]] = {}
             for sample in run.evaluation.samples:
-                first.setdefault(_text(sample["prompt"]), sample)
+                task = _value_text(sample["task"]) if "task" in sample else ""
+                first.setdefault((_text(sample["prompt"]), task), sample)
             by_seed.setdefault(run.seed, {})[run.arm] = first
     if not by_seed:
         return []
@@ -164,12 +165,13 @@ def samples(comparison: Comparison) -> list[dict[str, Any]]:
     prompts = [p for p in first_arm if all(p in by_prompt for by_prompt in arms.values())][:PROMPTS]
     return [
         {
-            "prompt": prompt,
-            "rendered": _rendered(first_arm[prompt].get("rendered")),
+            "prompt": asked[0],
+            "task": asked[1],
+            "rendered": _rendered(first_arm[asked].get("rendered")),
             "seed": seed,
-            "arms": [(arm, by_prompt[prompt]) for arm, by_prompt in arms.items()],
+            "arms": [(arm, by_prompt[asked]) for arm, by_prompt in arms.items()],
         }
-        for prompt in prompts
+        for asked in prompts
     ]
 
 

@@ -313,3 +313,13 @@ def test_each_sentence_of_the_verdict_is_a_paragraph(found, html):
     assert len(found.sentences) == 3
     box = html.partition('<div class="verdict">')[2].partition("</div>")[0]
     assert [unescape(text) for text in re.findall("<p>([^<]+)</p>", box)] == list(found.sentences)
+
+
+def test_samples_of_one_prompts_tasks_are_shown_apart(tmp_path):
+    made = study(tmp_path / "study", {"one": [0.0], "two": [0.5]})
+    for file in made.glob("arms/*/seed-*/evaluations/*.json"):
+        kept = json.loads(file.read_text())
+        tasks = [sample | {"prompt": "lake", "task": task} for task, sample in enumerate(kept["samples"])]
+        file.write_text(json.dumps(kept | {"samples": tasks}))
+    words = Outline(write_report(compare([made], baseline="one"), tmp_path / "report").read_text()).words
+    assert [f"Prompt {n}, task {n - 1}" in words for n in (1, 2, 3)] == [True] * 3
