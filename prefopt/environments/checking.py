@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
-from prefopt.types import Closing, Environment, Equipped, Message, Turn
+from prefopt.types import Closing, Environment, Equipped, Logging, Message, Turn
 
 
 class Shown(NamedTuple):
@@ -45,6 +45,7 @@ def shown_by(environment: Environment, row: Mapping[str, Any], name: str) -> Sho
     """What an environment shows in the same check."""
     opening = begin(environment, row, 0, name)
     stop_texts(environment, name)
+    logged_names(environment, name)
     tools = list(environment.tools) if isinstance(environment, Equipped) else []
     turn = step(environment, "text that the policy wrote", False, name)
     if isinstance(environment, Closing):
@@ -91,6 +92,22 @@ def stop_texts(environment: Any, name: str) -> tuple[str, ...]:
     if isinstance(texts, str) or not isinstance(texts, Iterable) or not all(isinstance(t, str) for t in texts):
         raise PrefoptError(f"{name}: stop is {texts!r}; it is a list of texts that end a turn, such as ('</answer>',)")
     return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def logged_names(environment: Any, name: str) -> tuple[str, ...]:
+    """The numbers that an environment says its turns log.
+
+    Raises:
+        PrefoptError: they are no list of names.
+    """
+    if not isinstance(environment, Logging):
+        return ()
+    names = environment.logs
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
+        raise PrefoptError(
+            f"{name}: logs is {names!r}; it is a list of names of the numbers in `info`, such as ('guesses',)"
+        )
+    return tuple(names)
 
 
 def checked_opening(opening: Any, name: str) -> str | Sequence[Message] | None:

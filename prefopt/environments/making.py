@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from prefopt import recipe
-from prefopt.environments.checking import Shown, shown_by
+from prefopt.environments.checking import Shown, logged_names, shown_by
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
@@ -16,7 +16,7 @@ from prefopt.environments.trl import TRLEnvironment
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import NOTHING, find, make
 from prefopt.support.time_limits import LateError, within
-from prefopt.types import Environment, Logging
+from prefopt.types import Environment
 
 WHERE = "source.rollouts.environment"
 
@@ -80,8 +80,7 @@ def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) 
 
 def logged_by(spec: recipe.Environment) -> tuple[str, ...]:
     """The numbers that an environment says it logs."""
-    environment = environment_factory(spec)()
-    return tuple(environment.logs) if isinstance(environment, Logging) else ()
+    return logged_names(environment_factory(spec)(), str(spec.name))
 
 
 def is_environment(named: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import glob
+import logging
 import os
 import re
 import types
@@ -22,6 +23,8 @@ from prefopt.recipe.section import Section
 from prefopt.recipe.shipped import found, shipped
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.given import Given
+
+log = logging.getLogger(__name__)
 
 BUILT_IN = {
     name: str(Path(__file__).parent.parent / "testbeds" / name / "lm") for name in ("pocket", "games", "lookups")
@@ -288,7 +291,26 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise PrefoptError(f"{override[:60]!r}… is nested more than {DEEPEST} levels deep, and no recipe is")
     key = with_new_name(key.strip(), repr(override))
     value = with_new_names(parsed(text, repr(override)), repr(override), key)
+    _tell_of_replaced(tree, key, value, override)
     _put(tree, key, _absolute(value, Path.cwd()), repr(override))
+
+
+def _tell_of_replaced(tree: Any, key: str, value: Any, override: str) -> None:
+    """Warn of keys that an override takes away with their section, unless it names another class in its place."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    if key in WHOLE or not (isinstance(tree, Mapping) and isinstance(value, Mapping)):
+        return
+    gone = [str(name) for name in tree if name not in value]
+    if gone and value.get("name", tree.get("name")) == tree.get("name"):
+        log.warning(
+            "%s replaces all of `%s`, and with it the recipe's %s; to keep them, give single keys: %s.%s=…",
+            override if len(override) <= 60 else f"{override[:60]}…",
+            key,
+            ", ".join(gone),
+            key,
+            next(iter(value), gone[0]),
+        )
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:

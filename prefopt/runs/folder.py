@@ -152,6 +152,15 @@ class RunFolder:
         return self.recipe_file.is_file()
 
     @property
+    def labels(self) -> bool:
+        """Whether this is the folder of a labelling, whose recipe has a feedback and no objective."""
+        try:
+            recipe = self.recipe_tree()
+        except PrefoptError:  # damaged: whoever reads it says so
+            return False
+        return "feedback" in recipe and "objective" not in recipe and not self.metrics_file.exists()
+
+    @property
     def trained(self) -> bool:
         """Whether training is over, so that a resume only evaluates and concludes."""
         return self.trained_file.is_file() and not self.finished

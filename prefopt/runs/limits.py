@@ -235,9 +235,9 @@ def unread_keys(settings: recipe.Recipe, template: str, train: Sequence[Example]
 
 
 def _may_read_any(settings: recipe.Recipe) -> bool:
-    """Whether feedback, a gold reward or a judge is asked, which sees whole rows."""
+    """Whether feedback, a gold reward or a judge is asked, or an environment reset, which see whole rows."""
     evaluate = settings.evaluate
-    asked = (settings.source.rollouts, evaluate.gold, evaluate.judge, *evaluate.metrics.values())
+    asked = (settings.source.rollouts, settings.evaluated_in, evaluate.gold, evaluate.judge, *evaluate.metrics.values())
     return any(one is not None for one in asked)
 
 

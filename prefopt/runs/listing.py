@@ -1,4 +1,4 @@
-"""Which runs there are below a folder, and how far each has come."""
+"""Which runs and labellings there are below a folder, and how far each has come."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,14 +17,14 @@ PARTS_OF_RUNS = ("policy", "best", "earlier", "checkpoints", "evaluations", "wan
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run, in the words of a list.
+    """A run, or a labelling, in the words of a list.
 
     Attributes:
         folder: its run folder.
         state: finished, running, stopped, trained (its last evaluation is missing), diverged, unfinished, failed, or damaged.
-        objective: names and weights of its terms, as in `DPO + 0.1 SFT`.
+        objective: names and weights of its terms, as in `DPO + 0.1 SFT`; of a labelling, whose labels they are.
         seed: of the run; None where its recipe does not say.
-        step: the last one.
+        step: the last one; of a labelling, the prompts that are done.
         steps: planned; None where the recipe has epochs.
         result: the metric that a comparison of it would decide by, as in `gold 0.169`; with the step whose policy
             is kept, where that is the best, and where the run was extended; empty where nothing was measured at the end.
@@ -57,7 +57,46 @@ def listed_runs(folder: Path) -> Iterator[ListedRun]:
         below[:] = sorted(name for name in below if name not in PARTS_OF_RUNS)
         run = RunFolder(Path(place))
         if run.failed or (run.begun and (run.metrics_file.exists() or run.manifest_file.exists())):
-            yield _listed(run)
+            yield _labelling(run) if run.labels else _listed(run)
+
+
+def _labelling(run: RunFolder) -> ListedRun:
+    try:
+        recipe, manifest = run.recipe_tree(), run.manifest()
+    except PrefoptError:
+        return ListedRun(run.path, "damaged")
+    files = [file for name in ("data.jsonl", "missing.jsonl") if (file := run.path / name).is_file()]
+    done = sum(line.endswith(b"\n") for file in files for line in file.open("rb"))
+    over, study = "finished" in manifest, _study_of(run.path)
+    state = "finished" if over else "running" if is_locked(run.path) else "unfinished"
+    feedback, data = recipe.get("feedback"), manifest.get("data")
+    name = feedback.get("name") if isinstance(feedback, Mapping) else feedback
+    rows = data.get("rows") if isinstance(data, Mapping) else None
+    counts = manifest.get("counts")
+    labelled = counts.get("prompts") if isinstance(counts, Mapping) else None
+    own = f"prefopt label {run.recipe_file} --out {run.path}"
+    return ListedRun(
+        run.path,
+        state,
+        f"labels of {name}",
+        manifest.get("seed") if isinstance(manifest.get("seed"), int) else None,
+        done,
+        rows if isinstance(rows, int) else None,
+        f"{labelled} prompts labelled" if over and labelled is not None else "",
+        str(manifest.get("started", ""))[:16].replace("T", " "),
+        go_on=_go_on(own, study) if state == "unfinished" else "",
+    )
+
+
+def _study_of(folder: Path) -> Path | None:
+    return next((above for above in folder.parents if (above / "study.yaml").is_file()), None)
+
+
+def _go_on(own: str, study: Path | None) -> str:
+    """The command that goes on: its own, or that of the study it is in; none where a process works on that."""
+    if study is None:
+        return own
+    return "" if is_locked(study) else f"prefopt study {study / 'study.yaml'} --out {study}"
 
 
 def _listed(run: RunFolder) -> ListedRun:
@@ -69,13 +108,9 @@ def _listed(run: RunFolder) -> ListedRun:
     diverged = run.diverged and record.state == "unfinished"
     steps = train.get("steps") if isinstance(train, Mapping) else None
     state: str = "trained" if run.trained else "diverged" if diverged else record.state
-    study = next((above for above in run.path.parents if (above / "study.yaml").is_file()), None)
+    study = _study_of(run.path)
     if state != "finished" and is_locked(run.path):
         state = "running"
-    go_on = (
-        f"prefopt run {run.path} --resume" if study is None else f"prefopt study {study / 'study.yaml'} --out {study}"
-    )
-    waits = state in ("unfinished", "trained") and not (study is not None and is_locked(study))
     return ListedRun(
         run.path,
         state,
@@ -86,7 +121,7 @@ def _listed(run: RunFolder) -> ListedRun:
         _result(record, run.summary()),
         str(record.manifest.get("started", ""))[:16].replace("T", " "),
         _after_divergence(run, train) if state == "diverged" else "",
-        go_on if waits else "",
+        _go_on(f"prefopt run {run.path} --resume", study) if state in ("unfinished", "trained") else "",
     )
 
 

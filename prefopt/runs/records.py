@@ -221,7 +221,7 @@ def _flat_recipe(run: RunOfArm) -> dict[str, str]:
 
 def _is_run(folder: Path) -> bool:
     run = RunFolder(folder)
-    return run.begun or run.failed
+    return (run.begun and not run.labels) or run.failed
 
 
 def _run_of_arm(folder: Path) -> RunOfArm:

@@ -12,7 +12,7 @@ from prefopt.data import Tokenised
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.texts import decode_completion, decode_everything
 from prefopt.environments import environment_factory
-from prefopt.environments.checking import stop_texts
+from prefopt.environments.checking import logged_names, stop_texts
 from prefopt.environments.contained import COUNTS, Contained, EpisodeError
 from prefopt.environments.transcript import Transcript, transcript
 from prefopt.policy.decode.conversation import Conversation, Rereading, row_seeds
@@ -96,7 +96,11 @@ class Episode:
         """The completion. One whose environment could not begin is absent: a token that nobody wrote."""
         assert self.stop is not None
         ids, mask, logps = (self.ids, self.mask, self.logps) if self.ids else ([filler], [False], [0.0])
-        info = dict(self.info) | {name: float(self.environment.counts[name]) for name in COUNTS}
+        logs = logged_names(self.environment.environment, self.environment.name)
+        # A number that no turn reports is a sum of none.
+        info = (
+            dict.fromkeys(logs, 0.0) | dict(self.info) | {name: float(self.environment.counts[name]) for name in COUNTS}
+        )
         return Written(
             tuple(ids),
             tuple(mask),

@@ -101,7 +101,7 @@ class Equipped(Protocol):
 
 @runtime_checkable
 class Logging(Protocol):
-    """An environment that says which numbers its turns log, so that a study can ask about them."""
+    """An environment that says which numbers its turns log, so that a study can ask about them; what no turn reports is 0."""
 
     logs: Sequence[str]
 

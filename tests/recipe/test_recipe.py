@@ -301,3 +301,17 @@ def test_what_an_override_says_wrong_is_put_down_to_it_and_not_to_the_file(tmp_p
     file.write_text(f"source: {{data: d.jsonl}}\nobjective: DPO\npolicy: {{model: m}}\ntrain: {{steps: 1, {wrong}}}\n")
     with pytest.raises(PrefoptError, match=message):
         load_recipe(file, overrides)
+
+
+def test_an_override_that_takes_keys_away_with_their_section_says_so(tmp_path, caplog):
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "policy: {model: m}\nsource: {data: d}\nobjective: {name: DPO, beta: 0.3}\ntrain: {steps: 1}\n"
+        "evaluate: {environment: {name: a.py:A, max_turns: 3}, gold: {name: g.py:g, a: 1}}\n"
+    )
+    quiet = ["evaluate.environment.max_tokens=9", "objective={name: DPO}", "evaluate.gold={name: h.py:h}", "track={}"]
+    load_recipe(file, [*quiet, "evaluate.environment={name: b.py:B}"])  # another class has other keys
+    assert not caplog.text
+    recipe = load_recipe(file, ["evaluate.environment={name: a.py:A, max_tokens: 9}"])
+    assert recipe.evaluate.environment.max_turns == 8
+    assert "replaces all of `evaluate.environment`, and with it the recipe's max_turns" in caplog.text

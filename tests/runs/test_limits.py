@@ -444,6 +444,16 @@ def test_columns_that_nothing_reads_are_named_once(make: Any, columns: dict[str,
     assert all("source: {adapt" in warning for warning in said)
 
 
+def test_what_an_environment_of_evaluations_may_read_is_not_named(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "guess.py").write_text(
+        "from prefopt import Turn\n\n\nclass Guess:\n    def reset(self, row, seed):\n        self.number = row['number']\n\n"
+        "    def step(self, text, *, truncated):\n        return Turn(done=True)\n"
+    )
+    rows = [row | {"number": number} for number, row in enumerate(pairs())]
+    warnings = plan(make(f"evaluate.environment={{name: '{tmp_path}/guess.py:Guess'}}", rows=rows)).warnings
+    assert not any("nothing reads" in warning for warning in warnings)
+
+
 def test_a_column_that_nothing_reads_and_one_that_it_may_be(make: Any) -> None:
     rows = [{"promtp" if name == "prompt" else name: value for name, value in row.items()} for row in pairs()]
     assert any("the columns promtp. Did you mean 'prompt'? If" in warning for warning in plan(make(rows=rows)).warnings)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from prefopt import PrefoptError, Turn, recipe
 from prefopt.data import Example, tokenise
 from prefopt.data.formats import parse
+from prefopt.evaluation.of_episodes import of_episodes
 from prefopt.policy import Policy, TransformersSampler, load_policy
 from prefopt.policy.loading import load_tokenizer
 from prefopt.sources.acting import Acting
@@ -104,6 +105,18 @@ def test_tokens_of_the_environment_are_inside_and_nobodys(models: Any) -> None:
         assert all((logp == 0) == (not by_policy) for logp, by_policy in zip(one.logps or (), one.mask, strict=True))
         assert [m["role"] for m in one.messages] == ["assistant", "environment"] * 3
         assert one.info == {"steps": 3.0, "retried": 0.0, "failed": 0.0, "timed_out": 0.0}
+
+
+def test_a_number_that_no_turn_reports_is_a_sum_of_none(models: Any) -> None:
+    class Counts(Talks):
+        logs = ("steps", "never")
+
+    every = [one for group in write(models[False], lambda: Counts(stop=ENDS)) for one in group]
+    assert all(one.info["never"] == 0.0 < one.info["steps"] for one in every)
+    assert of_episodes([every], ())["never"].tolist() == [[0.0] * len(every)]
+    Counts.logs = "never"
+    with pytest.raises(PrefoptError, match=r"Talks: logs is 'never'; it is a list of names"):
+        write(models[False], lambda: Counts(stop=ENDS))
 
 
 def test_an_environment_that_says_nothing_divides_a_completion_into_turns(models: Any) -> None:

@@ -149,7 +149,7 @@ def _why_empty(row: Row, heading: str) -> str:
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:
-    """Prompts, and tasks where prompts have several, with a completion of each arm, from the first of the seeds that most arms finished."""
+    """Prompts, of several tasks each, with a completion of each arm, from the first of the seeds that most arms finished."""
     by_seed: dict[int, dict[str, dict[tuple[str, str], Mapping[str, Any]]]] = {}
     for run in comparison.runs:
         if run.evaluation and run.evaluation.samples:

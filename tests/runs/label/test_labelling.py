@@ -175,8 +175,15 @@ def test_a_budget_that_ends_and_a_bigger_one_that_goes_on(recipe_file, tmp_path)
     with pytest.raises(PrefoptError, match=r"budget of 10 calls is spent.*kept in .*/out/; the same command goes on"):
         labelled(recipe_file, tmp_path / "out", "prompts=20", paid)
     assert len(lines(tmp_path / "out" / "data.jsonl")) <= 8
+    (listed,) = listed_runs(tmp_path)
+    assert (listed.state, listed.step, listed.steps, listed.objective[:9]) == ("unfinished", 8, 20, "labels of")
+    assert listed.go_on == f"prefopt label {tmp_path}/out/recipe.yaml --out {tmp_path}/out"
     result = labelled(recipe_file, tmp_path / "out", "prompts=20", paid.replace("10}", "100}"))
     assert result.counts["prompts"] + result.counts["prompts_missing"] == 20
+    (listed,) = listed_runs(tmp_path)
+    assert (listed.state, listed.step, listed.result, listed.go_on) == ("finished", 20, "20 prompts labelled", "")
+    with pytest.raises(PrefoptError, match="there is no run in"):
+        find_runs([tmp_path])
     assert result.spent == {"calls": 10 + 12, "tokens": 220}, "the two that a broken batch had bought are in it"
     assert all(row["notes"] == {"why": "even words"} for row in lines(result.data))
     prompts = asked(tmp_path)
