@@ -66,7 +66,7 @@ def _labelling(run: RunFolder) -> ListedRun:
     except PrefoptError:
         return ListedRun(run.path, "damaged")
     files = [file for name in ("data.jsonl", "missing.jsonl") if (file := run.path / name).is_file()]
-    done = sum(line.endswith(b"\n") for file in files for line in file.open("rb"))
+    done = sum(file.read_bytes().count(b"\n") for file in files)
     over, study = "finished" in manifest, _study_of(run.path)
     state = "finished" if over else "running" if is_locked(run.path) else "unfinished"
     feedback, data = recipe.get("feedback"), manifest.get("data")

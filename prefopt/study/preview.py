@@ -16,7 +16,7 @@ from prefopt.objectives import load_objective
 from prefopt.recipe import Recipe
 from prefopt.recipe.flat import flat, short_value, within
 from prefopt.runs.folder import RunFolder
-from prefopt.study.comparison.confounds import IMMATERIAL
+from prefopt.study.comparison.confounds import IMMATERIAL, as_evaluated
 from prefopt.study.jobs import Job, RunJob
 from prefopt.study.plan import StudyPlan
 from prefopt.study.run import waits_for_stage
@@ -69,7 +69,7 @@ def _differences(arms: Sequence[RunJob], varies: Sequence[str]) -> Table:
     table.add_column("field", no_wrap=True, overflow="fold")
     for job in arms:
         table.add_column(Text(job.name))
-    fields = [flat(with_defaults(job.recipe.model_dump(mode="json"))) for job in arms]
+    fields = [flat(as_evaluated(with_defaults(job.recipe.model_dump(mode="json")))) for job in arms]
     for key in dict.fromkeys(key for one in fields for key in one):
         values = [short_value(one[key]) if key in one else "" for one in fields]
         if len(set(values)) > 1 and not within(key, (*IMMATERIAL, "seed")):

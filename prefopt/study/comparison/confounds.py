@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefopt.recipe import Seeds, differences
 from prefopt.recipe.flat import short_value, within
@@ -40,6 +40,18 @@ OF_TRAINING = ("objective", "train", "source", "feedback", "cost", "reference")
 
 CLOSE = 0.01
 """Budgets whose relative difference is smaller than this are called equal."""
+
+
+class EvaluatedOn(NamedTuple):
+    """What tells held-out rows from others.
+
+    Attributes:
+        prompts: with what an environment said first; how rows are grouped is no part of it.
+        tasks: which of its tasks a prompt was, as its rows number them.
+    """
+
+    prompts: Sequence[str]
+    tasks: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -89,15 +101,17 @@ class RunFiles:
         return {line["step"]: line["batch"] for line in RunFolder(self.folder).history() if line.get("batch")}
 
     @cached_property
-    def evaluation_prompts(self) -> str:
-        """A hash of the held-out prompts that it was evaluated on."""
+    def evaluated_on(self) -> "EvaluatedOn":
+        """The held-out rows that it was evaluated on."""
         part = self.recipe["evaluate"]["part"]
         evaluation = RunFolder(self.folder).evaluation(part, step=0)
         if evaluation is None:
             raise PrefoptError(f"{self.folder} has no evaluation at step 0, which a finished run has: restore it")
-        groups = sorted({group for observed in evaluation.observations.values() for group in observed.groups})
-        prompts = [sample["prompt"] for sample in evaluation.samples]
-        return hashlib.blake2b(repr((groups, prompts)).encode(), digest_size=16).hexdigest()
+        if evaluation.samples:
+            asked = [_hash((sample["prompt"], sample.get("opening"))) for sample in evaluation.samples]
+            return EvaluatedOn(sorted(asked), sorted(_hash(sample.get("task")) for sample in evaluation.samples))
+        # Where nothing was sampled, the names of the groups are all that is kept of the rows.
+        return EvaluatedOn(sorted({group for o in evaluation.observations.values() for group in o.groups}), [])
 
     @property
     def trained(self) -> bool:
@@ -171,16 +185,30 @@ def _against(runs: Sequence[RunFiles], base: str, varies: Sequence[str]) -> list
 def _between(one: RunFiles, base: RunFiles, varies: Sequence[str]) -> Iterator[str]:
     untrained = next((f.arm for f in (one, base) if not f.trained), None)
     ignored = ("seed", *IMMATERIAL, *varies, *(OF_TRAINING if untrained else ()))
-    for key, (here, there) in differences(one.recipe, base.recipe).items():
-        if not within(key, ignored):
+    found = differences(as_evaluated(one.recipe), as_evaluated(base.recipe))
+    for key, (here, there) in found.items():
+        inherited = "source.rollouts" + key.removeprefix("evaluate") if within(key, ["evaluate.environment"]) else ""
+        told = inherited in found and not within(inherited, ignored)
+        if not (within(key, ignored) or told):
             yield f"{key} is {short_value(here)}, and {short_value(there)} in {base.arm}"
     recorded = one.manifest and base.manifest
     if recorded and one.part("model").get("fingerprint") != base.part("model").get("fingerprint"):
         yield f"it starts from other weights than {base.arm}"
-    if one.evaluation_prompts != base.evaluation_prompts:
+    if one.evaluated_on.prompts != base.evaluated_on.prompts:
         yield f"it is measured on other prompts than {base.arm}"
+    elif one.evaluated_on.tasks != base.evaluated_on.tasks:
+        yield f"it is measured on tasks of other numbers (column `task`), which are other seeds, than {base.arm}"
     if not untrained:
         yield from _in_training(one, base)
+
+
+def as_evaluated(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe with the environment in which samples are written: that of the rollouts, where `evaluate` names none."""
+    source, evaluate = ((tree.get(name) or {}) for name in ("source", "evaluate"))
+    inherited = (source.get("rollouts") or {}).get("environment")
+    if inherited is None or evaluate.get("environment") is not None:
+        return tree
+    return {**tree, "evaluate": {**evaluate, "environment": inherited}}
 
 
 def _in_training(one: RunFiles, base: RunFiles) -> Iterator[str]:
@@ -268,6 +296,10 @@ def _randomness(run: RunFiles) -> dict[str, Any]:
         "sampling": seeds.get("sampling") if recipe["source"]["rollouts"] is not None and run.trained else None,
         "evaluation": seeds.get("evaluation") if recipe["evaluate"]["prompts"] else None,
     }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
 
 
 def _fingerprint(part: Any) -> Any:

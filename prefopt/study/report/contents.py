@@ -12,6 +12,7 @@ from urllib.parse import quote
 from prefopt.recipe.flat import flat
 from prefopt.runs.records import RunRecord
 from prefopt.study.comparison.comparison import AT_KL, Comparison, Row, Table
+from prefopt.study.comparison.confounds import as_evaluated
 from prefopt.study.report import text_tables
 from prefopt.support.errors import some_of
 from prefopt.support.wording import left, number
@@ -212,7 +213,7 @@ def of_sample(sample: Mapping[str, Any]) -> str:
 
 def differing(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Fields of the recipes that differ between arms, with the value of each arm; a field that a recipe lacks is null."""
-    by_arm = {arm: flat(recipe) for arm, recipe in recipes(comparison)}
+    by_arm = {arm: flat(as_evaluated(recipe)) for arm, recipe in recipes(comparison)}
     keys = list(dict.fromkeys(key for fields in by_arm.values() for key in fields if key.partition(".")[0] not in SELF))
     values = [(key, [_value_text(by_arm.get(arm, {}).get(key)) for arm in comparison.arms]) for key in keys]
     return [(key, of_arms) for key, of_arms in values if len(set(of_arms)) > 1]

@@ -18,7 +18,9 @@ from prefopt import PrefoptError, load_label_recipe, load_recipe, run
 from prefopt.cli import main
 from prefopt.data import load_examples
 from prefopt.feedback import RewardModel
+from prefopt.runs.listing import listed_runs
 from prefopt.runs.planning import plan
+from prefopt.runs.records import find_runs
 from prefopt.testbeds.pocket import gold
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "pocket" / "rlaif"
