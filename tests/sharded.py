@@ -5,14 +5,17 @@ torchrun --standalone --nproc_per_node 2 tests/sharded.py FOLDER
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import LlamaForSequenceClassification
 from updates import CASES, Batches, make_policy, seven_rows, tiny_llama, weights
 
@@ -22,12 +25,41 @@ from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, Scorer, make_reference
 from prefopt.policy.compat import ignore_renamed_checkpointing
 from prefopt.policy.critic import Critic
-from prefopt.policy.sharding import own_part, shard_weights, whole_weights
+from prefopt.policy.parallel import shard
+from prefopt.policy.sharding import asked_apart, own_part, shard_weights, whole_weights
+from prefopt.support.errors import PrefoptError
+from prefopt.training import loop
 from prefopt.training.loop import Trainer
+from prefopt.types import Batch
 
 FEEDBACK = """
+import torch
+
+from prefopt import Verdict
+
+
 def even(prompts, completions, rows):
     return [[sum(w[1:].isdigit() and int(w[1:]) % 2 == 0 for w in text.split()) / 5 for text in ts] for ts in completions]
+
+
+def evener(prompts, completions, rows):
+    scores = torch.tensor(even(prompts, completions, rows))
+    return Verdict(scores, torch.sigmoid(scores[:, :, None] - scores[:, None]))
+"""
+
+GUESSING = """
+from prefopt import Turn
+
+
+class Guessing:
+    stop = ("w1", "w2")
+
+    def reset(self, row, seed):
+        self.left = 1 + len(row["prompt"]) % 3
+
+    def step(self, text, *, truncated):
+        self.left -= 1
+        return Turn(" w3 w4", len(text) % 5 / 5, truncated or not self.left)
 """
 
 ONLINE = (
@@ -35,7 +67,22 @@ ONLINE = (
     "feedback=${folder}/feedback.py:even",
 )
 
-SHARDED = ("dpo, checkpointed", "rpo", "ppo", "grpo", "reward model", "ppo, critic of its own")
+SERVED = (
+    "train.steps=2",
+    "source.rollouts={completions: 2, sampling: {max_tokens: 5}, sampler: vllm, server: '${vllm}'}",
+    "feedback=${folder}/feedback.py:even",
+)
+
+SHARDED = (
+    "dpo, checkpointed",
+    "rpo",
+    "rpo unpaired",
+    "coupled+sft",
+    "ppo",
+    "grpo",
+    "reward model",
+    "ppo, critic of its own",
+)
 
 
 def model_of(case: str) -> Policy | Scorer:
@@ -75,9 +122,9 @@ def update(case: str, shards: bool) -> tuple[Tensor, float, list[dict[str, float
             for weight in reference.policy.parameters():
                 weight.mul_(0.9)
     if shards:
-        shard_weights(model, accelerator)
+        shard_weights(model, accelerator, recipe.Shard(name="fsdp2"))
         if reference is not None:
-            shard_weights(reference.policy, accelerator)
+            shard_weights(reference.policy, accelerator, recipe.Shard(name="fsdp2"))
     held = sum(own_part(weight).numel() for weight in model.parameters()) / len(before)
     source = Batches(seven_rows(case.partition(",")[0]))
     passes = 2 if terms_of(case)[0].objective.needs.rollouts else 1
@@ -91,20 +138,84 @@ def update(case: str, shards: bool) -> tuple[Tensor, float, list[dict[str, float
         return weights(model) - before if accelerator.is_main_process else before, held, steps
 
 
+def update_by_own_counts() -> Tensor:
+    """The update of RPO if every process divided by the number of its own rows: what must not be."""
+    accelerator, right = Accelerator(cpu=True), loop.counts
+
+    def own_counts(terms: Sequence[Term], batch: Batch) -> list[int]:
+        return right(terms, batch.rows(shard(batch, 3, accelerator).rows[accelerator.process_index]))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "counts", own_counts)
+        return update("rpo", shards=True)[0]
+
+
+def asked_different_numbers_of_times() -> dict[str, Any]:
+    """How far the answers of two sharded policies are from those of whole ones, and which layers were whole at a time."""
+    process, ids = Accelerator(cpu=True).process_index, torch.arange(1, 6)[None]
+    policies = [make_policy("dpo", torch.float64), Policy(tiny_llama(seed=1))]
+    with torch.no_grad():
+        expected = [policy.model(input_ids=ids).logits for policy in policies]
+    for policy in policies:
+        shard_weights(policy, Accelerator(cpu=True), recipe.Shard(name="fsdp2"))
+    layers: Any = policies[0].causal.model.layers
+    whole: set[int] = set()
+
+    def count(*_: Any) -> None:
+        whole.add(sum(not isinstance(layer.mlp.up_proj.weight, DTensor) for layer in layers))
+
+    hook = layers[1].mlp.register_forward_pre_hook(count)
+    asked, worst, refused = [[0, 0, 1, 0, 0], [1, 1, 0]][process], 0.0, ""
+    with torch.no_grad(), asked_apart(policies, nullcontext, torch.device("cpu")):
+        for number in asked:
+            difference = policies[number].model(input_ids=ids).logits - expected[number]
+            worst = max(worst, float(difference.abs().max()))
+    hook.remove()
+    try:
+        with torch.no_grad(), asked_apart(policies, nullcontext, torch.device("cpu")):
+            if process:
+                raise PrefoptError("this one has had enough")
+            for _ in range(3):
+                policies[0].model(input_ids=ids)
+    except PrefoptError as error:
+        refused = str(error)
+    return {"worst": worst, "whole": whole, "refused": refused}
+
+
 RUNS: dict[str, list[str]] = {
     "dpo": ["train.checkpoint_every=1"],
-    "lora": ["policy.adapter={r: 2, alpha: 8}", "evaluate.every=1", "train.keep_best=nll"],
+    "lora": ["policy.adapter={r: 2, alpha: 8}", "evaluate.every=1", "train.keep_best=nll", "train.checkpoint_every=2"],
     "reward model": ["objective=BradleyTerry"],
     "grpo": [*ONLINE, "objective={name: GRPO, beta: 0.1}"],
     "ppo": [*ONLINE, "objective=PPO", "policy.critic.model=${lm}", "train.checkpoint_every=3"],
+    "grpo, gathered whole": [*ONLINE, "objective=GRPO", "train.shard={name: fsdp2, gather: model, offload: true}"],
+    "a mixture writes": [
+        "source.rollouts={completions: 1, sampling: {max_tokens: 5}}",
+        "source.writers=[mixture]",
+        "feedback=${folder}/feedback.py:evener",
+        "objective=NashMD",
+    ],
+    "episodes": [ONLINE[0], "objective=GRPO", "source.rollouts.environment=${folder}/guessing.py:Guessing"],
+    "vllm": ["objective=GRPO", *SERVED],
+    "vllm, lora": [
+        "objective=GRPO",
+        *SERVED,
+        "policy.adapter={r: 2, alpha: 8}",
+        "evaluate.sampler=vllm",
+        "evaluate.server=${vllm}",
+    ],
 }
 """Overrides of runs, which go through evaluation, sampling, checkpoints and saving."""
+
+BF16 = ("train.precision=bf16", "policy.dtype=float32")
 
 
 def run_one(folder: Path, name: str, place: str, *overrides: str, resume: bool = False) -> Path:
     """The folder of a run of three steps, in `folder/place`; at a constant rate, so that a longer one begins like it."""
     common = ["train.shard=fsdp2", "train.steps=3", "train.schedule=constant", "policy.dtype=float64"]
-    common += [f"variables={{lm: {folder / 'lm'}, folder: {folder}}}"]
+    served = folder / "vllm"
+    variables = {"lm": folder / "lm", "folder": folder, "vllm": served.read_text() if served.exists() else "none"}
+    common += [f"variables.{name}={value}" for name, value in variables.items()]
     settings = load_recipe(folder / "recipe.yaml", [*common, *RUNS[name], *overrides])
     return run(settings, folder=folder / place / name, resume=resume, console=Console(quiet=True)).folder
 
@@ -113,6 +224,7 @@ def prepare(folder: Path) -> None:
     """Everything that the runs read, and a run of one process for two to go on with."""
     tiny_recipe(folder, tiny_model(folder / "lm"), tiny_pairs(folder / "pairs.jsonl"))
     (folder / "feedback.py").write_text(FEEDBACK)
+    (folder / "guessing.py").write_text(GUESSING)
     run_one(folder, "dpo", "begun by one")
 
 
@@ -120,9 +232,11 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     found = {case: update(case, shards=True) for case in SHARDED}
-    torch.save(found, folder / f"updates-{Accelerator(cpu=True).process_index}.pt")
+    others = {"by own counts": update_by_own_counts(), "asked apart": asked_different_numbers_of_times()}
+    torch.save(found | others, folder / f"updates-{Accelerator(cpu=True).process_index}.pt")
     for name in RUNS:
         run_one(folder, name, "two")
+    run_one(folder, "dpo", "bf16, two", *BF16)
     run_one(folder, "dpo", "begun by one", "train.steps=5", resume=True)
     torch.distributed.destroy_process_group()
 

@@ -8,7 +8,7 @@ from prefopt.environments.child import Limits
 from prefopt.environments.episodes import EnvironmentReward
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.in_child import Python
-from prefopt.environments.making import environment_factory, is_environment
+from prefopt.environments.making import asks_for_models, environment_factory, is_environment
 from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
@@ -23,6 +23,7 @@ __all__ = [
     "TRLEnvironment",
     "TextArena",
     "Tools",
+    "asks_for_models",
     "check_environment",
     "environment_factory",
     "is_environment",

@@ -14,7 +14,7 @@ from prefopt.environments.textarena import TextArena
 from prefopt.environments.tools import Tools
 from prefopt.environments.trl import TRLEnvironment
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import NOTHING, find, make
+from prefopt.support.plugins import NOTHING, asks_for, find, make
 from prefopt.support.time_limits import LateError, within
 from prefopt.types import Environment
 
@@ -55,6 +55,11 @@ def environment_factory(
     if isinstance(named, type):
         return made
     return lambda: deepcopy(environment)
+
+
+def asks_for_models(spec: recipe.Environment, where: str) -> bool:
+    """Whether an environment's constructor asks for the run's models, as one with the policy as an opponent does."""
+    return asks_for("models", find(spec.name, "environment", known=ENVIRONMENTS, where=where))
 
 
 def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) -> Shown:

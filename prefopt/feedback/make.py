@@ -40,7 +40,7 @@ from prefopt.feedback.transforms import (
 from prefopt.feedback.weighted import WeightedSum
 from prefopt.policy import Policy, Scorer
 from prefopt.support.errors import PrefoptError
-from prefopt.support.plugins import LATER, NotYet, check_call, make
+from prefopt.support.plugins import LATER, NotYet, asks_for, check_call, find, make
 from prefopt.support.profile import timed
 from prefopt.types import Completion, Feedback, Prompt, Verdict
 
@@ -186,6 +186,15 @@ def judges_of(spec: recipe.Feedback, where: str = "feedback") -> list[Judge]:
 def reward_models_of(spec: recipe.Feedback, where: str = "feedback") -> list[RewardModel]:
     """The reward models that a section describes, members among them; loads none."""
     return [part for part in _described(spec, where) if isinstance(part, RewardModel)]
+
+
+def asking_the_policy(spec: recipe.Feedback, where: str) -> list[str]:
+    """Those of a section and its members that ask the policy that is trained: judges with `model: self`, a user's own classes."""
+    own = ":" in spec.name and asks_for("policy", find(spec.name, "feedback", known=FEEDBACKS, where=where))
+    asking = [str(spec.name)] if own or spec.fields.get("model") == "self" else []
+    for number, member in enumerate(spec.members):
+        asking += asking_the_policy(member, f"{where}.members.{number}")
+    return asking
 
 
 def _described(spec: recipe.Feedback, where: str) -> list[Any]:

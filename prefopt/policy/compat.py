@@ -57,6 +57,14 @@ def is_sharded(weights: Iterable[Tensor]) -> bool:
     return any(isinstance(p, DTensor) or {"ds_id", "_is_flat_param"} & vars(p).keys() for p in weights)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes: of sharded weights, which may be kept elsewhere, the device of their processes."""
+    weight = next(model.parameters())
+    if not isinstance(weight, DTensor) or weight.device_mesh.device_type == weight.device.type:
+        return weight.device
+    return torch.device(weight.device_mesh.device_type, torch.accelerator.current_device_index())
+
+
 def blocks_of(model: Any) -> frozenset[str]:
     """The names of the classes of a model's layers (`_no_split_modules`; transformers 5.23)."""
     return frozenset(getattr(model, "_no_split_modules", None) or ())

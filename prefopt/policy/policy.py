@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt.policy.compat import device_of
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
 from prefopt.policy.rows.layout import Layout, padded, single_completions
@@ -65,8 +66,8 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where it computes."""
+        return device_of(self)
 
     @property
     def has_adapter(self) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from prefopt.policy.compat import device_of
 from prefopt.policy.rows.layout import Layout, padded
 from prefopt.policy.saving import save_weights
 from prefopt.support.errors import PrefoptError
@@ -120,8 +121,8 @@ class Scorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where it computes."""
+        return device_of(self)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
         """`rewards` [B, K] in fp32 (fp64 for a model in fp64).

@@ -207,15 +207,15 @@ def load_models(
     """
     source = settings.source
     reading = Reading(source.max_prompt_tokens, source.max_completion_tokens, True, needs.step_rewards, separator)
-    shards = settings.train.shard is not None and accelerator.num_processes > 1
+    shard = settings.train.shard if accelerator.num_processes > 1 else None
     # Sharded, weights go to their devices layer by layer.
-    device = torch.device("cpu") if shards else accelerator.device
+    device = torch.device("cpu") if shard is not None else accelerator.device
     trained = _trained(settings.policy, needs, tokenizer, settings.seed_of("init"), device, reading)
     models = _with_reference(trained, settings, needs, tokenizer)
-    if shards:
-        shard_weights(models.trained, accelerator)
+    if shard is not None:
+        shard_weights(models.trained, accelerator, shard)
         if models.reference is not None and models.reference.policy is not models.trained:
-            shard_weights(models.reference.policy, accelerator)
+            shard_weights(models.reference.policy, accelerator, shard)
     return models
 
 

@@ -74,7 +74,7 @@ def run(
     silence_telemetry()
     refuse_missing(settings.track)
     with (
-        computing(settings.train) as accelerator,
+        computing(settings.train, settings.train.shard is not None and settings.train.shard.offload) as accelerator,
         entered_on_main_process(accelerator, lambda: claimed(settings, folder, resume)) as opened,
         noting(lambda error: kept(opened, error)),
         noting_divergence(opened, accelerator),

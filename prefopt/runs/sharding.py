@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 
 from prefopt import recipe
+from prefopt.environments import asks_for_models
+from prefopt.feedback import asking_the_policy
 from prefopt.policy import DIVERGENCES, find_model
 from prefopt.policy.finding import adapter_config
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
+from prefopt.support.plugins import asks_for, find
 from prefopt.types import Needs
 
 OPTIMISERS = ("adamw", "sgd", "rmsprop")
@@ -48,6 +51,7 @@ def _refused(settings: recipe.Recipe, needs: Needs) -> Iterator[str]:
         )
     yield from _of_adapters(settings.policy)
     yield from _of_samples(settings)
+    yield from _of_calls(settings)
 
 
 def _of_adapters(policy: recipe.Policy) -> Iterator[str]:
@@ -69,9 +73,25 @@ def _of_samples(settings: recipe.Recipe) -> Iterator[str]:
         if section is None:
             continue
         sampler = section.samples if isinstance(section, recipe.Evaluate) else section
-        if sampler.sampler != "transformers":
-            yield f"{key}.sampler: {sampler.sampler} would read weights that no process has whole: write `transformers`"
-        if section.environment is not None:
-            yield f"processes would play episodes of different lengths in {key}.environment: train without it"
-    if {"mixture"} & {*settings.source.writers}:
-        yield "the writer `mixture` asks policy and reference in turns: take other source.writers"
+        if sampler.sampler not in recipe.SAMPLERS:
+            known = " or ".join(recipe.SAMPLERS)
+            yield f"{key}.sampler: {sampler.sampler} would read weights that no process has whole: take {known}"
+        if section.environment is not None and asks_for_models(section.environment, f"{key}.environment"):
+            yield (
+                f"{key}.environment: {section.environment.name} asks for the run's models, which would have to be asked by all "
+                "processes at once: take one that does not"
+            )
+
+
+def _of_calls(settings: recipe.Recipe) -> Iterator[str]:
+    """What would ask the policy on the main process alone, which has a part of it."""
+    evaluate = settings.evaluate
+    feedbacks = {"feedback": settings.feedback, "cost": settings.cost}
+    feedbacks |= {"evaluate.gold": evaluate.gold, "evaluate.judge": evaluate.judge}
+    feedbacks |= {f"evaluate.metrics.{name}": metric for name, metric in evaluate.metrics.items()}
+    for key, spec in feedbacks.items():
+        for name in () if spec is None else asking_the_policy(spec, key):
+            yield f"{key}: {name} would ask the policy on one process alone: give it a model of its own"
+    for callback in settings.train.callbacks:
+        if ":" in callback.name and asks_for("policy", find(callback.name, "callback", where="train.callbacks")):
+            yield f"the callback {callback.name} asks for the policy on one process alone: let it do without"

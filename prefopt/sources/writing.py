@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -17,7 +18,9 @@ from prefopt.data.text_episodes import ASSISTANT
 from prefopt.data.texts import decode_continuation, decode_everything
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
+from prefopt.policy.decode.sampler import TransformersSampler, policies_of
 from prefopt.policy.parallel import draw, gathered_objects
+from prefopt.policy.sharding import asked_apart
 from prefopt.recipe import Sampling
 from prefopt.sources.acting import Acting, EpisodeWriter, without_end
 from prefopt.support.errors import PrefoptError
@@ -107,13 +110,20 @@ class Completer:
         def write_own() -> dict[int, list[Written]]:
             assert self.episodes is not None
             mine, at = [rows[i] for i in own], torch.tensor(list(own), dtype=torch.long)
-            groups = self.episodes(model, mine, completions, sampling, seeds[at], [tasks[i] for i in own], version)
+            with self._apart(model):
+                groups = self.episodes(model, mine, completions, sampling, seeds[at], [tasks[i] for i in own], version)
             return dict(zip(own, groups, strict=True))
 
         shares: dict[int, list[Written]] = {}
         for share in gathered_objects(self.accelerator, write_own):
             shares |= share
         return [shares[i] for i in range(len(rows))]
+
+    def _apart(self, model: Any) -> AbstractContextManager:
+        """Of processes whose episodes have different numbers of turns."""
+        if not isinstance(self.sampler, TransformersSampler):  # others have copies of the weights
+            return nullcontext()
+        return asked_apart(policies_of(model), self.accelerator.autocast, self.accelerator.device)
 
     def completion(self, written: Written, prompt: Prompt) -> str | tuple[Message, ...]:
         """A completion as feedback sees it; see `shown_completion`."""

@@ -118,6 +118,14 @@ def find(
         raise PrefoptError(f"{prefix}{error}") from error
 
 
+def asks_for(thing: str, target: Any) -> bool:
+    """Whether a class asks for something of the run: its constructor has a parameter of this name."""
+    try:
+        return isinstance(target, type) and thing in inspect.signature(target).parameters
+    except ValueError:  # a class of C that does not say
+        return False
+
+
 def unknown_name(name: str, what: str, known: Collection[str], where: str = "") -> PrefoptError:
     """The error that a name is none of the known ones, nor a path; says the nearest one."""
     prefix = f"{where}: " if where else ""

@@ -83,7 +83,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep: int) -> Pat
     with naming(target):
         torch.save(_random_states(), staging / RANDOM[0].format(accelerator.process_index))
         model = accelerator.unwrap_model(trainer.model)
-        with whole_weights(model, accelerator=accelerator):
+        with whole_weights(model, accelerator=accelerator, trained=True):
             if accelerator.is_main_process:
                 write_weights(model, staging)
         optimiser = whole_state(trainer.optimizer.state_dict())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
 from rich.console import Console
 
 from prefopt.support.errors import PrefoptError
@@ -115,7 +115,7 @@ class Arithmetic(Protocol):
 
 
 @contextmanager
-def computing(settings: Arithmetic) -> Iterator[Accelerator]:
+def computing(settings: Arithmetic, offload: bool = False) -> Iterator[Accelerator]:
     """Devices, processes, precision and CPU threads for one run, evaluation or labelling.
 
     On leaving, the process is as it was: CPU threads, default dtype, random states and accelerate's own state. Accelerate fixes
@@ -124,6 +124,7 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
 
     Args:
         settings: of the recipe; `threads: null` leaves torch's choice.
+        offload: whether processes with GPUs also exchange what their CPUs hold.
 
     Raises:
         PrefoptError: the environment asks for sharded weights, or cannot be read.
@@ -132,7 +133,7 @@ def computing(settings: Arithmetic) -> Iterator[Accelerator]:
     with _restored():
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        yield make_accelerator(settings.precision)
+        yield make_accelerator(settings.precision, offload)
 
 
 def mixed_precision(precision: str) -> str:
@@ -146,11 +147,12 @@ def mixed_precision(precision: str) -> str:
     return "no" if precision == "fp32" else precision
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, offload: bool = False) -> Accelerator:
     """Devices and processes from the environment, and everything that changes an update from the recipe.
 
     Args:
         precision: fp32, bf16, fp16, or auto, which is bf16 on GPUs that have it.
+        offload: whether processes with GPUs also exchange what their CPUs hold, which NCCL does not.
     """
     # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
     # MPS has no float64, in which sampling noise and metrics are made.
@@ -161,6 +163,7 @@ def make_accelerator(precision: str) -> Accelerator:
         # A number would be replaced by that of the launcher's environment, and so would a backend that is not given.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
+        kwargs_handlers=[InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo")] if offload and not cpu else None,
     )
     if accelerator.mixed_precision == "fp16":
         # accelerate 1.15 computes in fp32 on CPUs then, without a word. The training loop scales its loss itself, everywhere.

@@ -2,24 +2,28 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sharded
 import torch
+from _small_vllm import small_vllm
 from safetensors.torch import load_file
 from test_train import relative, torchrun
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder in which two processes have done everything, in one start."""
     folder = tmp_path_factory.mktemp("sharded")
     sharded.prepare(folder)
-    torchrun(sharded.__file__, str(folder))
-    return folder
+    with small_vllm(folder / "lm") as (_, address):
+        (folder / "vllm").write_text(address)
+        torchrun(sharded.__file__, str(folder))
+        yield folder
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -56,6 +60,31 @@ def test_an_update_is_that_of_one_process_and_each_holds_half(case: str, two: Pa
     for mine, step in zip(steps, theirs, strict=True):
         for name in mine.keys() - {"padding"}:
             assert mine[name] == pytest.approx(step[name], rel=1e-9, abs=1e-12, nan_ok=True), name
+
+
+@pytest.mark.slow
+def test_a_loss_whose_rows_are_coupled_is_divided_by_the_rows_of_all(two: Path) -> None:
+    right, _, _ = sharded.update("rpo", shards=False)
+    wrong = torch.load(two / "updates-0.pt")["by own counts"]
+    assert relative(right, wrong) > 0.1
+
+
+@pytest.mark.slow
+def test_processes_may_ask_sharded_models_different_numbers_of_times(two: Path) -> None:
+    """Of two layers one is whole at a time, and one that gives up does not keep the other waiting."""
+    for rank, refused in enumerate(["", "this one has had enough"]):
+        asked = torch.load(two / f"updates-{rank}.pt")["asked apart"]
+        assert asked["worst"] <= 1e-12
+        assert (asked["whole"], asked["refused"]) == ({1}, refused)
+
+
+@pytest.mark.slow
+def test_in_bf16_gradients_are_those_of_one_process_to_its_rounding(two: Path) -> None:
+    one = sharded.run_one(two, "dpo", "bf16, one", *sharded.BF16)
+    for mine, theirs in zip(lines(one), lines(two / "bf16, two" / "dpo"), strict=True):
+        for name in mine.keys() & {"loss", "grad_norm"}:
+            assert mine[name] == pytest.approx(theirs[name], rel=5e-3), name
+    assert all(weight.dtype == torch.float32 for weight in weights(two / "bf16, two" / "dpo" / "policy").values())
 
 
 @pytest.mark.slow

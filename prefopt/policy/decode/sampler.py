@@ -21,7 +21,7 @@ from prefopt.policy.decode.reading import Reading, reading_of
 from prefopt.policy.decode.stops import StopTexts
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
-from prefopt.policy.sharding import gathered
+from prefopt.policy.sharding import asked_apart
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Sampled
@@ -83,7 +83,8 @@ class TransformersSampler:
         completed: dict[tuple[int, int], DrawnTokens] = {}
         ends = end_tokens(policy, settings.stop)
         decode = _draw_by_generate if is_stateful(policy) else _draw_by_cache
-        with evaluating(policy), gathered(policy), self.autocast(), own_weights(model):
+        apart = asked_apart(policies_of(model), self.autocast, policy.device)
+        with evaluating(policy), apart, self.autocast(), own_weights(model):
             for chunk, copies in _chunks(order, completions, self.batch_size):
                 part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                 places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
@@ -140,6 +141,12 @@ def evaluating(policy: Policy) -> Iterator[None]:
 
 def _policy_of(model: TextModel) -> Policy:
     return model if isinstance(model, Policy) else model.policy
+
+
+def policies_of(model: TextModel) -> list[Policy]:
+    """The distinct policies that are asked where this is sampled from."""
+    parts = (model.policy, _policy_of(model.reference)) if isinstance(model, Mixture) else (_policy_of(model),)
+    return list(dict.fromkeys(parts))
 
 
 def own_weights(model: TextModel) -> AbstractContextManager:

@@ -17,6 +17,7 @@ from prefopt.policy.decode.vllm_weights import AdapterFiles, Transfer, transfer_
 from prefopt.policy.parallel import ROUNDING, gathered_objects
 from prefopt.policy.policy import Policy
 from prefopt.policy.reference import Following, Reference
+from prefopt.policy.sharding import whole_weights
 from prefopt.recipe import Adapter, Recipe, Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Batch, Needs, Sampled
@@ -97,7 +98,8 @@ class VLLMSampler:
         if _is_base(policy):
             self._compare(policy, self.server.base)
             return
-        self.name = gathered_objects(self.accelerator, lambda: self._sent(model))[0]
+        with whole_weights(model, accelerator=self.accelerator, trained=model.has_adapter):
+            self.name = gathered_objects(self.accelerator, lambda: self._sent(model))[0]
         self.present = (policy, version)
         self._compare(policy, self.name)
 

@@ -117,7 +117,7 @@ class BetweenGPUs:
     """
 
     def __init__(self, server: VLLMServer, accelerator: Accelerator):
-        self.server = server
+        self.server, self.device = server, accelerator.device
         if not torch.cuda.is_available():
             raise PrefoptError(
                 f"the vLLM server {server.address} takes weights from GPUs alone (--weight-transfer-config), and this run is on "
@@ -137,6 +137,9 @@ class BetweenGPUs:
     def __call__(self, policy: Policy) -> str:
         """Send them."""
         with self.server.asked_to("take over the policy's weights"):
-            self.client.update_model_params(policy.causal)
+            named = list(policy.causal.named_parameters())
+            metadata = [(name, str(weight.dtype).removeprefix("torch."), list(weight.shape)) for name, weight in named]
+            # One by one, as those of a sharded policy are whole on the CPU.
+            self.client.update_named_params(metadata, ((name, w.detach().to(self.device)) for name, w in named))
             self.server.forget()
         return self.server.base

@@ -7,7 +7,7 @@ from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import SAMPLERS, Acting, Environment, Samples, Sampling, most_tokens
 from prefopt.recipe.schema.source import DATA_FILES, DIALECTS, WRITERS, Data, Embeddings, Rollouts, Source
 from prefopt.recipe.schema.track import Comet, MLflow, TensorBoard, Track, Trackio, Wandb
-from prefopt.recipe.schema.train import KeepBest, Optimizer, Precision, Schedule, Train
+from prefopt.recipe.schema.train import KeepBest, Optimizer, Precision, Schedule, Shard, Train
 
 __all__ = [
     "DATA_FILES",
@@ -41,6 +41,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "Seeds",
+    "Shard",
     "Source",
     "TensorBoard",
     "Term",

@@ -60,6 +60,15 @@ class Shard(Section):
     """How weights are divided among processes; in short, the name alone."""
 
     name: Literal["fsdp2"] = Field(description="fsdp2: torch's fully_shard, layer by layer")
+    offload: bool = Field(
+        False,
+        description="what a process holds is in its CPU's memory, where the optimiser works, and on the GPU while a layer computes",
+    )
+    gather: Literal["layer", "model"] = Field(
+        "layer",
+        description="what is whole at a time while completions are drawn; layer: one layer, beside embedding and head; model: all, "
+        "which is faster",
+    )
 
 
 class KeepBest(Section):
