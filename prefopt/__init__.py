@@ -8,6 +8,7 @@ prefopt.run("recipes/pocket/dpo.yaml", "objective.beta=0.3")
 from typing import TYPE_CHECKING
 
 from prefopt.support.lazy_names import on_first_use
+from prefopt.support.logs import quiet_imports
 
 if TYPE_CHECKING:
     from prefopt import objectives
@@ -165,6 +166,7 @@ _HOMES = {
 }
 """Where the public names live; those of `types` are not listed."""
 
+quiet_imports()
 
 __getattr__ = on_first_use(__name__, {name: f"prefopt.{_HOMES.get(name, 'types')}" for name in __all__})
 

@@ -76,6 +76,15 @@ def show_tensors_of(kind: type) -> None:
         register_dataclass(kind)
 
 
+def keep_packing_of(layer: Any) -> None:
+    """Have a layer of 4 bits keep its weights as they are packed (`support_avx512bf16_for_cpu`; bitsandbytes 0.50).
+
+    On CPUs with AVX512-BF16 it would pack them anew for a kernel that rounds to bf16 as soon as it is asked in evaluation mode, and
+    go on with that kernel, which has no gradient, in training (findings/bitsandbytes_cpu_gradients.sh).
+    """
+    layer.support_avx512bf16_for_cpu = False
+
+
 def adapter_prefix(model: Any) -> str:
     """What the names of an adapter's weights contain (`prefix` of the tuner; peft 0.21)."""
     prefix: str = getattr(model.base_model, "prefix", "lora_")

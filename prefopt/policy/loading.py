@@ -27,6 +27,7 @@ from prefopt.policy.finding import adapter_config, base_of, find_model, loaded, 
 from prefopt.policy.methods import adapter_settings
 from prefopt.policy.policy import CRITIC, Policy
 from prefopt.policy.pretrained import Loader, load_weights
+from prefopt.policy.quantised import check_quantised
 from prefopt.policy.saving import end_ids
 from prefopt.policy.scorer_loading import check_reads_steps, is_scorers_adapter
 from prefopt.support.downloads import is_awaited
@@ -107,10 +108,11 @@ def check_policy(spec: recipe.Policy, scorer: bool, steps: bool = False) -> None
         steps: whether it is trained to score steps, which encoders cannot.
 
     Raises:
-        PrefoptError: a model of another kind, quantised weights, or a tokenizer of another vocabulary.
+        PrefoptError: a model of another kind, weights that are quantised on disk or cannot be, a tokenizer of another vocabulary.
     """
     if spec.adapter is not None:
         adapter_settings(spec.adapter, "SEQ_CLS" if scorer else "CAUSAL_LM")
+    check_quantised(spec)
     name = find_model(spec.model)
     if isinstance(name, Given) or is_awaited(name):
         return
@@ -125,7 +127,8 @@ def check_policy(spec: recipe.Policy, scorer: bool, steps: bool = False) -> None
     if method := quantisation(config):
         raise PrefoptError(
             f"policy.model: the weights of {name} are quantised ({method}), and what is trained on them "
-            "could not be saved as it is measured: name the model that it was quantised from"
+            "could not be saved as it is measured: name the model that it was quantised from, and write policy.quantization: nf4 "
+            "to train an adapter on it in 4 bits"
         )
     if spec.tokenizer is None and adapter_config(name) is not None:
         return  # with an adapter the embeddings may grow; the loaded model is compared
@@ -203,7 +206,7 @@ def _new_critic(spec: recipe.Critic, policy: Policy, policy_spec: recipe.Policy)
     if spec.model is None:
         return ValueHead(policy.causal.config.get_text_config().hidden_size, policy.causal.dtype)
     assert policy.tokenizer is not None
-    own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None})
+    own = policy_spec.model_copy(update={"model": spec.model, "adapter": None, "tokenizer": None, "quantization": None})
     backbone = _scorers_backbone(own) if is_scorers_adapter(find_model(spec.model)) else load_backbone(own, head=False)
     if not _reads_forwards(backbone):
         raise PrefoptError(

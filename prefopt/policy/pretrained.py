@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from prefopt import recipe
-from prefopt.policy import stacking
+from prefopt.policy import quantised, stacking
 from prefopt.policy.adapters import adapter_weights, merged, with_adapter
 from prefopt.policy.compat import ignore_renamed_checkpointing, switch_off_dropout
 from prefopt.policy.finding import adapter_config, base_of, find_model, loaded
@@ -32,10 +32,10 @@ Loader = Callable[..., PreTrainedModel | PeftModel]
 """`load_weights`, or another function of the same arguments."""
 
 
-def load_weights(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel:
+def load_weights(auto: Any, spec: recipe.Policy, **config: Any) -> PreTrainedModel | PeftModel:
     """A model of a recipe, by one of transformers' auto classes, with these changes to its configuration.
 
-    An adapter is merged into the weights of its base.
+    An adapter is merged into the weights of its base, unless the recipe has those in 4 bits, where the sum would be rounded.
 
     Raises:
         PrefoptError: it cannot be loaded, or some of its weights are in no file; a classifier's head may start at random.
@@ -90,7 +90,7 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
-def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
+def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel | PeftModel:
     """From disk or the hub; of a model that is loaded already a copy, so that its owner's stays as it is."""
     if not isinstance(name, Given):
         return _from_folder(auto, name, spec, changes)
@@ -113,14 +113,18 @@ def _model(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]
     return copied
 
 
-def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel:
+def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str, Any]) -> PreTrainedModel | PeftModel:
     if (adapter := adapter_config(name)) is not None:
         # An adapter that was trained before is part of this run's starting point, and so of its reference.
         adapted = _with_adapter(auto, name, adapter, spec, changes)
+        if spec.quantization is not None:
+            return adapted
         remembered = stacking.beneath(adapted, adapter, getattr(adapted.get_base_model(), "adapter_beneath", None))
         whole: Any = merged(adapted)
         whole.adapter_beneath = remembered
         whole.name_or_path = ""  # these weights are nowhere on disk: an adapter on top is saved together with this one
+        if quantised.recorded(name) is not None:
+            whole.adapter_beneath = None  # its base, rounded as it was, is in no file
         if whole.dtype not in (torch.float32, torch.float64):
             log.warning(
                 "the adapter %s is merged into weights of %s, which rounds them: numbers differ a little from those that its run "
@@ -146,24 +150,35 @@ def _from_folder(auto: Any, name: str, spec: recipe.Policy, changes: Mapping[str
             trust_remote_code=spec.remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the name of the weight
+            **quantised.arguments_of(spec),
         )
         model, info = both
         _refuse_shapes(name, model, info["mismatched_keys"])
         _refuse_missing(name, model, info["missing_keys"], info["unexpected_keys"])
         model.fresh_weights = frozenset(info["missing_keys"])
+        quantised.finish(model)
         return model
 
     if auto is not AutoModelForCausalLM:  # others may have randomly initialised parts
         return made()
-    same = (stamp(name), spec.dtype, spec.attention, spec.remote_code, *changes.items())
+    same = (stamp(name), spec.dtype, spec.attention, spec.remote_code, spec.quantization, *changes.items())
     return shared("models", same, made, copy=deepcopy)
 
 
 def _with_adapter(
     auto: Any, name: str, adapter: PeftConfig, spec: recipe.Policy, changes: Mapping[str, Any]
 ) -> PeftModel:
-    """An adapter on its base; an adapter that is the base is merged."""
-    beneath: Any = _from_folder(auto, base_of(name, adapter), spec, changes)
+    """An adapter on its base; an adapter that is the base is merged.
+
+    A base that was quantised when the adapter was trained is so again, or has those rounded weights in its own dtype.
+    """
+    base, own = base_of(name, adapter), quantised.recorded(name)
+    quantised.refuse_other(name, spec)
+    if own is None or spec.quantization is not None:
+        beneath: Any = _from_folder(auto, base, spec, changes)
+    else:
+        rounded: Any = _from_folder(auto, base, spec.model_copy(update=own), changes)
+        beneath = quantised.dequantised(rounded).to(getattr(torch, spec.dtype))
     fresh = fresh_weights(beneath)
     model = with_adapter(beneath, name, adapter, fresh)
     beneath.fresh_weights = fresh - set(adapter_weights(name))

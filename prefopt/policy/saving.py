@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.policy.adapters import MAGNITUDE, WEIGHTS, merged
+from prefopt.policy.quantised import record
 from prefopt.policy.stacking import save_stacked
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import write_whole
@@ -58,6 +59,7 @@ def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         if not there:  # peft's is a form to fill in, and names the base's folder where the hub takes ids alone
             card.unlink(missing_ok=True)
         _name_magnitudes(folder / WEIGHTS[0])
+        record(model, folder)
     else:
         model.save_pretrained(str(folder))
 

@@ -40,6 +40,8 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign("gradient_checkpointing activation_checkpointing", "policy.gradient_checkpointing", "off by default"),
         Foreign("use_peft peft_config", "policy.adapter", "a section instead of a switch: `policy.adapter: {r: 16}`"),
         Foreign("lora_r", "policy.adapter.r"),
+        Foreign("load_in_4bit bnb_4bit_quant_type", "policy.quantization", "nf4 or fp4, under policy.adapter alone"),
+        Foreign("use_bnb_nested_quant", "policy.quantization.double", "on by default"),
         Foreign("lora_alpha", "policy.adapter.alpha"),
         Foreign("lora_target_modules target_modules", "policy.adapter.targets", "all-linear unless you say otherwise"),
         Foreign("lora_dropout", "policy.adapter.dropout", "0 by default; on in updates alone"),
@@ -100,7 +102,8 @@ TABLES: Mapping[str, tuple[Foreign, ...]] = {
         Foreign(
             "optim",
             "train.optimizer",
-            "adamw_torch and adamw_torch_fused are adamw, adamw_bnb_8bit is adamw_8bit; others by path, `torch.optim:NAdam`",
+            "adamw_torch and adamw_torch_fused are adamw, adamw_bnb_8bit is adamw_8bit, paged_adamw_32bit is paged_adamw; others "
+            "by path, `torch.optim:NAdam`",
         ),
         Foreign("optim_args", "train.optimizer", "in one section: {name: sgd, momentum: 0.9}"),
         Foreign("adam_beta1 adam_beta2 adam_betas", "train.betas", "both in one list: [0.9, 0.999]"),
@@ -240,9 +243,9 @@ NONE: tuple[Foreign, ...] = (
     Foreign("neftune_noise_alpha label_smoothing_factor", "", "an objective adds no noise of its own"),
     Foreign("router_aux_loss_coef", "", "the balancing loss of experts is no part of any objective here"),
     Foreign(
-        "load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage",
+        "load_in_8bit bnb_4bit_quant_storage",
         "",
-        "what is trained on quantised weights cannot be saved as it is measured",
+        "under an adapter linear layers are held in 4 bits (policy.quantization) or in policy.dtype",
     ),
     Foreign(
         "delta sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg "

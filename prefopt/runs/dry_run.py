@@ -11,6 +11,7 @@ from prefopt.policy import load_tokenizer
 from prefopt.runs.memory import Part, estimate_memory, peak
 from prefopt.runs.micro_batches import largest, most
 from prefopt.runs.planning import Plan, plan
+from prefopt.runs.quantising import check_adapter_trained
 from prefopt.runs.tokens import with_tokens
 from prefopt.support.downloads import Downloads, is_awaited, noting_downloads
 from prefopt.support.terminal import Terminal
@@ -82,6 +83,7 @@ def dry_run(settings: recipe.Recipe, console: Console | None = None) -> DryRun:
     """
     with noting_downloads() as downloads:
         planned = plan(settings)
+        check_adapter_trained(settings)
         if downloads.data or is_awaited(planned.model):
             batching = batching_of(planned)
             prompt = settings.source.max_prompt_tokens

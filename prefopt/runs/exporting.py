@@ -104,7 +104,8 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32", g
     Of a finished run there is a model card, too.
 
     Adapters are merged in float32, and the sum is rounded once, to `dtype`. The folder is written whole or not at all, is read
-    again, and compared with the model as it was measured, on the CPU.
+    again, and compared with the model as it was measured, on the CPU. Of an adapter on weights in 4 bits (`policy.quantization`)
+    the base is those weights as they were rounded.
 
     Args:
         run_or_folder: a run folder; or a folder or hub id of a model or an adapter.
@@ -132,6 +133,9 @@ def export(run_or_folder: str | Path, out: str | Path, dtype: str = "float32", g
         rows = _rows(tokenizer, model)
         with source.computing:
             measured = _numbers(model, rows)
+        if source.spec.quantization is not None:  # the rounded weights, in layers into which an adapter can be merged
+            plain = source.spec.model_copy(update={"quantization": None})
+            model = _load(plain, scorer, tokenizer, load_unmerged)
         model.to(torch.promote_types(model.model.dtype, torch.float32))
         exact = _numbers(model, rows)
         model = _merged(model, rows, exact, source.name)

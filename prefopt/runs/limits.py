@@ -110,7 +110,7 @@ def _uncorrected(settings: recipe.Recipe, staleness: int) -> Iterator[str]:
             )
 
 
-UNIT_STEPS = ("adamw", "adamw_8bit", "rmsprop")
+UNIT_STEPS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "rmsprop")
 """Optimisers whose steps are about as large as the learning rate."""
 
 

@@ -68,6 +68,7 @@ class RunResult:
         if not self.writes:
             raise PrefoptError(f"{self.folder} trained a scorer, which writes nothing: prefopt.load_scorer loads it")
         own = {"model": (str(self.folder),), "adapter": None, "tokenizer": None, "gradient_checkpointing": False}
+        own |= {"quantization": None}  # merged in 4 bits it would be rounded
         spec = RunFolder(self.folder).recipe().policy.model_copy(update=own)
         policy = load_policy(spec, load_tokenizer(spec), seed=0)
         policy.eval()

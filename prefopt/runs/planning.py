@@ -41,6 +41,7 @@ from prefopt.runs.limits import (
     unread_columns,
 )
 from prefopt.runs.matching import match, training_rows
+from prefopt.runs.quantising import check_quantised_run
 from prefopt.runs.sharding import check_sharding
 from prefopt.runs.step_metrics import check_limits, step_metrics
 from prefopt.support.downloads import rows_awaited
@@ -151,6 +152,7 @@ def plan(settings: recipe.Recipe) -> Plan:
     needs = merged_needs(shared)
     _check_terms(settings, objectives, needs)
     check_sharding(settings, merged_needs([Term(o) for o in objectives]))
+    check_quantised_run(settings)
     steps = step_metrics(settings, objectives) if settings.train.limits or settings.evaluate.sets else ()
     check_limits(settings.train.limits, steps)
     model = find_model(settings.policy.model)

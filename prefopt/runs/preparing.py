@@ -43,6 +43,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.matching import batch_columns
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.progress import show_heading
+from prefopt.runs.quantising import check_adapter_trained
 from prefopt.runs.tokens import with_tokens
 from prefopt.sources.acting import Acting
 from prefopt.sources.recorded import Recorded
@@ -163,6 +164,7 @@ def prepare(
     """
     with console.status("reading the data, checking the recipe"):
         planned = plan(settings)
+        check_adapter_trained(settings)
     show_heading(console, planned)
     tokenizer = load_tokenizer(settings.policy)
     planned, data, train, own = with_tokens(planned, tokenizer, console)

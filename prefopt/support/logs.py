@@ -1,12 +1,19 @@
 """Log output and telemetry of the libraries."""
 
+import logging
 import os
+
+
+def quiet_imports() -> None:
+    """Leave out what a library says while it is imported, and nobody can act on.
+
+    bitsandbytes 0.50 misses a package on every import, for a kernel that is not used here (`policy.compat.keep_packing_of`).
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quiet_libraries() -> None:
     """Print warnings as plain lines on stderr, and switch off the libraries' progress bars."""
-    import logging
-
     import transformers
     from rich.logging import RichHandler
 

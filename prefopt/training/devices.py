@@ -80,6 +80,15 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def computes_on_cpu() -> bool:
+    """Whether models will be on the CPU: there is no accelerator that prefopt uses, or ACCELERATE_USE_CPU asks for none.
+
+    MPS has no float64, in which sampling noise and metrics are made.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in YES
+    return asked or not torch.accelerator.is_available() or torch.backends.mps.is_available()
+
+
 def _refuse_sharding() -> None:
     """Refuse what would cut the model into parts.
 
@@ -154,11 +163,9 @@ def make_accelerator(precision: str, offload: bool = False) -> Accelerator:
         precision: fp32, bf16, fp16, or auto, which is bf16 on GPUs that have it.
         offload: whether processes with GPUs also exchange what their CPUs hold, which NCCL does not.
     """
-    # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
-    # MPS has no float64, in which sampling noise and metrics are made.
-    cpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
     accelerator = Accelerator(
-        cpu=cpu,
+        # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
+        cpu=computes_on_cpu(),
         mixed_precision=mixed_precision(precision),
         # A number would be replaced by that of the launcher's environment, and so would a backend that is not given.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

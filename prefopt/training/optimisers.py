@@ -1,5 +1,6 @@
 """Optimisers, as recipes name them, and whether weights of 16 bits move under them."""
 
+import importlib.metadata
 import importlib.util
 import inspect
 import math
@@ -14,6 +15,7 @@ from prefopt import recipe
 from prefopt.policy.sharding import own_part
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.support.plugins import load_object
+from prefopt.training.devices import computes_on_cpu
 from prefopt.training.muon import takes_muon
 from prefopt.training.schedules import make_schedule
 
@@ -57,6 +59,9 @@ def make_optimizer(parameters: Sequence[dict[str, Any]], settings: recipe.Train)
     return _constructed(parameters, settings)
 
 
+OF_BITSANDBYTES = "bitsandbytes."
+"""What the paths of its optimisers begin with."""
+
 KNOWN: dict[str, str] = {
     "adamw": "torch.optim:AdamW",
     "sgd": "torch.optim:SGD",
@@ -64,12 +69,16 @@ KNOWN: dict[str, str] = {
     "adafactor": "torch.optim:Adafactor",
     "muon": "prefopt.training.muon:MuonWithAdamW",
     "adamw_8bit": "bitsandbytes.optim:AdamW8bit",
+    "paged_adamw": "bitsandbytes.optim:PagedAdamW32bit",
+    "paged_adamw_8bit": "bitsandbytes.optim:PagedAdamW8bit",
 }
 """Optimisers by the names that recipes give them, and where they are."""
 
 TAKEN: dict[str, tuple[str, ...]] = {
     "adamw": ("betas", "eps"),
     "adamw_8bit": ("betas", "eps"),
+    "paged_adamw": ("betas", "eps"),
+    "paged_adamw_8bit": ("betas", "eps"),
     "muon": ("betas", "eps"),
     "rmsprop": ("eps",),
 }
@@ -102,10 +111,8 @@ def _optimizer_class(name: str) -> Any:
     Raises:
         PrefoptError: there is none of this name, or it is no optimiser of torch's kind.
     """
-    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise PrefoptError(
-            "train.optimizer: adamw_8bit needs bitsandbytes: pip install 'prefopt-research[bitsandbytes]'"
-        )
+    if KNOWN.get(name, name).startswith(OF_BITSANDBYTES) and importlib.util.find_spec("bitsandbytes") is None:
+        raise PrefoptError(f"train.optimizer: {name} needs bitsandbytes: pip install 'prefopt-research[bitsandbytes]'")
     try:
         cls = load_object(KNOWN.get(name, name))
     except PrefoptError as error:
@@ -121,15 +128,43 @@ def check_training(settings: recipe.Train) -> None:
     Raises:
         PrefoptError: what `make_optimizer` and `make_schedule` refuse.
     """
-    small = nn.Linear(4, 4)
+    path = KNOWN.get(settings.optimizer.name, settings.optimizer.name)
+    small = (
+        nn.Linear(64, 64) if path.startswith(OF_BITSANDBYTES) else nn.Linear(4, 4)
+    )  # smaller ones keep 32 bits there
     groups: list[dict[str, Any]] = [{"params": [weight]} for weight in small.parameters()]
     if settings.optimizer.name == "muon":
         groups = [{**group, "muon": group["params"][0].ndim == 2} for group in groups]
     optimizer = make_optimizer(groups, settings)
+    if path.startswith(OF_BITSANDBYTES) and computes_on_cpu():
+        _try_on_cpu(optimizer, small, settings.optimizer.name)
     schedule = make_schedule(optimizer, settings, updates=10)
     for _ in range(10):
         optimizer.step()
         schedule.step()
+
+
+def _try_on_cpu(optimizer: Any, small: nn.Linear, name: str) -> None:
+    """Take a step, which has no kernel for CPUs in older versions.
+
+    Raises:
+        PrefoptError: it cannot, or would not be what its name says.
+    """
+    if getattr(optimizer, "is_paged", False):
+        raise PrefoptError(
+            f"train.optimizer: {name} keeps its averages where a GPU and the CPU can page them, and this run is on a CPU: write "
+            f"{'adamw_8bit' if '8bit' in name else 'adamw'}"
+        )
+    for weight in small.parameters():
+        weight.grad = torch.ones_like(weight)
+    try:
+        optimizer.step()
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
+        version = importlib.metadata.version("bitsandbytes")
+        raise PrefoptError(
+            f"train.optimizer: {name} of bitsandbytes {version} does not work on this CPU ({error}): pip install -U bitsandbytes"
+        ) from error
+    optimizer.zero_grad()
 
 
 def _can_fuse(groups: Sequence[dict[str, Any]]) -> bool | None:

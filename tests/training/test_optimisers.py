@@ -185,10 +185,37 @@ def test_an_optimiser_that_cannot_be_is_refused_before_a_model_is_loaded(optimiz
         check_training(recipe.Train(steps=1, optimizer=optimizer))  # type: ignore[arg-type]
 
 
-def test_adamw_in_8_bits_is_refused_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "bitsandbytes.optim:Lion8bit"])
+def test_an_optimiser_of_bitsandbytes_is_refused_with_how_to_install_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(PrefoptError, match=r"pip install 'prefopt-research\[bitsandbytes\]'"):
-        check_training(recipe.Train(steps=1, optimizer="adamw_8bit"))
+    with pytest.raises(PrefoptError, match=rf"{name} needs .*pip install 'prefopt-research\[bitsandbytes\]'"):
+        check_training(recipe.Train(steps=1, optimizer=name))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("paged_adamw", "adamw"), ("paged_adamw_8bit", "adamw_8bit"), ("bitsandbytes.optim:PagedLion8bit", "adamw_8bit")],
+)
+def test_a_paged_optimiser_is_refused_on_a_cpu(name: str, instead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    with pytest.raises(PrefoptError, match=rf"{name} keeps its averages .* this run is on a CPU: write {instead}$"):
+        check_training(recipe.Train(steps=1, optimizer=name))  # type: ignore[arg-type]
+
+
+def test_8_bits_without_a_kernel_for_this_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    check_training(recipe.Train(steps=1, optimizer="adamw_8bit"))  # type: ignore[arg-type]
+
+    def missing(*given: object, **more: object) -> None:
+        raise NotImplementedError("no kernel")  # as torch says it where there is none
+
+    monkeypatch.setattr(bitsandbytes.functional, "optimizer_update_8bit_blockwise", missing)
+    with pytest.raises(PrefoptError, match=r"adamw_8bit of bitsandbytes .* does not work on this CPU \(no kernel\)"):
+        check_training(recipe.Train(steps=1, optimizer="adamw_8bit"))  # type: ignore[arg-type]
 
 
 def test_adamw_in_8_bits_goes_on_bit_for_bit_from_what_a_checkpoint_holds(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ class VLLMSampler:
         """A server has one model, and LoRA adapters over it."""
         if settings.policy is None:
             return None
+        if settings.policy.quantization is not None:
+            return (
+                "a vLLM server has the base as it is on disk, and policy.quantization rounds it: take `transformers`, or leave "
+                "policy.quantization out"
+            )
         adapter = settings.policy.adapter
         if adapter is not None and (not isinstance(adapter, Adapter) or adapter.dora or adapter.modules_to_save):
             return (

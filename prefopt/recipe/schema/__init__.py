@@ -2,7 +2,7 @@
 
 from prefopt.recipe.schema.evaluate import Evaluate
 from prefopt.recipe.schema.feedback import FEEDBACKS, TRANSFORMS, Feedback, FeedbackOrName, Metric, Transform
-from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Policy, Reference
+from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Policy, Quantization, Reference
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import SAMPLERS, Acting, Environment, Samples, Sampling, most_tokens
 from prefopt.recipe.schema.source import DATA_FILES, DIALECTS, WRITERS, Data, Embeddings, Rollouts, Source
@@ -34,6 +34,7 @@ __all__ = [
     "Optimizer",
     "Policy",
     "Precision",
+    "Quantization",
     "Recipe",
     "Reference",
     "Rollouts",

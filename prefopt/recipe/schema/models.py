@@ -4,7 +4,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from prefopt.recipe.names import Named, SomeNames
 from prefopt.recipe.section import Section
@@ -57,6 +57,20 @@ AnyAdapter = typing.Annotated[
 """LoRA by its usual settings, or a method by its name."""
 
 
+class Quantization(Section):
+    """Weights of the model in 4 bits, under an adapter: QLoRA (arXiv 2305.14314), by bitsandbytes. In short, the type alone."""
+
+    type: Literal["nf4", "fp4"] = Field(
+        "nf4",
+        description="the 16 levels of a block of 64 weights: nf4, quantiles of a normal distribution; fp4, floats of 4 bits",
+    )
+    double: bool = Field(True, description="quantise the largest weights of blocks, too: .37 bits less for each weight")
+
+
+def _by_type(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
 class Critic(Section):
     """The critic, for objectives that need values (PPO)."""
 
@@ -78,6 +92,11 @@ class Policy(Section):
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="dtype of the weights; train.precision sets the dtype of the arithmetic"
+    )
+    quantization: typing.Annotated[Quantization | None, BeforeValidator(_by_type)] = Field(
+        None,
+        description="nf4 or fp4: hold the linear layers under `adapter` in 4 bits, and multiply in `dtype` (docs/models.md); null: "
+        "in `dtype`",
     )
     attention: str | None = Field(
         None, description="attention implementation of transformers: sdpa, eager, …; null: its default"

@@ -20,7 +20,7 @@ SCHEDULES = (
 )
 """Schedules by name: those of transformers but the ones that are told of losses, and two shorter names."""
 
-OPTIMIZERS = ("adamw", "sgd", "rmsprop", "adafactor", "muon", "adamw_8bit")
+OPTIMIZERS = ("adamw", "sgd", "rmsprop", "adafactor", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 """Optimisers by name."""
 
 
@@ -52,7 +52,8 @@ class Optimizer(WithFields):
     name: typing.Annotated[
         Named, _known("optimizer", OPTIMIZERS, "Any other is a class by its path: `torch.optim:NAdam`, `file.py:Class`")
     ] = Field(
-        description="adamw, sgd, rmsprop, adafactor, muon, adamw_8bit, or a class of torch.optim's kind: `package.module:Class`"
+        description="adamw, sgd, rmsprop, adafactor, muon, adamw_8bit, paged_adamw or paged_adamw_8bit (GPUs alone), or a class of "
+        "torch.optim's kind: `package.module:Class`"
     )
 
 
@@ -118,10 +119,10 @@ class Train(Section):
     )
     betas: tuple[Decay, Decay] = Field(
         (0.9, 0.999),
-        description="decay rates of the two averages of adamw (of adamw_8bit and muon, too), each from 0 to below 1",
+        description="decay rates of the two averages of adamw (paged and of 8 bits, and of muon, too), each from 0 to below 1",
     )
     eps: Factor = Field(
-        1e-8, gt=0, description="added to the denominator of adamw, rmsprop, adamw_8bit and muon's adamw"
+        1e-8, gt=0, description="added to the denominator of adamw (paged and of 8 bits, too), rmsprop and muon's adamw"
     )
     weight_decay: Factor = Field(0.0, ge=0, description="weight decay; decoupled in adamw")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
