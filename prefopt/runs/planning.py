@@ -41,8 +41,7 @@ from prefopt.runs.limits import (
     unread_columns,
 )
 from prefopt.runs.matching import match, training_rows
-from prefopt.runs.quantising import check_quantised_run
-from prefopt.runs.sharding import check_sharding
+from prefopt.runs.quantising import check_weights
 from prefopt.runs.step_metrics import check_limits, step_metrics
 from prefopt.support.downloads import rows_awaited
 from prefopt.support.errors import PrefoptError
@@ -151,8 +150,7 @@ def plan(settings: recipe.Recipe) -> Plan:
         raise PrefoptError("every term has a source of its own; leave out that of the one that the run is about")
     needs = merged_needs(shared)
     _check_terms(settings, objectives, needs)
-    check_sharding(settings, merged_needs([Term(o) for o in objectives]))
-    check_quantised_run(settings)
+    check_weights(settings, merged_needs([Term(o) for o in objectives]))
     steps = step_metrics(settings, objectives) if settings.train.limits or settings.evaluate.sets else ()
     check_limits(settings.train.limits, steps)
     model = find_model(settings.policy.model)

@@ -5,14 +5,30 @@ from collections.abc import Iterator
 from prefopt import recipe
 from prefopt.policy import find_model
 from prefopt.policy.finding import adapter_config
+from prefopt.runs.sharding import check_sharding
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
+from prefopt.types import Needs
 
 TRAINED_ALONE = (
     "its linear layers are held in 4 bits, which no optimiser can move: train an adapter on them (policy.adapter: {r: 16}), or "
     "leave policy.quantization out"
 )
+
+
+def check_weights(settings: recipe.Recipe, needs: Needs) -> None:
+    """Refuse what weights do not do that are divided among processes, or in 4 bits.
+
+    Args:
+        settings: the recipe.
+        needs: of its objectives.
+
+    Raises:
+        PrefoptError: says what, and what to do instead.
+    """
+    check_sharding(settings, needs)
+    check_quantised_run(settings)
 
 
 def check_quantised_run(settings: recipe.Recipe) -> None:
