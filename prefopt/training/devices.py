@@ -163,9 +163,10 @@ def make_accelerator(precision: str, offload: bool = False) -> Accelerator:
         precision: fp32, bf16, fp16, or auto, which is bf16 on GPUs that have it.
         offload: whether processes with GPUs also exchange what their CPUs hold, which NCCL does not.
     """
+    cpu = computes_on_cpu()
     accelerator = Accelerator(
         # Without cpu=True, accelerate takes the processes of a CPU-only torchrun for strangers to each other.
-        cpu=computes_on_cpu(),
+        cpu=cpu,
         mixed_precision=mixed_precision(precision),
         # A number would be replaced by that of the launcher's environment, and so would a backend that is not given.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
