@@ -15,22 +15,22 @@ from prefopt.support.errors import PrefoptError, nearest
 
 def check(options: argparse.Namespace) -> None:
     """`prefopt check`."""
-    from prefopt.environments import check_environment, environment_factory, is_environment
+    from prefopt.environments.making import ENVIRONMENTS, check_section, is_environment
     from prefopt.objectives import load_objective
     from prefopt.objectives.contract import check_objective
-    from prefopt.recipe import Environment
+    from prefopt.recipe import Environment, checked
     from prefopt.support.plugins import checked_fields, find
 
     wrong = [field for field in options.fields if "=" not in field]
     if wrong:
         raise PrefoptError(f"{wrong[0]!r} is no field; write field=value, for example beta=0.3")
     fields = {key: yaml.safe_load(text) for key, _, text in (f.partition("=") for f in options.fields)}
-    if ":" in options.objective and is_environment(find(options.objective)):
+    named = options.objective
+    if named in ENVIRONMENTS or (":" in named and is_environment(find(named))):
         row = {"prompt": "a prompt"} | {key[4:]: fields.pop(key) for key in list(fields) if key.startswith("row.")}
-        environment = environment_factory(Environment(name=options.objective, **fields), "check")()
-        answer = check_environment(environment, row, options.objective)
+        answer = check_section(checked(Environment, {"name": named, **fields}, named), "check", row).turn
         return consoles.out.print(
-            f"{options.objective} has the shape of an environment; its first answer is {answer}", markup=False
+            f"{named} has the shape of an environment; its first answer is {answer}", markup=False
         )
     objective = checked_fields(load_objective(options.objective, **fields), options.objective)
     for name in check_objective(objective):

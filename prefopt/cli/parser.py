@@ -207,11 +207,13 @@ def _add_benchmark(verb: Verb) -> None:
 
 
 def _add_looking_up(verb: Verb) -> None:
-    parser = verb(check, "run the contract on an objective, yours or the catalogue's")
+    parser = verb(check, "run the contract on an objective, or reset and a step of an environment, yours or prefopt's")
     parser.add_argument(
-        "objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class or a catalogue name"
+        "objective", metavar="PATH:CLASS", help="file.py:Class, package.module:Class, or a name such as DPO or Tools"
     )
-    parser.add_argument("fields", nargs="*", metavar="field=value", help="hyperparameters")
+    parser.add_argument(
+        "fields", nargs="*", metavar="field=value", help="hyperparameters; row.x=… of an environment's row"
+    )
     parser = verb(objectives, "list the catalogue: name, paper, needs, defaults")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these; file.py:Class for your own")
     parser = verb(recipes, "list the recipes and studies that come with prefopt, show one, or copy them all")

@@ -1,9 +1,9 @@
 """What is wrong with the shape of an environment, found by resetting it and taking a step."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch import Tensor
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
 from prefopt.types import Closing, Environment, Equipped, Logging, Message, Turn
+
+Found = TypeVar("Found")
+
+A_REWARD = "a reward is a finite number"
 
 
 class Shown(NamedTuple):
@@ -42,16 +46,44 @@ def check_environment(environment: Environment, row: Mapping[str, Any], name: st
 
 
 def shown_by(environment: Environment, row: Mapping[str, Any], name: str) -> Shown:
-    """What an environment shows in the same check."""
-    opening = begin(environment, row, 0, name)
-    stop_texts(environment, name)
-    logged_names(environment, name)
+    """What an environment shows in the same check; an error names all that can be seen to be wrong at once."""
+    faults: list[str] = missing_methods(environment, name)
+
+    def tried(call: Callable[[], Found], otherwise: Found) -> Found:
+        try:
+            return call()
+        except PrefoptError as error:
+            faults.append(str(error))
+            return otherwise
+
+    def closed() -> None:
+        if isinstance(environment, Closing):
+            with users_code(f"{name}: close()"):
+                environment.close()
+
+    opening, turn, begun = None, Turn(), False
+    if callable(getattr(environment, "reset", None)):
+        said, begun = tried(lambda: (_reset(environment, row, 0, name), True), (None, False))
+        opening = tried(lambda: checked_opening(said, name), None)
+    tried(lambda: stop_texts(environment, name), ())
+    tried(lambda: logged_names(environment, name), ())
     tools = list(environment.tools) if isinstance(environment, Equipped) else []
-    turn = step(environment, "text that the policy wrote", False, name)
-    if isinstance(environment, Closing):
-        with users_code(f"{name}: close()"):
-            environment.close()
+    if begun and callable(getattr(environment, "step", None)):
+        turn = tried(lambda: step(environment, "text that the policy wrote", False, name), turn)
+    tried(closed, None)
+    if faults:
+        raise PrefoptError("\n".join(faults))
     return Shown(opening, tools, turn)
+
+
+def missing_methods(environment: Any, name: str) -> list[str]:
+    """That it lacks `reset`, `step` or both, in a sentence; [] where it has them."""
+    missing = [repr(method) for method in ("reset", "step") if not callable(getattr(environment, method, None))]
+    if not missing:
+        return []
+    return [
+        f"{name} has no method {' and no '.join(missing)}; an environment has reset(row, seed) and step(text, *, truncated)"
+    ]
 
 
 def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str) -> str | Sequence[Message] | None:
@@ -60,13 +92,16 @@ def begin(environment: Environment, row: Mapping[str, Any], seed: int, name: str
     Raises:
         PrefoptError: it raised something or returned something else.
     """
+    return checked_opening(_reset(environment, row, seed, name), name)
+
+
+def _reset(environment: Environment, row: Mapping[str, Any], seed: int, name: str) -> Any:
     try:
-        opening = environment.reset(row, seed)
+        return environment.reset(row, seed)
     except (Exception, SystemExit) as error:
         raise PrefoptError(
             f"{name}: reset(row, seed) raised {type(error).__name__}: {error}; the row has {', '.join(map(repr, row)) or 'nothing'}"
         ) from error
-    return checked_opening(opening, name)
 
 
 def step(environment: Environment, text: str, truncated: bool, name: str) -> Turn:
@@ -131,23 +166,27 @@ def checked_turn(turn: Any, name: str) -> Turn:
     """
     if not isinstance(turn, Turn):
         raise PrefoptError(f"{name}: step returned {turn!r}; it returns prefopt.Turn(text, reward, done, info)")
-    reward = checked_reward(turn.reward, f"{name}: step")
+    faults = list(_faults_of(turn, f"{name}: step"))
+    if faults:
+        raise PrefoptError("\n".join(faults))
+    info = {key: _number(value) or 0.0 for key, value in turn.info.items()}
+    return turn._replace(reward=checked_reward(turn.reward, f"{name}: step"), info=info)
+
+
+def _faults_of(turn: Turn, what: str) -> Iterator[str]:
+    """What is wrong with the fields of a turn."""
+    if _number(turn.reward) is None:
+        yield f"{what} returned the reward {turn.reward!r}; {A_REWARD}"
     if not isinstance(turn.done, bool | np.bool_):
-        raise PrefoptError(
-            f"{name}: step returned done={turn.done!r}; it is True where the episode is over, else False"
-        )
+        yield f"{what} returned done={turn.done!r}; it is True where the episode is over, else False"
     if not (isinstance(turn.text, str) or _are_messages(turn.text)):
-        raise PrefoptError(f"{name}: step returned text={turn.text!r}; it is a text, or messages")
+        yield f"{what} returned text={turn.text!r}; it is a text, or messages"
     if not isinstance(turn.info, Mapping):
-        raise PrefoptError(f"{name}: step returned info={turn.info!r}; it maps names to numbers, {{}} for none")
-    info = {}
+        yield f"{what} returned info={turn.info!r}; it maps names to numbers, {{}} for none"
+        return
     for key, value in turn.info.items():
-        if (number := _number(value)) is None:
-            raise PrefoptError(
-                f"{name}: step returned info[{key!r}]={value!r}; `info` holds finite numbers, to be logged"
-            )
-        info[key] = number
-    return turn._replace(reward=reward, info=info)
+        if _number(value) is None:
+            yield f"{what} returned info[{key!r}]={value!r}; `info` holds finite numbers, to be logged"
 
 
 def checked_reward(reward: Any, what: str) -> float:
@@ -158,7 +197,7 @@ def checked_reward(reward: Any, what: str) -> float:
     """
     number = _number(reward)
     if number is None:
-        raise PrefoptError(f"{what} returned the reward {reward!r}; a reward is a finite number")
+        raise PrefoptError(f"{what} returned the reward {reward!r}; {A_REWARD}")
     return number
 
 

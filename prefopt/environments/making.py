@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from prefopt import recipe
-from prefopt.environments.checking import Shown, logged_names, shown_by
+from prefopt.environments.checking import Shown, logged_names, missing_methods, shown_by
 from prefopt.environments.gymnasium import Gymnasium
 from prefopt.environments.search import Search
 from prefopt.environments.textarena import TextArena
@@ -26,7 +26,11 @@ ENVIRONMENTS: dict[str, type] = {cls.__name__: cls for cls in (Search, Tools, Gy
 
 
 def environment_factory(
-    spec: recipe.Environment, where: str = WHERE, tokenizer: Any = None, models: Mapping[str, Any] = NOTHING
+    spec: recipe.Environment,
+    where: str = WHERE,
+    tokenizer: Any = None,
+    models: Mapping[str, Any] = NOTHING,
+    whole: bool = True,
 ) -> Callable[[], Environment]:
     """What makes an environment for each completion.
 
@@ -39,6 +43,7 @@ def environment_factory(
         tokenizer: the policy's, for an environment whose constructor asks for it by this name.
         models: of the run, `policy` and `reference`, for one whose constructor asks for them by this name; none while a recipe is
             checked.
+        whole: refuse what lacks a method; without, whoever checks more of it says so.
 
     Raises:
         PrefoptError: an unknown name or field, or something that makes no environment: no `reset` and `step`.
@@ -49,9 +54,10 @@ def environment_factory(
         return make(spec.name, spec.fields, "environment", known=ENVIRONMENTS, where=where, running=running)
 
     named = find(spec.name, "environment", known=ENVIRONMENTS, where=where)
+    checked = _checked if whole else lambda environment, _: environment
     if inspect.isroutine(named):
-        return lambda: _checked(partial(named, **spec.fields)(), f"{where}: what {spec.name} returned")
-    environment = _checked(made(), f"{where}: {spec.name}")
+        return lambda: checked(partial(named, **spec.fields)(), f"{where}: what {spec.name} returned")
+    environment = checked(made(), f"{where}: {spec.name}")
     if isinstance(named, type):
         return made
     return lambda: deepcopy(environment)
@@ -73,7 +79,7 @@ def check_section(spec: recipe.Environment, where: str, row: Mapping[str, Any]) 
     Raises:
         PrefoptError: says which method, what it did and what it should.
     """
-    factory, name = environment_factory(spec, where), f"{where}: {spec.name}"
+    factory, name = environment_factory(spec, where, whole=False), f"{where}: {spec.name}"
     try:
         return within(spec.timeout, name, lambda: shown_by(factory(), row, name))
     except LateError as error:
@@ -89,15 +95,12 @@ def logged_by(spec: recipe.Environment) -> tuple[str, ...]:
 
 
 def is_environment(named: Any) -> bool:
-    """Whether a class or an object has what an environment has."""
-    return all(callable(getattr(named, method, None)) for method in ("reset", "step"))
+    """Whether a class or an object is meant as an environment: it has one of its methods."""
+    return any(callable(getattr(named, method, None)) for method in ("reset", "step"))
 
 
 def _checked(environment: Any, name: str) -> Environment:
-    for method in ("reset", "step"):
-        if not callable(getattr(environment, method, None)):
-            raise PrefoptError(
-                f"{name} has no method {method!r}; an environment has reset(row, seed) and step(text, *, truncated)"
-            )
+    if faults := missing_methods(environment, name):
+        raise PrefoptError(*faults)
     checked: Environment = environment
     return checked

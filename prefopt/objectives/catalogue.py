@@ -193,12 +193,14 @@ def _described(value: Any) -> str:
 
 
 def _check_class(name: str, cls: Any) -> None:
+    faults = []
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise PrefoptError(
-            f"{name} must be a dataclass (write @dataclass(frozen=True) above it); it is {_described(cls)}"
-        )
-    for method in ("targets", "loss"):
-        if not callable(getattr(cls, method, None)):
-            raise PrefoptError(f"{name} has no method {method!r}; an objective has `needs`, `targets` and `loss`")
-    if not isinstance(getattr(cls, "needs", None), Needs | property):
-        raise PrefoptError(f"{name} declares no needs; write for example `needs = Needs(completions=2, ordered=True)`")
+        faults.append(f"must be a dataclass (write @dataclass(frozen=True) above it); it is {_described(cls)}")
+    if isinstance(cls, type):
+        missing = [repr(method) for method in ("targets", "loss") if not callable(getattr(cls, method, None))]
+        if missing:
+            faults.append(f"has no method {' and no '.join(missing)}; an objective has `needs`, `targets` and `loss`")
+        if not isinstance(getattr(cls, "needs", None), Needs | property):
+            faults.append("declares no needs; write for example `needs = Needs(completions=2, ordered=True)`")
+    if faults:
+        raise PrefoptError("\n".join(f"{name} {fault}" for fault in faults))

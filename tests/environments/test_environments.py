@@ -145,7 +145,7 @@ MEASURED_WRONGLY = {"evaluate": {"environment": type("Wrong", (Bare,), {"answer"
             r"evaluate\.environment.*step returned 2\.0",
         ),
         (type("Wrong", (Bare,), {"answer": 1.0}), {}, r"step returned 1\.0"),
-        (type("None", (), {}), {}, "has no method 'reset'; an environment has reset"),
+        (type("None", (), {}), {}, "has no method 'reset' and no 'step'; an environment has reset"),
         ({"name": Guess, "bonsu": 1}, {}, "has no field 'bonsu'. Did you mean 'bonus'"),
     ],
 )
@@ -167,3 +167,19 @@ def test_the_command_line_checks_an_environment(tmp_path: Any, capsys: Any) -> N
     with pytest.raises(SystemExit):
         main(["check", f"{file}:Env"])
     assert "raised KeyError: 'answer'" in " ".join(capsys.readouterr().err.split())
+    file.write_text(
+        "from prefopt import Turn\n\n\nclass NoStep:\n    stop = '</a>'\n\n    def reset(self, row, seed):\n        return 3\n\n\n"
+        "class Wrong(NoStep):\n    def step(self, text, *, truncated):\n        return Turn(text=3, reward='x', done=1)\n\n\n"
+        'def double(n: int) -> int:\n    """Double it.\n\n    Args:\n        n: a number.\n    """\n    return 2 * n\n'
+    )
+    of_reset = ("reset returned 3", "stop is '</a>'")
+    for name, faults in (
+        ("NoStep", (*of_reset, "has no method 'step'; an environment has")),
+        ("Wrong", (*of_reset, "text=3", "the reward 'x'", "done=1")),
+    ):
+        with pytest.raises(SystemExit):
+            main(["check", f"{file}:{name}"])
+        said = " ".join(capsys.readouterr().err.split())
+        assert all(fault in said for fault in faults), said
+    main(["check", "Tools", f"functions=['{file}:double']"])
+    assert "Tools has the shape of an environment" in capsys.readouterr().out
