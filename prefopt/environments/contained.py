@@ -20,8 +20,12 @@ from prefopt.types import Closing, Ending, Environment, Message, Turn
 log = logging.getLogger(__name__)
 
 
-COUNTS = ("retried", "failed", "timed_out")
+COUNTS = ("retried", "failed", "timed_out", "unkept")
 """What is counted of an episode, beside the numbers that its environment logs."""
+
+
+_UNKEPT: set[str] = set()
+"""The environments of which a turn that a chat template does not keep was told."""
 
 
 class EpisodeError(Exception):
@@ -100,6 +104,13 @@ class Contained:
             self._again_if_it_fails(lambda: self._call(cast(Ending, self.environment).end)), f"{self.name}: end()"
         )
 
+    def lose(self, error: PrefoptError) -> None:
+        """Note that the chat template cannot hold what it answered, so that its episode has no verdict."""
+        self.counts["unkept"] = 1
+        if self.name not in _UNKEPT:  # each has a message of its own
+            _UNKEPT.add(self.name)
+            _warn(f"{error}; its episode has no verdict")
+
     def close(self) -> None:
         """Release what it holds; what it raises then is logged."""
         if isinstance(self.environment, Closing):
@@ -162,6 +173,10 @@ class Contained:
 @lru_cache(maxsize=64)
 def _warn_once(message: str) -> None:
     """The first of its kind; metrics count all of them."""
+    _warn(message)
+
+
+def _warn(message: str) -> None:
     log.warning("%s (`environment/…` in the metrics counts such)", message)
 
 

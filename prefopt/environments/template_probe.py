@@ -63,7 +63,7 @@ def probe_template(row: Tokenised, shown: Shown, encoder: TextEncoder, name: str
         return ""
     return (
         f"{name}: of {turns}, the chat template does not keep those that {', nor those that '.join(broken.values())}. "
-        f"The run ends at the first of them: {HELP}"
+        f"An episode with such a turn has no verdict: {HELP}"
     )
 
 

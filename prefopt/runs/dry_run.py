@@ -135,7 +135,7 @@ def describe_dry_run(checked: DryRun) -> Iterator[str]:
     known = peak(checked.memory)
     unit, name = (GB, "GB") if known >= GB / 10 else (MB, "MB")
     for part in checked.memory:
-        size = "      ?" if part.size is None else f"{part.size / unit:7.2f}"
+        size = "      ?" if part.size is None else f"{part.size / unit:z7.2f}"
         yield f"  {part.what:<{width}} {size} {name}  {part.formula}".rstrip()
     unknown = any(part.size is None for part in checked.memory)
     yield f"  {'at least' if unknown else 'in all':<{width}} {known / unit:7.2f} {name}  and what the libraries take for themselves"

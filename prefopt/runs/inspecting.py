@@ -25,7 +25,7 @@ from prefopt.runs.manifest import changed_parts, date_of, described
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
 from prefopt.runs.progress import show_data, show_warnings
-from prefopt.runs.tokens import tokenised
+from prefopt.runs.tokens import checked_acting, tokenised
 from prefopt.sources.acting import Acting
 from prefopt.sources.writing import Completer
 from prefopt.support.dates import fixed_date
@@ -113,6 +113,8 @@ def measure(
     data = {part: held_out_rows(planned, part, tokenizer, console, begun) for part in parts}
     longest = longest_of(settings, data)
     show_warnings(console, position_warnings(models_of(settings, planned.needs.rewards), longest))
+    if settings.evaluate.prompts and not planned.needs.rewards:
+        show_warnings(console, checked_acting(settings.evaluated_in, _acted_in(settings), data[parts[0]], tokenizer))
     needs = Needs(rewards=planned.needs.rewards, step_rewards=planned.needs.step_rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
     measuring = judges(settings, accelerator, models.trained)
@@ -123,6 +125,11 @@ def measure(
         with console.status(f"evaluating on {part} rows"):
             evaluations[part] = evaluator(models.trained)
     return evaluations
+
+
+def _acted_in(settings: recipe.Recipe) -> str:
+    """The key of the environment that samples are written in."""
+    return "evaluate.environment" if settings.evaluate.environment is not None else "source.rollouts.environment"
 
 
 def held_out_rows(
@@ -204,6 +211,8 @@ def sample(settings: recipe.Recipe, own: Sequence[str] | None, number: int, comp
             of_main_process(accelerator, Terminal(stderr=True)),
             position_warnings({"policy.model": settings.policy.model}, longest),
         )
+        warnings = checked_acting(settings.evaluated_in, _acted_in(settings), rows, tokenizer)
+        show_warnings(of_main_process(accelerator, Terminal(stderr=True)), warnings)
         model = load_models(settings, Needs(), tokenizer, accelerator).trained
         assert isinstance(model, Policy)
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])

@@ -13,6 +13,8 @@ from prefopt.data import DiskRows, Example, Report, Tokenised, preview, tokenise
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.selecting import IDENTICAL
 from prefopt.data.tokenising import DROPPED
+from prefopt.environments.checking import Shown
+from prefopt.environments.making import check_section
 from prefopt.environments.template_probe import probe_template
 from prefopt.runs.lengths import longest_of, models_of, position_warnings, reward_model_warnings
 from prefopt.runs.limits import unread_keys
@@ -162,9 +164,40 @@ def _template_warnings(planned: Plan, parts: Mapping[str, Rows], tokenizer: PreT
     )
     for key, spec, part in sections:
         if spec and key in planned.shown and parts[part]:
-            name, encoder = f"{key}: {spec.name}", TextEncoder.of(tokenizer)
-            if warning := probe_template(parts[part][0], planned.shown[key], encoder, name, spec.max_turns):
-                yield warning
+            yield from template_warnings(spec, key, parts[part][0], planned.shown[key], tokenizer)
+
+
+def template_warnings(
+    spec: recipe.Environment, key: str, row: Tokenised, shown: Shown, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """Which turns of episodes in an environment the chat template does not keep; at most one sentence.
+
+    Args:
+        spec: the section of the environment.
+        key: of it, for messages.
+        row: with a prompt.
+        shown: what the environment showed of itself when it was checked.
+        tokenizer: of the policy.
+
+    Raises:
+        PrefoptError: it keeps none.
+    """
+    if warning := probe_template(row, shown, TextEncoder.of(tokenizer), f"{key}: {spec.name}", spec.max_turns):
+        yield warning
+
+
+def checked_acting(
+    spec: recipe.Environment | None, key: str, rows: Sequence[Tokenised], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """`template_warnings` of an environment that nothing has checked yet, for the first of some rows; none where there is none.
+
+    Raises:
+        PrefoptError: it is none (`check_section`), or the template keeps no turn.
+    """
+    if spec is not None and rows:
+        row = rows[0]
+        shown = check_section(spec, key, {**row.columns, "prompt": row.example.prompt})
+        yield from template_warnings(spec, key, row, shown, tokenizer)
 
 
 def _parts(planned: Plan) -> dict[str, DiskRows[Example]]:

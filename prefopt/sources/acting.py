@@ -157,7 +157,7 @@ class EpisodeWriter:
             version: how many updates the policy has had.
 
         Raises:
-            PrefoptError: an environment that is none, a chat template that does not keep its prefix, or a sampler that refuses.
+            PrefoptError: an environment that is none, or a sampler that refuses.
         """
         together = len(rows)
         # The rows of a part keep what they have read until it is over.
@@ -277,7 +277,12 @@ class EpisodeWriter:
         episode.messages += answer
         episode.stop = self._stop(why, turn, last)
         if episode.stop is None:
-            episode.read = episode.transcript.answer(past, end, answer)
+            try:
+                episode.read = episode.transcript.answer(past, end, answer)
+            except PrefoptError as error:  # the chat template does not keep this turn
+                episode.environment.lose(error)
+                episode.stop = "error"
+                return
             if len(episode.ids) + len(episode.read) >= episode.most:
                 episode.read, episode.stop = [], "length"
         if episode.stop is not None and not turn.done and why != "length":

@@ -98,7 +98,7 @@ class Completer:
 
         Raises:
             PrefoptError: the sampler drew a completion without tokens, or refuses the model or the settings; an environment that
-                is none, or a chat template that cannot hold an episode.
+                is none.
         """
         if self.episodes is None:
             prompts = [row.prompt_ids for row in rows]

@@ -82,7 +82,10 @@ def test_of_a_template_that_trims_turns_with_outer_blanks_are_named(template: st
     warning = probe(template, tools)
     assert kinds(warning) == ["begin with a blank or a new line", "end with a blank or a new line"]
     assert f"turns that a {'tool' if tools else 'user'} answers" in warning
-    assert r"Here it is. \n' becomes " in warning and "The run ends at the first of them: save the tokenizer" in warning
+    assert (
+        r"Here it is. \n' becomes " in warning
+        and "An episode with such a turn has no verdict: save the tokenizer" in warning
+    )
 
 
 def test_thoughts_are_kept_behind_the_last_question_alone() -> None:

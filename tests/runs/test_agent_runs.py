@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 from _kills import prepare
+from rich.console import Console
 
 from prefopt import load_recipe, run
 from prefopt.runs.folder import RunFolder
+from prefopt.runs.inspecting import evaluate, sample
+from prefopt.runs.label import label, load_label_recipe
+
+QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,8 @@ def test_a_run_learns_from_episodes_and_shows_them(home: Path, tmp_path: Path) -
         assert one["completion"][0]["role"] == "assistant" and "messages" not in one
     evaluation = RunFolder(tmp_path / "run").last_evaluation("test")
     assert evaluation is not None
-    for sample in evaluation.samples:
-        assert sample["return"] == (None if sample["stop"] == "error" else pytest.approx(sum(sample["turn_rewards"])))
+    for one in evaluation.samples:
+        assert one["return"] == (None if one["stop"] == "error" else pytest.approx(sum(one["turn_rewards"])))
 
 
 @pytest.mark.slow
@@ -75,7 +80,9 @@ def test_an_environment_that_is_none_stops_a_run_before_a_model_is_loaded(home: 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_template_that_cannot_hold_episodes_is_refused_by_a_dry_run(home: Path, tmp_path: Path) -> None:
+def test_a_template_that_cannot_hold_episodes_is_refused_before_a_model_is_loaded(
+    home: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     from prefopt import PrefoptError
     from prefopt.policy.loading import load_tokenizer
     from prefopt.runs.dry_run import dry_run
@@ -101,6 +108,23 @@ def test_a_template_that_cannot_hold_episodes_is_refused_by_a_dry_run(home: Path
     assert "environment: " in warnings("{{ m.content | trim }}")[0]
     with pytest.raises(PrefoptError, match="does not keep turns that a user answers, so that no episode can have two"):
         warnings("{{ m.content if loop.last }}")
+    monkeypatch.setattr("prefopt.runs.preparing.load_policy", None)
+    monkeypatch.setattr("prefopt.runs.label.completions.load_policy", None)
+    labelling = {
+        "policy": {"model": str(model)},
+        "source": {"data": str(rows)},
+        "samples": {"completions": 2, "environment": {"name": f"{tmp_path}/env.py:E"}},
+        "feedback": "EnvironmentReward",
+    }
+    (tmp_path / "label.json").write_text(json.dumps(labelling))
+    for name, verb in (
+        ("source.rollouts", lambda: evaluate(settings, QUIET)),
+        ("source.rollouts", lambda: sample(settings, None, 1, 1)),
+        ("source.rollouts", lambda: sample(settings, ["w3"], 1, 1)),
+        ("samples", lambda: label(load_label_recipe(tmp_path / "label.json"), tmp_path / "labels", QUIET)),
+    ):
+        with pytest.raises(PrefoptError, match=rf"{name}\.environment: .* does not keep turns that a user answers"):
+            verb()
 
 
 def test_a_metric_that_is_added_sees_what_the_run_saw(home: Path, tmp_path: Path) -> None:

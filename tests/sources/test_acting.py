@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from prefopt import PrefoptError, Turn, recipe
 from prefopt.data import Example, tokenise
 from prefopt.data.formats import parse
+from prefopt.environments.contained import _UNKEPT
 from prefopt.evaluation.of_episodes import of_episodes
 from prefopt.policy import Policy, TransformersSampler, load_policy
 from prefopt.policy.loading import load_tokenizer
@@ -104,7 +106,7 @@ def test_tokens_of_the_environment_are_inside_and_nobodys(models: Any) -> None:
         assert decoded[1:3] == ["w1", "w9"] and decoded[4:6] == ["w2", "w9"]
         assert all((logp == 0) == (not by_policy) for logp, by_policy in zip(one.logps or (), one.mask, strict=True))
         assert [m["role"] for m in one.messages] == ["assistant", "environment"] * 3
-        assert one.info == {"steps": 3.0, "retried": 0.0, "failed": 0.0, "timed_out": 0.0}
+        assert one.info == {"steps": 3.0, "retried": 0.0, "failed": 0.0, "timed_out": 0.0, "unkept": 0.0}
 
 
 def test_a_number_that_no_turn_reports_is_a_sum_of_none(models: Any) -> None:
@@ -337,17 +339,35 @@ FORGETS = (
 TRIMS = "{% for m in messages %}{{ m['content'] | replace('w', 'W') if m['role'] == 'assistant' else m['content'] }} {% endfor %}"
 
 
-@pytest.mark.parametrize("template", [FORGETS, TRIMS])
-def test_a_template_that_does_not_keep_its_prefix_is_refused(models: Any, template: str) -> None:
-    policy = models[True]
+REFUSES = (
+    "{% for m in messages %}{% if '3' in m['content'] and loop.index > 1 %}{{ raise_exception('no three') }}{% endif %}"
+    "{{ m['content'] }} {% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (FORGETS, r"does not keep what the policy wrote in turn 1: it was '.*' and .* '.*', which"),
+        (TRIMS, r"does not keep what the policy wrote in turn"),
+        (REFUSES, "no three"),
+    ],
+)
+def test_a_turn_that_the_template_does_not_keep_is_its_episodes_failure(
+    models: Any, caplog: Any, template: str, why: str
+) -> None:
+    policy, prompt = models[True], [{"role": "user", "content": "w4"}]
     own, policy.tokenizer.chat_template = policy.tokenizer.chat_template, template
+    _UNKEPT.clear()
     try:
-        with pytest.raises(
-            PrefoptError, match=r"does not keep what the policy wrote in turn 1: it was '.*' and .* '.*', which"
-        ):
-            write(policy, lambda: Talks(stop=ENDS), prompts=[[{"role": "user", "content": "w3"}]])
+        (group,) = write(policy, lambda: Talks(stop=ENDS), prompts=[prompt], completions=40)
     finally:
         policy.tokenizer.chat_template = own
+    lost = [one for one in group if one.stop == "error"]
+    assert lost and all(one.info["unkept"] == (one in lost) for one in group)
+    assert all(len(one.rewards) == len(one.turns) and any(one.mask) for one in lost)
+    assert template != REFUSES or len(lost) < len(group)  # the others go on
+    assert re.search(why, caplog.text) and caplog.text.count("its episode has no verdict") == 1
 
 
 def test_the_trainer_reads_what_the_sampler_wrote(models: Any) -> None:

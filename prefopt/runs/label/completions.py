@@ -19,6 +19,7 @@ from prefopt.recipe import Samples, most_tokens
 from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.runs.lengths import position_warnings, sampled
 from prefopt.runs.progress import show_warnings
+from prefopt.runs.tokens import checked_acting
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
 from prefopt.sources.writing import Completer, prompt_seen, text_episode, up_to_last_turn
@@ -103,6 +104,8 @@ class PolicyCompletions:
         most, key = most_tokens(self.samples.sampling, self.samples.environment)
         longest = sampled(self.tokenised, most, "samples", f"samples.{key}", "max_prompt_tokens")
         show_warnings(Terminal(stderr=True), position_warnings({"policy.model": settings.policy.model}, longest))
+        acted = checked_acting(self.samples.environment, "samples.environment", self.tokenised, tokenizer)
+        show_warnings(Terminal(stderr=True), acted)
         self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
         sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
         acting = Acting.of(self.samples.environment, "samples.environment", tokenizer)
