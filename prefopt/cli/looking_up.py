@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.padding import Padding
@@ -28,7 +29,8 @@ def check(options: argparse.Namespace) -> None:
     named = options.objective
     if named in ENVIRONMENTS or (":" in named and is_environment(find(named))):
         row = {"prompt": "a prompt"} | {key[4:]: fields.pop(key) for key in list(fields) if key.startswith("row.")}
-        answer = check_section(checked(Environment, {"name": named, **fields}, named), "check", row).turn
+        section: Any = Environment  # whose keys are checked as those of whole recipes are
+        answer = check_section(checked(section, {"name": named, **fields}, named), "check", row).turn
         return consoles.out.print(
             f"{named} has the shape of an environment; its first answer is {answer}", markup=False
         )

@@ -65,8 +65,9 @@ def shown_by(environment: Environment, row: Mapping[str, Any], name: str) -> Sho
     if callable(getattr(environment, "reset", None)):
         said, begun = tried(lambda: (_reset(environment, row, 0, name), True), (None, False))
         opening = tried(lambda: checked_opening(said, name), None)
-    tried(lambda: stop_texts(environment, name), ())
-    tried(lambda: logged_names(environment, name), ())
+    nothing: tuple[str, ...] = ()
+    tried(lambda: stop_texts(environment, name), nothing)
+    tried(lambda: logged_names(environment, name), nothing)
     tools = list(environment.tools) if isinstance(environment, Equipped) else []
     if begun and callable(getattr(environment, "step", None)):
         turn = tried(lambda: step(environment, "text that the policy wrote", False, name), turn)
