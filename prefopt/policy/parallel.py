@@ -4,7 +4,9 @@ Every process holds the whole batch (token ids are small), forwards its own rows
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -143,8 +145,9 @@ def draw(
     settings: Any,
     seeds: Tensor,
     accelerator: Accelerator,
-) -> Sampled:
-    """Completions of all prompts, drawn by all processes together; the same on every process, on the CPU.
+    pool: Executor | None = None,
+) -> Callable[[], Sampled]:
+    """Begin to draw completions of all prompts, by all processes together.
 
     Args:
         sampler: what draws.
@@ -154,23 +157,41 @@ def draw(
         settings: the recipe's `sampling`.
         seeds: [B] int64, of each prompt's noise.
         accelerator: knows the processes.
+        pool: threads in which this process's part is drawn meanwhile; None draws it at once.
 
-    Raises:
-        PrefoptError: the sampler returned something else than K completions of each prompt, or what no model can have written.
+    Returns:
+        What waits for them, for all processes to call: the same on every process, on the CPU. It raises a `PrefoptError` where the
+        sampler returned something else than K completions of each prompt, or what no model can have written.
     """
     shards = Shards([len(prompt) for prompt in prompt_ids], len(prompt_ids), accelerator)
     rows = shards.micro_batches[0].rows
+    given = (model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
     with timed("sampling"):
-        sampled = sampler(model, [prompt_ids[row] for row in rows.tolist()], completions, settings, seeds[rows])
-    check_sampled(sampled, type(sampler).__name__, len(rows), completions)
-    if (longest := max(sampled.lengths.flatten().tolist(), default=0)) > settings.max_tokens:
-        raise PrefoptError(
-            f"the sampler {type(sampler).__name__} drew {longest} tokens, and sampling.max_tokens is {settings.max_tokens}"
-        )
+        own = partial(_same, sampler(*given)) if pool is None else pool.submit(sampler, *given).result
+
+    def drawn() -> Sampled:
+        with timed("sampling"):
+            sampled = own()
+        check_sampled(sampled, type(sampler).__name__, len(rows), completions)
+        if (longest := max(sampled.lengths.flatten().tolist(), default=0)) > settings.max_tokens:
+            raise PrefoptError(
+                f"the sampler {type(sampler).__name__} drew {longest} tokens, and sampling.max_tokens is {settings.max_tokens}"
+            )
+        return _gathered(sampled, shards, settings.max_tokens)
+
+    return drawn
+
+
+def _same(value: T) -> T:
+    return value
+
+
+def _gathered(sampled: Sampled, shards: Shards, most: int) -> Sampled:
+    """What the processes drew, as one, with as many tokens as the longest has."""
 
     def whole(value: Tensor) -> Tensor:
         """Processes gather on their devices, and all to one width."""
-        return shards.gather([pad(value, (0, settings.max_tokens - value.shape[-1])).to(accelerator.device)]).cpu()
+        return shards.gather([pad(value, (0, most - value.shape[-1])).to(shards.accelerator.device)]).cpu()
 
     mask = whole(sampled.mask)
     width = int(lengths_of(mask).max()) if mask.numel() else 0

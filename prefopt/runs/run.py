@@ -150,6 +150,8 @@ def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str,
             with replacing_folder(folder.policy) as staging:
                 _bare(trainer).save(staging)
                 set_policy_aside(folder)
+    if prepared.rollouts is not None:
+        prepared.rollouts.settle()
     if prepared.accelerator.is_main_process:
         part = prepared.recipe.evaluate.part
         ending = {
@@ -190,6 +192,8 @@ def _after(
     if measures or saves:
         trainer.check_finite()
     if measures:
+        if prepared.rollouts is not None:
+            prepared.rollouts.settle()
         measurements.validate(_bare(trainer), step.number)
         choice.keep(_bare(trainer), step.number)
     if saves:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -46,6 +47,10 @@ AGE = "rollouts/age"
 """A further one, where batches are drawn ahead."""
 
 
+Round = tuple[list[int], Callable[[], list[PromptCompletions]]]
+"""The numbers of some prompts, and what waits for the completions that are being written on them."""
+
+
 class Rollouts:
     """An endless stream of logical batches: the next prompts, K completions of each by the current policy, and their scores.
 
@@ -56,7 +61,8 @@ class Rollouts:
     a resume. Every process holds the whole batch.
 
     With `settings.staleness` of n, batches are drawn n ahead: the policy that writes batch t (from 0) has learnt from the first
-    max(0, t − n) of them, whatever the timing. What is drawn ahead and not learnt from yet is part of the state.
+    max(0, t − n) of them, whatever the timing. What is drawn ahead and not learnt from yet is part of the state. A `Remote` sampler
+    draws the last of them while the policy is trained on the first.
 
     Args:
         rows: prompts, tokenised.
@@ -127,16 +133,29 @@ class Rollouts:
         self.skipped = False  # whether nothing could be learnt from the last batch
         self.metrics: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._ahead: deque[DrawnBatch] = deque()
+        self._drawing: Callable[[], DrawnBatch] | None = None
+        self._pool = ThreadPoolExecutor(1, "rollouts") if settings.staleness and completer.remote else None
         self._told: Callable[[int | None], Sequence[Mapping[str, Any]]] = lambda _: ()
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of the current policy, or of one of `staleness` batches ago; the place moves as they are taken."""
         while True:
-            while len(self._ahead) <= self.settings.staleness:
-                with advising("rollouts", ROLLOUTS):
-                    batch = self._batch()
-                self._ahead.append(DrawnBatch(batch, self._measured(), partial(self._completions, self.judged_groups)))
+            while len(self._ahead) + (self._drawing is not None) <= self.settings.staleness:
+                self.settle()
+                self._drawing = self._begin()
+            if self._pool is None:
+                self.settle()
             yield self._next()
+
+    def settle(self) -> None:
+        """Wait for the batch that is being drawn while others are trained on, if there is one, and for feedback on it.
+
+        All processes do so before a policy is measured: what a server is given then would be mixed into the batch.
+        """
+        if self._drawing is not None:
+            drawing, self._drawing = self._drawing, None
+            with advising("rollouts", ROLLOUTS):
+                self._ahead.append(drawing())
 
     def _next(self) -> Batch:
         """The first of those that were drawn."""
@@ -187,25 +206,35 @@ class Rollouts:
         chosen = permutation(len(self.rows), self.seed, -1)[: 2 * self.batch_size].tolist()
         self.completer.sync(reference)
         writer = Writer("reference", reference, 1, sampling=self.settings.sampling)
-        self.scoring.fit(self._write([self.rows[i] for i in chosen], [writer], "fit"))
+        groups = self._begin_writing([self.rows[i] for i in chosen], [writer], "fit", self.version)()
+        self.scoring.fit(groups)
 
-    def _batch(self) -> Batch:
+    def _begin(self) -> Callable[[], DrawnBatch]:
+        """Begin a batch, and give what waits for it."""
+        with advising("rollouts", ROLLOUTS):
+            self.completer.sync(self.writers[0].model, self.version)
+            first = self._begin_round(self.batch_size, self.version)
+        return partial(self._drawn, first, self.version)
+
+    def _drawn(self, first: Round, version: int) -> DrawnBatch:
+        """The batch that began with a round of this version of the policy; further rounds are of the same."""
         rows: list[Tokenised] = []
         self.counts.clear()
         self.misread.clear()
         self.judged_groups = []
-        self.completer.sync(self.writers[0].model, self.version)
-        for _ in range(ROUNDS if self.settings.refill else 1):
-            rows += self._judged(self.batch_size - len(rows))
+        for number in range(ROUNDS if self.settings.refill else 1):
+            rows += self._judged(first if number == 0 else self._begin_round(self.batch_size - len(rows), version))
             if len(rows) == self.batch_size:
                 break
         self.skipped = not rows
         if self.skipped:
             self._note_empty()
-            return self._empty()
-        self.silent = 0
-        batch = batch_of(rows, self.columns, whole=not self.needs_rollouts)
-        return mismatched(batch) if self.joins_mismatched else batch
+            batch = self._empty()
+        else:
+            self.silent = 0
+            batch = batch_of(rows, self.columns, whole=not self.needs_rollouts)
+            batch = mismatched(batch) if self.joins_mismatched else batch
+        return DrawnBatch(batch, self._measured(), partial(self._completions, self.judged_groups))
 
     def _note_empty(self) -> None:
         """Warn, once, of a batch that nothing can be learnt from.
@@ -232,13 +261,18 @@ class Rollouts:
         tokens = torch.zeros(0, width, 1, dtype=torch.long)
         return Batch((), tokens, tokens.bool())
 
-    def _judged(self, count: int) -> list[Tokenised]:
-        """The usable ones of the next `count` prompts, with completions and scores."""
+    def _begin_round(self, count: int, version: int) -> Round:
+        """The next `count` prompts, which a version of the policy begins to write on."""
         numbers = self.order.take(count)
         self.draws += 1
         # The transformers sampler draws in parts anyway; another one may draw a batch as it likes.
         prefetch = isinstance(self.completer.sampler, TransformersSampler) and bool(self.scoring.prefetching)
-        groups = self._write([self.rows[number] for number in numbers], self.writers, self.draws, prefetch)
+        rows = [self.rows[number] for number in numbers]
+        return numbers, self._begin_writing(rows, self.writers, self.draws, version, prefetch)
+
+    def _judged(self, one: Round) -> list[Tokenised]:
+        """The usable prompts of a round, with completions and scores."""
+        numbers, groups = one[0], one[1]()
         verdicts = self.scoring.verdicts(groups, self.draws)
         self._check_named(verdicts)
         self._account(groups, verdicts, numbers)
@@ -273,15 +307,21 @@ class Rollouts:
             self.counts[NO_VERDICT] += int(scores.isnan().sum())
             self.counts[VERDICTS] += int((~scores.isnan()).sum())
 
-    def _write(
-        self, rows: Sequence[Tokenised], writers: Sequence[Writer], turn: int | str, prefetch: bool = False
-    ) -> list[PromptCompletions]:
-        """What these writers write on these prompts.
+    def _begin_writing(
+        self,
+        rows: Sequence[Tokenised],
+        writers: Sequence[Writer],
+        turn: int | str,
+        version: int,
+        prefetch: bool = False,
+    ) -> Callable[[], list[PromptCompletions]]:
+        """Let these writers begin to write on these prompts, and give what waits for it.
 
         Args:
             rows: the prompts.
             writers: who writes.
             turn: the number of the draw, of which the noise is a function.
+            version: of the policy.
             prefetch: ask feedback about each part while the next is written.
         """
         groups = [PromptCompletions(row) for row in rows]
@@ -290,32 +330,53 @@ class Rollouts:
             places.sort(key=lambda place: len(place[1].row.prompt_ids))
             together = prompts_together(self.settings.batch_size, self.settings.completions)
             size = together * self.completer.accelerator.num_processes
+        begun: list[Callable[[], None]] = []
         for start in range(0, len(places), size):
             part = places[start : start + size]
             for number, writer in enumerate(writers):
-                self._add(part, writer, (self.seed, "rollouts", turn, number))
+                begun.append(self._begin_part(part, writer, (self.seed, "rollouts", turn, number), version))
             if prefetch:
+                while begun:
+                    begun.pop(0)()
                 self.scoring.prefetch([group for _, group in part])
-        return groups
 
-    def _add(self, places: Sequence[tuple[int, PromptCompletions]], writer: Writer, noise: Sequence[int | str]) -> None:
-        """Add what a writer writes, to prompts with their places in the batch."""
+        def written() -> list[PromptCompletions]:
+            for finish in begun:
+                finish()
+            return groups
+
+        return written
+
+    def _begin_part(
+        self, places: Sequence[tuple[int, PromptCompletions]], writer: Writer, noise: Sequence[int | str], version: int
+    ) -> Callable[[], None]:
+        """Let a writer begin on prompts with their places in the batch, and give what waits for it and adds it to them."""
+        groups = [group for _, group in places]
+        waits: Callable[[], list[list[Written]]]
         if writer.origin == "dataset":
-            for _, group in places:
-                row = group.row
-                mask = None if row.masks is None else row.masks[0]
-                self._append(group, recorded(row.completion_ids[0], mask, self.completer.ends))
-        if writer.model is None:
-            return
-        seeds = torch.tensor([seed_for(*noise, place, group.row.row) for place, group in places])
-        # All writers face the task of a prompt: it is of the draw, and not of the writer.
-        tasks = [seed_for(*noise[:-1], "environment", place, group.row.row) for place, group in places]
-        rows = [group.row for _, group in places]
-        version = None if writer.origin == "reference" else self.version
-        written = self.completer.write(writer.model, rows, writer.completions, writer.sampling, seeds, version, tasks)
-        for (_, group), completions in zip(places, written, strict=True):
-            for completion in completions:
-                self._append(group, completion)
+            waits = partial(self._recorded, groups)
+        elif writer.model is None:
+            return lambda: None
+        else:
+            seeds = torch.tensor([seed_for(*noise, place, group.row.row) for place, group in places])
+            # All writers face the task of a prompt: it is of the draw, and not of the writer.
+            tasks = [seed_for(*noise[:-1], "environment", place, group.row.row) for place, group in places]
+            by = None if writer.origin == "reference" else version
+            rows, number = [group.row for group in groups], writer.completions
+            waits = self.completer.begin(writer.model, rows, number, writer.sampling, seeds, by, tasks, self._pool)
+
+        def finish() -> None:
+            for group, completions in zip(groups, waits(), strict=True):
+                for completion in completions:
+                    self._append(group, completion)
+
+        return finish
+
+    def _recorded(self, groups: Sequence[PromptCompletions]) -> list[list[Written]]:
+        """The data's own completion of each prompt."""
+        masks = (None if group.row.masks is None else group.row.masks[0] for group in groups)
+        ends = self.completer.ends
+        return [[recorded(g.row.completion_ids[0], mask, ends)] for g, mask in zip(groups, masks, strict=True)]
 
     def _append(self, group: PromptCompletions, completion: Written) -> None:
         group.written.append(completion)
@@ -346,6 +407,7 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """The place among the prompts, the numbers of draws and batches, what they cost, and the running numbers of feedback."""
+        self.settle()
         return {
             "order": self.order.state_dict(),
             "draws": self.draws,
@@ -361,6 +423,7 @@ class Rollouts:
         Raises:
             PrefoptError: it is a place in other data, or in another order.
         """
+        self._drawing = None
         self.order.load_state_dict(state["order"])
         self.draws, self.version = state["draws"], state["version"]
         self.tokens, self.judged = state["spent"]

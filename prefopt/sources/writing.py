@@ -1,7 +1,8 @@
 """Writing completions: the one way of rollouts, evaluation, labelling and `prefopt sample`."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,7 @@ from prefopt.policy.sharding import asked_apart
 from prefopt.recipe import Sampling
 from prefopt.sources.acting import Acting, EpisodeWriter, without_end
 from prefopt.support.errors import PrefoptError
-from prefopt.types import Batch, Message, Prompt, Sampled, Sampler, Synchronised, Written
+from prefopt.types import Batch, Message, Prompt, Remote, Sampled, Sampler, Synchronised, Written
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ class Completer:
         if isinstance(self.sampler, Synchronised):
             self.sampler.sync(policy, version)
 
+    @property
+    def remote(self) -> bool:
+        """Whether it may write in threads while the policy is trained: an environment has the process's random numbers."""
+        return isinstance(self.sampler, Remote) and self.episodes is None
+
     def write(
         self,
         model: Any,
@@ -85,7 +91,21 @@ class Completer:
         version: int | None = None,
         tasks: Sequence[int] | None = None,
     ) -> list[list[Written]]:
-        """Completions of all prompts, B × K.
+        """Completions of all prompts, B × K; see `begin`."""
+        return self.begin(model, rows, completions, sampling, seeds, version, tasks)()
+
+    def begin(
+        self,
+        model: Any,
+        rows: Sequence[Tokenised],
+        completions: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        version: int | None = None,
+        tasks: Sequence[int] | None = None,
+        pool: Executor | None = None,
+    ) -> Callable[[], list[list[Written]]]:
+        """Begin to write completions of all prompts, and give what waits for them, B × K; all processes do both.
 
         Args:
             model: a policy, a reference, or a mixture of the two.
@@ -95,6 +115,7 @@ class Completer:
             seeds: [B] int64, of each prompt's noise.
             version: how many updates the policy has had; None for what another model writes.
             tasks: B seeds of environments; None takes those of the noise.
+            pool: threads to write in, if it is `remote`; None writes at once.
 
         Raises:
             PrefoptError: the sampler drew a completion without tokens, or refuses the model or the settings; an environment that
@@ -102,8 +123,8 @@ class Completer:
         """
         if self.episodes is None:
             prompts = [row.prompt_ids for row in rows]
-            sampled = draw(self.sampler, model, prompts, completions, sampling, seeds, self.accelerator)
-            return written(sampled, self.ends, version)
+            drawn = draw(self.sampler, model, prompts, completions, sampling, seeds, self.accelerator, pool)
+            return lambda: written(drawn(), self.ends, version)
         tasks = seeds.tolist() if tasks is None else tasks
         own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
 
@@ -117,7 +138,7 @@ class Completer:
         shares: dict[int, list[Written]] = {}
         for share in gathered_objects(self.accelerator, write_own):
             shares |= share
-        return [shares[i] for i in range(len(rows))]
+        return lambda: [shares[i] for i in range(len(rows))]
 
     def _apart(self, model: Any) -> AbstractContextManager:
         """Of processes whose episodes have different numbers of turns."""

@@ -27,7 +27,7 @@ from prefopt.sources.writers import TRAINED, Writer
 from prefopt.sources.writing import Completer
 from prefopt.testbeds.bandit import Bandit, Frozen, contexts_of
 from prefopt.training.loop import Trainer
-from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Verdict
+from prefopt.types import Feedback, Needs, Objective, Prompt, Sampled, Sampler, Verdict
 
 SAMPLING = recipe.Sampling(max_tokens=1)
 
@@ -139,6 +139,7 @@ def make_rollouts(
     seed: int = 0,
     ties: Ties = "drop",
     staleness: int = 0,
+    sampler: Sampler | None = None,
 ) -> Rollouts:
     """The project's source of samples, of bandits.
 
@@ -151,6 +152,7 @@ def make_rollouts(
         seed: of order and noise.
         ties: of completions with equal scores, where an order is needed.
         staleness: how many batches ago the policy was that writes a batch.
+        sampler: what draws; None is `TableSampler`.
     """
     rows = context_rows(contexts)
     policy = writers[0]
@@ -160,7 +162,7 @@ def make_rollouts(
         rows,
         Shuffled(len(rows), seed),
         writers,
-        Completer(TableSampler(), Numerals(), actions, accelerator),
+        Completer(sampler or TableSampler(), Numerals(), actions, accelerator),
         Scoring(feedback if isinstance(feedback, Mapping) else {"scores": feedback}, accelerator),
         needs,
         recipe.Rollouts(completions=policy.completions, sampling=policy.sampling, staleness=staleness),

@@ -7,7 +7,17 @@ from prefopt.types.batch import AXES, ORIGINS, Axis, Batch, Completion, Message,
 from prefopt.types.estimate import Estimate
 from prefopt.types.feedback import Closing, Ending, Environment, Equipped, Feedback, Logging, Stopping, Turn, Verdict
 from prefopt.types.objective import Adaptive, Loss, Model, Monitor, Moving, Needs, Objective, StepRewards, Targets, Unit
-from prefopt.types.writing import STOP_REASONS, Refusing, Sampled, Sampler, Source, StopReason, Synchronised, Written
+from prefopt.types.writing import (
+    STOP_REASONS,
+    Refusing,
+    Remote,
+    Sampled,
+    Sampler,
+    Source,
+    StopReason,
+    Synchronised,
+    Written,
+)
 
 __all__ = [
     "AXES",
@@ -34,6 +44,7 @@ __all__ = [
     "Outputs",
     "Prompt",
     "Refusing",
+    "Remote",
     "Sampled",
     "Sampler",
     "Source",

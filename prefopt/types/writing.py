@@ -79,7 +79,7 @@ class Written:
 class Sampler(Protocol):
     """Draws completions: transformers generation, or a server. `seeds` is [B] int64: the noise belongs to the row.
 
-    A sampler may also have `sync` and `refuses`: see `Synchronised` and `Refusing`.
+    A sampler may also have `sync`, `remote` and `refuses`: see `Synchronised`, `Remote` and `Refusing`.
     """
 
     def __call__(
@@ -101,6 +101,16 @@ class Synchronised(Protocol):
             version: how many updates it has had; None if that is not known.
         """
         ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A sampler whose work is done elsewhere: threads may call it while its policy is trained, and it draws what it would have.
+
+    It reads the policy's sizes, never its weights, and none of the process's random numbers.
+    """
+
+    remote: Literal[True]
 
 
 @runtime_checkable

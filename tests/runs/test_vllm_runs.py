@@ -7,6 +7,7 @@ from rich.console import Console
 from test_runs import metrics
 
 from prefopt import load_recipe, run
+from prefopt.policy.decode.vllm import VLLMSampler
 from prefopt.runs.inspecting import sample
 from prefopt.runs.label import label
 from prefopt.runs.label.recipe import load_label_recipe
@@ -89,6 +90,21 @@ def test_episodes_of_several_turns(recipe_file, tmp_path):
     for line in steps:
         assert line["ratio/sampler"] == pytest.approx(1, abs=1e-4)
         assert line["rollouts/stop_error"] == 0 and line["rollouts/length"] > 1
+
+
+def test_completions_that_are_drawn_while_the_policy_is_trained_are_of_the_policy_before(
+    recipe_file, tmp_path, monkeypatch
+):
+    """The same to rounding as by turns, evaluations between the steps included."""
+    asked = ("source.rollouts.staleness=1", "evaluate.every=1", "train.steps=4")
+    steps = steps_of(recipe_file, tmp_path, *asked)
+    assert [line["rollouts/age"] for line in steps] == [0, 1, 1, 1]
+    assert steps[0]["ratio/sampler"] == pytest.approx(1, abs=1e-4)
+    assert all(abs(line["ratio/sampler_max"] - 1) > 1e-3 for line in steps[1:])
+    monkeypatch.delattr(VLLMSampler, "remote")
+    by_turns = steps_of(recipe_file, tmp_path / "by turns", *asked)
+    for name in ("loss", "reward/mean", "ratio/sampler_max", "rollouts/length"):
+        assert [line[name] for line in steps] == pytest.approx([line[name] for line in by_turns], abs=1e-3), name
 
 
 def test_samples_and_labels(recipe_file, tmp_path, served_folder, vllm_server):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +45,8 @@ class VLLMSampler:
     Raises:
         PrefoptError: there is no server.
     """
+
+    remote: Literal[True] = True
 
     def __init__(self, server: str | None, accelerator: Accelerator):
         assert server is not None
