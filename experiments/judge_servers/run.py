@@ -2,6 +2,8 @@
 
 python experiments/judge_servers/run.py transformers MODEL
 python experiments/judge_servers/run.py llama-cpp MODEL --python VENV/bin/python --gguf FILE
+python experiments/judge_servers/run.py vllm MODEL          # after `make vllm`; completions by the chat template
+python experiments/judge_servers/run.py vllm-chat MODEL     # chats that are given the beginning of an answer
 """
 
 import argparse
@@ -23,6 +25,7 @@ from prefopt.feedback.judges import Question
 from prefopt.feedback.judges.memory import Memory
 from prefopt.feedback.judges.server import Server
 
+VLLM = Path(__file__).parents[1] / "vllm" / "serve.sh"
 ANSWERS = ["Paris.", "London.", "I do not know.", "Four.", "42", "It is blue.", "Never mind.", "A whale is a mammal."]
 LABELS = tuple(f" {n}" for n in range(1, 11))
 
@@ -31,6 +34,9 @@ def command(options: argparse.Namespace, port: int) -> list[str]:
     where = ["--host", "127.0.0.1", "--port", str(port)]
     if options.kind == "transformers":
         return [str(Path(sys.executable).with_name("transformers")), "serve", options.model, "--device", "cpu", *where]
+    if options.kind.startswith("vllm"):
+        limits = ["--max-model-len", "1024", "--max-num-seqs", "8", "--dtype", "float32", "--max-logprobs", "50"]
+        return ["bash", str(VLLM), options.model, str(port), "--served-model-name", "smollm2", *limits]
     shown = [
         "--model",
         options.gguf,
@@ -52,7 +58,7 @@ def serving(options: argparse.Namespace, port: int, log: Path):
     with log.open("a") as out:
         process = subprocess.Popen(command(options, port), stdout=out, stderr=out, start_new_session=True)
         try:
-            for _ in range(1800):
+            for _ in range(3600):
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
@@ -151,7 +157,7 @@ def compare(options: argparse.Namespace, asked, said) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["transformers", "llama-cpp"])
+    parser.add_argument("kind", choices=["transformers", "llama-cpp", "vllm", "vllm-chat"])
     parser.add_argument("model", help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--python", help="of the environment with llama-cpp-python[server]")
     parser.add_argument("--gguf")
@@ -166,6 +172,8 @@ def main() -> None:
         server = Server(options.model, url, key_env=None, concurrency=2, retries=3)
     else:
         fields = {"endpoint": "completions", "template": options.model, "top": 40}
+        if options.kind == "vllm-chat":
+            fields = {"starts": "continue", "top": 40}
         server = Server("smollm2", url, key_env=None, concurrency=2, retries=3, **fields)
     with tempfile.TemporaryDirectory() as folder:
         killed_midway(options, server, Path(folder), port)
