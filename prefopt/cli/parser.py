@@ -67,7 +67,18 @@ def _add_training(verb: Verb) -> None:
         "study", metavar="STUDY", help="a YAML file (docs/studies.md), or a name that `prefopt recipes` lists"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seeds=5 common.train.steps=40")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument(
+        "--on",
+        choices=("local", "slurm", "ray"),
+        default="local",
+        help="where runs run: here, or on a cluster that shares the folder (docs/scale.md; default: local)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="runs at once (default: 1 here, as many as there is room for on a cluster)",
+    )
     parser.add_argument("--out", metavar="DIR", help="the study's folder (default: runs/NAME)")
     parser.add_argument(
         "--dry-run",

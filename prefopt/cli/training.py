@@ -80,17 +80,19 @@ def study(options: argparse.Namespace) -> None:
     quiet_libraries()
     planned = plan_study(settings, study_folder(settings, options.out))
     if not options.dry_run:
-        run_study(settings, options.out, options.jobs, console=consoles.out)
+        run_study(settings, options.out, options.jobs, options.on, console=consoles.out)
         if failed := what_failed(planned):
             consoles.err.print(failed, soft_wrap=True)
         if failed or asked_to_stop(planned.folder):
             sys.exit(1)
         return
+    from prefopt.study.executors import executor_on
     from prefopt.study.preview import show_plan
 
     with sharing():
         check(planned)
-        show_plan(planned, options.jobs, consoles.out, timed=not options.untimed)
+        executor_on(options.on, settings.executor, options.jobs).check()
+        show_plan(planned, options.jobs or 1, consoles.out, timed=not options.untimed)
 
 
 def _look_at_study(options: argparse.Namespace) -> None:

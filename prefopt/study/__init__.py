@@ -9,7 +9,9 @@ from prefopt.support.lazy_names import on_first_use
 
 if TYPE_CHECKING:
     from prefopt.study.executors import Executor, LocalProcesses, Outcome, ThisProcess
-    from prefopt.study.executors.perform import perform, set_up_process
+    from prefopt.study.executors.performing import perform, set_up_process
+    from prefopt.study.executors.ray_tasks import RayExecutor
+    from prefopt.study.executors.slurm import SlurmExecutor
     from prefopt.study.run import run_study
     from prefopt.study.spec import Arm, Budget, Range, Stage, Study, Tune, load_study
 
@@ -20,6 +22,8 @@ __all__ = [
     "LocalProcesses",
     "Outcome",
     "Range",
+    "RayExecutor",
+    "SlurmExecutor",
     "Stage",
     "Study",
     "ThisProcess",
@@ -35,5 +39,6 @@ __getattr__ = on_first_use(
     __name__,
     dict.fromkeys(__all__, f"{__name__}.spec")
     | dict.fromkeys(_OF_EXECUTORS, f"{__name__}.executors")
+    | {"RayExecutor": f"{__name__}.executors.ray_tasks", "SlurmExecutor": f"{__name__}.executors.slurm"}
     | {"run_study": f"{__name__}.run"},
 )

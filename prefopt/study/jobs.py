@@ -43,6 +43,15 @@ class Job(abc.ABC):
         """Whether its folder says that it came to its end."""
         return is_finished(self.folder)
 
+    @property
+    def study_folder(self) -> Path:
+        """The folder with study.yaml, in whose `arms`, `stages` or `tuning` the job's folder is."""
+        return next(
+            folder.parent
+            for folder in self.folder.parents
+            if folder.name in ("arms", "stages", "tuning") and (folder.parent / "study.yaml").exists()
+        )
+
     @abc.abstractmethod
     def check(self) -> Sequence[str]:
         """Refuse what can be known to be wrong before a model is loaded.

@@ -14,10 +14,10 @@ from prefopt.study.comparison.comparison import AT_KL
 from prefopt.study.conclusion import conclude
 from prefopt.study.executors import (
     Executor,
-    LocalProcesses,
+    On,
     Outcome,
-    ThisProcess,
     checked_outcomes,
+    executor_on,
     record_failure,
 )
 from prefopt.study.jobs import Job, is_finished
@@ -41,8 +41,8 @@ from prefopt.support.terminal import Terminal
 def run_study(
     study: Study,
     folder: str | Path | None = None,
-    jobs: int = 1,
-    executor: Executor | None = None,
+    jobs: int | None = None,
+    executor: Executor | On | None = None,
     console: Console | None = None,
 ) -> list[RunOfArm]:
     """Run the stages, tune, run every arm with every seed, and write the report. The result does not depend on where jobs run.
@@ -53,9 +53,10 @@ def run_study(
     Args:
         study: what to run.
         folder: of the study; by default `study.folder`/`study.name`.
-        jobs: number of local processes. More than one start Python anew, so a script that calls this must be guarded by
-            `if __name__ == "__main__":`.
-        executor: what runs the jobs, instead of local processes; it is entered and left here.
+        jobs: number of local processes, by default 1; on a cluster, at most how many it is given at once. Several local ones
+            start Python anew, so a script that calls this must be guarded by `if __name__ == "__main__":`.
+        executor: where the jobs run: "local", "slurm" or "ray", with the settings of the study's `executor`; or an executor of
+            one's own, which is entered and left here.
         console: for progress; by default stderr.
 
     Returns:
@@ -63,25 +64,26 @@ def run_study(
 
     Raises:
         PrefoptError: something that can be known before the first run is wrong; the folder holds another study; both `jobs` and
-            `executor` are given.
+            an executor of one's own are given.
     """
-    if executor is not None and jobs != 1:
+    if not isinstance(executor, str | None) and jobs not in (None, 1):
         raise PrefoptError(
             f"jobs={jobs} is a number of local processes, and an executor is given, too: leave one of them out"
         )
-    processes = jobs if executor is None else None
-    executor = executor or (ThisProcess() if jobs == 1 else LocalProcesses(jobs))
+    where = executor_on(executor or "local", study.executor, jobs)
+    processes = (jobs or 1) if executor in (None, "local") else jobs
     console = console or Terminal(stderr=True)
     planned = plan_study(study, study_folder(study, folder))
+    where.check()
     with sharing():
         with locked(planned.folder):  # from here on others see that it is being started
             check(planned)
-            with noting(lambda _: _kept(planned)):
+            with noting(lambda _: " ".join(filter(None, (f"{_kept(planned)}.", where.left_running())))):
                 _write_study(planned)
                 _write_date(planned)
                 started = time.time()
-                with announced(planned, _all_jobs(planned), processes), executor:
-                    results = _run_all(planned, executor, console)
+                with announced(planned, _all_jobs(planned), processes), where:
+                    results = _run_all(planned, where, console)
         if results is None:
             console.print(f"stopped as asked: {_kept(planned)}", soft_wrap=True)
             return _results(planned)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from prefopt.recipe import FolderName, Names, Recipe, Section, Seeds, Wandb, checked, folder_name, read
 from prefopt.recipe.renamed import with_new_name, with_new_names
+from prefopt.study.cluster_settings import Clusters
 from prefopt.support.errors import nearest
 
 
@@ -209,6 +210,10 @@ class Study(Section):
     budget: Budget | None = Field(None, description="a budget that is the same for all arms")
     wandb: Wandb | None = Field(
         None, description="log all runs and the comparison to W&B, as one group; {} takes the defaults"
+    )
+    executor: Clusters = Field(
+        default_factory=Clusters,
+        description="what jobs ask for on a cluster: `{slurm: {partition: gpu}}` (docs/scale.md)",
     )
     folder: str = Field("runs", description="where the study's folder is put")
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from prefopt.runs.folder import RunFolder
+from prefopt.study.places import in_words, queued_file, read_place, started_file
 from prefopt.study.stopping import asked_to_stop
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import is_locked
@@ -23,11 +24,6 @@ LAST = 20
 def jobs_file(folder: Path) -> Path:
     """Where a study writes what its jobs are and which process works on them."""
     return folder / "jobs.json"
-
-
-def started_file(folder: Path, name: str, seed: int) -> Path:
-    """Touched when a job begins; the time is that of the file."""
-    return folder / "logs" / f"{name}-seed-{seed}.started"
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class JobStatus:
         spent: seconds since it began, start-up and evaluations included; of one that is over, until it was.
         left: an estimate in seconds, by `_seconds_of`; 0 where it is over, None where nothing tells.
         trouble: why it failed, in a line.
+        where: the machine that works on it, and what that is on a cluster; of one that waits, the queue; empty where none did.
         history: lines of metrics.jsonl.
     """
 
@@ -58,6 +55,7 @@ class JobStatus:
     spent: float
     left: float | None
     trouble: str
+    where: str
     history: Sequence[Mapping[str, Any]]
 
     def __str__(self) -> str:
@@ -116,7 +114,8 @@ def read_status(folder: Path) -> StudyStatus:
         raise PrefoptError(f"{file} is damaged: remove it; the study's next start writes it again") from error
     jobs = _with_estimates(jobs)
     left = None if any(job.left is None for job in jobs) else sum(job.left or 0.0 for job in jobs)
-    several = min(process["processes"] or 1, max(1, sum(job.left != 0 for job in jobs)))
+    at_once = process["processes"] or max(1, sum(job.state == "running" for job in jobs))
+    several = min(at_once, max(1, sum(job.left != 0 for job in jobs)))
     longest = max((job.left or 0.0 for job in jobs if job.state == "running"), default=0.0)
     return StudyStatus(
         folder,
@@ -151,10 +150,11 @@ def _job(folder: Path, one: Mapping[str, Any], since: float | None) -> JobStatus
     began = started.stat().st_mtime if started.exists() else None
     over = run.summary_file if one["kind"] == "run" else run.manifest_file
     finished = run.finished if one["kind"] == "run" else "finished" in run.manifest()
+    queued = queued_file(folder, one["name"], one["seed"])
     state: State = "waiting"
     if finished:
         state = "finished"
-    elif began is not None and since is not None and began >= since and not _after(run.error_file, began):
+    elif began is not None and not _after(run.error_file, began) and _is_worked_on(run, began, queued, since):
         state = "running"
     elif run.failed:
         state = "failed"
@@ -174,8 +174,25 @@ def _job(folder: Path, one: Mapping[str, Any], since: float | None) -> JobStatus
         max(0.0, end - began) if began is not None and end is not None else 0.0,
         0.0 if finished or state == "failed" else None,
         (run.error().strip().splitlines() or ["no message"])[-1] if state == "failed" else "",
+        in_words(read_place(started if state in ("running", "failed") else queued)) if state != "finished" else "",
         history,
     )
+
+
+def _is_worked_on(run: RunFolder, began: float, queued: Path, since: float | None) -> bool:
+    """Whether a job that has begun, and has not failed since, is still at it.
+
+    Args:
+        run: its folder.
+        began: when.
+        queued: the file that says when it was last given to a queue.
+        since: from when on a process works on the study; None where none does.
+    """
+    if _after(queued, began):  # it made room, or was lost, and waits
+        return False
+    if since is not None and began >= since:
+        return True
+    return queued.exists() and is_locked(run.path)  # a cluster may go on without the study
 
 
 def _after(file: Path, moment: float) -> bool:

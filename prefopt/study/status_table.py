@@ -37,11 +37,13 @@ def status_of(status: StudyStatus, console: Console) -> Group:
     waiting = status.of("waiting")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True)
     wide = console.width >= WIDE
-    for heading in ("run", "state", "step", *(["steps/s"] if wide else []), "left"):
+    shown = [*unfinished, *waiting[:WAITING]]
+    places = ["where"] if any(job.where for job in shown) else []
+    for heading in ("run", "state", "step", *(["steps/s"] if wide else []), "left", *places):
         right = heading in ("step", "steps/s", "left")
         table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for job in [*unfinished, *waiting[:WAITING]]:
-        table.add_row(*_row(job, wide))
+    for job in shown:
+        table.add_row(*_row(job, wide), *([Text(job.where)] if places else []))
     lines = [f"and {len(waiting) - WAITING} more that wait"] if len(waiting) > WAITING else []
     lines += [f"{job}: {job.trouble}" for job in status.of("failed")]
     parts: list[RenderableType] = [Text(status.title, style="bold"), Text(headline(status))]

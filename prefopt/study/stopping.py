@@ -11,6 +11,9 @@ NOT_STARTED = "not started: the study was asked to stop"
 PAUSED = "paused: the study was asked to stop"
 """And of one that had begun: it has saved a checkpoint, and goes on from there."""
 
+PREEMPTED = "preempted: its place was wanted for something else"
+"""And of one that made room: it has saved a checkpoint, too, and whoever runs it begins it again."""
+
 
 def stop_file(folder: Path) -> Path:
     """The file whose presence asks the study in a folder to stop."""

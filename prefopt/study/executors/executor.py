@@ -43,6 +43,18 @@ class Executor(Protocol):
         """End the processes that were started, cancel what still waits in a queue. By default there is nothing to do."""
         return None
 
+    def check(self) -> None:
+        """Refuse what can be known before the first job: a package or a cluster that is not there. By default nothing.
+
+        Raises:
+            PrefoptError: says what to do.
+        """
+        return None
+
+    def left_running(self) -> str:
+        """What goes on elsewhere after it was left, and how that ends or is taken up again; empty where nothing does."""
+        return ""
+
     def run(self, jobs: Sequence[Job]) -> Iterable[Outcome]:
         """Run jobs that do not depend on each other.
 
@@ -85,6 +97,13 @@ def checked_outcomes(executor: Executor, jobs: Sequence[Job]) -> Iterator[Outcom
     for job in waiting.values():
         why = f"{name}.run has ended without an outcome of it"
         yield record_failure(job, why, f"{why}\n")
+
+
+def log_file(job: Job) -> Path:
+    """What a run of its own would show in the terminal; its folder is made."""
+    file = job.study_folder / "logs" / f"{job.name}-seed-{job.seed}.txt"
+    file.parent.mkdir(exist_ok=True)
+    return file
 
 
 def record_failure(job: Job, why: str, details: str) -> Outcome:

@@ -4,18 +4,17 @@ import contextlib
 import gc
 import io
 import traceback
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import date_of
 from prefopt.runs.pausing import Paused
-from prefopt.study.executors.executor import Outcome, record_failure
+from prefopt.study.executors.executor import Outcome, log_file, record_failure
 from prefopt.study.jobs import Job, is_finished
-from prefopt.study.status import started_file
-from prefopt.study.stopping import NOT_STARTED, PAUSED, asked_to_stop
+from prefopt.study.places import note_start
+from prefopt.study.stopping import NOT_STARTED, PAUSED, PREEMPTED, asked_to_stop
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.dates import fixed_date
 from prefopt.support.files import unused
@@ -31,14 +30,19 @@ def set_up_process() -> None:
     keep_freed_memory()
 
 
-def perform(job: Job) -> Outcome:
+def perform(job: Job, preempted: Callable[[], bool] | None = None, within: str = "") -> Outcome:
     """Run a job to its end; what was begun in its folder is continued as far as possible.
 
     It raises nothing but KeyboardInterrupt and SystemExit: an error is written to error.txt in the job's folder, beside the
     partial work, and its first line is in the outcome. Where the study is asked to stop, the job is not begun, or
     saves a checkpoint after the step that it is at and ends.
+
+    Args:
+        job: which.
+        preempted: whether this process should make room: then, too, the job saves a checkpoint and ends.
+        within: what this process is on a cluster, for `--status`: "SLURM job 4711".
     """
-    folder = _study_folder(job)
+    folder = job.study_folder
     if asked_to_stop(folder):
         return Outcome(job, NOT_STARTED)
     try:
@@ -46,11 +50,12 @@ def perform(job: Job) -> Outcome:
             raise RuntimeError(f"{missing[0]} is not finished, and this run reads from it")
         _prepare_folder(job)
         day = date_of(RunFolder(folder).manifest())
+        note_start(folder, job.name, job.seed, within)
         with _log(job) as console, fixed_date(day):
-            job.run(console, pause=lambda: asked_to_stop(folder))
+            job.run(console, pause=lambda: asked_to_stop(folder) or (preempted is not None and preempted()))
         return Outcome(job)
     except Paused:
-        return Outcome(job, PAUSED)
+        return Outcome(job, PAUSED if asked_to_stop(folder) else PREEMPTED)
     except Exception as error:
         why = system_sentence(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         return record_failure(job, why, traceback.format_exc())
@@ -67,7 +72,7 @@ def _prepare_folder(job: Job) -> None:
         if files.failed:
             files.error_file.rename(unused(job.folder / "error-before.txt"))
         return
-    aside = _study_folder(job) / "aside" / f"{job.name}-seed-{job.seed}"
+    aside = job.study_folder / "aside" / f"{job.name}-seed-{job.seed}"
     aside.parent.mkdir(exist_ok=True)
     job.folder.rename(unused(aside))
 
@@ -75,10 +80,7 @@ def _prepare_folder(job: Job) -> None:
 @contextlib.contextmanager
 def _log(job: Job) -> Iterator[Console]:
     """What a run of its own would show in the terminal goes to logs/."""
-    file = _study_folder(job) / "logs" / f"{job.name}-seed-{job.seed}.txt"
-    file.parent.mkdir(exist_ok=True)
-    started_file(_study_folder(job), job.name, job.seed).touch()
-    with _LogFile(file.open("ab"), encoding="utf-8") as text:
+    with _LogFile(log_file(job).open("ab"), encoding="utf-8") as text:
         yield Terminal(file=text, width=120)
 
 
@@ -88,12 +90,3 @@ class _LogFile(io.TextIOWrapper):
     def flush(self) -> None:
         with naming(self.name):
             super().flush()
-
-
-def _study_folder(job: Job) -> Path:
-    """The folder with study.yaml, in whose `arms`, `stages` or `tuning` the job's folder is."""
-    return next(
-        folder.parent
-        for folder in job.folder.parents
-        if folder.name in ("arms", "stages", "tuning") and (folder.parent / "study.yaml").exists()
-    )
