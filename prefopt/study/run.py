@@ -78,7 +78,7 @@ def run_study(
     with sharing():
         with locked(planned.folder):  # from here on others see that it is being started
             check(planned)
-            with noting(lambda _: " ".join(filter(None, (f"{_kept(planned)}.", where.left_running())))):
+            with noting(lambda _: "; ".join(filter(None, (where.left_running(), _kept(planned))))):
                 _write_study(planned)
                 _write_date(planned)
                 started = time.time()

@@ -61,14 +61,12 @@ class RayExecutor(RemoteExecutor):
         """Hand it over."""
         asked = self._asked()
         # Ray's own retries are off: whether a lost job has come further since decides whether it is tried again.
-        task = self.ray.remote(_perform).options(
+        task = self.ray.remote(max_retries=0, max_calls=1)(_perform).options(
             name=str(job.job),
             num_cpus=asked.pop("CPU"),
             num_gpus=asked.pop("GPU"),
             memory=asked.pop("memory", None),
             resources=asked,
-            max_retries=0,
-            max_calls=1,
         )
         return task.remote(job)
 
@@ -86,8 +84,8 @@ class RayExecutor(RemoteExecutor):
         except errors.RayTaskError as error:  # before or after the job itself, which raises nothing
             return record_failure(sent.job, str(error.cause), str(error))
         except errors.RayError as error:  # its worker or node is gone, or it was killed for memory
-            lines = str(error).strip().splitlines() or [""]
-            return Lost(f"Ray lost it ({type(error).__name__}: {lines[0]})", str(error))
+            sentence = str(error).strip().partition(". ")[0].partition("\n")[0]
+            return Lost(f"Ray lost it ({type(error).__name__}: {sentence})", str(error))
 
     def _asked(self) -> dict[str, float]:
         """The resources of a job, by Ray's names."""

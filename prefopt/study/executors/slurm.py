@@ -75,7 +75,7 @@ class SlurmExecutor(RemoteExecutor):
         settings, logs = self.settings, job.job.study_folder / "logs" / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
         executor = submitit.AutoExecutor(
-            str(logs / "%j"), settings.cluster, **{f"{settings.cluster}_max_num_timeout": 1000}
+            logs, settings.cluster, **{f"{settings.cluster}_max_num_timeout": 1000}
         )
         executor.update_parameters(**self._parameters(f"{job.job.study_folder.name} {job.job}".replace(" ", "-")))
         try:
@@ -103,7 +103,7 @@ class SlurmExecutor(RemoteExecutor):
             self.queue = None  # until it is asked again
             return None
         what = _in_words(self.settings.cluster, sent.handle.job_id)
-        return Lost(f"{what} ended without a result", f"its output is in {folder}")
+        return Lost(f"{what} ended without a result", f"what it printed: {sent.handle.paths.stderr}")
 
     def taken_up(self, job: Job) -> Any:
         """The submitted job that an earlier process of this study left, where it is still in the queue or runs."""
@@ -114,7 +114,7 @@ class SlurmExecutor(RemoteExecutor):
             return None
         submitit = extra("submitit", "slurm", "--on slurm")
         kind = submitit.LocalJob if self.rehearses else submitit.SlurmJob
-        handle = kind(job.study_folder / "logs" / "slurm" / "%j", place["id"])
+        handle = kind(job.study_folder / "logs" / "slurm", place["id"])
         if self.queue is None and not self.rehearses:
             self._ask()
         return handle if self._is_there(handle) else None
