@@ -1,7 +1,7 @@
 """A study on a Ray cluster of two nodes on this machine, one of which is killed in the middle of a job.
 
-`python node_lost.py STUDY FOLDER [key=value …]`. Once a job of an arm has passed step AT, the node that it runs on is killed (SIGKILL
-to its raylet); what was on it goes on on the other node from its last checkpoint (train.checkpoint_every), or from step 0.
+`python node_lost.py STUDY FOLDER [key=value …]`. Once a job of an arm has passed step AT, the node that it runs on is killed
+(SIGKILL to its raylet); what was on it goes on on the other node from its last checkpoint (train.checkpoint_every), or from step 0.
 """
 
 import subprocess

@@ -33,7 +33,10 @@ def disturb(folder: Path, executor: SlurmExecutor, over: threading.Event) -> Non
                 os.kill(pid, signal.SIGUSR2)
             else:
                 sent.handle._interrupt()
-            print(f"{time.strftime('%X')} {'_interrupt of' if hit else 'USR2 to'} {job}, at step {job.step}: {job.where}", flush=True)
+            print(
+                f"{time.strftime('%X')} {'_interrupt of' if hit else 'USR2 to'} {job}, at step {job.step}: {job.where}",
+                flush=True,
+            )
             hit.append(str(job))
             break
 

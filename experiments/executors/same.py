@@ -17,7 +17,9 @@ TIMES = ("seconds", "started", "at", "seconds_per_step")
 
 def untimed(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: untimed(value) for key, value in tree.items() if not any(name in key for name in ("second", "time"))}
+        return {
+            key: untimed(value) for key, value in tree.items() if not any(name in key for name in ("second", "time"))
+        }
     return [untimed(item) for item in tree] if isinstance(tree, list) else tree
 
 

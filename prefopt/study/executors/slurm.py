@@ -74,9 +74,7 @@ class SlurmExecutor(RemoteExecutor):
         submitit = extra("submitit", "slurm", "--on slurm")
         settings, logs = self.settings, job.job.study_folder / "logs" / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
-        executor = submitit.AutoExecutor(
-            logs, settings.cluster, **{f"{settings.cluster}_max_num_timeout": 1000}
-        )
+        executor = submitit.AutoExecutor(logs, settings.cluster, **{f"{settings.cluster}_max_num_timeout": 1000})
         executor.update_parameters(**self._parameters(f"{job.job.study_folder.name} {job.job}".replace(" ", "-")))
         try:
             return executor.submit(SubmittedJob(job))
@@ -140,10 +138,9 @@ class SlurmExecutor(RemoteExecutor):
         """Which jobs go on after Ctrl-C."""
         if not self.left:
             return ""
-        return (
-            f"{len(self.left)} submitted jobs go on: {some_of(self.left, 5)}; the same command takes them up again, "
-            "`prefopt study … --stop` ends them after their step"
-        )
+        jobs = "the submitted job goes on" if len(self.left) == 1 else f"{len(self.left)} submitted jobs go on"
+        ids = some_of(self.left, 5)
+        return f"{jobs} ({ids}), and the same command takes up what it does; with --stop runs save and end after their step"
 
     def _cancel(self, id: str) -> None:
         with suppress(OSError):
