@@ -54,12 +54,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_section_is_whole() -> None:
-    assert set(files()) == {"tools.py", "rows.py", "model.py", "imitate.yaml", "agent.yaml"}
+    assert set(files()) == {"tools.py", "rows.py", "model.py", "imitate.yaml", "agent.yaml", "walk.py", "walk.yaml"}
     every = "".join(files().values())
     assert {large: every.count(large) for large in SMALLER} == dict.fromkeys(SMALLER, 1)
     assert [line.partition(" --")[0] for line in commands()] == [
         *("python rows.py", "python model.py", "prefopt run imitate.yaml"),
         *("prefopt run agent.yaml", "prefopt run agent.yaml", "prefopt sample runs/agent"),
+        *("prefopt run walk.yaml", "prefopt sample runs/walk"),
     ]
 
 
@@ -71,10 +72,14 @@ def test_a_function_becomes_a_tool_that_the_policy_calls(folder: Path) -> None:
     before, after, change = (summary[part] for part in ("before", "after", "change"))
     for name in ("return", "calls"):  # the intervals do not meet
         assert after[name]["low"] > before[name]["high"] and change[name]["low"] > 0, (name, before, after)
-    table, _ = blocks("text")
+    table, _, walked, walk = blocks("text")
     said = words(printed["prefopt run agent.yaml --out runs/agent"])
     assert all(words(line) in said for line in table.splitlines())
     assert all(part in printed["prefopt sample runs/agent --number 2"] for part in ("<tool_call>", "  tool  "))
+    said = words(printed["prefopt run walk.yaml --out runs/walk"])
+    assert all(words(line) in said for line in walked.splitlines())
+    assert json.loads((folder / "runs" / "walk" / "summary.json").read_text())["after"]["return"]["low"] > 0.7
+    assert printed["prefopt sample runs/walk --number 1"].split()[:4] == walk.split()[:4] == ["lake", "a2", "task", "1"]
 
 
 def words(text: str) -> str:

@@ -3,15 +3,17 @@
 The first two are Gymnasium's own, through `prefopt.environments.Gymnasium`.
 """
 
-from .comparisons import segments
+from .comparisons import segments, steps_by_outcome
 from .data import corpus, prompts
 from .gym_words import boxes, move, push, square, square_apart
 from .optimum import optimal_value
+from .progress import Progress
 from .self_play import Exploitability, KuhnPoker
 
 __all__ = [
     "Exploitability",
     "KuhnPoker",
+    "Progress",
     "boxes",
     "corpus",
     "move",
@@ -21,4 +23,5 @@ __all__ = [
     "segments",
     "square",
     "square_apart",
+    "steps_by_outcome",
 ]

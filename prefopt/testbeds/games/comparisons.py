@@ -56,3 +56,15 @@ def _segment(table: Table, random: Random, length: int) -> Segment:
         ((_, state, reward, over),) = table[state][action]
         earned += float(reward)
     return steps, earned
+
+
+def steps_by_outcome(row: dict[str, Any]) -> dict[str, Any]:
+    """Labels of the steps of episodes as play from there on went: each is right if its episode ended well.
+
+    A row of `prefopt label` (docs/label.md) becomes one with `step_labels`: true for each turn of an episode that earned more
+    than 0, else false. What a model of such labels learns is how likely it is to arrive, after each step.
+
+    Source: Wang et al., arXiv 2312.08935 (Math-Shepherd), §3.3: hard estimation, with the one completion that there is.
+    """
+    labels = [[sum(rewards) > 0] * len(rewards) for rewards in row["turn_rewards"]]
+    return {name: row[name] for name in ("prompt", "completions", "eos", "group")} | {"step_labels": labels}
