@@ -53,7 +53,7 @@ class RayCluster(Section):
         description="HOST:PORT of the cluster; auto is RAY_ADDRESS, or one that runs on this machine; local starts one here for "
         "as long as the study takes",
     )
-    timeout: float = Field(20, gt=0, description="seconds to wait for an answer from the address")
+    timeout: float = Field(60, gt=0, description="seconds in which the cluster must answer")
     jobs: int | None = Field(
         None, gt=0, description="at most so many tasks at once; null hands over all, and Ray decides"
     )

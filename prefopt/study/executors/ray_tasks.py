@@ -1,7 +1,12 @@
 """Jobs on a Ray cluster, each a task of Ray Core."""
 
+import signal
 import socket
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
 from prefopt.study.cluster_settings import RayCluster
 from prefopt.study.executors.executor import Outcome, record_failure
@@ -105,13 +110,14 @@ class RayExecutor(RemoteExecutor):
         if address not in ("auto", "local"):
             _reach(address, settings.timeout)
         try:
-            self.ray.init(
-                address=address,
-                runtime_env=settings.environment or None,
-                log_to_driver=False,
-                logging_level="ERROR",
-                **({"include_dashboard": False} if address == "local" else {}),
-            )
+            with _within(settings.timeout):
+                self.ray.init(
+                    address=address,
+                    runtime_env=settings.environment or None,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    **({"include_dashboard": False} if address == "local" else {}),
+                )
         except Exception as error:  # of many kinds: no cluster, another version of Ray or Python, no grpcio
             raise PrefoptError(
                 f"executor.ray.address is {address}, and Ray answers: {' '.join(str(error).split())}. `ray start --head` starts a "
@@ -120,8 +126,33 @@ class RayExecutor(RemoteExecutor):
         self.ours = True
 
 
+class _Late(BaseException):
+    """No Exception, which `ray.init` would catch, and try again."""
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where it takes longer, in the main thread: `ray.init` tries for minutes where something else answers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _Late:
+        raise TimeoutError(f"nothing within {seconds:g} s (executor.ray.timeout)") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _reach(address: str, timeout: float) -> None:
-    """Refuse an address at which nobody listens; Ray itself would wait long, and then end this process."""
+    """Refuse an address at which nobody listens, at once."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise PrefoptError(

@@ -237,19 +237,37 @@ def steps(folder: Path) -> list[Any]:
     return [line | {"seconds": 0} for line in RunFolder(folder / "arms" / "A" / "seed-0").history()]
 
 
+def small_study(folder: Path) -> Study:
+    base = tiny_recipe(folder, tiny_model(folder / "lm"), tiny_pairs(folder / "pairs.jsonl"))
+    common = {"evaluate.prompts": 0, "train.steps": 60, "train.checkpoint_every": 1}
+    return Study(recipe=str(base), arms={"A": {}}, seeds=1, metric="nll", better="lower", common=common)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_that_submitit_preempts_saves_and_goes_on_to_the_same_result(tmp_path):
     pytest.importorskip("submitit")
-    base = tiny_recipe(tmp_path, tiny_model(tmp_path / "lm"), tiny_pairs(tmp_path / "pairs.jsonl"))
-    common = {"evaluate.prompts": 0, "train.steps": 60}
-    study = Study(recipe=str(base), arms={"A": {}}, seeds=1, metric="nll", better="lower", common=common)
+    study = small_study(tmp_path)
     run_study(study, tmp_path / "here", console=QUIET)
     executor = SlurmExecutor(Slurm(cluster="local"))
     with disturbing(tmp_path / "there", lambda pid: os.kill(pid, signal.SIGUSR2)):
         run_study(study, tmp_path / "there", executor=executor, console=QUIET)
     assert "resumed at step" in (tmp_path / "there" / "logs" / "A-seed-0.txt").read_text()
     assert steps(tmp_path / "here") == steps(tmp_path / "there") and len(steps(tmp_path / "here")) > 60
-    assert (
-        len(list((tmp_path / "there" / "logs" / "slurm").glob("*_submitted.pkl"))) == 1
-    )  # queued again, not submitted again
+    submitted = list((tmp_path / "there" / "logs" / "slurm").glob("*_submitted.pkl"))
+    assert len(submitted) == 1  # it was queued again, and not submitted again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_job_whose_ray_worker_is_killed_goes_on_to_the_same_result(tmp_path):
+    pytest.importorskip("ray")
+    study = small_study(tmp_path)
+    run_study(study, tmp_path / "here", console=QUIET)
+    executor = RayExecutor(RayCluster(address="local"))
+    with disturbing(tmp_path / "there", lambda pid: os.kill(pid, signal.SIGKILL)):
+        run_study(study, tmp_path / "there", executor=executor, console=QUIET)
+    log = (tmp_path / "there" / "logs" / "A-seed-0.txt").read_text()
+    assert "Ray lost it" in log and "resumed at step" in log
+    assert steps(tmp_path / "here") == steps(tmp_path / "there") and len(steps(tmp_path / "here")) > 60
