@@ -13,10 +13,11 @@ import pytest
 import torch
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification, MambaConfig, MambaForCausalLM
 from updates import CASES, Batches, make_policy, seven_rows, tiny_llama, weights
 
 from prefopt import load_recipe, recipe, run
@@ -25,7 +26,8 @@ from prefopt.objectives.terms import Term
 from prefopt.policy import Policy, Scorer, make_reference
 from prefopt.policy.compat import ignore_renamed_checkpointing
 from prefopt.policy.critic import Critic
-from prefopt.policy.parallel import shard
+from prefopt.policy.decode.sampler import TransformersSampler
+from prefopt.policy.parallel import draw, shard
 from prefopt.policy.sharding import asked_apart, own_part, shard_weights, whole_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.training import loop
@@ -102,6 +104,9 @@ def model_of(case: str) -> Policy | Scorer:
     if case == "dpo, checkpointed":
         ignore_renamed_checkpointing()
         policy.causal.gradient_checkpointing_enable({"use_reentrant": False})
+    if case == "dpo, lora":
+        config = LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM", lora_bias=False)
+        policy = Policy(get_peft_model(policy.causal, config, autocast_adapter_dtype=False))
     policy._prefix_sharing.shares = False
     return policy
 
@@ -119,11 +124,11 @@ def update(case: str, shards: bool) -> tuple[Tensor, float, list[dict[str, float
         reference = make_reference(model, recipe.Reference(), recipe.Policy(model=("none",)))
         reference.policy._prefix_sharing.shares = False
         with torch.no_grad():
-            for weight in reference.policy.parameters():
+            for weight in () if reference.policy is model else reference.policy.parameters():
                 weight.mul_(0.9)
     if shards:
         shard_weights(model, accelerator, recipe.Shard(name="fsdp2"))
-        if reference is not None:
+        if reference is not None and reference.policy is not model:
             shard_weights(reference.policy, accelerator, recipe.Shard(name="fsdp2"))
     held = sum(own_part(weight).numel() for weight in model.parameters()) / len(before)
     source = Batches(seven_rows(case.partition(",")[0]))
@@ -182,6 +187,18 @@ def asked_different_numbers_of_times() -> dict[str, Any]:
     return {"worst": worst, "whole": whole, "refused": refused}
 
 
+def draw_by_generate(shards: bool) -> Tensor:
+    """What `model.generate` writes for five prompts, two of them at a time: completions [5, 2, T] that end at different times."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4, initializer_range=0.3)
+    policy, accelerator = Policy(MambaForCausalLM(config).double().eval()), Accelerator(cpu=True)
+    policy.causal.generation_config.eos_token_id = [1, 2, 3, 4, 5]  # type: ignore[union-attr]
+    if shards:
+        shard_weights(policy, accelerator, recipe.Shard(name="fsdp2"))
+    prompts, settings = [tuple(range(5, 8 + row)) for row in range(5)], recipe.Sampling(max_tokens=12)
+    return draw(TransformersSampler(2), policy, prompts, 2, settings, torch.arange(5), accelerator).completion_ids
+
+
 RUNS: dict[str, list[str]] = {
     "dpo": ["train.checkpoint_every=1"],
     "lora": ["policy.adapter={r: 2, alpha: 8}", "evaluate.every=1", "train.keep_best=nll", "train.checkpoint_every=2"],
@@ -233,6 +250,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     found = {case: update(case, shards=True) for case in SHARDED}
     others = {"by own counts": update_by_own_counts(), "asked apart": asked_different_numbers_of_times()}
+    others["by generate"] = draw_by_generate(shards=True)
     torch.save(found | others, folder / f"updates-{Accelerator(cpu=True).process_index}.pt")
     for name in RUNS:
         run_one(folder, name, "two")

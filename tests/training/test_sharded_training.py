@@ -79,6 +79,13 @@ def test_processes_may_ask_sharded_models_different_numbers_of_times(two: Path) 
 
 
 @pytest.mark.slow
+def test_models_with_a_state_write_the_same_completions_in_parts(two: Path) -> None:
+    whole = sharded.draw_by_generate(shards=False)
+    assert len({int((row != 0).sum()) for row in whole.flatten(0, 1)}) > 2
+    assert all(torch.equal(whole, torch.load(two / f"updates-{rank}.pt")["by generate"]) for rank in (0, 1))
+
+
+@pytest.mark.slow
 def test_in_bf16_gradients_are_those_of_one_process_to_its_rounding(two: Path) -> None:
     one = sharded.run_one(two, "dpo", "bf16, one", *sharded.BF16)
     for mine, theirs in zip(lines(one), lines(two / "bf16, two" / "dpo"), strict=True):

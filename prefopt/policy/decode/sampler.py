@@ -228,7 +228,11 @@ def _draw_by_generate(
     causal: Any = policy.causal
     with _no_defaults(policy):
         output = causal.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(noise)
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList(noise),
+            synced_gpus=False,  # sharded, processes keep together by `asked_apart`
         )
     return [DrawnTokens(_until_end(row, ends)) for row in output[:, longest:].tolist()]
 
