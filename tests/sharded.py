@@ -69,8 +69,10 @@ ONLINE = (
     "feedback=${folder}/feedback.py:even",
 )
 
+SHORT = ("train.steps=2", "evaluate.prompts=2")
+
 SERVED = (
-    "train.steps=2",
+    *SHORT,
     "source.rollouts={completions: 2, sampling: {max_tokens: 5}, sampler: vllm, server: '${vllm}'}",
     "feedback=${folder}/feedback.py:even",
 )
@@ -196,7 +198,7 @@ def draw_by_generate(shards: bool) -> Tensor:
     if shards:
         shard_weights(policy, accelerator, recipe.Shard(name="fsdp2"))
     prompts, settings = [tuple(range(5, 8 + row)) for row in range(5)], recipe.Sampling(max_tokens=12)
-    return draw(TransformersSampler(2), policy, prompts, 2, settings, torch.arange(5), accelerator).completion_ids
+    return draw(TransformersSampler(2), policy, prompts, 2, settings, torch.arange(5), accelerator)().completion_ids
 
 
 RUNS: dict[str, list[str]] = {
@@ -205,18 +207,25 @@ RUNS: dict[str, list[str]] = {
     "reward model": ["objective=BradleyTerry"],
     "grpo": [*ONLINE, "objective={name: GRPO, beta: 0.1}"],
     "ppo": [*ONLINE, "objective=PPO", "policy.critic.model=${lm}", "train.checkpoint_every=3"],
-    "grpo, gathered whole": [*ONLINE, "objective=GRPO", "train.shard={name: fsdp2, gather: model, offload: true}"],
+    "grpo, gathered whole": [
+        *ONLINE,
+        *SHORT,
+        "objective=GRPO",
+        "train.shard={name: fsdp2, gather: model, offload: true}",
+    ],
     "a mixture writes": [
+        *SHORT,
         "source.rollouts={completions: 1, sampling: {max_tokens: 5}}",
         "source.writers=[mixture]",
         "feedback=${folder}/feedback.py:evener",
         "objective=NashMD",
     ],
-    "episodes": [ONLINE[0], "objective=GRPO", "source.rollouts.environment=${folder}/guessing.py:Guessing"],
+    "episodes": [ONLINE[0], *SHORT, "objective=GRPO", "source.rollouts.environment=${folder}/guessing.py:Guessing"],
     "vllm": ["objective=GRPO", *SERVED],
     "vllm, lora": [
         "objective=GRPO",
         *SERVED,
+        "source.rollouts.staleness=1",
         "policy.adapter={r: 2, alpha: 8}",
         "evaluate.sampler=vllm",
         "evaluate.server=${vllm}",

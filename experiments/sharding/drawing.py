@@ -36,11 +36,11 @@ def main(model: str, gather: str) -> None:
 
     layers: Any = policy.causal.model.layers
     hooks = [layer.mlp.register_forward_pre_hook(count) for layer in layers]
-    draw(sampler, policy, PROMPTS[:2], 2, recipe.Sampling(max_tokens=2), seeds[:2], accelerator)
+    draw(sampler, policy, PROMPTS[:2], 2, recipe.Sampling(max_tokens=2), seeds[:2], accelerator)()
     for hook in hooks:
         hook.remove()
     begun = time.perf_counter()
-    drawn = draw(sampler, policy, PROMPTS, 4, recipe.Sampling(max_tokens=32), seeds, accelerator)
+    drawn = draw(sampler, policy, PROMPTS, 4, recipe.Sampling(max_tokens=32), seeds, accelerator)()
     seconds, tokens = time.perf_counter() - begun, int(drawn.mask.sum())
     if accelerator.is_main_process:
         print(
