@@ -18,11 +18,17 @@ from prefopt.policy.head import CHUNK_ELEMENTS
 from prefopt.runs.activations import kept
 from prefopt.runs.micro_batches import MicroBatch
 from prefopt.runs.planning import Plan
-from prefopt.training.devices import mixed_precision
+from prefopt.training.devices import computes_on_cpu, launched_processes, mixed_precision
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-STATES = {"adamw": 2, "adamw_8bit": 0.5, "muon": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
+STATES = {"adamw": 2, "muon": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
 """Numbers that an optimiser keeps for each weight that it trains, in the weight's bytes; of one's own, 2."""
+
+STATE_BYTES = {"adamw_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256, "paged_adamw": 8}
+"""Bytes that those of bitsandbytes keep for each weight, whatever its own; of 8 bits, with a scale for each block of 256."""
+
+LEVEL_BYTES = {True: 0.5 + 1 / 64 + 4 / (64 * 256), False: 0.5 + 4 / 64}
+"""Bytes of a weight in 4 bits with its share of a block's scale, which may be quantised, too (`policy.quantization.double`)."""
 
 WITH_MODELS = {"RewardModel", "Judge"}
 """Feedbacks whose `model` is one that they load."""
@@ -46,6 +52,9 @@ class Size:
         kv_width: numbers that a layer keeps of a token to attend to, keys and values together.
         vocabulary: rows of its head; 0 where it has none.
         ends: Σ (inputs + outputs) over its linear layers, without the head: of what a LoRA adapter has r times as many.
+        linear: weights of these layers.
+        widest: weights of the largest.
+        outside: weights of embedding and head, the same ones once.
         source: where this is from.
     """
 
@@ -56,6 +65,9 @@ class Size:
     kv_width: float
     vocabulary: float
     ends: float
+    linear: float
+    widest: float
+    outside: float
     source: str
 
 
@@ -83,14 +95,17 @@ def peak(parts: Sequence[Part]) -> float:
 
 
 def estimate_memory(plan: Plan, micro: MicroBatch) -> list[Part]:
-    """What each process keeps; sharding (FSDP, DeepSpeed) would divide weights, gradients and optimiser among processes.
+    """What each process keeps.
 
     With P weights of which T are trained, each of w bytes: weights P·w, gradients T·w, optimiser states n·T·w (`STATES`), P·w for
-    each frozen model. What a model keeps of a token for the backward pass is counted in its own forward pass (`activations`), or
-    taken to be that of a Llama where there is no configuration. Of their gradients two are there at a time, as wide as a layer
-    gets; of logits one chunk, twice. In an optimiser step of one micro-batch activations go as gradients come, so that the larger
-    of the two counts. Rollouts keep keys and values of all tokens that they draw at a time. The libraries' own memory and
-    fragmentation, a GB or several, are not counted. Against measurements: experiments/memory.
+    each frozen model; of a base in 4 bits about half a byte for each weight of its layers. What a model keeps of a token for the
+    backward pass is counted in its own forward pass (`activations`), or taken to be that of a Llama where there is no
+    configuration; on a CPU attention copies the keys and values of a shared prompt for each of its completions. Of their gradients
+    two are there at a time, as wide as a layer gets; of logits one chunk, twice. In an optimiser step of one micro-batch
+    activations go as gradients come, so that the larger of the two counts. Sharded, weights, gradients, states and the reference
+    are divided by the number of processes, and beside its share each has embedding, head and two layers whole, with their
+    gradients. Rollouts keep keys and values of all tokens that they draw at a time. The libraries' own memory and fragmentation,
+    a GB or several, are not counted. Against measurements: experiments/memory.
 
     Args:
         plan: of the run.
@@ -122,6 +137,7 @@ def size_of(name: str) -> Size | None:
     per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     head = model.get_output_embeddings()
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    ends = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), head) if m is not None}
     return Size(
         sum(p.numel() for p in model.parameters()),
         text.num_hidden_layers,
@@ -130,6 +146,9 @@ def size_of(name: str) -> Size | None:
         2 * heads * per_head,
         0 if head is None else head.weight.shape[0],
         sum(m.in_features + m.out_features for m in linears),
+        sum(m.weight.numel() for m in linears),
+        max((m.weight.numel() for m in linears), default=0),
+        sum(ends.values()),
         "by its configuration",
     )
 
@@ -160,9 +179,9 @@ def _size_by_name(name: str) -> Size | None:
     parameters = float(number) * {"b": 1e9, "m": 1e6}[unit]
     layers = (parameters / (12 * 128**2)) ** (1 / 3)
     width = 128 * layers
-    return Size(
-        parameters, layers, width, 4 * width, 2 * width, 0, 18 * width * layers, "by the name of the model, roughly"
-    )
+    ends, widest = 18 * width * layers, 4 * width**2
+    source = "by the name of the model, roughly"
+    return Size(parameters, layers, width, 4 * width, 2 * width, 0, ends, parameters, widest, 0, source)
 
 
 def _trained(
@@ -171,18 +190,38 @@ def _trained(
     if size is None:
         yield Part(f"{what} with gradients and optimiser", None, "")
         return
-    each, states = BYTES[settings.policy.dtype], STATES.get(settings.train.optimizer.name, 2)
-    weights = size.parameters
-    trained, who = weights, f"{_count(weights)} × "
+    each = BYTES[settings.policy.dtype]
+    quantization = settings.policy.quantization if adapter is not None else None
+    share, divided = _share(settings)
+    trained, who = size.parameters, f"{_count(size.parameters)} × "
     if adapter is not None:
         rank = adapter.r if isinstance(adapter, recipe.Adapter) else adapter.fields.get("r", 8)
         trained = (rank if isinstance(rank, int) else 8) * size.ends  # of LoRA; other methods of peft mostly have fewer
         who = f"{_count(trained)} of the adapter × "
-    yield Part(f"{what}: weights", weights * each, f"{_count(weights)} parameters ({size.source}) × {each} B")
-    yield Part(f"{what}: gradients", trained * each, f"{who}{each} B", "update")
-    yield Part(
-        f"{what}: optimiser", trained * states * each, f"{who}{states} × {each} B ({settings.train.optimizer.name})"
+    weights, formula = _held(size, each, quantization)
+    of_trained = max(each, 4) if adapter is not None else each  # peft has adapters in 32 bits
+    name = settings.train.optimizer.name
+    states = STATE_BYTES.get(name, STATES.get(name, 2) * of_trained)
+    yield Part(f"{what}: weights", weights * share, formula + divided)
+    yield Part(f"{what}: gradients", trained * of_trained * share, f"{who}{of_trained} B{divided}", "update")
+    yield Part(f"{what}: optimiser", trained * states * share, f"{who}{states:.3g} B ({name}){divided}")
+
+
+def _held(size: Size, each: int, quantization: recipe.Quantization | None) -> tuple[float, str]:
+    """Bytes of a model's weights, and how they come about."""
+    if quantization is None:
+        return size.parameters * each, f"{_count(size.parameters)} parameters ({size.source}) × {each} B"
+    level, rest = LEVEL_BYTES[quantization.double], size.parameters - size.linear
+    formula = (
+        f"{_count(size.linear)} in {quantization.type} × {level:.2f} B + {_count(rest)} ({size.source}) × {each} B"
     )
+    return size.linear * level + rest * each, formula
+
+
+def _share(settings: recipe.Recipe) -> tuple[float, str]:
+    """What each process has of weights that are trained, or compared with, and the words for it."""
+    processes = launched_processes() if settings.train.shard is not None else 1
+    return 1 / processes, f" ÷ {processes} processes" if processes > 1 else ""
 
 
 def _frozen(plan: Plan) -> Iterator[Part]:
@@ -196,7 +235,8 @@ def _frozen(plan: Plan) -> Iterator[Part]:
             yield Part("reference", 0, "the policy without its adapter")
         else:
             name = plan.model if spec.model is None else find_model(spec.model)
-            yield _copy("reference", name, spec.dtype or settings.policy.dtype)
+            own = settings.policy.quantization
+            yield _copy("reference", name, spec.dtype or settings.policy.dtype, own, *_share(settings))
     for key, feedback in (("feedback", settings.feedback), ("cost", settings.cost), ("gold", settings.evaluate.gold)):
         for names, dtype in _models(() if feedback is None else (feedback,)):
             yield _copy(f"{key}: its model", find_model(names), dtype)
@@ -206,6 +246,8 @@ def _of_an_update(plan: Plan, size: Size, micro: MicroBatch, gradients: Part) ->
     """Activations and logits of one micro-batch."""
     settings = plan.recipe
     of_token = None if _is_rough(size) else kept(_whole(plan.model), settings.policy, _mixed(settings))
+    if of_token is not None and _share(settings)[0] < 1 and _mixed(settings):
+        of_token = of_token._replace(by_layer=0)  # layers are gathered in 16 bits, so that none is copied
     if of_token is None:
         half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
         layers, by_layer = f"{size.layers:.0f} layers × {KEPT}", size.layers * KEPT
@@ -219,6 +261,15 @@ def _of_an_update(plan: Plan, size: Size, micro: MicroBatch, gradients: Part) ->
         formula = f"at most {micro.tokens:,} tokens × {size.layers:.0f} layers × {of_token.by_token_and_layer:,.0f} B, and beside"
     yield Part("activations", bytes_kept, formula, "update")
     each = 2 if _mixed(settings) else BYTES[settings.policy.dtype]
+    if micro.attended and not plan.needs.rewards and computes_on_cpu() and settings.policy.attention in (None, "sdpa"):
+        at_a_time = 1 if settings.policy.gradient_checkpointing else size.layers
+        copies = at_a_time * (2 * micro.attended + micro.tokens) * size.width * each
+        formula = (
+            f"(2 × {micro.attended:,} + {micro.tokens:,}) tokens × {at_a_time:.0f} layers × {size.width:.0f} × {each} B"
+        )
+        yield Part("copies for attention", copies, formula, "update")
+        bytes_kept += copies
+    yield from _whole_in_turns(settings, size, each)
     formula = f"{micro.tokens:,} tokens × 2 × {size.inner:,.0f} × {each} B, in the layer that backward is in"
     yield Part("their gradients", micro.tokens * 2 * size.inner * each, formula, "update")
     chunk = min(micro.predicted * size.vocabulary, CHUNK_ELEMENTS)
@@ -232,6 +283,19 @@ def _of_an_update(plan: Plan, size: Size, micro: MicroBatch, gradients: Part) ->
     if micro.alone and gradients.size is not None:
         spared = min(bytes_kept, gradients.size)
         yield Part("freed meanwhile", -spared, "activations go as gradients come", "update")
+
+
+def _whole_in_turns(settings: recipe.Recipe, size: Size, each: int) -> Iterator[Part]:
+    """What is whole of weights that are held in 4 bits, or divided among processes, while they are multiplied."""
+    if settings.policy.quantization is not None:
+        yield Part("a layer made whole", size.widest * each, f"{_count(size.widest)} × {each} B", "update")
+    if _share(settings)[0] < 1:
+        whole, layer = BYTES[settings.policy.dtype], (size.parameters - size.outside) / max(size.layers, 1)
+        twice = 2 if settings.policy.adapter is None else 1
+        formula = (
+            f"{twice} × ({_count(size.outside)} outside of layers × {whole} B + 2 layers × {_count(layer)} × {each} B)"
+        )
+        yield Part("gathered", twice * (size.outside * whole + 2 * layer * each), formula, "update")
 
 
 def _is_rough(size: Size) -> bool:
@@ -266,11 +330,19 @@ def _models(feedbacks: Sequence[recipe.Feedback]) -> Iterator[tuple[Sequence[str
         yield from _models(feedback.members)
 
 
-def _copy(what: str, name: str, dtype: str) -> Part:
+def _copy(
+    what: str,
+    name: str,
+    dtype: str,
+    quantization: recipe.Quantization | None = None,
+    share: float = 1,
+    divided: str = "",
+) -> Part:
     size = size_of(name)
     if size is None:
         return Part(what, None, f"{name}: size not known before it is there")
-    return Part(what, size.parameters * BYTES[dtype], f"{_count(size.parameters)} ({size.source}) × {BYTES[dtype]} B")
+    weights, formula = _held(size, BYTES[dtype], quantization)
+    return Part(what, weights * share, formula + divided)
 
 
 def _mixed(settings: recipe.Recipe) -> bool:

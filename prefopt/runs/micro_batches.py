@@ -18,16 +18,18 @@ class MicroBatch(NamedTuple):
     """What goes through the model at a time.
 
     Attributes:
-        tokens: of prompts and completions, each prompt once.
+        tokens: of prompts and completions, each prompt once; where weights are sharded once with each of its completions, padded.
         predicted: of completions.
         alone: an optimiser step is of this one alone.
         longest: tokens of the longest prompt with one completion.
+        attended: of completions, each with its prompt anew: what attention to shared prompts copies; 0 where none are.
     """
 
     tokens: int
     predicted: int
     alone: bool
     longest: int
+    attended: int = 0
 
 
 def most(planned: Plan, completions: int, prompt: int, completion: int) -> MicroBatch:
@@ -44,8 +46,16 @@ def most(planned: Plan, completions: int, prompt: int, completion: int) -> Micro
     rows = min(train.micro_batch_size, share)
     if train.micro_tokens is not None:
         rows = min(rows, max(1, train.micro_tokens // (prompt + completions * completion)))
-    tokens = rows * (prompt + completions * completion)
-    return MicroBatch(tokens, rows * completions * completion, share <= rows, prompt + completion)
+    apart = rows * completions * (prompt + completion)
+    tokens = apart if _is_sharded(planned) else rows * (prompt + completions * completion)
+    shares = completions > 1 and not _is_sharded(planned)
+    return MicroBatch(
+        tokens, rows * completions * completion, share <= rows, prompt + completion, apart if shares else 0
+    )
+
+
+def _is_sharded(planned: Plan) -> bool:
+    return planned.recipe.train.shard is not None and launched_processes() > 1
 
 
 def largest(planned: Plan, rows: Sequence[Tokenised], completions: int) -> MicroBatch:
@@ -65,9 +75,16 @@ def largest(planned: Plan, rows: Sequence[Tokenised], completions: int) -> Micro
     longest = max(length for _, of_row in sizes for length in of_row)
     written = [sum(of_row) + max(completions - len(of_row), 0) * longest for _, of_row in sizes]
     lengths = [prompt + completion for prompt, completion in zip(prompts, written, strict=True)]
-    order, found = Shuffled(len(rows), settings.seed_of("order")), (0, 0)
+    widest = [prompt + max(of_row, default=0) for prompt, of_row in sizes]
+    apart = _is_sharded(planned)
+    order, found = Shuffled(len(rows), settings.seed_of("order")), (0, 0, 0)
     for _ in range(min(planned.steps, MOST_BATCHES)):
         batch = sorted(order.take(train.batch_size), key=lengths.__getitem__, reverse=True)
         for part in cut(batch[:: launched_processes()], lengths, train.micro_batch_size, train.micro_tokens):
-            found = max(found, (sum(lengths[row] for row in part), sum(written[row] for row in part)))
-    return most(planned, completions, max(prompts), longest)._replace(tokens=found[0], predicted=found[1])
+            tokens = sum(lengths[row] for row in part)
+            if apart:
+                tokens = len(part) * completions * max(widest[row] for row in part)
+            attended = sum(completions * prompts[row] + written[row] for row in part)
+            found = max(found, (tokens, sum(written[row] for row in part), attended))
+    at_most = most(planned, completions, max(prompts), longest)
+    return at_most._replace(tokens=found[0], predicted=found[1], attended=min(found[2], at_most.attended))

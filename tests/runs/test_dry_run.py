@@ -58,6 +58,15 @@ ENDS = 2 * (2 * 32 + 2 * 24 + 3 * 40)
 TOKENS, PREDICTED, LONGEST = 3 * (10 + 2 * 3), 3 * 2 * 3, 15
 
 
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
+# Each completion of those three with its prompt.
+ATTENDED = 3 * 2 * (10 + 3)
+
+
 def test_memory_by_hand(make_recipe):
     found = parts(make_recipe())
     fixed = {
@@ -66,6 +75,10 @@ def test_memory_by_hand(make_recipe):
         "policy: optimiser": WEIGHTS * 4 * 2,
         "reference": WEIGHTS * 4,
         "their gradients": TOKENS * 2 * 24 * 4,
+        "copies for attention": 2
+        * (2 * ATTENDED + TOKENS)
+        * 16
+        * 4,  # keys and values, and what comes out; in 2 layers
         "logits": PREDICTED * 30 * 2 * 4,
     }
     assert {what: found[what] for what in fixed} == fixed
@@ -141,6 +154,43 @@ def test_memory_of_an_adapter_is_that_of_the_adapter(make_recipe):
     found = parts(settings)
     assert (found["policy: weights"], found["policy: gradients"]) == (WEIGHTS * 4, trained * 4)
     assert found["reference"] == 0
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_weights_in_4_bits_are_as_many_bytes_as_the_loaded_model_has(make_recipe, double):
+    pytest.importorskip("bitsandbytes")
+    settings = make_recipe("policy.adapter.r=4", f"policy.quantization={{type: nf4, double: {str(double).lower()}}}")
+    model = load_policy(settings.policy, load_tokenizer(settings.policy), seed=0)
+    held = 0
+    for weight in (p for name, p in model.named_parameters() if "lora_" not in name):
+        state = getattr(weight, "quant_state", None)
+        scales = [] if state is None else [state.absmax, *([state.state2.absmax] if double else [])]
+        held += sum(tensor.numel() * tensor.element_size() for tensor in (weight, *scales))
+    found = parts(settings)
+    assert found["policy: weights"] == pytest.approx(held, rel=0.05) and held < 0.6 * WEIGHTS * 4
+    assert found["a layer made whole"] == 16 * 24 * 4 and found["reference"] == 0
+
+
+def test_an_adapter_on_16_bits_has_32_and_an_optimiser_of_8_bits_its_own(make_recipe):
+    found = parts(make_recipe("policy.adapter.r=4", "policy.dtype=bfloat16"))
+    assert (found["policy: gradients"], found["policy: optimiser"]) == (4 * ENDS * 4, 4 * ENDS * 4 * 2)
+    pytest.importorskip("bitsandbytes")
+    for dtype in ("float32", "bfloat16"):
+        small = parts(make_recipe("train.optimizer=adamw_8bit", f"policy.dtype={dtype}"))
+        assert small["policy: optimiser"] == WEIGHTS * (2 + 2 * 4 / 256)
+
+
+def test_sharded_each_process_has_its_share_and_two_layers_whole(make_recipe, monkeypatch):
+    alone = parts(make_recipe("train.shard=fsdp2"))
+    assert alone == parts(make_recipe())  # of one process, nothing is divided
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = parts(make_recipe("train.shard=fsdp2"))
+    for what in ("policy: weights", "policy: gradients", "policy: optimiser", "reference"):
+        assert found[what] == alone[what] / 2
+    layer = (WEIGHTS - 960) / 2  # norms outside of layers counted with them
+    assert found["gathered"] == 2 * (960 * 4 + 2 * layer * 4)
+    assert "copies for attention" not in found  # prompts are read with each of their completions, and padded
+    assert found["their gradients"] == 3 * 2 * (10 + 3) * 2 * 24 * 4
 
 
 def test_memory_of_rollouts_and_a_critic(make_recipe, lm_folder):
