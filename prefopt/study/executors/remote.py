@@ -5,7 +5,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,14 @@ class Sent:
         handle: the cluster's own of it.
         losses: how often in a row it was lost without a new checkpoint.
         checkpoints: that its folder had when it was last sent.
-        missing: how often in a row the cluster did not know it.
+        missing: numbers of the cluster's answers, in a row, that did not know it.
     """
 
     job: Job
     handle: Any
     losses: int = 0
     checkpoints: frozenset[str] = frozenset()
-    missing: int = 0
+    missing: set[int] = field(default_factory=set)
 
 
 class RemoteExecutor(Executor):

@@ -43,7 +43,7 @@ class SlurmExecutor(RemoteExecutor):
         at_once = jobs or self.settings.jobs or (1 if self.rehearses else None)
         super().__init__("slurm", at_once, self.settings.retries, LOOK_EVERY)
         self.queue: Mapping[str, str] | None = None
-        self.asked = -ASK_EVERY
+        self.asked, self.answers = -ASK_EVERY, 0
         self.left: list[str] = []
 
     def check(self) -> None:
@@ -94,11 +94,11 @@ class SlurmExecutor(RemoteExecutor):
         if sent.handle.paths.result_pickle.exists():
             return self._result(sent)
         if there is not False:
-            sent.missing = 0 if there else sent.missing
+            if there:
+                sent.missing.clear()
             return None
-        sent.missing += 1
-        if not self.rehearses and sent.missing < MISSING:
-            self.queue = None  # until it is asked again
+        sent.missing.add(self.answers)
+        if not self.rehearses and len(sent.missing) < MISSING:
             return None
         what = _in_words(self.settings.cluster, sent.handle.job_id)
         return Lost(f"{what} ended without a result", f"what it printed: {sent.handle.paths.stderr}")
@@ -122,6 +122,7 @@ class SlurmExecutor(RemoteExecutor):
         pending = [sent.handle.job_id for sent in self.sent if (self.queue or {}).get(sent.handle.job_id) == "PENDING"]
         if pending:
             subprocess.run(["scancel", "--state=PENDING", *pending], check=False, capture_output=True)
+            self.queue = None  # until it is asked again
 
     def __exit__(self, *error: object) -> None:
         """Cancel what was submitted and has not ended; after Ctrl-C leave it, if the settings say so."""
@@ -177,6 +178,7 @@ class SlurmExecutor(RemoteExecutor):
             return
         lines = [line.split() for line in answer.stdout.splitlines()]
         self.queue = {line[0]: line[1] for line in lines if len(line) == 2} if answer.returncode == 0 else None
+        self.answers += self.queue is not None
 
     def _flags(self) -> list[str]:
         """What a job asks for, as options of sbatch."""
