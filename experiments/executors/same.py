@@ -1,18 +1,14 @@
 """Whether studies came to the same: `python same.py LOCAL OTHER…` compares results.csv without its last column, and every run.
 
-Of each run the metrics of every step, the evaluations and the weights are compared, of the study report.html and results.json, too;
-seconds, dates and paths are left out.
+Of each run the metrics of every step, the evaluations and the weights are compared; seconds are left out.
 """
 
 import csv
 import hashlib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
-
-TIMES = ("seconds", "started", "at", "seconds_per_step")
 
 
 def untimed(tree: Any) -> Any:
@@ -40,12 +36,6 @@ def runs(folder: Path) -> dict[str, Any]:
             if "checkpoints" not in file.parts:
                 found[f"{name} {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
-
-
-def page(folder: Path) -> str:
-    """The report without numbers that are times, and without the folder's own name."""
-    text = (folder / "report.html").read_text().replace(str(folder.absolute()), "FOLDER")
-    return re.sub(r"\d+(\.\d+)? (s|min|h)\b", "TIME", text)
 
 
 def main(first: Path, *others: Path) -> None:
