@@ -12,6 +12,7 @@ from prefopt.objectives.contract import make_case
 from prefopt.objectives.terms import MetricKey, names, plain_names
 from prefopt.objectives.terms import Term as LossTerm
 from prefopt.sources.diagnostics import RolloutDiagnostics
+from prefopt.sources.rollout_rows import ENDS
 from prefopt.sources.rollouts import AGE, COUNTS
 from prefopt.support.errors import PrefoptError, nearest
 from prefopt.training.optimisers import LOW
@@ -70,7 +71,7 @@ def _of_rollouts(settings: recipe.Recipe, statistics: Collection[str]) -> Iterat
     rollouts = settings.source.rollouts
     scored = settings.feedback is not None or (rollouts is not None and rollouts.environment is not None)
     given = {"gold": settings.evaluate.gold, "cost": settings.cost}
-    columns = dict.fromkeys(("ended", "stop_reason", *(name for name, spec in given.items() if spec)), one)
+    columns = dict.fromkeys((name for name, spec in given.items() if spec), one)
     batch = Batch(
         ((0,),),
         token.long(),
@@ -80,7 +81,7 @@ def _of_rollouts(settings: recipe.Recipe, statistics: Collection[str]) -> Iterat
     )
     outputs = Outputs(mask=batch.mask, logps=token, statistics=dict.fromkeys(("entropy", *statistics), token))
     yield from RolloutDiagnostics()(batch, outputs, outputs)
-    yield from COUNTS
+    yield from (*COUNTS, *ENDS)
     if rollouts is not None and rollouts.staleness:
         yield AGE
     if rollouts is not None and rollouts.environment is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from prefopt.objectives.maths import kl_estimate
 from prefopt.objectives.online.advantage import total_scores
 from prefopt.sources.writing import turns_of
-from prefopt.types import ORIGINS, STOP_REASONS, Batch, Needs, Outputs
+from prefopt.types import ORIGINS, Batch, Needs, Outputs
 
 GRAM = 3
 """The n of the n-grams of tokens whose repetition is counted."""
@@ -38,12 +38,9 @@ class RolloutDiagnostics:
         if batch.scores is not None:
             rewards = total_scores(batch)
             metrics |= {"reward": _mean(rewards, own), "reward_std": _spread(rewards, own)}
-        for name in ("gold", "cost", "ended"):
+        for name in ("gold", "cost"):
             if name in batch.columns:
                 metrics[name] = _mean(batch.columns[name], own)
-        if "stop_reason" in batch.columns:
-            reasons = batch.columns["stop_reason"]
-            metrics |= {f"stop_{name}": _mean(reasons == i, own) for i, name in enumerate(STOP_REASONS)}
         if reference is not None and reference.logps is not None:
             metrics |= _divergence(old.logps, reference.logps, tokens, own)
         if "kl_policy_ref" in old.statistics:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,18 @@ def _rewards(completions: Sequence[Written], steps: Sequence[Sequence[float]]) -
     return rewards
 
 
+ENDS = ("rollouts/ended", *(f"rollouts/stop_{reason}" for reason in STOP_REASONS))
+"""The names of `end_metrics`."""
+
+
+def end_metrics(groups: Sequence[Sequence[Written]]) -> dict[str, float]:
+    """Shares of completions by why they ended; those are among them that have no verdict, as where an environment failed."""
+    every = [one for group in groups for one in group]
+    reasons = Counter(one.stop for one in every)
+    counts = (sum(one.ended for one in every), *(reasons[reason] for reason in STOP_REASONS))
+    return {name: count / len(every) for name, count in zip(ENDS, counts, strict=True)}
+
+
 def episode_metrics(groups: Sequence[Sequence[Written]]) -> dict[str, float]:
     """Means over episodes of their turns and of what their environments log, `environment/…`; {} where there is none."""
     episodes = [one for group in groups for one in group if one.prompt is not None]
@@ -117,7 +130,7 @@ def episode_metrics(groups: Sequence[Sequence[Written]]) -> dict[str, float]:
         return {}
     names = dict.fromkeys(name for one in episodes for name in one.info)
     means = {name: math.fsum(one.info.get(name, 0.0) for one in episodes) / len(episodes) for name in names}
-    means = {"turns": sum(len(one.turns) for one in episodes) / len(episodes)} | means
+    means |= {"turns": sum(len(one.turns) for one in episodes) / len(episodes)}  # whatever an environment calls so
     return {f"environment/{name}": value for name, value in means.items()}
 
 

@@ -19,7 +19,7 @@ from prefopt.data.selecting import KEPT, Ties, select_checked
 from prefopt.policy import TransformersSampler
 from prefopt.policy.decode.sampler import prompts_together
 from prefopt.sources.ahead import DrawnBatch, age
-from prefopt.sources.rollout_rows import batch_of, episode_metrics, judged_row, record
+from prefopt.sources.rollout_rows import batch_of, end_metrics, episode_metrics, judged_row, record
 from prefopt.sources.scoring import MISREAD, PromptCompletions, Scoring, misread
 from prefopt.sources.writers import Writer, mismatched
 from prefopt.sources.writing import Completer, recorded
@@ -83,7 +83,8 @@ class Rollouts:
         judged: completions that feedback scored so far.
         counts: completions and prompts of the last batch drawn that could not be used, by the reason.
         metrics: of the batch to be trained on: whether it was empty, what was dropped, what feedback did not read as it was
-            written, of the policy's episodes the means of what the environment logs; and its age, if it was drawn ahead.
+            written; of all that the policy wrote for it, why it ended, and of episodes the means of what the environment logs;
+            and its age, if it was drawn ahead.
 
     Raises:
         PrefoptError: fewer prompts than a batch holds.
@@ -185,7 +186,7 @@ class Rollouts:
         """The `metrics` of the last batch drawn."""
         counts = (int(self.skipped), self.dropped, *(self.misread[name] for name in MISREAD))
         own = [group.written[: self.settings.completions] for group, _ in self.judged_groups]
-        return dict(zip(COUNTS, counts, strict=True)) | episode_metrics(own)
+        return dict(zip(COUNTS, counts, strict=True)) | end_metrics(own) | episode_metrics(own)
 
     def records(self, most: int) -> Sequence[Mapping[str, Any]]:
         """The first completions of the batch to be trained on, as rows of data: prompts, turns, scores, why they ended."""

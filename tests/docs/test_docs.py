@@ -16,6 +16,7 @@ from prefopt.objectives.contract import make_case
 from prefopt.recipe import Feedback, load_recipe
 from prefopt.runs.run import run
 from prefopt.sources.diagnostics import RolloutDiagnostics
+from prefopt.sources.rollout_rows import ENDS
 from prefopt.sources.scoring import MISREAD
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -101,6 +102,7 @@ def test_nothing_is_explained_that_is_not_logged(logged):
             *rollout_metrics(),
             *(f"rollouts/{name}" for name in ("dropped", "skipped", "age")),  # the last with staleness
             *(f"rollouts/feedback_{name}" for name in MISREAD),
+            *ENDS,
         },
         "held-out": held_out | {"reward"},  # of runs that learn from feedback, which these do not
     }
@@ -109,7 +111,7 @@ def test_nothing_is_explained_that_is_not_logged(logged):
 def rollout_metrics() -> set[str]:
     """What is watched of rollouts that have everything."""
     case = make_case(GRPO(beta=0.1, estimator="exact", tis=2.0))
-    columns = case.batch.columns | dict.fromkeys(("gold", "cost", "ended", "stop_reason"), case.batch.scores)
+    columns = case.batch.columns | dict.fromkeys(("gold", "cost"), case.batch.scores)
     statistics = case.old.statistics | {"entropy": case.old.logps}
     return set(
         RolloutDiagnostics()(

@@ -17,8 +17,6 @@ def batch():
     mask = torch.arange(6) < torch.tensor([[6, 3], [4, 6]])[..., None]
     columns = {
         "origin": torch.tensor([[POLICY, POLICY], [POLICY, GREEDY]]),
-        "ended": torch.tensor([[True, False], [True, True]]),
-        "stop_reason": torch.tensor([[0, 2], [1, 3]]),
         "gold": torch.tensor([[1.0, math.nan], [3.0, 50.0]]),
         "sampler_logps": -torch.ones(2, 2, 6) * mask,
     }
@@ -37,12 +35,6 @@ def test_by_hand(batch):
         "reward": 7 / 3,
         "reward_std": math.sqrt(0.5),  # of the one prompt that has two
         "gold": 2.0,
-        "ended": 2 / 3,
-        "stop_eos": 1 / 3,
-        "stop_stop": 1 / 3,
-        "stop_length": 1 / 3,
-        "stop_turns": 0,
-        "stop_error": 0,
         "length": 13 / 3,
         # 454545: 454 545 454 545; 456: one; 7777: 777 777
         "repetition": (0.5 + 0 + 0.5) / 3,

@@ -12,13 +12,15 @@ import torch
 from _server import Loopback
 from accelerate import Accelerator
 
-from prefopt import Needs, PrefoptError, recipe
+from prefopt import Needs, PrefoptError, Turn, recipe
 from prefopt.data import parse, tokenise
 from prefopt.data.ordering import Shuffled
+from prefopt.environments.episodes import EnvironmentReward
 from prefopt.feedback import Transformed
 from prefopt.feedback.judges import Judge
 from prefopt.policy import Policy, Reference, TransformersSampler
 from prefopt.policy.decode.sampler import Mixture
+from prefopt.sources.acting import Acting
 from prefopt.sources.rollouts import ALIKE, Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import Writer
@@ -488,3 +490,25 @@ def test_a_named_score_that_feedback_does_not_give_is_said(make):
     )
     with pytest.raises(PrefoptError, match=r"needs the named scores safe, .* gave no 'safe'.*it named helpful"):
         next(iter(make(feedback=helpful, needs=Needs(named_scores=("safe",)))))
+
+
+def test_what_has_no_verdict_is_among_those_counted_by_why_they_ended(make):
+    class Picky:
+        def reset(self, row, seed):
+            return None
+
+        def step(self, text, *, truncated):
+            if truncated:
+                raise ValueError("half a turn")
+            return Turn(reward=len(text), done=True)
+
+    rollouts = make(feedback=EnvironmentReward())
+    acting = Acting(Picky, "Picky", 1, 40, None)
+    policy, spec = rollouts.writers[0].model, rollouts.settings.sampling
+    rollouts.completer = Completer.of(TransformersSampler(), policy, spec, Accelerator(cpu=True), acting)
+    batch = first(rollouts)
+    drawn = [one for group, _ in rollouts.judged_groups for one in group.written]
+    failed = sum(one.stop == "error" for one in drawn)
+    assert 0 < failed < len(drawn) == 12 and int(batch.present.sum()) == 12 - failed
+    assert rollouts.metrics["rollouts/stop_error"] == rollouts.metrics["environment/failed"] == failed / 12
+    assert rollouts.metrics["rollouts/ended"] == rollouts.metrics["rollouts/stop_eos"] == (12 - failed) / 12
