@@ -18,7 +18,7 @@ from prefopt.testbeds.bandit_online import make_rollouts, make_writers, online_t
 from prefopt.types import Objective
 
 SEEDS = range(5)
-AGES = (0, 1, 4, 16)
+AGES = (0, 1, 4)
 RATES = {"annealed": {"lr": 0.1}, "constant": {"lr": 0.3, "schedule": "constant"}}
 LAST = 50
 """Updates at the end over which the policy's distance is averaged: at a constant rate it goes on moving."""

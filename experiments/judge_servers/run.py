@@ -129,7 +129,7 @@ def compare(options: argparse.Namespace, asked, said) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model).eval()
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     gaps, mass = [], []
     for question, answer in zip(asked, said, strict=True):
         turns = [{"role": role, "content": content} for role, content in question.turns]
