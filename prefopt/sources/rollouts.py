@@ -275,7 +275,7 @@ class Rollouts:
         """The usable prompts of a round, with completions and scores."""
         numbers, groups = one[0], one[1]()
         verdicts = self.scoring.verdicts(groups, self.draws)
-        self._check_named(verdicts)
+        self._check_given(verdicts)
         self._account(groups, verdicts, numbers)
         scores = verdicts["scores"].totals.tolist() if "scores" in verdicts else [None] * len(groups)
         self.judged_groups += zip(groups, scores, strict=True)
@@ -396,8 +396,13 @@ class Rollouts:
             "temperature": float(self.settings.sampling.temperature or 1.0),
         }
 
-    def _check_named(self, verdicts: Mapping[str, Verdict]) -> None:
-        """Refuse feedback that lacks a score which an objective reads by its name."""
+    def _check_given(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Refuse feedback that lacks what an objective reads: comparisons, or a score by its name."""
+        if self.needs.preference and "scores" in verdicts and verdicts["scores"].preference is None:
+            raise PrefoptError(
+                "the objective needs the probability that one completion beats another, and the feedback gave scores alone: take "
+                "feedback that compares, such as a pairwise judge, or return Verdict(scores, preference=…), [B, K, K]"
+            )
         given = verdicts["scores"].named if "scores" in verdicts else {}
         if missing := [name for name in self.needs.named_scores if name not in given]:
             wanted, known = ", ".join(self.needs.named_scores), ", ".join(given) or "none"

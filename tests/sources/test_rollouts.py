@@ -512,3 +512,8 @@ def test_what_has_no_verdict_is_among_those_counted_by_why_they_ended(make):
     assert 0 < failed < len(drawn) == 12 and int(batch.present.sum()) == 12 - failed
     assert rollouts.metrics["rollouts/stop_error"] == rollouts.metrics["environment/failed"] == failed / 12
     assert rollouts.metrics["rollouts/ended"] == rollouts.metrics["rollouts/stop_eos"] == (12 - failed) / 12
+
+
+def test_an_objective_that_needs_comparisons_refuses_scores(make):
+    with pytest.raises(PrefoptError, match="that one completion beats another, and the feedback gave scores alone"):
+        first(make(needs=Needs(preference=True)))

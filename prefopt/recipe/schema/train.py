@@ -60,7 +60,7 @@ class Optimizer(WithFields):
 class Shard(Section):
     """How weights are divided among processes; in short, the name alone."""
 
-    name: Literal["fsdp2"] = Field(description="fsdp2: torch's fully_shard, layer by layer")
+    name: Literal["fsdp2"] = Field("fsdp2", description="fsdp2: torch's fully_shard, layer by layer")
     offload: bool = Field(
         False,
         description="what a process holds is in its CPU's memory, where the optimiser works, and on the GPU while a layer computes",
