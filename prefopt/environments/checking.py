@@ -1,6 +1,7 @@
 """What is wrong with the shape of an environment, found by resetting it and taking a step."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import users_code
-from prefopt.types import Closing, Environment, Equipped, Logging, Message, Turn
+from prefopt.types import Closing, Environment, Message, Turn
 
 Found = TypeVar("Found")
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 A_REWARD = "a reward is a finite number"
 
@@ -68,7 +71,8 @@ def shown_by(environment: Environment, row: Mapping[str, Any], name: str) -> Sho
     nothing: tuple[str, ...] = ()
     tried(lambda: stop_texts(environment, name), nothing)
     tried(lambda: logged_names(environment, name), nothing)
-    tools = list(environment.tools) if isinstance(environment, Equipped) else []
+    no_tools: list[Mapping[str, Any]] = []
+    tools = tried(lambda: offered_tools(environment, name), no_tools)
     if begun and callable(getattr(environment, "step", None)):
         turn = tried(lambda: step(environment, "text that the policy wrote", False, name), turn)
     tried(closed, None)
@@ -122,10 +126,8 @@ def stop_texts(environment: Any, name: str) -> tuple[str, ...]:
     Raises:
         PrefoptError: they are no list of texts.
     """
-    texts = getattr(environment, "stop", None)
-    if texts is None:
-        return ()
-    if isinstance(texts, str) or not isinstance(texts, Iterable) or not all(isinstance(t, str) for t in texts):
+    texts = _stated(environment, "stop", name)
+    if not _are_texts(texts):
         raise PrefoptError(f"{name}: stop is {texts!r}; it is a list of texts that end a turn, such as ('</answer>',)")
     return tuple(dict.fromkeys(text for text in texts if text))
 
@@ -136,14 +138,42 @@ def logged_names(environment: Any, name: str) -> tuple[str, ...]:
     Raises:
         PrefoptError: they are no list of names.
     """
-    if not isinstance(environment, Logging):
-        return ()
-    names = environment.logs
-    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
+    names = _stated(environment, "logs", name)
+    if not _are_texts(names):
         raise PrefoptError(
             f"{name}: logs is {names!r}; it is a list of names of the numbers in `info`, such as ('guesses',)"
         )
     return tuple(names)
+
+
+def offered_tools(environment: Any, name: str) -> list[Mapping[str, Any]]:
+    """The JSON schemas of what an environment offers; [] where it offers none.
+
+    Raises:
+        PrefoptError: they are no list of schemas.
+    """
+    tools = _stated(environment, "tools", name)
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise PrefoptError(
+            f"{name}: tools is {tools!r}; it is a list of JSON schemas, as transformers' get_json_schema makes of functions"
+        )
+    return list(tools)
+
+
+def _stated(environment: Any, attribute: str, name: str) -> Any:
+    """What an attribute says, which may be a property and raise anything; () where there is none, or None."""
+    with users_code(f"{name}: {attribute}"):
+        stated = getattr(environment, attribute, None)
+    return () if stated is None else stated
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str) and all(map(_is_text, value))
+
+
+def _is_text(value: Any) -> bool:
+    """A text of whole characters: half of one (a lone surrogate) can be in no file."""
+    return isinstance(value, str) and not SURROGATE.search(value)
 
 
 def checked_opening(opening: Any, name: str) -> str | Sequence[Message] | None:
@@ -186,6 +216,8 @@ def _faults_of(turn: Turn, what: str) -> Iterator[str]:
         yield f"{what} returned info={turn.info!r}; it maps names to numbers, {{}} for none"
         return
     for key, value in turn.info.items():
+        if not _is_text(key):
+            yield f"{what} returned {key!r} as a name in `info`; a name is a text"
         if _number(value) is None:
             yield f"{what} returned info[{key!r}]={value!r}; `info` holds finite numbers, to be logged"
 

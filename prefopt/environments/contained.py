@@ -60,6 +60,7 @@ class Contained:
         self.counts: Counter[str] = Counter()
         self._past: list[tuple[str, bool, Turn]] = []
         self.environment: Any = None
+        self._open = False
         self._opening: Any = None
         self._random = _States(seed)
 
@@ -67,7 +68,9 @@ class Contained:
         """A new environment, at the beginning of its task; what it says there."""
         self._random = _States(self.seed)
         self.environment = self._call(self.factory)
-        return self._call(self.environment.reset, deepcopy(self.row), self.seed)  # what it changes is its own
+        self._open = True
+        # A list that either adds to later is its own.
+        return deepcopy(self._call(self.environment.reset, deepcopy(self.row), self.seed))
 
     def begin(self) -> str | Sequence[Message] | None:
         """What `reset` returns.
@@ -88,6 +91,7 @@ class Contained:
         """
         answer = self._again_if_it_fails(lambda: self._call(self.environment.step, text, truncated=truncated))
         turn = checked_turn(answer, self.name)
+        turn = turn._replace(text=deepcopy(turn.text))
         self._past.append((text, truncated, turn))
         return turn
 
@@ -112,10 +116,13 @@ class Contained:
             _warn(f"{error}; its episode has no verdict")
 
     def close(self) -> None:
-        """Release what it holds; what it raises then is logged."""
-        if isinstance(self.environment, Closing):
+        """Release what it holds; what it raises then is logged, and changes nothing about its episode."""
+        if self._open and isinstance(self.environment, Closing):
+            self._open = False
             try:
                 self._call(self.environment.close)
+            except LateError:
+                _warn_once(f"{self.name}: close() was not back after {self.timeout:g} seconds")
             except Exception as error:
                 _warn_once(f"{self.name}: close() raised {type(error).__name__}: {error}")
 
@@ -132,20 +139,29 @@ class Contained:
         """What a call returns, or else what the second try does. A `PrefoptError` is for the user, and goes through."""
         try:
             return call()
-        except (EpisodeError, PrefoptError):
+        except PrefoptError:
             raise
+        except LateError as error:
+            raise self._late() from error
         except Exception as error:
             self.counts["retried"] += 1
             _warn_once(f"{self.name} raised {type(error).__name__}: {error}; its episode is played again")
         try:
             self.close()
             return again()
-        except (EpisodeError, PrefoptError):
+        except PrefoptError:
             raise
+        except LateError as error:
+            raise self._late() from error
         except Exception as error:
             self.counts["failed"] += 1
             _warn_once(f"{self.name} raised {type(error).__name__}: {error} again; its episode has no verdict")
             raise EpisodeError from error
+
+    def _late(self) -> EpisodeError:
+        self.counts["timed_out"] = 1
+        _warn_once(f"{self.name} was not back after {self.timeout:g} seconds; its episode has no verdict")
+        return EpisodeError("it was not back in time")
 
     def _replay(self) -> None:
         """Take a new environment to where the old one was."""
@@ -159,15 +175,10 @@ class Contained:
         """Call it with its own random states, and for no longer than it may take.
 
         Raises:
-            EpisodeError: it took longer.
+            LateError: it took longer.
         """
         with self._random.own():
-            try:
-                return within(self.timeout, self.name, lambda: function(*args, **given))
-            except LateError as error:
-                self.counts["timed_out"] = 1
-                _warn_once(f"{self.name} was not back after {self.timeout:g} seconds; its episode has no verdict")
-                raise EpisodeError("it was not back in time") from error
+            return within(self.timeout, self.name, lambda: function(*args, **given))
 
 
 @lru_cache(maxsize=64)

@@ -62,7 +62,11 @@ class Transcript(Protocol):
 
 
 def encodable(text: Any) -> Any:
-    """A text without half characters, which no tokenizer takes; anything else as it is."""
+    """A text, or all texts in lists and mappings, without half characters, which no tokenizer takes; anything else as it is."""
+    if isinstance(text, Mapping):
+        return {encodable(key): encodable(value) for key, value in text.items()}
+    if isinstance(text, list | tuple):
+        return [encodable(one) for one in text]
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
@@ -136,7 +140,7 @@ class Conversation:
     def messages(self, said: Said) -> tuple[Message, ...]:
         """A text is a message of the user's."""
         if not isinstance(said, str):
-            return tuple({**one, "content": encodable(one.get("content") or "")} for one in said)
+            return tuple(encodable({**one, "content": one.get("content") or ""}) for one in said)
         return ({"role": "user", "content": encodable(said)},) if said else ()
 
     def answer(self, past: Sequence[Message], end: str, answer: Sequence[Message]) -> list[int]:

@@ -12,7 +12,7 @@ from prefopt.data import Tokenised
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.texts import decode_completion, decode_everything
 from prefopt.environments import environment_factory
-from prefopt.environments.checking import logged_names, stop_texts
+from prefopt.environments.checking import logged_names, offered_tools, stop_texts
 from prefopt.environments.contained import COUNTS, Contained, EpisodeError
 from prefopt.environments.transcript import Transcript, transcript
 from prefopt.policy.decode.conversation import Conversation, Rereading, row_seeds
@@ -24,7 +24,7 @@ from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
 from prefopt.support.plugins import NOTHING
 from prefopt.support.profile import timed
-from prefopt.types import Equipped, Message, Sampler, StopReason, Turn, Written
+from prefopt.types import Message, Sampler, StopReason, Turn, Written
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,7 @@ class EpisodeWriter:
             try:
                 with timed("environment"):
                     opening = episode.environment.begin()
-                own = episode.environment.environment
-                openings.append((opening or "", list(own.tools) if isinstance(own, Equipped) else []))
+                openings.append((opening or "", offered_tools(episode.environment.environment, self.acting.name)))
             except EpisodeError:
                 episode.stop = "error"
         if not openings:

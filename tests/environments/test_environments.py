@@ -169,13 +169,17 @@ def test_the_command_line_checks_an_environment(tmp_path: Any, capsys: Any) -> N
     assert "raised KeyError: 'answer'" in " ".join(capsys.readouterr().err.split())
     file.write_text(
         "from prefopt import Turn\n\n\nclass NoStep:\n    stop = '</a>'\n\n    def reset(self, row, seed):\n        return 3\n\n\n"
-        "class Wrong(NoStep):\n    def step(self, text, *, truncated):\n        return Turn(text=3, reward='x', done=1)\n\n\n"
+        "class Wrong(NoStep):\n    tools = [print]\n\n    def step(self, text, *, truncated):\n"
+        "        return Turn(text=3, reward='x', done=1, info={1: 2})\n\n\n"
         'def double(n: int) -> int:\n    """Double it.\n\n    Args:\n        n: a number.\n    """\n    return 2 * n\n'
     )
     of_reset = ("reset returned 3", "stop is '</a>'")
     for name, faults in (
         ("NoStep", (*of_reset, "has no method 'step'; an environment has")),
-        ("Wrong", (*of_reset, "text=3", "the reward 'x'", "done=1")),
+        (
+            "Wrong",
+            (*of_reset, "text=3", "the reward 'x'", "done=1", "returned 1 as a name in `info`", "tools is [<built-in"),
+        ),
     ):
         with pytest.raises(SystemExit):
             main(["check", f"{file}:{name}"])

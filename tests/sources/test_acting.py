@@ -501,6 +501,60 @@ def test_a_stop_that_is_no_list_of_texts_is_refused(models: Any, stop: Any) -> N
         write(models[False], lambda: Talks(stop=stop))
 
 
+@pytest.mark.parametrize("name", ["stop", "tools", "logs"])
+def test_what_an_environment_says_of_itself_may_be_nothing_but_no_traceback(models: Any, name: str) -> None:
+    silent = type("Silent", (Talks,), {name: property(lambda self: None, lambda self, value: None)})
+    assert all(one.stop != "error" for group in write(models[False], silent) for one in group)
+    broken = type("Broken", (Talks,), {name: property(lambda self: 1 / 0, lambda self, value: None)})
+    with pytest.raises(PrefoptError, match=rf"Talks: {name} raised ZeroDivisionError"):
+        write(models[False], broken)
+    with pytest.raises(PrefoptError, match=rf"Talks: {name} is 'word'; it is a list"):
+        write(models[False], type("Word", (Talks,), {name: property(lambda self: "word", lambda self, value: None)}))
+
+
+def test_half_a_character_is_read_as_none_wherever_a_message_has_it(models: Any) -> None:
+    class Half(Talks):
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            said = [{"role": "w1\ud800", "name": "\ud800", "content": [{"text": "\udfff"}]}]
+            return super().step(text, truncated=truncated)._replace(text=said)
+
+    prompts: Any = [({"role": "user", "content": "w3"},)]
+    for one in long_turns(models[True], lambda: Half(stop=ENDS), prompts=prompts):
+        assert one.messages[1] == {"role": "w1?", "name": "?", "content": [{"text": "?"}]} and one.stop != "error"
+
+
+def test_a_list_that_an_environment_goes_on_with_is_what_it_said_then(models: Any) -> None:
+    class Grows(Talks):
+        failed = False
+
+        def reset(self, row: Any, seed: int) -> Any:
+            super().reset(row, seed)
+            self.said: list[Any] = []
+            return self.said
+
+        def step(self, text: str, *, truncated: bool) -> Turn:
+            if self.turn == 2 and not Grows.failed:
+                Grows.failed = True
+                raise ValueError("once")
+            self.said.append({"role": "user", "content": f"w{len(self.said)}"})
+            return super().step(text, truncated=truncated)._replace(text=self.said)
+
+    prompts: Any = [({"role": "user", "content": "w3"},)]
+    every = long_turns(models[True], lambda: Grows(stop=ENDS), prompts=prompts)
+    assert Grows.failed and all(one.stop != "error" and one.info["failed"] == 0 for one in every)
+    roles = ["assistant", "user", "assistant", "user", "user", "assistant", "user", "user", "user"]
+    assert all([message["role"] for message in one.messages] == roles for one in every)
+
+
+def test_an_environment_that_does_not_close_loses_nobodys_verdict(models: Any) -> None:
+    class Stuck(Talks):
+        def close(self) -> None:
+            time.sleep(0.3)
+
+    ((one, _),) = write(models[False], lambda: Stuck(stop=ENDS), prompts=["w3"], timeout=0.1)
+    assert one.stop != "error" and one.info["timed_out"] == 0
+
+
 def test_an_opening_counts_among_the_tokens_of_an_episode(models: Any) -> None:
     (one, *_), *_ = write(models[False], lambda: Talks(opening=" w7 w8 w9", stop=ENDS), max_tokens=4)
     assert len(one.ids) == 1 and one.stop in ("length", "stop", "eos")
