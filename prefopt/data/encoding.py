@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prefopt.data.example import Example
 from prefopt.data.rendering import Places, Renderer, Turns, joined
 from prefopt.data.text_episodes import contents_of, has_text_episodes
+from prefopt.data.texts import encode_following
 from prefopt.data.tokenised import Ids
 from prefopt.support.errors import PrefoptError
 
@@ -30,12 +31,14 @@ class Rendered:
         turns: of a conversation.
         places: of its words; of a prompt they are those of its completions.
         ended: whether the template writes an EOS behind it.
+        follows: whether it is not a prompt with what goes on with it, but a message that stands behind others.
     """
 
     text: str
     turns: Turns = ()
     places: Places = NOWHERE
     ended: bool = False
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,18 @@ class TextEncoder:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
 
+    def encode_rendered(self, texts: Sequence[Rendered]) -> list[list[int]]:
+        """Token ids of each."""
+        whole = iter(self.encode([one.text for one in texts if not one.follows]))
+        following = iter(encode_following(self.tokenizer, [one.text for one in texts if one.follows]))
+        return [next(following if one.follows else whole) for one in texts]
+
     def texts(self, example: Example) -> list[Rendered]:
         """The prompt alone, then followed by each completion; of episodes in a plain text, then each message alone."""
         prompt = example.prompt
         if has_text_episodes(example):
             contents = (content for completion in example.completions for content in contents_of(completion))
-            return [Rendered(str(prompt)), *map(Rendered, contents)]
+            return [Rendered(str(prompt)), *(Rendered(content, follows=True) for content in contents)]
         if isinstance(prompt, str):
             return [Rendered(prompt), *(Rendered(prompt + str(completion)) for completion in example.completions)]
         prompt = tuple(prompt)

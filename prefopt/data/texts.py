@@ -9,6 +9,9 @@ from prefopt.data.example import Example
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Completion
 
+BLANK = "▁"
+"""A blank in the tokens of SentencePiece vocabularies."""
+
 
 def texts(example: Example) -> list[str]:
     """The completions as a feedback sees them.
@@ -56,13 +59,57 @@ def decode_continuation(tokenizer: Any, ids: Sequence[int], prompt: str) -> str:
         ids: of the continuation alone.
         prompt: the text before it.
     """
-    alone = decode_everything(tokenizer, ids)
-    before, said = _word(tokenizer)
-    behind = decode_everything(tokenizer, [*before, *ids]).removeprefix(said)
-    if behind == alone or not behind.endswith(alone):
+    alone, behind = _decoded(tokenizer, ids)
+    if alone == behind:
         return alone
     joint = tokenizer([prompt + alone, prompt + behind], add_special_tokens=False, verbose=False)["input_ids"]
     return alone if joint[0] == joint[1] else behind
+
+
+def decode_following(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as `decode_everything` shows them behind others: the text of which `encode_following` makes these tokens.
+
+    The blank that a decoder drops is put back, unless the text has the same tokens without it.
+    """
+    alone, behind = _decoded(tokenizer, ids)
+    if alone == behind:
+        return alone
+    one, other = encode_following(tokenizer, [alone, behind])
+    return alone if one == other else behind
+
+
+def encode_following(tokenizer: Any, texts: Sequence[str], before: str = "\n") -> list[list[int]]:
+    """Token ids of texts behind others: without the blank that SentencePiece vocabularies (Llama 2's) put before a text.
+
+    Args:
+        tokenizer: any.
+        texts: each tokenised by itself.
+        before: the end of what they stand behind.
+    """
+    if not texts:
+        return []
+    found = [list(ids) for ids in _encoded(tokenizer, texts)]
+    firsts = tokenizer.convert_ids_to_tokens([ids[0] if ids else 0 for ids in found])
+    places = [i for i, ids in enumerate(found) if ids and str(firsts[i]).startswith(BLANK)]
+    if places:
+        start, *behind = _encoded(tokenizer, [before, *(before + texts[i] for i in places)])
+        for i, ids in zip(places, behind, strict=True):
+            if ids[: len(start)] == start:
+                found[i] = list(ids[len(start) :])
+    return found
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> tuple[str, str]:
+    """Token ids as text alone, and behind a word: with the blank that a decoder drops at a beginning."""
+    alone = decode_everything(tokenizer, ids)
+    before, said = _word(tokenizer)
+    behind = decode_everything(tokenizer, [*before, *ids]).removeprefix(said)
+    return alone, behind if behind.endswith(alone) else alone
 
 
 @lru_cache(maxsize=8)

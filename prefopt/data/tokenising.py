@@ -133,7 +133,7 @@ class _Tokenising:
             given = [example.with_axes(self.axes) for example in self.examples[start : start + CHUNK]]
             chunk = [_present(example, counts) for example in given]
             texts = [encoder.texts(example) for example in chunk]
-            ids = iter(encoder.encode([one.text for of_one in texts for one in of_one]))
+            ids = iter(encoder.encode_rendered([one for of_one in texts for one in of_one]))
             for number, (before, example, of_one) in enumerate(zip(given, chunk, texts, strict=True), start):
                 row, of_one, own = self._fitted(example, number, of_one, [next(ids) for _ in of_one])
                 counts.update(own)
@@ -171,7 +171,7 @@ class _Tokenising:
         """One example, with its texts and counts."""
         counts: Counter[str] = Counter()
         texts = self.encoder.texts(example)
-        prompt, *joint = self.encoder.encode([one.text for one in texts])
+        prompt, *joint = self.encoder.encode_rendered(texts)
         return self._row(example, number, texts[1:], prompt, joint, counts), texts, counts
 
     def _row(

@@ -11,6 +11,7 @@ from prefopt.data import Tokenised
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.example import Example
 from prefopt.data.rendering import begins_answer
+from prefopt.data.texts import encode_following
 from prefopt.support.errors import PrefoptError
 from prefopt.types import Message
 
@@ -97,7 +98,7 @@ class PlainText:
                 "prompt: give conversations, or describe the tools in the prompt and leave `tools` out"
             )
         said = self.messages(opening or "")
-        return (*self.row.prompt_ids, *(self.encoder.encode([str(said[0]["content"])])[0] if said else ()))
+        return (*self.row.prompt_ids, *self.answer((), "", said))
 
     def messages(self, said: Said) -> tuple[Message, ...]:
         """One message of the environment."""
@@ -110,7 +111,7 @@ class PlainText:
 
     def answer(self, past: Sequence[Message], end: str, answer: Sequence[Message]) -> list[int]:
         """The ids of its text."""
-        return self.encoder.encode([str(answer[0]["content"])])[0] if answer else []
+        return encode_following(self.encoder.tokenizer, [str(answer[0]["content"])])[0] if answer else []
 
 
 @dataclass
@@ -159,7 +160,8 @@ class Conversation:
         after = self.rendered((*past, *answer), ask=True)
         if not after.startswith(before):
             raise self._broken(turn, before, after)
-        return self.encoder.encode([after[len(begun) :].removeprefix(end)])[0]
+        text = after[len(begun) :].removeprefix(end)
+        return encode_following(self.encoder.tokenizer, [text], *[end] * bool(end))[0]
 
     @property
     def _turns(self) -> tuple[Message, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from prefopt.data import Example, Tokenised, collate
 from prefopt.data.encoding import TextEncoder
 from prefopt.data.text_episodes import ASSISTANT
-from prefopt.data.texts import decode_continuation, decode_everything
+from prefopt.data.texts import decode_continuation, decode_everything, decode_following
 from prefopt.policy import Policy
 from prefopt.policy.decode.ends import EndTokens
 from prefopt.policy.decode.sampler import TransformersSampler, policies_of
@@ -244,7 +244,7 @@ def text_episode(one: Written, encoder: TextEncoder) -> tuple[tuple[Message, ...
         return ({"role": ASSISTANT, "content": ""},), True
     ended = one.ids[-1] == encoder.eos
     ids = one.ids[:-1] if ended else one.ids
-    turns = (decode_everything(encoder.tokenizer, ids[turn.start : turn.stop]) for turn in one.turns)
+    turns = (decode_following(encoder.tokenizer, ids[turn.start : turn.stop]) for turn in one.turns)
     last = max(place for place, message in enumerate(one.messages) if message["role"] == ASSISTANT)
     said = (
         {"role": ASSISTANT, "content": next(turns)} if message["role"] == ASSISTANT else message

@@ -4,7 +4,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prefopt.data.texts import decode_completion, decode_continuation
+from prefopt.data import parse, tokenise
+from prefopt.data.texts import decode_completion, decode_continuation, decode_following, encode_following
 
 PIECES = ["▁the", "▁sky", "▁is", "▁blue", "▁a", "▁", "b", "lue", ".", ","]
 
@@ -78,3 +79,23 @@ def test_a_word_that_goes_on_with_the_prompts_last_has_no_blank():
     tokenizer = sentencepiece("first")
     assert decode_continuation(tokenizer, tokenizer.convert_tokens_to_ids(["lue"]), "the sky is b") == "lue"
     assert decode_continuation(tokenizer, [], "the sky is") == ""
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("text", [" blue", "lue", ".", " the sky", "", "</s>", " "])
+def test_what_stands_behind_others_has_its_tokens_again(kind, text):
+    tokenizer = TOKENIZERS[kind]()
+    (ids,) = encode_following(tokenizer, [text])
+    assert encode_following(tokenizer, [decode_following(tokenizer, ids)]) == [ids]
+    if kind == "first" and text not in ("", "</s>"):
+        assert tokenizer("the sky is a" + text, add_special_tokens=False)["input_ids"][-len(ids) :] == ids
+        assert decode_following(tokenizer, ids) == text
+
+
+def test_messages_of_an_episode_in_a_plain_text_follow_one_another_without_a_blank_of_the_tokenizers():
+    tokenizer = sentencepiece("first")
+    said = [("assistant", "lue"), ("environment", "."), ("assistant", " a"), ("environment", ","), ("assistant", "b")]
+    row = {"prompt": "the sky is b", "completion": [{"role": role, "content": content} for role, content in said]}
+    (tokenised,), _ = tokenise([parse(row)], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(tokenised.completion_ids[0])) == ["lue", ".", "▁a", ",", "b", "</s>"]
+    assert tokenised.masks == ((True, False, True, False, True, True),)
