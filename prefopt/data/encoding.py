@@ -126,7 +126,11 @@ class TextEncoder:
         text = self.renderer(example, turns, ask=False)
         places = self.renderer.places(example, turns, text)
         last = len(turns) - 1
-        end = text.find(self.eos_text, places.found[last][1] if last in places.found else common(asked, text))
+        if last in places.found:
+            start = places.found[last][1]
+        else:  # a turn without words begins behind all others
+            start = common(self.renderer(example, turns[:-1], ask=True, begun=False) if last else asked, text)
+        end = text.find(self.eos_text, start)
         return Rendered(text if end < 0 else text[:end], turns, places, end >= 0)
 
     def written_by_assistant(

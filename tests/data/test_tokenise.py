@@ -119,6 +119,17 @@ def test_turns_of_others_are_masked(chatml):
     assert "⟦2<|im_end|>⟧\n<|im_start|>tool\n3" in preview(row, chatml).plain
 
 
+@pytest.mark.parametrize("between", [[], [{"role": "tool", "content": "3"}]])
+def test_turns_before_one_without_words_are_kept(chatml, between):
+    """As of a policy that ends its last turn at once."""
+    turns = [{"role": "assistant", "content": "2"}, *between, {"role": "assistant", "content": ""}]
+    row, _ = one(talk(turns, "no"), chatml)
+    ids, mask = row.completion_ids[0], row.masks[0]
+    assert chatml.decode(list(ids)).endswith("<|im_start|>assistant\n<|im_end|>")
+    written = chatml.decode([token for token, mine in zip(ids, mask, strict=True) if mine])
+    assert written == "2<|im_end|><|im_end|>"
+
+
 def test_messages_train_every_turn_of_the_assistant(chat_without_eos):
     turns = [
         {"role": r, "content": c} for r, c in (("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))
