@@ -72,7 +72,11 @@ class Gymnasium:
         observation, reward, terminated, cut, info = self._env.step(action)
         done = bool(terminated or cut)
         last = info.items() if done else ()
-        numbers = {key: float(value) for key, value in last if isinstance(value, Real) and isfinite(value)}
+        numbers = {
+            key: float(value)
+            for key, value in last
+            if isinstance(key, str) and isinstance(value, Real) and isfinite(value)
+        }
         return Turn(self._text(observation, info), float(reward), done, {"unread": 0.0, **numbers})
 
     def close(self) -> None:

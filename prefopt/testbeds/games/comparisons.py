@@ -58,13 +58,19 @@ def _segment(table: Table, random: Random, length: int) -> Segment:
     return steps, earned
 
 
-def steps_by_outcome(row: dict[str, Any]) -> dict[str, Any]:
+def steps_by_outcome(row: dict[str, Any]) -> dict[str, Any] | None:
     """Labels of the steps of episodes as play from there on went: each is right if its episode ended well.
 
     A row of `prefopt label` (docs/label.md) becomes one with `step_labels`: true for each turn of an episode that earned more
-    than 0, else false. What a model of such labels learns is how likely it is to arrive, after each step.
+    than 0, else false. What a model of such labels learns is how likely it is to arrive, after each step. An episode whose
+    environment failed is left out, as nobody knows how it would have ended; None where that is all of them.
 
     Source: Wang et al., arXiv 2312.08935 (Math-Shepherd), §3.3: hard estimation, with the one completion that there is.
     """
+    whole = [k for k, failed in enumerate(row["failed"]) if not failed]
+    if not whole:
+        return None
     labels = [[sum(rewards) > 0] * len(rewards) for rewards in row["turn_rewards"]]
-    return {name: row[name] for name in ("prompt", "completions", "eos", "group")} | {"step_labels": labels}
+    columns = {"completions": row["completions"], "eos": row["eos"], "step_labels": labels}
+    kept = {name: [column[k] for k in whole] for name, column in columns.items()}
+    return {"prompt": row["prompt"], "group": row["group"], **kept}

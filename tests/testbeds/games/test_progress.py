@@ -34,8 +34,15 @@ def labelled(number: int) -> dict[str, Any]:
 
 
 def test_steps_are_labelled_by_what_became_of_their_episode() -> None:
-    example = parse(steps_by_outcome(labelled(0)))
+    example = parse(steps_by_outcome(labelled(0)) or {})
     assert example.columns["step_labels"] == [[1.0] * 6, [0.0] * 2] and example.scores is None
+
+
+def test_an_episode_whose_environment_failed_has_no_outcome() -> None:
+    row = labelled(0) | {"turn_rewards": [[], [0.0, 0.0]], "failed": [True, False], "scores": [None, 0.0]}
+    example = parse(steps_by_outcome(row) or {})
+    assert example.columns["step_labels"] == [[0.0] * 2] and len(example.completions) == 1
+    assert steps_by_outcome(row | {"failed": [True, True]}) is None
 
 
 def test_progress_adds_up_to_the_probability_that_the_process_reward_model_gives(tmp_path: Path) -> None:
