@@ -119,7 +119,8 @@ class Search:
     def _end(self, answer: str | None) -> Turn:
         given = _boxed(answer or "")
         f1 = max(f1_score(given, right) for right in self._answers)
-        exact = any(normalised(given) == normalised(right) for right in self._answers)
+        # Of a right answer such as "A" nothing is left to compare, which no answer must not equal.
+        exact = answer is not None and any(normalised(given) == normalised(right) for right in self._answers)
         right_format = answer is not None and has_format(self._written)
         reward = f1 if f1 > 0 else WRONG * right_format
         info = {"searches": 0.0, "exact_match": float(exact), "f1": f1, "format": float(right_format)}

@@ -164,3 +164,10 @@ def test_refusals_name_what_is_wrong_and_where(fields: dict[str, Any], message: 
 def test_a_row_needs_an_answer(answer: Any) -> None:
     with pytest.raises(PrefoptError, match=r"a row needs `answer`.*'which country does Ann"):
         begun(answer)
+
+
+def test_no_answer_is_not_the_one_of_which_nothing_is_left_to_compare() -> None:
+    env = Search()
+    for text, exact in (("nothing", 0.0), ("<answer>a</answer>", 1.0)):
+        env.reset({"prompt": "Which blood type?", "answer": "A"}, 0)
+        assert env.step(text, truncated=False).info["exact_match"] == exact
