@@ -42,8 +42,8 @@ class Kept(NamedTuple):
     recomputed: float = 0.0
 
     def of(self, tokens: float, layers: float) -> float:
-        """Of so many tokens in a model of so many layers."""
-        return tokens * (layers * self.by_token_and_layer + self.by_token + self.recomputed) + layers * self.by_layer
+        """Of so many tokens in a model of so many layers, without what is computed again."""
+        return tokens * (layers * self.by_token_and_layer + self.by_token) + layers * self.by_layer
 
 
 def kept(name: str, policy: recipe.Policy, low: bool) -> Kept | None:

@@ -37,7 +37,9 @@ KEPT, KEPT_CHECKPOINTED = 42, 2
 """Bytes that a Llama's layer keeps of a token for the backward pass, for each unit of its width, in 16-bit arithmetic; where there
 is no configuration to be asked."""
 
-Moment = Literal["always", "update", "drawing"]
+IN_TURN = "in the layer that backward is in"
+
+Moment = Literal["always", "update", "head", "layers", "drawing"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Part:
         what: its name.
         size: bytes; None where the size of its model is not known.
         formula: how it comes about, for people.
-        moment: when it is there: an update and the drawing of completions take turns.
+        moment: when it is there: an update and the drawing of completions take turns; in an update, the head and the layers.
     """
 
     what: str
@@ -91,7 +93,8 @@ class Part:
 def peak(parts: Sequence[Part]) -> float:
     """The most bytes that are taken at a time, of parts whose size is known."""
     by_moment = {moment: sum(part.size or 0 for part in parts if part.moment == moment) for moment in get_args(Moment)}
-    return by_moment["always"] + max(by_moment["update"], by_moment["drawing"])
+    of_update = by_moment["update"] + max(by_moment["head"], by_moment["layers"])
+    return by_moment["always"] + max(of_update, by_moment["drawing"])
 
 
 def estimate_memory(plan: Plan, micro: MicroBatch) -> list[Part]:
@@ -100,9 +103,10 @@ def estimate_memory(plan: Plan, micro: MicroBatch) -> list[Part]:
     With P weights of which T are trained, each of w bytes: weights P·w, gradients T·w, optimiser states n·T·w (`STATES`), P·w for
     each frozen model; of a base in 4 bits about half a byte for each weight of its layers. What a model keeps of a token for the
     backward pass is counted in its own forward pass (`activations`), or taken to be that of a Llama where there is no
-    configuration; on a CPU attention copies the keys and values of a shared prompt for each of its completions. Of their gradients
-    two are there at a time, as wide as a layer gets; of logits one chunk, twice. In an optimiser step of one micro-batch
-    activations go as gradients come, so that the larger of the two counts. Sharded, weights, gradients, states and the reference
+    configuration; on a CPU attention copies the keys and values of a prompt for each of its completions. In turns there are, in the
+    head, one chunk of logits, twice, and in a layer, two gradients as wide as it gets, and with gradient checkpointing all that
+    this layer keeps, computed again: the larger counts. In an optimiser step of one micro-batch what is kept from the forward pass
+    goes as gradients come, so that the larger of the two counts. Sharded, weights, gradients, states and the reference
     are divided by the number of processes, and beside its share each has embedding, head and two layers whole, with their
     gradients. Rollouts keep keys and values of all tokens that they draw at a time. The libraries' own memory and fragmentation,
     a GB or several, are not counted. Against measurements: experiments/memory.
@@ -245,50 +249,60 @@ def _frozen(plan: Plan) -> Iterator[Part]:
 def _of_an_update(plan: Plan, size: Size, micro: MicroBatch, gradients: Part) -> Iterator[Part]:
     """Activations and logits of one micro-batch."""
     settings = plan.recipe
-    of_token = None if _is_rough(size) else kept(_whole(plan.model), settings.policy, _mixed(settings))
-    if of_token is not None and _share(settings)[0] < 1 and _mixed(settings):
-        of_token = of_token._replace(by_layer=0)  # layers are gathered in 16 bits, so that none is copied
-    if of_token is None:
-        half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
-        layers, by_layer = f"{size.layers:.0f} layers × {KEPT}", size.layers * KEPT
-        if settings.policy.gradient_checkpointing:
-            layers = f"({size.layers:.0f} layers × {KEPT_CHECKPOINTED} + {KEPT})"
-            by_layer = size.layers * KEPT_CHECKPOINTED + KEPT
-        bytes_kept = micro.tokens * by_layer * size.width * (1 if half else 2)
-        formula = f"at most {micro.tokens:,} tokens × {layers} × {size.width:.0f} B{'' if half else ' × 2'}"
-    else:
-        bytes_kept = of_token.of(micro.tokens, size.layers)
-        formula = f"at most {micro.tokens:,} tokens × {size.layers:.0f} layers × {of_token.by_token_and_layer:,.0f} B, and beside"
-    yield Part("activations", bytes_kept, formula, "update")
     each = 2 if _mixed(settings) else BYTES[settings.policy.dtype]
-    if micro.attended and not plan.needs.rewards and computes_on_cpu() and settings.policy.attention in (None, "sdpa"):
-        at_a_time = 1 if settings.policy.gradient_checkpointing else size.layers
-        copies = at_a_time * (2 * micro.attended + micro.tokens) * size.width * each
-        formula = (
-            f"(2 × {micro.attended:,} + {micro.tokens:,}) tokens × {at_a_time:.0f} layers × {size.width:.0f} × {each} B"
-        )
-        yield Part("copies for attention", copies, formula, "update")
-        bytes_kept += copies
+    parts = [*_activations(plan, size, micro), *_copies(plan, size, micro, each)]
+    yield from parts
     yield from _whole_in_turns(settings, size, each)
-    formula = f"{micro.tokens:,} tokens × 2 × {size.inner:,.0f} × {each} B, in the layer that backward is in"
-    yield Part("their gradients", micro.tokens * 2 * size.inner * each, formula, "update")
+    formula = f"{micro.tokens:,} tokens × 2 × {size.inner:,.0f} × {each} B, {IN_TURN}"
+    yield Part("their gradients", micro.tokens * 2 * size.inner * each, formula, "layers")
     chunk = min(micro.predicted * size.vocabulary, CHUNK_ELEMENTS)
     if chunk and not plan.needs.rewards:
-        yield Part(
-            "logits",
-            2 * chunk * 4,
-            f"{chunk / size.vocabulary:,.0f} tokens × {size.vocabulary:,.0f} × 2 × 4 B",
-            "update",
-        )
+        formula = f"{chunk / size.vocabulary:,.0f} tokens × {size.vocabulary:,.0f} × 2 × 4 B, before the layers' turn"
+        yield Part("logits", 2 * chunk * 4, formula, "head")
     if micro.alone and gradients.size is not None:
-        spared = min(bytes_kept, gradients.size)
-        yield Part("freed meanwhile", -spared, "activations go as gradients come", "update")
+        through = sum(part.size or 0 for part in parts if part.moment == "update")
+        yield Part("freed meanwhile", -min(through, gradients.size), "activations go as gradients come", "update")
+
+
+def _activations(plan: Plan, size: Size, micro: MicroBatch) -> Iterator[Part]:
+    """What the forward pass keeps, and what gradient checkpointing computes again of a layer when its turn comes."""
+    settings = plan.recipe
+    again, tokens = settings.policy.gradient_checkpointing, f"at most {micro.tokens:,} tokens"
+    of_token = None if _is_rough(size) else kept(_whole(plan.model), settings.policy, _mixed(settings))
+    if of_token is None:
+        half = _mixed(settings) or BYTES[settings.policy.dtype] == 2
+        unit, twice = size.width * (1 if half else 2), "" if half else " × 2"
+        by_layer = KEPT_CHECKPOINTED if again else KEPT
+        formula = f"{tokens} × {size.layers:.0f} layers × {by_layer} × {size.width:.0f} B{twice}"
+        bytes_kept, recomputed = micro.tokens * size.layers * by_layer * unit, KEPT * unit if again else 0
+    else:
+        if _share(settings)[0] < 1 and _mixed(settings):
+            of_token = of_token._replace(by_layer=0)  # layers are gathered in 16 bits, so that none is copied
+        bytes_kept, recomputed = of_token.of(micro.tokens, size.layers), of_token.recomputed
+        formula = f"{tokens} × {size.layers:.0f} layers × {of_token.by_token_and_layer:,.0f} B, and beside"
+    yield Part("activations", bytes_kept, formula, "update")
+    if again:
+        formula = f"{tokens} × {recomputed:,.0f} B, {IN_TURN}"
+        yield Part("computed again", micro.tokens * recomputed, formula, "layers")
+
+
+def _copies(plan: Plan, size: Size, micro: MicroBatch, each: int) -> Iterator[Part]:
+    """Of keys, values and outputs, by attention to the segments of packed rows (`policy.rows.attention`)."""
+    policy = plan.recipe.policy
+    if not micro.attended or plan.needs.rewards or not computes_on_cpu() or policy.attention not in (None, "sdpa"):
+        return
+    at_a_time = 1 if policy.gradient_checkpointing else size.layers
+    copies = at_a_time * (2 * micro.attended + micro.tokens) * size.width * each
+    formula = (
+        f"(2 × {micro.attended:,} + {micro.tokens:,}) tokens × {at_a_time:.0f} layers × {size.width:.0f} × {each} B"
+    )
+    yield Part("copies for attention", copies, formula, "layers" if policy.gradient_checkpointing else "update")
 
 
 def _whole_in_turns(settings: recipe.Recipe, size: Size, each: int) -> Iterator[Part]:
     """What is whole of weights that are held in 4 bits, or divided among processes, while they are multiplied."""
     if settings.policy.quantization is not None:
-        yield Part("a layer made whole", size.widest * each, f"{_count(size.widest)} × {each} B", "update")
+        yield Part("a layer made whole", size.widest * each, f"{_count(size.widest)} × {each} B", "layers")
     if _share(settings)[0] < 1:
         whole, layer = BYTES[settings.policy.dtype], (size.parameters - size.outside) / max(size.layers, 1)
         twice = 2 if settings.policy.adapter is None else 1

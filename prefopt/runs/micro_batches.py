@@ -22,7 +22,7 @@ class MicroBatch(NamedTuple):
         predicted: of completions.
         alone: an optimiser step is of this one alone.
         longest: tokens of the longest prompt with one completion.
-        attended: of completions, each with its prompt anew: what attention to shared prompts copies; 0 where none are.
+        attended: of completions, each with its prompt anew: what attention by segments copies; 0 where rows are padded.
     """
 
     tokens: int
@@ -47,11 +47,10 @@ def most(planned: Plan, completions: int, prompt: int, completion: int) -> Micro
     if train.micro_tokens is not None:
         rows = min(rows, max(1, train.micro_tokens // (prompt + completions * completion)))
     apart = rows * completions * (prompt + completion)
-    tokens = apart if _is_sharded(planned) else rows * (prompt + completions * completion)
-    shares = completions > 1 and not _is_sharded(planned)
-    return MicroBatch(
-        tokens, rows * completions * completion, share <= rows, prompt + completion, apart if shares else 0
-    )
+    padded = _is_sharded(planned)
+    tokens = apart if padded else rows * (prompt + completions * completion)
+    attended = 0 if padded else apart
+    return MicroBatch(tokens, rows * completions * completion, share <= rows, prompt + completion, attended)
 
 
 def _is_sharded(planned: Plan) -> bool:

@@ -15,7 +15,8 @@ from prefopt.policy.parallel import shard
 from prefopt.runs.activations import kept
 from prefopt.runs.dry_run import describe_dry_run, dry_run
 from prefopt.runs.folder import RunFolder
-from prefopt.runs.memory import Part, peak, size_of
+from prefopt.runs.memory import Part, estimate_memory, peak, size_of
+from prefopt.runs.micro_batches import MicroBatch
 from prefopt.runs.preparing import prepare
 from prefopt.runs.run import run
 from prefopt.support.errors import PrefoptError
@@ -115,9 +116,7 @@ def test_activations_are_those_that_the_loaded_model_keeps(make_recipe, override
     assert states.last_hidden_state.requires_grad
     found = kept(settings.policy.model[0], settings.policy, low=False)
     assert found is not None
-    assert found._replace(recomputed=0).of(tokens, layers=2) == pytest.approx(
-        sum(size for size, _ in saved.values()), rel=0.1
-    )
+    assert found.of(tokens, layers=2) == pytest.approx(sum(size for size, _ in saved.values()), rel=0.1)
     assert bool(found.recomputed) == settings.policy.gradient_checkpointing
 
 
@@ -144,6 +143,38 @@ def test_the_largest_micro_batch_is_that_of_the_run(make_recipe, overrides):
 def test_what_takes_turns_counts_once():
     parts = [Part("a", 5, ""), Part("b", 3, "", "update"), Part("c", 4, "", "drawing"), Part("d", None, "")]
     assert peak(parts) == 9
+    turns = [*parts, Part("e", 2, "", "head"), Part("f", 3, "", "layers")]
+    assert peak(turns) == 5 + 3 + 3 and peak([*turns, Part("g", 5, "", "drawing")]) == 5 + 9
+
+
+def test_with_checkpointing_the_head_is_done_before_a_layer_is_computed_again(make_recipe):
+    settings = make_recipe("policy.gradient_checkpointing=true")
+    whole = kept(settings.policy.model[0], make_recipe().policy, low=False)
+    checked = dry_run(settings)
+    found = {part.what: part for part in checked.memory}
+    assert whole is not None and found["computed again"].size == TOKENS * whole.by_token_and_layer
+    assert found["copies for attention"].size == (2 * ATTENDED + TOKENS) * 16 * 4  # in one layer at a time
+    turn = ("computed again", "copies for attention", "their gradients")
+    in_layer, in_head = sum(found[what].size or 0 for what in turn), found["logits"].size or 0
+    rest = sum(part.size or 0 for what, part in found.items() if what not in {*turn, "logits"})
+    assert in_layer > in_head > 0 and peak(checked.memory) == rest + in_layer
+
+    few = estimate_memory(checked.plan, MicroBatch(tokens=2, predicted=5000, alone=False, longest=2))
+    short = sum(part.size or 0 for part in few if part.what not in {*turn, "logits"})
+    assert peak(few) == short + 5000 * 30 * 2 * 4
+
+
+def test_what_is_computed_again_does_not_go_as_gradients_come(make_recipe):
+    """The first layer's turn comes last, when the gradients of all others are there."""
+    settings = make_recipe("policy.gradient_checkpointing=true", "train.micro_batch_size=8")
+    found = parts(settings)
+    assert found["freed meanwhile"] == -min(found["activations"], found["policy: gradients"])
+
+
+def test_one_completion_a_prompt_is_packed_and_copied_for_attention_too(make_recipe):
+    found = parts(make_recipe("evaluate.prompts=0", objective="SFT"))
+    tokens = 3 * (10 + 3)
+    assert found["copies for attention"] == 2 * (2 * tokens + tokens) * 16 * 4
 
 
 def test_memory_of_an_adapter_is_that_of_the_adapter(make_recipe):
