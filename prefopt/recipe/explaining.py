@@ -73,7 +73,11 @@ def _suggestion(key: str, known: Iterable[str]) -> str:
     elsewhere = [k for k in known if k.rpartition(".")[2] == last]
     has = [k.rpartition(".")[2] for k in siblings]
     guess = nearest(last, has) or (nearest(elsewhere[0], elsewhere) if elsewhere else "")
-    return guess or f" {f'`{parent}`' if parent else 'A recipe'} has: {', '.join(has)}"
+    of_study = "arms" in siblings
+    if of_study and not guess and key in Recipe.model_fields:
+        return f" Recipes have it: `common.{key}` changes it for all runs of the study"
+    whole = "A study" if of_study else "A recipe"
+    return guess or f" {f'`{parent}`' if parent else whole} has: {', '.join(has)}"
 
 
 class Described(NamedTuple):

@@ -78,6 +78,11 @@ def settings_warnings(settings: recipe.Recipe, steps: int, trains: bool) -> Iter
     processes, share = launched_processes(), train.minibatch_size or train.batch_size
     if share < processes:
         yield f"an optimiser step has {share} prompts for {processes} processes: {processes - share} of them have nothing to do"
+    if train.shard is not None and processes == 1:
+        yield (
+            "train.shard is given and there is one process, which holds everything whole: start several with `torchrun "
+            "--standalone --nproc_per_node N -m prefopt.cli run …`"
+        )
     if settings.source.rollouts is not None:
         yield from _nearly_greedy(settings.source.rollouts)
         yield from _uncorrected(settings, settings.source.rollouts.staleness)

@@ -21,16 +21,17 @@ EVERY = 5.0
 
 
 @contextmanager
-def announced(planned: StudyPlan, jobs: Sequence[Job], processes: int | None) -> Iterator[None]:
+def announced(planned: StudyPlan, jobs: Sequence[Job], processes: int | None, options: str = "") -> Iterator[None]:
     """Say in the study's folder that this process works on these jobs, and keep live.html; an earlier wish to stop is over.
 
     Args:
         planned: the study.
         jobs: all of them, in the order in which they begin.
         processes: how many of them run at once; None where an executor of one's own decides it.
+        options: of the command line that say where they run, for whoever goes on with them.
     """
     stop_file(planned.folder).unlink(missing_ok=True)
-    content = _content(planned, jobs, processes)
+    content = _content(planned, jobs, processes) | {"options": options}
     write_whole(jobs_file(planned.folder), json.dumps(content, indent=1))
     over = threading.Event()
     keeper = threading.Thread(target=_keep_page, args=(planned, over), daemon=True)

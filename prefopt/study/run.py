@@ -72,6 +72,8 @@ def run_study(
         )
     where = executor_on(executor or "local", study.executor, jobs)
     processes = (jobs or 1) if executor in (None, "local") else jobs
+    options = f"--on {executor}" if executor in ("slurm", "ray") else ""
+    options += f" --jobs {jobs}" if jobs not in (None, 1) else ""
     console = console or Terminal(stderr=True)
     planned = plan_study(study, study_folder(study, folder))
     where.check()
@@ -82,7 +84,7 @@ def run_study(
                 _write_study(planned)
                 _write_date(planned)
                 started = time.time()
-                with announced(planned, _all_jobs(planned), processes), where:
+                with announced(planned, _all_jobs(planned), processes, options.strip()), where:
                     results = _run_all(planned, where, console)
         if results is None:
             console.print(f"stopped as asked: {_kept(planned)}", soft_wrap=True)

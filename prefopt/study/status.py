@@ -74,6 +74,7 @@ class StudyStatus:
         working: whether a process works on it.
         stopping: whether it was asked to begin no further job.
         left: an estimate in seconds; None where nothing tells.
+        options: of the command line, with which its jobs ran where they did.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class StudyStatus:
     working: bool
     stopping: bool
     left: float | None
+    options: str = ""
 
     def of(self, *states: State) -> list[JobStatus]:
         """The jobs in one of these states."""
@@ -125,6 +127,7 @@ def read_status(folder: Path) -> StudyStatus:
         working,
         asked_to_stop(folder) and working,
         None if left is None else max(left / several, longest),
+        content.get("options", ""),
     )
 
 

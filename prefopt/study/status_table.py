@@ -58,7 +58,8 @@ def advice(status: StudyStatus) -> list[str]:
         return [page] if status.stopping else [page, f"to stop   {stop_command(status.folder)}"]
     report = status.folder / "report.html"
     if status.of("running", "waiting", "interrupted", "failed"):
-        return [f"to go on  prefopt study {status.folder / 'study.yaml'} --out {status.folder}"]
+        command = f"prefopt study {status.folder / 'study.yaml'} --out {status.folder} {status.options}"
+        return [f"to go on  {command.strip()}"]
     return [f"report    {report}"] if report.exists() else []
 
 

@@ -27,7 +27,9 @@ def ask_to_stop(folder: Path) -> None:
         PrefoptError: there is no study.
     """
     if not (folder / "study.yaml").is_file():
-        raise PrefoptError(f"{folder} holds no study: it has no study.yaml")
+        raise PrefoptError(
+            f"{folder} holds no study that has begun: it has no study.yaml, and there is nothing to stop"
+        )
     write_whole(
         stop_file(folder),
         "Runs pause, and none begins, while this file is here; the next start of the study removes it.\n",

@@ -238,7 +238,9 @@ def test_a_server_of_another_kind_is_refused_at_once(server):
 
 
 def test_refused_where_nothing_answers():
-    with pytest.raises(PrefoptError, match=r"no vLLM server at http://127.0.0.1:1 .*: start one with"):
+    with pytest.raises(
+        PrefoptError, match=r"no vLLM server at http://127.0.0.1:1 \(Connection refused\): start one with"
+    ):
         vllm.VLLMSampler("http://127.0.0.1:1", Accelerator(cpu=True))
 
 

@@ -200,6 +200,12 @@ def test_more_processes_than_prompts_of_a_step_are_said(make: Any, monkeypatch: 
     assert "4 prompts for 8 processes: 4 of them have nothing" in plan(make()).warnings[0]
 
 
+def test_sharding_on_one_process_is_said_to_divide_nothing(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "holds everything whole: start several with `torchrun" in plan(make("train.shard=fsdp2")).warnings[0]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not plan(make("train.shard=fsdp2")).warnings
+
+
 @pytest.mark.parametrize("objective", ["KTO", "BCO"])
 @pytest.mark.parametrize(("good", "bad", "warned"), [(40, 0, True), (0, 40, True), (39, 1, True), (30, 10, False)])
 def test_one_class_of_labels_is_said_with_its_numbers(

@@ -158,6 +158,8 @@ def test_sources_of_randomness_that_are_fixed_keep_the_first_seed(recipe: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("train.steps=4", "unknown key `train`. Recipes have it: `common.train`"),
+        ("nonsense=4", "A study has: name, question"),
         ("arm={}", "unknown key `arm`. Did you mean 'arms'?"),
         ("baseline=B", "baseline 'B' is not an arm"),
         ("seeds=[1, 1]", "seeds must be distinct"),

@@ -1,6 +1,7 @@
 """How far a study has come, read from its folder; stopping one; the page that is kept up to date."""
 
 import io
+import json
 import os
 import re
 import time
@@ -19,7 +20,7 @@ from prefopt.study import Study, run_study
 from prefopt.study.executors import Executor, perform
 from prefopt.study.report.live_page import live_page
 from prefopt.study.status import read_status
-from prefopt.study.status_table import headline, show_status
+from prefopt.study.status_table import advice, headline, show_status
 from prefopt.study.stopping import ask_to_stop, asked_to_stop
 from prefopt.support.errors import PrefoptError
 from prefopt.support.files import locked
@@ -67,6 +68,13 @@ def test_no_terminal_is_too_narrow_for_it(tmp_path, width):
     for text in ("working seed 0", "2/4", "30 s", "the loss is nan", f"prefopt study {tmp_path} --stop"):
         assert text in printed
     assert ("steps/s" in printed) == (width >= 76)
+
+
+def test_how_to_go_on_names_where_its_jobs_ran(tmp_path):
+    file = begun(tmp_path, ended=LONG_AGO) / "jobs.json"
+    (without,) = advice(read_status(tmp_path))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"options": "--on slurm --jobs 8"}))
+    assert advice(read_status(tmp_path)) == [f"{without} --on slurm --jobs 8"]
 
 
 def test_the_page_says_it_too_and_loads_itself_anew_while_somebody_works(tmp_path):

@@ -36,7 +36,8 @@ def check_sampler(spec: recipe.Samples, where: str = "source.rollouts", settings
         settings: the whole recipe, which a sampler may refuse; None does not ask it.
 
     Raises:
-        PrefoptError: an unknown name, a server that is not named, or a sampler that cannot serve the recipe.
+        PrefoptError: an unknown name, a server that is not named or that nothing would ask, or a sampler that cannot
+            serve the recipe.
     """
     if spec.sampler not in KNOWN:
         _own(spec, dict.fromkeys(ASKED, LATER), where)
@@ -49,6 +50,11 @@ def check_sampler(spec: recipe.Samples, where: str = "source.rollouts", settings
             start = START if policy is None or policy.adapter is None else ADAPTER_START
             raise PrefoptError(f"{where}.sampler is vllm, and {where}.server is not given: {start}")
         check_address(spec.server, f"{where}.server")
+    elif spec.sampler == "transformers" and spec.server is not None:
+        raise PrefoptError(
+            f"{where}.server is {spec.server}, and {where}.sampler is transformers, which asks no server: write {where}.sampler: "
+            "vllm, or leave the server out"
+        )
 
 
 def check_stops(spec: recipe.Samples, policy: recipe.Policy, where: str = "source.rollouts") -> None:

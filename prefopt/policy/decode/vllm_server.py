@@ -1,5 +1,6 @@
 """A vLLM server over HTTP: completions of token ids, adapters and weights (paths of vLLM 0.32)."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -160,4 +161,7 @@ def check_address(server: str, key: str) -> None:
 
 
 def _short(error: Exception) -> str:
+    """An error in a line; of a connection that was not made, what the system says of it."""
+    if said := re.search(r"\[Errno -?\d+\] ([^\[\]()'\"<>]+)", str(error)):
+        return said[1].strip()
     return " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__

@@ -119,8 +119,9 @@ class RayExecutor(RemoteExecutor):
                     **({"include_dashboard": False} if address == "local" else {}),
                 )
         except Exception as error:  # of many kinds: no cluster, another version of Ray or Python, no grpcio
+            said = " ".join(str(error).split()).rstrip(".")
             raise PrefoptError(
-                f"executor.ray.address is {address}, and Ray answers: {' '.join(str(error).split())}. `ray start --head` starts a "
+                f"executor.ray.address is {address}, and Ray answers: {said}. `ray start --head` starts a "
                 "cluster, executor.ray.address=local one on this machine for as long as the study takes"
             ) from error
         self.ours = True

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from types import FrameType
+from functools import partial
+from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn
 
 from prefopt.study.cluster_settings import Slurm
@@ -77,7 +78,8 @@ class SlurmExecutor(RemoteExecutor):
         executor = submitit.AutoExecutor(logs, settings.cluster, **{f"{settings.cluster}_max_num_timeout": 1000})
         executor.update_parameters(**self._parameters(f"{job.job.study_folder.name} {job.job}".replace(" ", "-")))
         try:
-            return executor.submit(SubmittedJob(job))
+            with _own_session() if self.rehearses else nullcontext():
+                return executor.submit(SubmittedJob(job))
         except submitit.core.utils.FailedJobError as error:
             raise PrefoptError(f"sbatch has not taken {job.job}: {' '.join(str(error).split())}") from error
 
@@ -146,7 +148,9 @@ class SlurmExecutor(RemoteExecutor):
     def _cancel(self, id: str) -> None:
         with suppress(OSError):
             if self.rehearses:
-                os.kill(int(id), signal.SIGINT)
+                os.killpg(
+                    int(id), signal.SIGKILL
+                )  # its controller and its run; on SIGINT the former prints a traceback here
             else:
                 subprocess.run(["scancel", id], check=False, capture_output=True)
 
@@ -224,6 +228,22 @@ class SlurmExecutor(RemoteExecutor):
 
 def _in_words(cluster: str, id: str) -> str:
     return f"SLURM job {id}" if cluster == "slurm" else f"submitit job {id}"
+
+
+@contextmanager
+def _own_session() -> Iterator[None]:
+    """What submitit's local executor (1.5) starts meanwhile has a session of its own.
+
+    Ctrl-C in a terminal goes to all processes of its group, and would end jobs that the study is to leave.
+    """
+    from submitit.local import local
+
+    whole = local.subprocess
+    local.subprocess = SimpleNamespace(Popen=partial(subprocess.Popen, start_new_session=True))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        local.subprocess = whole
 
 
 def _is_alive(handle: Any) -> bool:

@@ -213,6 +213,15 @@ def test_an_address_where_no_cluster_is_is_refused(address, message):
 # On submitit, as on SLURM
 
 
+def test_a_rehearsed_job_is_out_of_reach_of_a_terminal_and_ends_silently_when_it_is_cancelled(tmp_path, capfd):
+    pytest.importorskip("submitit")
+    executor = SlurmExecutor(Slurm(cluster="local"))
+    handle = executor.send(SentJob(counting(tmp_path, "a")[0], tmp_path))
+    assert os.getpgid(int(handle.job_id)) == int(handle.job_id) != os.getpgrp()
+    executor._cancel(handle.job_id)
+    assert handle._process.wait(10) == -signal.SIGKILL and capfd.readouterr().err == ""
+
+
 @contextmanager
 def disturbing(folder: Path, what: Callable[[int], None]) -> Iterator[None]:
     """Do it to the process of the first job of arm A that has done two steps."""
