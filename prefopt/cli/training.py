@@ -98,6 +98,7 @@ def study(options: argparse.Namespace) -> None:
 def _look_at_study(options: argparse.Namespace) -> None:
     """What the folder of a study says, or a wish to stop put into it; nothing else is touched."""
     from prefopt.study.spec import load_study, study_folder
+    from prefopt.study.status import read_status
     from prefopt.study.status_table import show_status, watch
     from prefopt.study.stopping import ask_to_stop
 
@@ -105,6 +106,11 @@ def _look_at_study(options: argparse.Namespace) -> None:
     if not folder.is_dir() or options.out:
         folder = study_folder(load_study(options.study, options.overrides), options.out)
     if options.stop:
+        if not read_status(folder).stoppable:
+            raise PrefoptError(
+                f"nobody works on {folder}, and there is nothing to stop; a study that was started just now can be stopped once "
+                "its libraries are loaded and its recipes checked: ask again"
+            )
         ask_to_stop(folder)
         consoles.out.print(
             "asked to stop: runs that work now save a checkpoint after their step and end, and no other begins"

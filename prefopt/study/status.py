@@ -86,6 +86,11 @@ class StudyStatus:
     left: float | None
     options: str = ""
 
+    @property
+    def stoppable(self) -> bool:
+        """Whether somebody would see a wish to stop: the process of the study, or what a cluster has of it."""
+        return self.working or any(job.where for job in self.of("running", "waiting", "interrupted"))
+
     def of(self, *states: State) -> list[JobStatus]:
         """The jobs in one of these states."""
         return [job for job in self.jobs if job.state in states]

@@ -18,6 +18,7 @@ from rich.console import Console
 from prefopt.cli import main
 from prefopt.study import Study, run_study
 from prefopt.study.executors import Executor, perform
+from prefopt.study.places import note_queued
 from prefopt.study.report.live_page import live_page
 from prefopt.study.status import read_status
 from prefopt.study.status_table import advice, headline, show_status
@@ -68,6 +69,16 @@ def test_no_terminal_is_too_narrow_for_it(tmp_path, width):
     for text in ("working seed 0", "2/4", "30 s", "the loss is nan", f"prefopt study {tmp_path} --stop"):
         assert text in printed
     assert ("steps/s" in printed) == (width >= 76)
+
+
+def test_a_wish_that_nobody_would_see_is_refused(tmp_path, capsys):
+    begun(tmp_path, ended=LONG_AGO)
+    with pytest.raises(SystemExit):
+        main(["study", str(tmp_path), "--stop"])
+    assert "nobody works on" in capsys.readouterr().err and not asked_to_stop(tmp_path)
+    note_queued(tmp_path, "next", 0, "slurm", "4711", "SLURM job 4711")  # left there by `interrupt: leave`
+    main(["study", str(tmp_path), "--stop"])
+    assert asked_to_stop(tmp_path)
 
 
 def test_how_to_go_on_names_where_its_jobs_ran(tmp_path):
