@@ -11,7 +11,7 @@ test: .venv/installed check  ## formatting, lint, types, and the quick tests
 	$(BIN)/pytest -q -n 2
 
 test-slow: .venv/installed  ## process pairs, kill and resume, bad inputs, a real vLLM server where `make vllm` made one
-	$(BIN)/pytest -q -n 3 --dist loadgroup -m slow
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 check: .venv/installed
 	$(BIN)/ruff format --check -q

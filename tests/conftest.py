@@ -57,6 +57,20 @@ TINY = {
 }
 
 
+LONG = (
+    *("test_bad_inputs.py", "test_tutorial.py", "test_search_recipes.py", "test_agents_page.py", "test_two_turn.py"),
+    *("test_first_hour.py", "test_kills.py", "test_bandit_online.py", "test_study_kill.py", "test_saved_folders.py"),
+)
+"""The files that take longest, in this order: begun last, they would be waited for by processes that have nothing else to do."""
+
+
+@pytest.hookimpl(trylast=True)  # behind what the marks choose
+def pytest_collection_modifyitems(items):
+    """Begin the slow tests with the longest files."""
+    if all("slow" in item.keywords for item in items):
+        items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def own_cache():
     """Nothing that another test has computed."""
