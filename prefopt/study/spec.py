@@ -307,7 +307,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         PrefoptError: no such file; not YAML; an unknown key (with the nearest known one); a value that is not valid.
     """
     # Variables are not replaced yet: an arm's recipe may have its own, and ${stages.…} depends on the study's folder.
-    return checked(Study, read(path, overrides), str(path))
+    return checked(Study, read(path, overrides), str(path), overrides)
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str, Any]]]:

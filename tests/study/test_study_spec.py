@@ -50,6 +50,16 @@ arms:
     assert found[2].folder == tmp_path / "out" / "arms" / "DPO" / "seed-5" and found[2].recipe.seed == 5
 
 
+def test_an_override_that_is_wrong_is_named_and_not_the_file(recipe: Path, tmp_path: Path) -> None:
+    file = study_file(tmp_path, "recipe: recipe.yaml\narms: {A: {objective: DPO}}\nseeds: 1\n")
+    with pytest.raises(
+        PrefoptError, match=r"^executor\.slurm\.partitions=gpu: unknown key `executor\.slurm\.partitions`"
+    ):
+        load_study(file, ["executor.slurm.partitions=gpu"])
+    with pytest.raises(PrefoptError, match=r"^seeds=-1: `seeds`"):
+        load_study(file, ["seeds=-1"])
+
+
 def test_overrides_come_last_however_they_are_written(recipe: Path, tmp_path: Path) -> None:
     text = "recipe: recipe.yaml\nseeds: 1\ncommon: {train.steps: 3}\narms: {A: {objective.beta: 0.3}, B: {objective: IPO}}\n"
     changes = ["common.train.steps=9", "arms.A.objective.beta=0.5"]
