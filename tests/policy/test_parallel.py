@@ -117,4 +117,4 @@ def test_a_sampler_that_returns_something_else_is_refused(answer, message) -> No
             return answer
 
     with pytest.raises(PrefoptError, match=message):
-        draw(Mine(), None, [(1,), (2,)], 2, recipe.Sampling(max_tokens=3), torch.zeros(2).long(), Processes(0, 1))
+        draw(Mine(), None, [(1,), (2,)], 2, recipe.Sampling(max_tokens=3), torch.zeros(2).long(), Processes(0, 1))()
