@@ -60,6 +60,15 @@ TINY = {
 LONG = (
     *("test_bad_inputs.py", "test_tutorial.py", "test_search_recipes.py", "test_agents_page.py", "test_two_turn.py"),
     *("test_first_hour.py", "test_kills.py", "test_bandit_online.py", "test_study_kill.py", "test_saved_folders.py"),
+    *("test_sharded_training.py", "test_executors.py", "test_train.py", "test_clusters.py", "test_wandb_resume.py"),
+    *(
+        "test_disks.py",
+        "test_runs.py",
+        "test_trl_reward_models.py",
+        "test_exits.py",
+        "test_labelling.py",
+        "test_study_runs.py",
+    ),
 )
 """The files that take longest, in this order: begun last, they would be waited for by processes that have nothing else to do."""
 
