@@ -6,9 +6,7 @@ from prefopt import recipe
 from prefopt.policy import find_model
 from prefopt.policy.finding import adapter_config
 from prefopt.runs.sharding import check_sharding
-from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
-from prefopt.support.given import Given
 from prefopt.types import Needs
 
 TRAINED_ALONE = (
@@ -42,7 +40,7 @@ def check_quantised_run(settings: recipe.Recipe) -> None:
     """
     if settings.policy.quantization is None:
         return
-    if settings.policy.adapter is None and not _is_adapter(settings.policy):
+    if settings.policy.adapter is None and adapter_config(find_model(settings.policy.model)) is None:
         raise PrefoptError(f"policy.quantization: {TRAINED_ALONE}")
     for what in _refused(settings):
         raise PrefoptError(f"policy.quantization is {settings.policy.quantization.type}, and {what}")
@@ -60,11 +58,6 @@ def check_adapter_trained(settings: recipe.Recipe) -> None:
             f"policy.quantization: {name} is an adapter, which is merged into its base where training goes on, and {TRAINED_ALONE}"
             f"; or write whole weights (`prefopt export {name} FOLDER`) and begin from FOLDER with a new adapter"
         )
-
-
-def _is_adapter(policy: recipe.Policy) -> bool:
-    name = find_model(policy.model)
-    return not isinstance(name, Given) and not is_awaited(name) and adapter_config(name) is not None
 
 
 def _refused(settings: recipe.Recipe) -> Iterator[str]:

@@ -7,7 +7,6 @@ from prefopt.environments import asks_for_models
 from prefopt.feedback import asking_the_policy
 from prefopt.policy import DIVERGENCES, find_model
 from prefopt.policy.finding import adapter_config
-from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
 from prefopt.support.plugins import asks_for, find
@@ -60,7 +59,7 @@ def _of_adapters(policy: recipe.Policy) -> Iterator[str]:
     if not isinstance(policy.adapter, recipe.Adapter):
         yield f"of adapters only LoRA is sharded, not {policy.adapter.method}: leave out policy.adapter.method"
     name = find_model(policy.model)
-    if isinstance(name, Given) or (not is_awaited(name) and adapter_config(name) is not None):
+    if isinstance(name, Given) or adapter_config(name) is not None:
         yield (
             f"{name} is {'a loaded model' if isinstance(name, Given) else 'an adapter'}, into which a new adapter would be merged "
             "to be saved: begin from a folder with whole weights (`prefopt export` makes one)"
