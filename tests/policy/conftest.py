@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import flex_attention
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from prefopt.policy import Policy
+from prefopt.policy.rows import flex
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +66,15 @@ def gradients():
         )
 
     return compute
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Rows are packed for FlexAttention, as on a GPU, and it computes uncompiled, by its own definition.
+
+    Its backward pass is let run on a CPU, for which torch 2.13 has no kernel and so refuses it (`_validate_device`).
+    """
+    monkeypatch.setattr(flex, "DEVICES", ("cpu",))
+    monkeypatch.setattr("prefopt.policy.rows.prefix_sharing.use_segment_attention", lambda backbone: False)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *given: None)
+    monkeypatch.setattr(flex_attention, "_WARNINGS_SHOWN", {"flex_attention_performance"})

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from prefopt import Batch, Needs
 from prefopt.policy import Policy
 from prefopt.policy.critic import Critic, ValueHead
+from prefopt.policy.rows import flex
 from prefopt.policy.rows.attention import NAME, Segments
 from prefopt.policy.rows.layout import tree_mask
 from prefopt.policy.rows.prefix_sharing import PrefixSharing
@@ -41,6 +42,9 @@ OTHER = {
 """GPT-Neo looks back over places in the row; Bloom knows distances, not positions; Mamba has no attention to mask."""
 CAPPED = ["Gemma2"]
 """Eager attention, which caps its scores: it takes a mask, and does not go by segments."""
+UNCOMPILED = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+"""Dynamo hides this warning of its own, which an error cannot be."""
+NO_DROPOUT = {"GPT2": {"attn_pdrop": 0.0}}
 WIDE = {"hidden_size": 16, "initializer_range": 0.2}
 
 
@@ -97,6 +101,16 @@ def compare(policy: Policy, batch: Batch, needs: Needs, gradients, tolerance: fl
     plain = everything(policy, batch, needs, gradients)
     torch.testing.assert_close(shared[0], plain[0], rtol=0, atol=tolerance)
     assert (shared[1] - plain[1]).norm() < 1e-4 * plain[1].norm()
+
+
+@UNCOMPILED
+@pytest.mark.parametrize("name", ["Qwen2 sliding", "Qwen3", "Gemma2", "Gemma3Text", "GPT2", "GPTNeoX", "Phi"])
+def test_exact_in_blocks(name, make_model, gradients, in_blocks):
+    """As rows are packed on GPUs; Gemma 2 caps its scores, and shares prompts by masks."""
+    policy = Policy(make_model(name, **NO_DROPOUT.get(name, {})))
+    compare(policy, groups(), Needs(), gradients)
+    assert policy._prefix_sharing.packs
+    assert (policy.causal.config._attn_implementation == flex.NAME) == (name not in CAPPED)
 
 
 @pytest.mark.parametrize("way", ["packed", "masked"])

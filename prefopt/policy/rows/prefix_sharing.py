@@ -1,12 +1,14 @@
 """Hidden states of a batch from a decoder, computing a prompt once for all of its completions where that is exact."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.policy.compat import WINDOWS, attention_of, is_sharded
+from prefopt.policy.rows import flex
 from prefopt.policy.rows.attention import NAME, use_segment_attention
 from prefopt.policy.rows.layout import Layout, packed, padded, single_completions, tree_mask
 from prefopt.support.out_of_memory import reraise_out_of_memory
@@ -22,10 +24,10 @@ VERIFIED: dict[tuple[Any, ...], int] = {}
 class PrefixSharing:
     """Runs a decoder without its head on a batch, with each prompt computed once for all of its completions where possible.
 
-    Three layouts are tried in this order: all rows packed into one, with attention by segments; padded rows that share a prompt,
-    with a tree mask; a row for each completion. Whether a layout is exact is checked on the first batch, by comparison with each
-    completion alone, and again on rows more than twice as long as any compared before, because some differences, such as
-    a window, appear only in long rows.
+    Three layouts are tried in this order: all rows packed into one, with attention by segments (on GPUs in blocks, `rows.flex`);
+    padded rows that share a prompt, with a tree mask; a row for each completion. Whether a layout is exact is checked on the first
+    batch, by comparison with each completion alone, and again on rows more than twice as long as any compared before, because some
+    differences, such as a window, appear only in long rows.
     """
 
     def __init__(self) -> None:
@@ -60,6 +62,8 @@ class PrefixSharing:
             return padded(batch, device)
         if self.packs and use_segment_attention(backbone):
             return packed(batch, device)
+        if self.packs and flex.use_flex_attention(backbone):
+            return flex.packed_in_blocks(batch, device)
         return padded(batch, device, backbone.config.get_text_config().hidden_size)
 
     @torch.no_grad()
@@ -103,16 +107,20 @@ def numerics_key(backbone: Any, device: torch.device) -> tuple[Any, ...]:
 def _mismatch(backbone: Any, batch: Batch, rows: Layout) -> str:
     """How shared rows differ from plain ones, in words; "" if they agree."""
     device = rows.input_ids.device
+    alone = [padded(one, device) for one in single_completions(batch)]
+    low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
+    expected = torch.cat([_states(backbone, one) for one in alone]).float()
     try:
-        states = _states(backbone, rows).float()
+        worst = (expected - _states(backbone, rows).float()).abs().max().item()
+        if worst > (2**-5 if low else 1e-4) * max(expected.abs().max().item(), 1.0):
+            return f"states differ by {worst:.2g}"
+        if isinstance(rows.segments, flex.BlockSegments):
+            states = partial(_states, backbone)
+            return flex.backward_differs(backbone, states, rows, alone, 2**-4 if low else 1e-3)
     except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
         reraise_out_of_memory(error)
         return f"{type(error).__name__}: {error}"
-    expected = torch.cat([_states(backbone, padded(one, device)) for one in single_completions(batch)]).float()
-    low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
-    tolerance = (2**-5 if low else 1e-4) * max(expected.abs().max().item(), 1.0)
-    worst = (expected - states).abs().max().item()
-    return "" if worst <= tolerance else f"states differ by {worst:.2g}"
+    return ""
 
 
 def _states(backbone: Any, rows: Layout) -> Tensor:
@@ -142,7 +150,7 @@ def tree_masks(rows: Layout, config: Any, dtype: torch.dtype) -> Tensor | dict[s
     Raises:
         ValueError: its attention is of a kind that a mask does not describe.
     """
-    if attention_of(config) not in ("eager", "sdpa", NAME):
+    if attention_of(config) not in ("eager", "sdpa", NAME, flex.NAME):
         raise ValueError(f"{attention_of(config)} attention takes no mask of its own")
     refuse_windows(config)
     window = getattr(config, "sliding_window", None)
