@@ -1,4 +1,7 @@
-"""What both sides are measured on: a small Llama, a tokenizer of words, dialogue-like random preferences, a rule as reward."""
+"""What both sides are measured on: a small Llama, a tokenizer of words, dialogue-like random preferences, a rule as reward.
+
+The real model and its data are in people.py.
+"""
 
 import json
 import math
@@ -90,6 +93,34 @@ def saved_rows(folder: Path, rows: Iterable[dict], name: str) -> Path:
     with file.open("w") as opened:
         opened.writelines(json.dumps(row) + "\n" for row in rows)
     return file
+
+
+def rows_of(spec: dict) -> Iterator[dict]:
+    """The rows of a measurement."""
+    if spec.get("data", "words") != "words":
+        from people import ROWS, assets_of
+
+        return ROWS[spec["data"]](assets_of(spec), spec)
+    names = ("prompt", "completion", "vocabulary", "completions")
+    return each_preference(spec["pairs"], **{name: spec[name] for name in names if name in spec})
+
+
+def model_of(spec: dict, folder: Path) -> Path:
+    """The folder of a measurement's model."""
+    if spec.get("data", "words") != "words":
+        from people import MODEL, assets_of
+
+        return assets_of(spec) / MODEL
+    return saved_model(folder, spec.get("size", "7M"), spec.get("vocabulary", 8000))
+
+
+def order(pairs: int, batch: int, steps: int, by_length: Sequence[int] = ()) -> list[int]:
+    """Row numbers as prefopt's batches take them; each batch in order of length, for a trainer whose own batches are parts."""
+    from prefopt.data.ordering import Shuffled
+
+    shuffled = Shuffled(pairs, 0)
+    batches = [list(shuffled.take(batch)) for _ in range(steps)]
+    return [row for part in batches for row in (sorted(part, key=by_length.__getitem__) if by_length else part)]
 
 
 def distinct_words(prompts: Sequence, completions: Sequence[Sequence[str]], rows: Sequence) -> list[list[float]]:
