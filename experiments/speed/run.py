@@ -53,15 +53,15 @@ while os.getppid() == parent:
 
 
 @contextmanager
-def neighbour(wanted: bool) -> Iterator[None]:
+def neighbour(wanted: bool) -> Iterator[subprocess.Popen | None]:
     """With a process that computes all the time on the last core, and ends with this context or with this process."""
     if not wanted:
-        yield
+        yield None
         return
     code = NEIGHBOUR.format(core={max(os.sched_getaffinity(0))})
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
-            yield
+            yield process
         finally:
             process.kill()
 
@@ -232,7 +232,7 @@ def rankings(options: argparse.Namespace) -> None:
     """(g) In turns: TRL on all pairs of the rankings, prefopt on the rankings."""
     for number in range(options.repeats):
         for weights in options.weights or ["lora"]:
-            work = real(options, "rankings", weights, 24, 12)
+            work = real(options, "rankings", weights, 12, 6)
             theirs = of_trl(options, "rankings") | started(options, work)
             measured("trl_reward", "best", "g", options, number, **work, **theirs)
             measured("prefopt_reward", "run", "g", options, number, **work)
