@@ -117,7 +117,7 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "date": current_date().isoformat(),
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "git": {
             "working_directory": git_state(Path.cwd()),
             "prefopt": None if "site-packages" in __file__ else git_state(Path(__file__).parent),
@@ -135,6 +135,11 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
         },
         "environment": given(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that compute; None of one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def described(rows: Sequence[Tokenised]) -> dict[str, Any]:

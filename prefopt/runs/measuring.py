@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 
 from prefopt.evaluation.evaluation import Evaluation
 from prefopt.policy import Policy, Scorer
+from prefopt.runs.first_evaluation import first_evaluation
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.preparing import Prepared
 from prefopt.runs.progress import show_validation
-from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.profile import timed
-from prefopt.support.sharing import shared
 from prefopt.training.trackers import Tracker, has_line
 from prefopt.types import Estimate
 
@@ -77,7 +75,7 @@ def _evaluated(
     evaluation = folder.evaluation(part, step)
     if evaluation is None:
         with console.status(f"evaluating on {part} rows"), timed("evaluation"):
-            evaluation = prepared.evaluators[part](model) if step else first_evaluation(prepared, part, model)
+            evaluation = prepared.evaluators[part](model) if step else first_evaluation(prepared, part, model, folder)
     return evaluation
 
 
@@ -118,17 +116,3 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     for name, e in estimates.items():
         numbers |= {name: e.value, f"{name}/low": e.low, f"{name}/high": e.high}
     return numbers
-
-
-def first_evaluation(prepared: Prepared, part: str, model: Policy | Scorer) -> Evaluation:
-    """Of the model before training, which the runs of a study share where they start from the same."""
-    settings, others = prepared.recipe, prepared.others
-    # Feedback that is learnt from matters where it measures, too.
-    scored = "reward" in prepared.evaluators[part].metrics.feedbacks
-    beside = {name: fingerprint_weights(m) for name, m in others.items() if scored or name.split(":")[0] != "scores"}
-    sections = settings.model_dump_json(include={"policy", "reference", "evaluate", *["feedback"] * scored})
-    arithmetic = (settings.train.precision, torch.get_num_threads(), prepared.accelerator.num_processes)
-    # The critic has no say in what is measured.
-    key = (part, type(model), fingerprint_weights(model.model), *sorted(beside.items()), sections, arithmetic)
-    place = (settings.seed_of("evaluation"), prepared.data[part].identity)
-    return shared("evaluations", (*key, *place), lambda: prepared.evaluators[part](model))

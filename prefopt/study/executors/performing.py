@@ -18,6 +18,7 @@ from prefopt.study.stopping import NOT_STARTED, PAUSED, PREEMPTED, asked_to_stop
 from prefopt.support.allocator import keep_freed_memory
 from prefopt.support.dates import fixed_date
 from prefopt.support.files import unused
+from prefopt.support.sharing import sharing_files
 from prefopt.support.system_errors import naming, system_sentence
 from prefopt.support.terminal import Terminal
 
@@ -51,7 +52,7 @@ def perform(job: Job, preempted: Callable[[], bool] | None = None, within: str =
         _prepare_folder(job)
         day = date_of(RunFolder(folder).manifest())
         note_start(folder, job.name, job.seed, within)
-        with _log(job) as console, fixed_date(day):
+        with _log(job) as console, fixed_date(day), sharing_files(folder / "shared"):
             job.run(console, pause=lambda: asked_to_stop(folder) or (preempted is not None and preempted()))
         return Outcome(job)
     except Paused:

@@ -247,6 +247,8 @@ def _evaluation(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[s
     yield from say("Samples: {}.", _samples)
     yield from say("Gold reward: {}.", lambda run: _section(run, "evaluate", "gold"))
     yield from say("Judge: {}.", lambda run: _section(run, "evaluate", "judge"))
+    if shared := sum("shared" in run.manifest for run in runs):
+        yield f"Runs that start alike were measured once before training: {shared} of {len(runs)} have another's numbers there."
 
 
 def _samples(run: RunRecord) -> str:
