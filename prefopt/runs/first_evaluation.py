@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import prefopt
 from prefopt.evaluation.evaluation import Evaluation
 from prefopt.feedback import judge_records
 from prefopt.policy import Policy, Scorer
@@ -110,5 +109,5 @@ def _digest(texts: Iterable[str]) -> str:
 @cache
 def _code() -> str:
     """A hash of prefopt's own files: a study that goes on with an edited checkout measures anew."""
-    files = sorted(Path(prefopt.__file__).parent.rglob("*.py"))
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return _digest(file.read_text(encoding="utf-8") for file in files)
