@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from prefopt.policy.compat import device_of
-from prefopt.policy.rows.layout import Layout, padded
+from prefopt.policy.rows.layout import padded
+from prefopt.policy.rows.prefix_sharing import PrefixSharing
 from prefopt.policy.saving import save_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
@@ -117,6 +118,7 @@ class Scorer(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.reading = reading
+        self._prefix_sharing: PrefixSharing | None = None
         self.train(model.training)  # a new module is in training mode, a loaded model is not
 
     @property
@@ -132,24 +134,21 @@ class Scorer(nn.Module):
         """
         if needs.reference or needs.values or needs.statistics or not needs.rewards:
             raise PrefoptError("this objective needs a language model's log-probs; a scorer gives none")
-        rows = padded(batch, self.device, whole=True)
-        counted(rows.tokens)
         if self.reading.steps is not None:
-            return self._of_steps(batch, rows)
-        scores = _exact(self._scores(rows))
+            return self._of_steps(batch)
+        scores = _exact(self._scores(batch))
         present = batch.present.to(self.device)
         rewards = scores.new_zeros(present.shape).masked_scatter(present, scores)
         return Outputs(mask=batch.mask.to(self.device), rewards=rewards)
 
-    def _of_steps(self, batch: Batch, rows: Layout) -> Outputs:
+    def _of_steps(self, batch: Batch) -> Outputs:
         """The head's number at every token of the mask, and their sums over steps."""
         model = self._classifier
         if not reads_steps(model):
             raise PrefoptError(
                 f"{type(model).__name__} is no decoder, so it gives no number for each token: see `Needs.step_rewards`"
             )
-        own = rows.predicts + 1  # in plain rows a token stands behind the one that predicts it
-        numbers = _exact(model.score(self._states(model, rows).flatten(0, 1)[own])[:, 0])
+        numbers = _exact(model.score(self._states(model, batch))[:, 0])
         mask = batch.mask.to(self.device)
         steps = numbers.new_zeros(mask.shape).masked_scatter(mask, numbers)
         summed = logsigmoid(steps) if self.reading.steps == "logit" else steps
@@ -161,27 +160,26 @@ class Scorer(nn.Module):
         """The model under the adapter."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    def _states(self, model: Any, rows: Layout) -> Tensor:
-        """[N, L, H]."""
-        backbone: Any = getattr(model, str(model.base_model_prefix))
-        states: Tensor = backbone(input_ids=rows.input_ids, use_cache=False).last_hidden_state
-        return states
+    def _states(self, model: Any, batch: Batch) -> Tensor:
+        """[M, H], of a decoder: at each token of the mask, or at the end of each completion."""
+        if self._prefix_sharing is None:
+            padding = model.config.get_text_config().pad_token_id if self.reading.skips_padding else None
+            self._prefix_sharing = PrefixSharing("ends" if self.reading.steps is None else "own", padding)
+        return self._prefix_sharing(getattr(model, str(model.base_model_prefix)), batch)
 
-    def _scores(self, rows: Layout) -> Tensor:
+    def _scores(self, batch: Batch) -> Tensor:
+        """[C], one for each completion."""
         model = self._classifier
-        padding = model.config.get_text_config().pad_token_id
-        if not reads_steps(model):
-            ids = rows.input_ids.masked_fill(rows.attention_mask == 0, padding or 0)
-            return self.model(input_ids=ids, attention_mask=rows.attention_mask).logits[:, 0]
-        # The same as a decoder's own forward, which finds the end of a row by the padding token, and refuses several rows where
-        # it has none. `rows.last` is the true end of each row.
-        last = rows.last
-        if padding is not None and self.reading.skips_padding:
-            tokens = (rows.input_ids != padding) & (rows.attention_mask == 1)
-            last = (torch.arange(tokens.shape[1], device=tokens.device) * tokens).argmax(-1)
-        states = self._states(model, rows)
-        scores: Tensor = model.score(states[torch.arange(len(last), device=states.device), last])[:, 0]
-        return scores
+        if reads_steps(model):
+            # The same as a decoder's own forward, which finds the end of a row by the padding token, and refuses several rows
+            # where it has none. Layouts know the true end.
+            scores: Tensor = model.score(self._states(model, batch))[:, 0]
+            return scores
+        rows = padded(batch, self.device, whole=True)
+        counted(rows.tokens)
+        padding = model.config.get_text_config().pad_token_id or 0
+        ids = rows.input_ids.masked_fill(rows.attention_mask == 0, padding)
+        return self.model(input_ids=ids, attention_mask=rows.attention_mask).logits[:, 0]
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors) and tokenizer, in the Hugging Face format, and how it was trained to read.

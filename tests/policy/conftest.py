@@ -11,7 +11,8 @@ from prefopt.policy.rows import flex
 @pytest.fixture(autouse=True)
 def nothing_compared_yet(monkeypatch):
     """What one test has found exact is not known to the next."""
-    monkeypatch.setattr("prefopt.policy.rows.prefix_sharing.VERIFIED", {})
+    monkeypatch.setattr("prefopt.policy.rows.verified.LONGEST", {})
+    monkeypatch.setattr("prefopt.policy.rows.verified._file", lambda kind: None)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ def test_rows_by_hand():
     assert rows.attention_mask.tolist() == [[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [0] * 3]
     # A token is predicted one position before its own; 6 came from a tool.
     assert rows.predicts.tolist() == [2, 4, 6 + 2, 12 + 0, 12 + 1]
-    assert rows.last.tolist() == [5, 3, 2]
+    assert rows.own.tolist() == [3, 5, 6 + 3, 12 + 1, 12 + 2]
+    assert rows.ends.tolist() == [5, 6 + 3, 12 + 2]
 
 
 def test_the_order_is_the_masks(make_batch):
@@ -47,7 +48,8 @@ def test_a_shared_row_by_hand():
     assert rows.branches.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 2]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 6]]
     assert rows.predicts.tolist() == [5, 6, 5]  # the prompt's last token predicts both first ones
-    assert rows.last.tolist() == [8]
+    assert rows.own.tolist() == [6, 7, 8]
+    assert rows.ends.tolist() == [7, 8]
 
 
 def test_a_packed_row_by_hand():
@@ -59,6 +61,37 @@ def test_a_packed_row_by_hand():
     assert rows.segments.groups == [(6, [2, 1]), (2, [1, 2])]
     assert rows.longest == 9
     assert rows.tokens() == (14, 14)
+
+
+def test_what_all_completions_begin_with_is_read_once():
+    batch = pair(prompt=(1, 2), first=(3, 4, 5), second=(3, 4, 6, 7))
+    rows = packed(batch, CPU)
+    assert rows.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+    assert rows.predicts.tolist() == [1, 2, 3, 1, 2, 3, 5]
+    assert rows.own.tolist() == [2, 3, 4, 2, 3, 5, 6]
+    assert rows.ends.tolist() == [4, 6]
+    assert rows.segments.groups == [(4, [1, 2])]
+    assert padded(batch, CPU).input_ids.shape == (2, 6)  # plain rows have nothing in common
+
+
+def test_a_completion_that_others_begin_with_has_no_segment():
+    rows = packed(pair(prompt=(1, 2), first=(3, 4), second=(3, 4, 5)), CPU)
+    assert rows.input_ids.tolist() == [[1, 2, 3, 4, 5]]
+    assert rows.predicts.tolist() == [1, 2, 1, 2, 3]
+    assert rows.ends.tolist() == [3, 4]
+    assert rows.segments.groups == [(4, [1])]
+    same = packed(pair(prompt=(1,), first=(3, 4), second=(3, 4)), CPU)
+    assert same.segments.groups == [(3, [])]
+
+
+@pytest.mark.parametrize("layout", [packed, padded])
+def test_a_completion_does_not_end_with_padding(layout):
+    """The reward is read before it: of a completion that is nothing else, at the end of the prompt."""
+    batch = pair(prompt=(1, 2), first=(9, 3, 9, 9), second=(9,))
+    rows = layout(batch, CPU, padding=9)
+    assert rows.input_ids.flatten()[rows.ends].tolist() == [3, 2]
+    assert layout(batch, CPU).input_ids.flatten()[layout(batch, CPU).ends].tolist() == [9, 9]
 
 
 def test_prompts_without_completions_are_not_packed(make_batch):
@@ -97,7 +130,7 @@ def pooled(*batches: Batch) -> Batch:
 
 
 def test_a_prompt_is_laid_out_alike_whatever_its_companions():
-    short, long = pair(prompt=(1,), first=range(1, 60), second=range(1, 60)), pair(prompt=range(1, 90))
+    short, long = pair(prompt=(1,), first=range(1, 60), second=range(2, 61)), pair(prompt=range(1, 90))
     assert padded(short, CPU, width=16).branches is None  # two rows are less to compute than one that is twice as long
     assert padded(long, CPU, width=16).branches is not None
     rows = padded(pooled(short, long), CPU, width=16)
@@ -107,6 +140,7 @@ def test_a_prompt_is_laid_out_alike_whatever_its_companions():
 
 def test_many_long_completions_are_cut_into_several_rows():
     ids = torch.ones(1, 32, 40, dtype=torch.long)
+    ids[..., 0] = torch.arange(1, 33)
     rows = padded(Batch((tuple(range(1, 201)),), ids, ids > 0), CPU, width=16)
     assert rows.input_ids.shape == (4, 200 + 8 * 40)
     assert len(rows.predicts) == 32 * 40

@@ -10,15 +10,14 @@ from prefopt.policy import Policy
 from prefopt.policy.decode import reading
 from prefopt.policy.decode.reading import SharedReading, reading_of
 from prefopt.policy.loading import loaded
-from prefopt.policy.rows import prefix_sharing
+from prefopt.policy.rows import verified
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 @pytest.fixture
-def policy(tiny, monkeypatch):
-    monkeypatch.setattr(prefix_sharing, "VERIFIED", {})
+def policy(tiny):
     torch.manual_seed(0)
     return Policy(AutoModelForCausalLM.from_config(transformers.LlamaConfig(**tiny)).eval())
 
@@ -44,7 +43,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_memory_is_not_taken_for_an_architecture(place, policy, batch, monkeypatch, caplog):
     expected = policy(batch, Needs()).logps
-    prefix_sharing.VERIFIED.clear()
+    verified.LONGEST.clear()
     fresh = Policy(policy.model)
     with monkeypatch.context() as patched:
         patched.setattr(".".join(PLACES[place]), full)
@@ -62,7 +61,7 @@ def test_memory_is_not_taken_for_an_architecture_that_cannot_write_from_shared_p
         patched.setattr(reading.SharedReading, "start", full)
         with pytest.raises(torch.OutOfMemoryError):
             reading_of(policy, PROMPTS, 2)
-    assert not prefix_sharing.VERIFIED
+    assert not any(verified.LONGEST.values())
     assert isinstance(reading_of(policy, PROMPTS, 2), SharedReading)
 
 

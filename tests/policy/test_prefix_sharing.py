@@ -1,5 +1,6 @@
 """A prompt computed once says of its completions what a row for each says, or the fall-back is taken and logged."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from prefopt import Batch, Needs
 from prefopt.policy import Policy
 from prefopt.policy.critic import Critic, ValueHead
-from prefopt.policy.rows import flex
+from prefopt.policy.rows import attention, flex
 from prefopt.policy.rows.attention import NAME, Segments
 from prefopt.policy.rows.layout import tree_mask
 from prefopt.policy.rows.prefix_sharing import PrefixSharing
@@ -137,6 +138,23 @@ def test_packed_rows_are_exact_under_gradient_checkpointing(make_model, gradient
 def test_exact_for_every_number_of_completions(completions, make_model, gradients):
     policy, batch = Policy(make_model("Llama", torch.float64)), groups(max(completions, 2)).first(completions)
     compare(policy, batch, Needs(), gradients, 1e-9)
+
+
+@pytest.mark.parametrize("way", ["packed", "masked"])
+@pytest.mark.parametrize("common", [1, 2, 8])
+def test_exact_where_completions_begin_alike(common, way, make_model, gradients):
+    """Some are the beginning of others, or the same."""
+    policy, batch = Policy(make_model("Llama", torch.float64)), groups()
+    policy._prefix_sharing.packs = way == "packed"
+    ids = batch.completion_ids.clone()
+    ids[..., :common] = ids[:, :1, :common]
+    compare(policy, dataclasses.replace(batch, completion_ids=ids * batch.mask), Needs(), gradients, 1e-9)
+
+
+def test_exact_where_long_completions_attend_in_blocks(make_model, gradients, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 3)
+    for name in ("Llama", "Mistral"):
+        compare(Policy(make_model(name, torch.float64)), groups(), Needs(), gradients, 1e-9)
 
 
 def test_one_completion_each_needs_no_mask(make_model):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from prefopt.policy.decode.growing import GrowingLayer, growing_cache
 from prefopt.policy.policy import Policy
-from prefopt.policy.rows import prefix_sharing
+from prefopt.policy.rows import verified
 from prefopt.policy.rows.attention import Prompts, use_segment_attention
+from prefopt.policy.rows.prefix_sharing import refuse_windows
 from prefopt.support.out_of_memory import reraise_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -113,12 +114,13 @@ def reading_of(policy: Policy, prompts: Sequence[Sequence[int]], copies: int) ->
     layers = growing_cache(policy.causal.config).layers
     if copies < 2 or not use_segment_attention(backbone) or not all(type(layer) is GrowingLayer for layer in layers):
         return Reading(policy)
-    kind = ("shared prompts", *prefix_sharing.numerics_key(backbone, policy.device))
+    kind = verified.key("shared prompts", backbone, policy.device)
     ranked = sorted(prompts, key=len)
-    compared, longest = prefix_sharing.VERIFIED.get(kind, 0), len(ranked[-1])
+    compared, longest = verified.longest(kind), len(ranked[-1])
     if compared != NEVER and longest > 2 * compared:
         doubt = _doubt(policy, [ranked[0], ranked[-1]])
-        compared = prefix_sharing.VERIFIED[kind] = NEVER if doubt else longest
+        compared = NEVER if doubt else longest
+        verified.remember(kind, compared)
         if doubt:
             log.info("%s cannot write from shared prompts (%s)", type(backbone).__name__, doubt)
     return Reading(policy) if compared == NEVER else SharedReading(policy)
@@ -130,7 +132,7 @@ def _doubt(policy: Policy, prompts: Sequence[Sequence[int]]) -> str:
     tokens = torch.tensor([[prompt[0], prompt[-1]] for prompt in prompts], device=policy.device).flatten()
     rows = torch.arange(1, len(tokens), device=policy.device)
     try:
-        prefix_sharing.refuse_windows(policy.causal.config.get_text_config())
+        refuse_windows(policy.causal.config.get_text_config())
         for steps, reading in zip(logits, (SharedReading(policy), Reading(policy)), strict=True):
             steps.append(reading.start(prompts, 2))
             steps.append(reading.step(tokens))

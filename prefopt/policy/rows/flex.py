@@ -151,17 +151,18 @@ def _listed(table: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int
     return table.sum(1, dtype=np.int32), np.argsort(~table, 1, kind="stable").astype(np.int32)
 
 
-def packed_in_blocks(batch: Batch, device: torch.device) -> Layout:
+def packed_in_blocks(batch: Batch, device: torch.device, padding: int | None = None) -> Layout:
     """`packed`, padded on the right to a multiple of `BLOCK`.
 
     Args:
         batch: B prompts × K completions.
         device: of the result.
+        padding: a token that is never the end of a completion; None for none.
 
     Raises:
         ValueError: a prompt without tokens.
     """
-    rows = packed(batch, torch.device("cpu"))
+    rows = packed(batch, torch.device("cpu"), padding)
     assert rows.segments is not None
     assert rows.positions is not None
     tokens = rows.input_ids.shape[1]
@@ -235,7 +236,12 @@ def use_flex_attention(backbone: PreTrainedModel) -> bool:
 
 
 def backward_differs(
-    backbone: Any, states: Callable[[Layout], Tensor], rows: Layout, alone: Sequence[Layout], tolerance: float
+    backbone: Any,
+    states: Callable[[Layout], Tensor],
+    rows: Layout,
+    alone: Sequence[Layout],
+    sizes: Sequence[int],
+    tolerance: float,
 ) -> str:
     """How the gradient of packed rows differs from that of plain ones, in words; "" if they agree or the model is not trained.
 
@@ -247,12 +253,12 @@ def backward_differs(
         states: [M, H] of a layout.
         rows: packed.
         alone: the same completions, each in a plain row, in order.
+        sizes: how many states each of these has.
         tolerance: of the difference, relative to the gradient's norm.
     """
     if not any(weight.requires_grad for weight in backbone.parameters()):
         return ""
     width, device = backbone.config.get_text_config().hidden_size, rows.input_ids.device
-    sizes = [len(layout.predicts) for layout in alone]
     draw = torch.Generator().manual_seed(0)
     weights = [torch.randn(size, width, generator=draw).to(device) for size in sizes]
     probe = torch.zeros(width, device=device, requires_grad=True)

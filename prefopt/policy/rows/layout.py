@@ -1,13 +1,13 @@
 """Layouts: how a batch of prompts × completions becomes rows of tokens for a model.
 
 A plain row is `prompt | y`. A shared row is `prompt | y_1 | … | y_K`: the prompt is computed once, and every completion sees the
-prompt and itself, at the positions that it would have alone. A packed row is all shared rows of a batch,
-one after another, without padding.
+prompt and itself, at the positions that it would have alone. Tokens with which all K completions begin are computed once, too, as
+if they were the prompt's. A packed row is all shared rows of a batch, one after another, without padding.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, compress, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,8 @@ class Layout:
         attention_mask: [N, L] int64; 1 on tokens, 0 on padding.
         predicts: [M] int64, for each True entry of `batch.mask` in order, the place in the flattened rows (n · L + l) whose
             hidden state predicts it. In shared rows the last token of a prompt predicts the first token of several completions.
-        last: [N] int64, the position of each row's last token.
+        own: [M] int64, likewise the place of the token itself.
+        ends: [C] int64, of each completion in the rows, in order, the place of its last token.
         branches: [N, L] int64 where a row is shared: 0 on the prompt, k on the k-th completion, another number on padding.
         positions: [N, L] int64 where a row is shared: position ids, the number of earlier tokens that a token attends to.
         segments: of the one row, where rows are packed.
@@ -35,7 +36,8 @@ class Layout:
     input_ids: Tensor
     attention_mask: Tensor
     predicts: Tensor
-    last: Tensor
+    own: Tensor
+    ends: Tensor
     branches: Tensor | None = None
     positions: Tensor | None = None
     segments: Segments | None = None
@@ -68,7 +70,9 @@ class Layout:
         return int(self.attention_mask.sum()), self.attention_mask.numel()
 
 
-def padded(batch: Batch, device: torch.device, width: int | None = None, *, whole: bool = False) -> Layout:
+def padded(
+    batch: Batch, device: torch.device, width: int | None = None, *, whole: bool = False, padding: int | None = None
+) -> Layout:
     """Rows `prompt | completion`, or `prompt | y_1 | y_2 | …` where that is less to compute; at least one row.
 
     The rows of a prompt depend on that prompt and its completions alone, not on the rest of the batch. Padding is on the right, so
@@ -80,56 +84,94 @@ def padded(batch: Batch, device: torch.device, width: int | None = None, *, whol
         device: of the result.
         width: H, of the decoder that will read the rows; None for plain rows.
         whole: rows are read whole and no token is predicted, so a prompt may be without tokens.
+        padding: a token that is never the end of a completion; None for none.
 
     Raises:
         ValueError: a prompt without tokens: nothing would predict the first token of its completions.
     """
-    rows = [
-        (prompt, part)
-        for prompt, completions in _groups(batch, whole)
-        for part in _divided(len(prompt), completions, width)
-    ]
+    rows = [part for group in _groups(batch, whole) for part in _divided(group, width)]
     # Most models cannot read zero rows: a micro-batch of absent completions gets one that predicts nothing.
     rows = rows or [EMPTY]
-    sizes = [_size(row) for row in rows]
+    sizes = [row.size for row in rows]
     longest = max(sizes)
-    flat = _flat(rows, [row * longest for row in range(len(rows))], len(rows) * longest)
-    last = torch.tensor(sizes) - 1
-    shared = any(len(part) > 1 for _, part in rows)
+    flat = _flat(rows, [row * longest for row in range(len(rows))], len(rows) * longest, padding)
+    shared = any(len(row.completions) > 1 for row in rows)
     branches = torch.where(flat.branches < 0, batch.mask.shape[1] + 1, flat.branches).view(-1, longest)
     layout = Layout(
         input_ids=flat.ids.view(-1, longest),
-        attention_mask=(torch.arange(longest) <= last[:, None]).long(),
+        attention_mask=(torch.arange(longest) < torch.tensor(sizes)[:, None]).long(),
         predicts=flat.predicts,
-        last=last,
+        own=flat.own,
+        ends=flat.ends,
         branches=branches if shared else None,
         positions=flat.positions.view(-1, longest) if shared else None,
     )
     return layout.to(device)
 
 
-def packed(batch: Batch, device: torch.device) -> Layout:
+def packed(batch: Batch, device: torch.device, padding: int | None = None) -> Layout:
     """One row `prompt | y_1 | y_2 | … | prompt | y_1 | …` without padding, for attention by segments.
 
     Args:
         batch: B prompts × K completions.
         device: of the result.
+        padding: a token that is never the end of a completion; None for none.
 
     Raises:
         ValueError: a prompt without tokens.
     """
-    rows = [row for row in _groups(batch) if row[1]] or [EMPTY]
-    ends = list(accumulate(map(_size, rows)))
-    flat = _flat(rows, [0, *ends[:-1]], ends[-1])
+    rows = [_joined(group) for group in _groups(batch) if group.completions] or [EMPTY]
+    *begins, total = accumulate((row.size for row in rows), initial=0)
+    flat = _flat(rows, begins, total, padding)
     layout = Layout(
         input_ids=flat.ids[None],
-        attention_mask=torch.ones(1, ends[-1], dtype=torch.long),
+        attention_mask=torch.ones(1, total, dtype=torch.long),
         predicts=flat.predicts,
-        last=torch.tensor([ends[-1] - 1]),
+        own=flat.own,
+        ends=flat.ends,
         positions=flat.positions[None],
-        segments=Segments([(len(prompt), [len(tokens) for tokens, _ in part]) for prompt, part in rows]),
+        segments=Segments([(len(row.prompt) + row.common, [size for size in row.sizes if size]) for row in rows]),
     )
     return layout.to(device)
+
+
+PredictedTokens = tuple[list[int], list[bool]]
+"""A completion's tokens up to the last one in the mask, and its mask."""
+
+
+class Group(NamedTuple):
+    """A prompt and the completions that follow it in one row.
+
+    Attributes:
+        prompt: its tokens.
+        completions: whole.
+        common: how many tokens, with which all of them begin, follow the prompt but once.
+    """
+
+    prompt: tuple[int, ...]
+    completions: Sequence[PredictedTokens]
+    common: int = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each completion behind the common ones."""
+        return [len(tokens) - self.common for tokens, _ in self.completions]
+
+    @property
+    def size(self) -> int:
+        """Tokens in all."""
+        return len(self.prompt) + self.common + sum(self.sizes)
+
+
+EMPTY = Group((0,), ())
+
+
+def _joined(group: Group) -> Group:
+    """The same with what its completions have in common counted; nothing for a single one."""
+    if len(group.completions) < 2:
+        return group
+    columns = zip(*(tokens for tokens, _ in group.completions), strict=False)
+    return group._replace(common=sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
 class _Flat(NamedTuple):
@@ -139,32 +181,38 @@ class _Flat(NamedTuple):
     branches: Tensor
     positions: Tensor
     predicts: Tensor
+    own: Tensor
+    ends: Tensor
 
 
-def _flat(rows: Sequence["Group"], begins: Sequence[int], size: int) -> _Flat:
-    """Rows completions at these offsets, into flat tensors of `size` tokens."""
+def _flat(rows: Sequence[Group], begins: Sequence[int], size: int, padding: int | None = None) -> _Flat:
+    """Rows that begin at these offsets, in flat tensors of `size` tokens."""
     ids, positions = torch.zeros(2, size, dtype=torch.long)
     branches = torch.full((size,), -1)
     predicts: list[int] = []
-    for begin, (prompt, part) in zip(begins, rows, strict=True):
-        first = start = begin + len(prompt)
-        ids[begin:start] = torch.tensor(prompt)
+    own: list[int] = []
+    ends: list[int] = []
+    for begin, (prompt, part, common) in zip(begins, rows, strict=True):
+        trunk = [*prompt, *(part[0][0][:common] if part else ())]
+        after = begin + len(prompt)
+        start = first = begin + len(trunk)
+        ids[begin:start] = torch.tensor(trunk, dtype=torch.long)
         branches[begin:start] = 0
-        positions[begin:start] = torch.arange(len(prompt))
+        positions[begin:start] = torch.arange(len(trunk))
         for k, (tokens, mask) in enumerate(part, 1):
-            end = start + len(tokens)
-            ids[start:end] = torch.tensor(tokens)
+            end = start + len(tokens) - common
+            ids[start:end] = torch.tensor(tokens[common:], dtype=torch.long)
             branches[start:end] = k
-            positions[start:end] = torch.arange(len(prompt), len(prompt) + len(tokens))
-            predicts += [first - 1] * mask[0]
-            predicts += [start + t - 1 for t in range(1, len(mask)) if mask[t]]
+            positions[start:end] = torch.arange(len(trunk), len(trunk) + end - start)
+            places = [*range(after, first), *range(start, end)]
+            own += compress(places, mask)
+            predicts += compress([after - 1, *places], mask)
+            read = [*zip((*range(begin, after), *places), (*prompt, *tokens), strict=True)]
+            ends.append(next((place for place, token in reversed(read) if token != padding), begin))
             start = end
-    return _Flat(ids, branches, positions, torch.tensor(predicts, dtype=torch.long))
-
-
-def _size(row: "Group") -> int:
-    prompt, part = row
-    return len(prompt) + sum(len(tokens) for tokens, _ in part)
+    return _Flat(
+        ids, branches, positions, *(torch.tensor(places, dtype=torch.long) for places in (predicts, own, ends))
+    )
 
 
 def tree_mask(rows: Layout, dtype: torch.dtype, window: int | None = None) -> Tensor:
@@ -196,15 +244,6 @@ def single_completions(batch: Batch) -> list[Batch]:
     ]
 
 
-PredictedTokens = tuple[list[int], list[bool]]
-"""A completion's tokens up to the last one in the mask, and its mask."""
-
-Group = tuple[tuple[int, ...], Sequence[PredictedTokens]]
-"""A prompt and the completions that follow it in one row."""
-
-EMPTY: Group = ((0,), ())
-
-
 def _groups(batch: Batch, whole: bool = False) -> list[Group]:
     """Each prompt with its completions that are present."""
     if not whole and not all(batch.prompt_ids):
@@ -212,27 +251,27 @@ def _groups(batch: Batch, whole: bool = False) -> list[Group]:
     lengths = batch.lengths.tolist()
     ids, masks = batch.completion_ids.tolist(), batch.mask.tolist()
     return [
-        (prompt, [(tokens[:n], mask[:n]) for tokens, mask, n in zip(*row, strict=True) if n])
+        Group(prompt, [(tokens[:n], mask[:n]) for tokens, mask, n in zip(*row, strict=True) if n])
         for prompt, *row in zip(batch.prompt_ids, ids, masks, lengths, strict=True)
     ]
 
 
-def _divided(prompt: int, completions: Sequence[PredictedTokens], width: int | None) -> list[Sequence[PredictedTokens]]:
+def _divided(group: Group, width: int | None) -> list[Group]:
     """The completions of one prompt, divided into rows such that a decoder of this width computes least.
 
     A layer spends about 24·H² on a token, and 4·H on each token that it attends to: all L of a shared row, because a tree mask has
     no fast path, half of them in a plain row.
     """
 
-    def cost(part: Sequence[PredictedTokens]) -> float:
-        length = prompt + sum(len(tokens) for tokens, _ in part)
-        return length * (6 * (width or 0) + length / (1 if len(part) > 1 else 2))
+    def cost(row: Group) -> float:
+        return row.size * (6 * (width or 0) + row.size / (1 if len(row.completions) > 1 else 2))
 
+    completions = group.completions
     cuts = [
-        [completions[i : i + size] for i in range(0, len(completions), size)]
+        [_joined(Group(group.prompt, completions[i : i + size])) for i in range(0, len(completions), size)]
         for size in _sizes(len(completions), width)
     ]
-    return min(cuts, key=lambda parts: sum(map(cost, parts)))
+    return min(cuts, key=lambda rows: sum(map(cost, rows)))
 
 
 def _sizes(count: int, width: int | None) -> list[int]:

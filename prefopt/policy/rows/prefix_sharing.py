@@ -1,14 +1,15 @@
 """Hidden states of a batch from a decoder, computing a prompt once for all of its completions where that is exact."""
 
 import logging
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.policy.compat import WINDOWS, attention_of, is_sharded
-from prefopt.policy.rows import flex
+from prefopt.policy.rows import flex, verified
 from prefopt.policy.rows.attention import NAME, use_segment_attention
 from prefopt.policy.rows.layout import Layout, packed, padded, single_completions, tree_mask
 from prefopt.support.out_of_memory import reraise_out_of_memory
@@ -17,71 +18,89 @@ from prefopt.types import Batch
 
 log = logging.getLogger(__name__)
 
-VERIFIED: dict[tuple[Any, ...], int] = {}
-"""The longest rows that were found exact in this process, by `numerics_key`: one comparison serves all runs of a study."""
-
 
 class PrefixSharing:
     """Runs a decoder without its head on a batch, with each prompt computed once for all of its completions where possible.
 
     Three layouts are tried in this order: all rows packed into one, with attention by segments (on GPUs in blocks, `rows.flex`);
     padded rows that share a prompt, with a tree mask; a row for each completion. Whether a layout is exact is checked on the first
-    batch, by comparison with each completion alone, and again on rows more than twice as long as any compared before, because some
-    differences, such as a window, appear only in long rows.
+    batch, by comparison with completions alone, and again on rows more than twice as long as any compared before (`verified`),
+    because some differences, such as a window, appear only in long rows.
+
+    Args:
+        places: which states are wanted, by the name of their places in `Layout`.
+        padding: a token that is never the end of a completion, for "ends".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Literal["predicts", "own", "ends"] = "predicts", padding: int | None = None) -> None:
+        self.places = attrgetter(places)
+        self.whole = places != "predicts"
+        self.padding = padding
         self.packs = True
         self.shares = True
         self._compared = 0
 
     def __call__(self, backbone: Any, batch: Batch) -> Tensor:
-        """[M, H], the hidden states that predict the tokens of the batch's mask, in order.
+        """[M, H], the hidden states at these places: in order, of the batch's mask or of its completions.
 
         Args:
             backbone: from `AutoModel`, or the part of a causal LM below its head; the same in every call.
             batch: prompts and completions.
         """
-        rows = self._rows(backbone, batch)
+        rows, states = self._rows(backbone, batch), None
         if rows.shared and is_sharded(backbone.parameters()):
             # Processes would compare at different times, and wait for each other's weights.
             self.shares = False
             log.info("%s is sharded: using a row for each completion", type(backbone).__name__)
             rows = self._rows(backbone, batch)
-        while rows.shared and rows.longest > 2 * self._compared:
-            self._compared = VERIFIED.get(_layout_key(backbone, rows), 0)
+        while rows.shared and len(self.places(rows)) and rows.longest > 2 * self._compared:
+            self._compared = verified.longest(_way(backbone, rows))
             if rows.longest > 2 * self._compared:
-                self._compare(backbone, batch, rows)
+                states = self._compare(backbone, batch, rows, not (torch.is_grad_enabled() or _draws(backbone)))
                 rows = self._rows(backbone, batch)
         counted(rows.tokens)
-        return _states(backbone, rows)
+        return self._at(rows, _states(backbone, rows)) if states is None else states
+
+    def _at(self, rows: Layout, states: Tensor) -> Tensor:
+        return states.flatten(0, 1)[self.places(rows)]
 
     def _rows(self, backbone: Any, batch: Batch) -> Layout:
         device = next(backbone.parameters()).device
-        if not self.shares:
-            return padded(batch, device)
+        if not self.shares or not all(batch.prompt_ids):
+            return self._plain(batch, device)
         if self.packs and use_segment_attention(backbone):
-            return packed(batch, device)
+            return packed(batch, device, self.padding)
         if self.packs and flex.use_flex_attention(backbone):
-            return flex.packed_in_blocks(batch, device)
-        return padded(batch, device, backbone.config.get_text_config().hidden_size)
+            return flex.packed_in_blocks(batch, device, self.padding)
+        return padded(batch, device, backbone.config.get_text_config().hidden_size, padding=self.padding)
+
+    def _plain(self, batch: Batch, device: torch.device) -> Layout:
+        return padded(batch, device, whole=self.whole, padding=self.padding)
 
     @torch.no_grad()
-    def _compare(self, backbone: Any, batch: Batch, whole: Layout) -> None:
-        """Check shared rows on the longest and the shortest of the batch; if they are not exact, give this layout up."""
+    def _compare(self, backbone: Any, batch: Batch, whole: Layout, reuse: bool) -> Tensor | None:
+        """Check shared rows on the longest and the shortest of the batch; if they are not exact, give this layout up.
+
+        Returns:
+            Where `reuse`, and they are exact: the states of the whole batch, which need not be computed again.
+        """
         prompts = [batch.rows(slice(row, row + 1)) for row in range(len(batch))]
-        sizes = {row: rows.longest for row, one in enumerate(prompts) if (rows := self._rows(backbone, one)).shared}
-        extremes = batch.rows(torch.tensor([max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)]))
-        rows = self._rows(backbone, extremes)
+        laid_out = {row: self._rows(backbone, one) for row, one in enumerate(prompts) if one.mask.any()}
+        sizes = {row: rows.longest for row, rows in laid_out.items() if rows.shared}
+        extremes = sorted({max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)})
+        reuse = reuse and not isinstance(whole.segments, flex.BlockSegments)  # these take their own gradient
+        few, compared = (batch, extremes) if reuse else (batch.rows(torch.tensor(extremes)), range(len(extremes)))
         training = backbone.training
         backbone.eval()  # anything random in training mode would make the two differ
         try:
-            mismatch = _mismatch(backbone, extremes, rows)
+            mismatch, states = self._mismatch(backbone, few, compared)
         finally:
             backbone.train(training)
         if not mismatch:
-            self._compared = VERIFIED[_layout_key(backbone, whole)] = whole.longest
-        elif rows.segments is not None:
+            self._compared = whole.longest
+            verified.remember(_way(backbone, whole), whole.longest)
+            return states if reuse else None
+        if whole.segments is not None:
             self.packs, self._compared = False, 0
             log.info("%s cannot attend by segments (%s)", type(backbone).__name__, mismatch)
         else:
@@ -91,49 +110,66 @@ class PrefixSharing:
                 type(backbone).__name__,
                 mismatch,
             )
+        return None
 
+    def _mismatch(self, backbone: Any, batch: Batch, compared: Sequence[int]) -> tuple[str, Tensor | None]:
+        """How shared rows differ from plain ones, in words, "" if they agree; and their states.
 
-def _layout_key(backbone: Any, rows: Layout) -> tuple[Any, ...]:
-    return "packed" if rows.segments else "masked", *numerics_key(backbone, rows.input_ids.device)
-
-
-def numerics_key(backbone: Any, device: torch.device) -> tuple[Any, ...]:
-    """Everything but the lengths of rows that decides whether a way to compute is exact for a model."""
-    config = {key: value for key, value in backbone.config.to_dict().items() if key != "_name_or_path"}
-    low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return type(backbone), str(config), backbone.dtype, device.type, low
-
-
-def _mismatch(backbone: Any, batch: Batch, rows: Layout) -> str:
-    """How shared rows differ from plain ones, in words; "" if they agree."""
-    device = rows.input_ids.device
-    alone = [padded(one, device) for one in single_completions(batch)]
-    low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
-    expected = torch.cat([_states(backbone, one) for one in alone]).float()
-    try:
-        worst = (expected - _states(backbone, rows).float()).abs().max().item()
+        Compared are the first and the last completion of these prompts, between which the others lie.
+        """
+        device = next(backbone.parameters()).device
+        try:
+            rows = self._rows(backbone, batch)
+            states = self._at(rows, _states(backbone, rows))
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+            reraise_out_of_memory(error)
+            return f"{type(error).__name__}: {error}", None
+        alone = [self._plain(one, device) for one in single_completions(batch)]
+        parts = states.split([len(self.places(row)) for row in alone])
+        numbers = [(prompt, n) for n, prompt in enumerate(batch.present.nonzero()[:, 0].tolist()) if prompt in compared]
+        chosen = {*dict(numbers).values(), *dict(reversed(numbers)).values()}
+        expected = torch.cat([self._at(alone[n], _states(backbone, alone[n])) for n in sorted(chosen)]).float()
+        actual = torch.cat([parts[n] for n in sorted(chosen)]).float()
+        low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
+        worst = (expected - actual).abs().max().item()
         if worst > (2**-5 if low else 1e-4) * max(expected.abs().max().item(), 1.0):
-            return f"states differ by {worst:.2g}"
+            return f"states differ by {worst:.2g}", None
         if isinstance(rows.segments, flex.BlockSegments):
-            states = partial(_states, backbone)
-            return flex.backward_differs(backbone, states, rows, alone, 2**-4 if low else 1e-3)
-    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
-        reraise_out_of_memory(error)
-        return f"{type(error).__name__}: {error}"
-    return ""
+            return self._backward_mismatch(backbone, rows, alone, 2**-4 if low else 1e-3), None
+        return "", states
+
+    def _backward_mismatch(self, backbone: Any, rows: Layout, alone: Sequence[Layout], tolerance: float) -> str:
+        """The same of gradients."""
+        sizes = [len(self.places(row)) for row in alone]
+        try:
+            return flex.backward_differs(
+                backbone, lambda layout: self._at(layout, _states(backbone, layout)), rows, alone, sizes, tolerance
+            )
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+            reraise_out_of_memory(error)
+            return f"{type(error).__name__}: {error}"
+
+
+def _draws(backbone: Any) -> bool:
+    """Whether a model has dropout, and it is on."""
+    own = backbone.training and getattr(backbone.config.get_text_config(), "attention_dropout", 0)
+    return bool(own) or any(isinstance(m, nn.Dropout) and m.training and m.p for m in backbone.modules())
+
+
+def _way(backbone: Any, rows: Layout) -> tuple[Any, ...]:
+    return verified.key("packed" if rows.segments else "masked", backbone, rows.input_ids.device)
 
 
 def _states(backbone: Any, rows: Layout) -> Tensor:
-    if not rows.shared:
-        # A causal model does not see right padding; without a mask, attention takes its fast causal path.
-        output = backbone(input_ids=rows.input_ids, use_cache=False)
-        return rows.predicting(output.last_hidden_state)
-    more: dict[str, Any] = {} if rows.segments is None else {"segments": rows.segments}
-    masks = tree_masks(rows, backbone.config.get_text_config(), backbone.dtype)
-    output = backbone(
-        input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.positions, use_cache=False, **more
-    )
-    return rows.predicting(output.last_hidden_state)
+    """[N, L, H]."""
+    more: dict[str, Any] = {}
+    if rows.shared:
+        masks = tree_masks(rows, backbone.config.get_text_config(), backbone.dtype)
+        more = {"attention_mask": masks, "position_ids": rows.positions}
+        more |= {} if rows.segments is None else {"segments": rows.segments}
+    # A causal model does not see right padding; without a mask, attention takes its fast causal path.
+    states: Tensor = backbone(input_ids=rows.input_ids, use_cache=False, **more).last_hidden_state
+    return states
 
 
 def refuse_windows(config: Any) -> None:
