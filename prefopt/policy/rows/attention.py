@@ -6,6 +6,7 @@ For CPUs, where the overhead of a call is small. On a GPU many small calls would
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,32 +110,39 @@ def segment_attention(
         iter(whole.split(segments.sizes, 2)) for whole in (query, repeat_kv(key, copies), repeat_kv(value, copies))
     )
 
-    def attend(before: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        own = query.shape[2]
-        if not before and (sliding_window is None or own <= sliding_window):
-            return nn.functional.scaled_dot_product_attention(
-                query, key, value, None, dropout, is_causal=True, scale=scaling
-            )
-        blocks = []
-        for part in query.split(BLOCK if own >= 2 * BLOCK else own, 2):
-            after = before + part.shape[2]
-            mask = segments.mask(before, part.shape[2], sliding_window, query)
-            blocks.append(
-                nn.functional.scaled_dot_product_attention(
-                    part, key[:, :, :after], value[:, :, :after], mask, dropout, scale=scaling
-                )
-            )
-            before = after
-        return torch.cat(blocks, 2)
-
+    attend = partial(_attend, segments, sliding_window, dropout=dropout, scale=scaling)
     outputs = []
     for prompt, completions in segments.groups:
         keys_before, values_before = next(keys), next(values)
-        outputs.append(attend(0, next(queries), keys_before, values_before))
+        outputs.append(attend(next(queries), keys_before, values_before))
         for _ in completions:
             seen = (torch.cat([one, next(rest)], 2) for one, rest in ((keys_before, keys), (values_before, values)))
-            outputs.append(attend(prompt, next(queries), *seen))
+            outputs.append(attend(next(queries), *seen))
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _attend(
+    segments: Segments,
+    window: int | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """Attention of a segment, [1, heads, n, D], whose keys and values are those of what it follows and then its own."""
+    own, length = query.shape[2], key.shape[2]
+    attend = partial(nn.functional.scaled_dot_product_attention, dropout_p=dropout, scale=scale)
+    if own == length and (window is None or own <= window):
+        return attend(query, key, value, is_causal=True)
+    blocks = []
+    before = length - own
+    for part in query.split(BLOCK if own >= 2 * BLOCK else own, 2):
+        seen = before + part.shape[2]
+        mask = segments.mask(before, part.shape[2], window, query)
+        blocks.append(attend(part, key[:, :, :seen], value[:, :, :seen], mask))
+        before = seen
+    return torch.cat(blocks, 2)
 
 
 def _refuse(others: Mapping[str, Any]) -> None:
