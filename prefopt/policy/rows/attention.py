@@ -112,7 +112,7 @@ def segment_attention(
 
     attend = partial(_attend, segments, sliding_window, dropout=dropout, scale=scaling)
     outputs = []
-    for prompt, completions in segments.groups:
+    for _, completions in segments.groups:
         keys_before, values_before = next(keys), next(values)
         outputs.append(attend(next(queries), keys_before, values_before))
         for _ in completions:
@@ -142,7 +142,7 @@ def _attend(
         mask = segments.mask(before, part.shape[2], window, query)
         blocks.append(attend(part, key[:, :, :seen], value[:, :, :seen], mask))
         before = seen
-    return torch.cat(blocks, 2)
+    return torch.cat(blocks, 2) if len(blocks) > 1 else blocks[0]
 
 
 def _refuse(others: Mapping[str, Any]) -> None:
