@@ -71,14 +71,9 @@ class SharedReading(Reading):
         logits = super().start(prompts, 1)
         lengths = [len(prompt) for prompt in prompts]
         held: list[Any] = self.cache.layers
-        self.prompts = Prompts(
-            [
-                [(layer.keys[p : p + 1, :, -n:], layer.values[p : p + 1, :, -n:]) for p, n in enumerate(lengths)]
-                for layer in held
-            ]
-        )
-        self.cache = growing_cache(self.policy.causal.config)
         self.owner = torch.arange(len(prompts)).repeat_interleave(copies)
+        self.prompts = Prompts(((layer.keys, layer.values) for layer in held), lengths, self.owner)
+        self.cache = growing_cache(self.policy.causal.config)
         self.read = torch.tensor(lengths, device=self.policy.device).repeat_interleave(copies)
         return logits.repeat_interleave(copies, 0)
 
@@ -86,10 +81,10 @@ class SharedReading(Reading):
         """Go on with these rows alone, in ascending order."""
         self.cache.batch_select_indices(rows)
         self.owner, self.read = self.owner[rows.cpu()], self.read[rows]
+        self.prompts.follow(self.owner)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each row, [N]; logits [N, V] of the next."""
-        self.prompts.rows = self.owner.bincount(minlength=len(self.prompts.layers[0])).tolist()
         logits = self.policy.model(
             input_ids=tokens[:, None],
             # Of four dimensions, as of a mask that is to be taken as it is; this attention does not look at it.

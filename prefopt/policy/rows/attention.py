@@ -4,10 +4,10 @@ For CPUs, where the overhead of a call is small. On a GPU many small calls would
 (`layout.tree_mask`) is faster.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,17 +53,61 @@ class Segments:
         return self._masks[key]
 
 
-@dataclass
+class Continued(NamedTuple):
+    """Prompts of one length that equally many rows continue, which attend in one call.
+
+    Attributes:
+        length: the number of their length.
+        prompts: [P], their numbers among those of the length; None for all.
+        rows: [P, R], the rows that continue each.
+    """
+
+    length: int
+    prompts: Tensor | None
+    rows: Tensor
+
+
 class Prompts:
     """Keys and values of prompts that rows continue.
 
-    Attributes:
-        layers: of each layer and prompt, keys and values [1, kv heads, length, D].
-        rows: how many rows continue each prompt; rows are in the order of the prompts.
+    Args:
+        layers: of each layer, keys and values [P, kv heads, L, D], right-aligned.
+        lengths: of the prompts, in tokens.
+        owner: [N] int64, the prompt that each row continues.
     """
 
-    layers: Sequence[Sequence[tuple[Tensor, Tensor]]]
-    rows: Sequence[int] = ()
+    def __init__(self, layers: Iterable[tuple[Tensor, Tensor]], lengths: Sequence[int], owner: Tensor):
+        sizes = sorted(set(lengths))
+        self.groups = [torch.tensor([p for p, n in enumerate(lengths) if n == size]) for size in sizes]
+        self.layers = [
+            [tuple(part[group, :, -size:] for part in layer) for group, size in zip(self.groups, sizes, strict=True)]
+            for layer in layers
+        ]
+        self.follow(owner)
+
+    def follow(self, owner: Tensor) -> None:
+        """Go on with rows that continue these prompts, [N], in ascending order."""
+        counts = owner.bincount(minlength=sum(map(len, self.groups)))
+        begins = counts.cumsum(0) - counts
+        self.parts: list[Continued] = []
+        for number, group in enumerate(self.groups):
+            for count in sorted({*counts[group].tolist()} - {0}):
+                own = (counts[group] == count).nonzero()[:, 0]
+                rows = begins[group[own], None] + torch.arange(count)
+                self.parts.append(Continued(number, None if len(own) == len(group) else own, rows))
+        self.order = torch.cat([part.rows.flatten() for part in self.parts]).argsort()
+
+    def attend(self, layer: int, query: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
+        """What each row's prompt says to it, [N, kv heads, queries, D], and the logarithm of its normaliser."""
+        outputs: list[tuple[Tensor, Tensor]] = []
+        for length, prompts, rows in self.parts:
+            keys, values = (part if prompts is None else part[prompts] for part in self.layers[layer][length])
+            queries = query[rows].transpose(1, 2).flatten(2, 3)  # of one prompt they are positions
+            seen, log = flash_attention_cpu(queries, keys, values, scaling)
+            both = (part.unflatten(2, (rows.shape[1], -1)).transpose(1, 2).flatten(0, 1) for part in (seen, log))
+            outputs.append((next(both), next(both)))
+        seen, log = (torch.cat(parts)[self.order] for parts in zip(*outputs, strict=True))
+        return seen, log
 
 
 def segment_attention(
@@ -157,15 +201,7 @@ def _after_prompts(
     rows, heads, _, size = query.shape
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)  # queries that share keys become positions
     own, own_log = flash_attention_cpu(grouped, key, value, scaling)
-    parts = []
-    for of_prompt, (keys, values) in zip(
-        grouped.split(list(prompts.rows)), prompts.layers[module.layer_idx], strict=True
-    ):
-        if len(of_prompt):
-            seen, log = flash_attention_cpu(of_prompt.transpose(0, 1).flatten(1, 2)[None], keys, values, scaling)
-            parts.append((seen.unflatten(2, (len(of_prompt), -1)), log.unflatten(2, (len(of_prompt), -1))))
-    before = torch.cat([seen[0].transpose(0, 1) for seen, _ in parts])
-    before_log = torch.cat([log[0].transpose(0, 1) for _, log in parts])
+    before, before_log = prompts.attend(module.layer_idx, grouped, scaling)
     share = torch.sigmoid(before_log - own_log)[..., None].to(own.dtype)
     return (share * before + (1 - share) * own).view(rows, 1, heads, size)
 
