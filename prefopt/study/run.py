@@ -154,7 +154,7 @@ def _results(planned: StudyPlan) -> list[RunOfArm]:
 
 
 def _run_phases(planned: StudyPlan, executor: Executor, show: "Progress") -> None:
-    """Stages, tuning, arms; nothing is decided by a phase that was not whole."""
+    """Stages, tuning, arms; nothing is decided by a phase that was not whole. Untuned arms wait for their own stages alone."""
 
     def execute(jobs: Sequence[Job]) -> Iterator[Outcome]:
         for outcome in checked_outcomes(executor, jobs):
@@ -163,7 +163,8 @@ def _run_phases(planned: StudyPlan, executor: Executor, show: "Progress") -> Non
         if asked_to_stop(planned.folder) and any(not job.finished for job in jobs):
             raise _AskedToStopError
 
-    for stage in planned.stages():
+    stages, together = planned.stages(), executor.takes_stages and planned.study.tune is None
+    for stage in [] if together else stages:
         for outcome in execute([job for job in stage if not job.finished]):
             show(outcome)
     settings: Mapping[str, Mapping[str, Any]] = {}
@@ -173,7 +174,8 @@ def _run_phases(planned: StudyPlan, executor: Executor, show: "Progress") -> Non
     arms = planned.arms(settings)
     for job in (job for job in arms if job.name in untunable):
         show(record_failure(job, "no trial of it finished", "no trial of it finished: see tuning/\n"))
-    for outcome in execute([job for job in arms if not job.finished and job.name not in untunable]):
+    before = [job for stage in stages for job in stage] if together else []
+    for outcome in execute([job for job in (*before, *arms) if not job.finished and job.name not in untunable]):
         show(outcome)
 
 

@@ -34,7 +34,13 @@ class Executor(Protocol):
         class OneByOne(Executor):
             def run(self, jobs):
                 return map(perform, jobs)
+
+    Attributes:
+        takes_stages: whether `run` may be given jobs together with those that they read from (`job.after`), and starts none before
+            these have ended; otherwise it is called for a stage after the other, and at last for the arms.
     """
+
+    takes_stages: bool = False
 
     def __enter__(self) -> Self:
         return self

@@ -30,17 +30,20 @@ class LocalProcesses(Executor):
         number: of processes; several GPUs are assigned to them in turn.
     """
 
+    takes_stages = True
+
     def __init__(self, number: int):
         self.number = number
         self.idle: list[_Worker] = []
         self.working: dict[Any, tuple[_Worker, Job]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Start the jobs in their order, as processes become free."""
-        waiting = list(reversed(jobs))
+        """Start the jobs in their order, as processes become free; one that reads from another waits until that has ended."""
+        waiting = list(jobs)
         while waiting or self.working:
-            while waiting and len(self.working) < self.number:
-                self._assign(waiting.pop())
+            while len(self.working) < self.number and (job := first_ready(waiting, self._worked_on())):
+                waiting.remove(job)
+                self._assign(job)
             for pipe in connection.wait(list(self.working)):
                 worker, job = self.working.pop(pipe)
                 try:
@@ -53,6 +56,9 @@ class LocalProcesses(Executor):
                     why = f"its process ended with exit code {worker.process.exitcode}"
                     outcome = record_failure(job, why, f"{why}: killed, or out of memory\n")
                 yield outcome
+
+    def _worked_on(self) -> list[Job]:
+        return [job for _, job in self.working.values()]
 
     def _assign(self, job: Job) -> None:
         """Give a job to an idle process, or to a new one."""
@@ -72,6 +78,15 @@ class LocalProcesses(Executor):
         for worker in (*self.idle, *(worker for worker, _ in self.working.values())):
             worker.process.join()
         self.idle, self.working = [], {}
+
+
+def first_ready(waiting: Sequence[Job], working: Sequence[Job]) -> Job | None:
+    """The first job that waits and reads from none which waits or is worked on; None where there is none.
+
+    One that reads from a job which has failed is ready: it is to say so.
+    """
+    open_folders = {job.folder for job in (*waiting, *working)}
+    return next((job for job in waiting if open_folders.isdisjoint(job.after)), None)
 
 
 @dataclass(frozen=True)

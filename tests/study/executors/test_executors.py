@@ -1,8 +1,10 @@
 """Executors: a study's result does not depend on where its jobs run, and an executor that loses jobs is noticed."""
 
+import dataclasses
 import json
 import multiprocessing
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,6 +18,7 @@ from rich.console import Console
 from prefopt import PrefoptError
 from prefopt.study import Executor, LocalProcesses, Outcome, Study, ThisProcess, perform, run_study
 from prefopt.study.executors import checked_outcomes
+from prefopt.study.executors.local_processes import first_ready
 from prefopt.study.jobs import Job
 from prefopt.support import dates
 
@@ -45,6 +48,11 @@ class Writing(Job):
     def run(self, console: Console, pause: Any = None) -> None:
         if self.recipe == "fails":
             raise ValueError("first line\nsecond line")
+        if self.recipe == "waits for c":
+            other, until = self.folder.parents[1] / "c" / "seed-0" / "summary.json", time.monotonic() + 60
+            while not other.exists():
+                assert time.monotonic() < until, "c has not begun"
+                time.sleep(0.05)
         console.print(f"this is {self}")
         self.folder.mkdir(parents=True)
         (self.folder / "summary.json").write_text("{}")
@@ -153,6 +161,24 @@ def test_a_job_that_an_executor_forgets_has_failed(jobs: list[Job]) -> None:
     why = "Forgetful.run has ended without an outcome of it"
     assert outcomes_of(Forgetful(), jobs) == [("a", None), ("b", why), ("c", why)]
     assert why in (jobs[2].folder / "error.txt").read_text()
+
+
+def test_a_job_is_passed_over_until_what_it_reads_from_has_ended(jobs: list[Job]) -> None:
+    a, b, c = jobs
+    b, last = (dataclasses.replace(job, after=(of.folder,)) for job, of in ((b, a), (c, b)))
+    assert first_ready([last, b, a, c], []) == a
+    assert first_ready([last, b], [a]) is None
+    assert first_ready([last, b], []) == b  # a has ended, and if it failed, b says so
+    assert first_ready([], [b]) is None
+
+
+@pytest.mark.slow
+def test_processes_do_not_stand_idle_while_another_job_is_waited_for(jobs: list[Job]) -> None:
+    a, b, c = jobs
+    a = dataclasses.replace(a, recipe="waits for c")
+    b = dataclasses.replace(b, recipe=None, after=(a.folder,))
+    with LocalProcesses(2) as executor:
+        assert outcomes_of(executor, [a, b, c]) == [("c", None), ("a", None), ("b", None)]
 
 
 def test_a_job_that_left_nothing_in_its_folder_has_failed(jobs: list[Job]) -> None:
