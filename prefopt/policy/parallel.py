@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
+from prefopt.support.threads import phase
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler, lengths_of
 
 Key = TypeVar("Key", bound=Hashable)
@@ -130,7 +131,10 @@ def forward(
         tokens: in a micro-batch, at most; likewise.
     """
     shards = shard(batch, size, accelerator, tokens)
-    with accelerator.autocast():  # a reference is not prepared by accelerate, and must do the policy's arithmetic
+    with (
+        phase("scoring"),
+        accelerator.autocast(),
+    ):  # a reference is not prepared by accelerate, and must do the policy's arithmetic
         parts = [model(batch.rows(micro.rows), needs) for micro in shards.micro_batches]
 
     whole = Outputs(batch.mask.to(parts[0].mask.device))

@@ -16,6 +16,7 @@ from prefopt.policy.logp_cache import LogpCache, is_recorded
 from prefopt.policy.policy import Policy
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
+from prefopt.support.threads import phase
 from prefopt.types import Batch, Needs, Outputs
 
 
@@ -42,7 +43,7 @@ class Reference:
             return self.cache(batch, lambda missing: self._compute(missing, own))
 
     def _compute(self, batch: Batch, needs: Needs) -> Outputs:
-        with torch.no_grad(), self.policy.without_adapter():
+        with phase("scoring"), torch.no_grad(), self.policy.without_adapter():
             return self.policy(batch, needs)
 
 

@@ -23,6 +23,7 @@ from prefopt.runs.inspecting import held_out_rows, measure, trained
 from prefopt.runs.manifest import circumstances, date_of
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import sample_metrics
+from prefopt.runs.threads import take_threads
 from prefopt.sources.scoring import columns_of
 from prefopt.sources.writing import prompt_seen, shown_completion
 from prefopt.support.dates import fixed_date
@@ -52,6 +53,7 @@ def add(additions: Additions, console: Console) -> Evaluation:
         fixed_date(on_main_process(accelerator, lambda: date_of(manifest))),
     ):
         console = of_main_process(accelerator, console)
+        take_threads(settings.train.threads, accelerator, manifest)
         made = {**circumstances(additions.settings, accelerator), "overrides": list(additions.overrides)}
         for name, before, after, more in _measured(additions, settings, manifest, accelerator, console):
             if accelerator.is_main_process:
@@ -83,8 +85,9 @@ def _measured(
             yield _by_metric(additions, name, planned, manifest, accelerator, console)
     part = settings.evaluate.part
     for name in additions.sets:
-        before = measure(additions.settings, [name], accelerator, console)
-        after = measure(settings, [name], accelerator, console)
+        begun = {"device": manifest.get("device")}  # the rows are new, and so are not compared with those of the run
+        before = measure(additions.settings, [name], accelerator, console, begun)
+        after = measure(settings, [name], accelerator, console, begun)
         start, end = (with_sets(part, {part: _nothing(one[name]), **one}) for one in (before, after))
         rows, data = plan(settings).sets[name], settings.evaluate.sets[name].data
         yield (

@@ -19,6 +19,7 @@ from prefopt.runs.preparing import Prepared
 from prefopt.support.dates import current_date
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.sharing import files_folder, shared, shared_text, stamp
+from prefopt.support.threads import threads_of_phases
 from prefopt.training.environment import ARITHMETIC, given
 
 KIND = "evaluations"
@@ -87,7 +88,7 @@ def _key(prepared: Prepared, part: str, model: Policy | Scorer) -> str:
         "date": current_date().isoformat(),
         "seed": settings.seed_of("evaluation"),
         "rows": [_digest(map(repr, rows)) for rows in (evaluator.rows, evaluator.prompts)],
-        "arithmetic": [settings.train.precision, torch.get_num_threads(), prepared.accelerator.num_processes],
+        "arithmetic": [settings.train.precision, str(threads_of_phases()), prepared.accelerator.num_processes],
         "device": [
             device,
             torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability(),

@@ -25,6 +25,7 @@ from prefopt.runs.manifest import changed_parts, date_of, described
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.preparing import evaluation_sampler, judges, load_models, make_evaluator
 from prefopt.runs.progress import show_data, show_warnings
+from prefopt.runs.threads import Shape, settle_threads
 from prefopt.runs.tokens import checked_acting, tokenised
 from prefopt.sources.acting import Acting
 from prefopt.sources.writing import Completer
@@ -73,9 +74,14 @@ def _without_policy(files: RunFolder, model: Path) -> str:
     )
 
 
+def _begun(policy: recipe.Policy) -> Mapping[str, Any]:
+    """The manifest of the run that trained a policy, where one did."""
+    return run_of(Path(policy.model[0]))[0].manifest() if len(policy.model) == 1 else {}
+
+
 def _date_of(policy: recipe.Policy) -> date:
     """The date of the run that trained a policy, where one did: its chat template wrote it then."""
-    return date_of(run_of(Path(policy.model[0]))[0].manifest() if len(policy.model) == 1 else {})
+    return date_of(_begun(policy))
 
 
 def evaluate(settings: recipe.Recipe, console: Console) -> Evaluation:
@@ -117,6 +123,9 @@ def measure(
         show_warnings(console, checked_acting(settings.evaluated_in, _acted_in(settings), data[parts[0]], tokenizer))
     needs = Needs(rewards=planned.needs.rewards, step_rewards=planned.needs.step_rewards, reference=True)
     models = load_models(settings, needs, tokenizer, accelerator)
+    shape, rows = Shape.of(settings, trains=False), data[parts[0]]
+    began = begun or _begun(settings.policy)
+    settle_threads(settings.train.threads, models.trained, rows, shape, accelerator, console, began)
     measuring = judges(settings, accelerator, models.trained)
     sampler = evaluation_sampler(settings, accelerator, models.trained)
     evaluations = {}
@@ -216,7 +225,9 @@ def sample(settings: recipe.Recipe, own: Sequence[str] | None, number: int, comp
         model = load_models(settings, Needs(), tokenizer, accelerator).trained
         assert isinstance(model, Policy)
         seeds = torch.tensor([seed_for(settings.seed_of("evaluation"), "sample", i) for i in range(len(rows))])
-        sampling = settings.evaluate.sampling
+        sampling, shape = settings.evaluate.sampling, Shape(len(rows), completions, drawn=len(rows) * completions)
+        silent, began = Terminal(quiet=True), _begun(settings.policy)
+        settle_threads(settings.train.threads, model, rows, shape, accelerator, silent, began)
         sampler = make_sampler(settings.evaluate.samples, accelerator, "evaluate", model)
         acting = Acting.of(settings.evaluated_in, "evaluate.environment", tokenizer)
         completer = Completer.of(sampler, model, sampling, accelerator, acting)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from prefopt.support.dates import current_date
 from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_tensors, fingerprint_weights
 from prefopt.support.given import Given
+from prefopt.support.threads import threads_of_phases
 from prefopt.training.environment import ARITHMETIC, WANDB_OBEYED, given
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def circumstances(settings: recipe.Section, accelerator: Accelerator) -> dict[st
             if accelerator.device.type == "cuda"
             else platform.processor() or platform.machine(),
             "processes": accelerator.num_processes,
-            "threads": torch.get_num_threads(),
+            "threads": asdict(threads_of_phases()),
             "precision": accelerator.mixed_precision,
             "float32_matmul": torch.get_float32_matmul_precision(),
         },

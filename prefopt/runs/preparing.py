@@ -44,6 +44,7 @@ from prefopt.runs.matching import batch_columns
 from prefopt.runs.planning import Plan, plan
 from prefopt.runs.progress import show_heading
 from prefopt.runs.quantising import check_adapter_trained
+from prefopt.runs.threads import Shape, settle_threads
 from prefopt.runs.tokens import with_tokens
 from prefopt.sources.acting import Acting
 from prefopt.sources.recorded import Recorded
@@ -157,7 +158,7 @@ def prepare(
         settings: what to run.
         accelerator: devices, processes and precision.
         console: where a person sees what the data are.
-        folder: where rollouts put a batch that their feedback fails on.
+        folder: of the run, where rollouts put a batch that their feedback fails on; a run that goes on has its manifest there.
 
     Raises:
         PrefoptError: whatever a user can put right; what can be known before a model is loaded is refused before.
@@ -175,6 +176,8 @@ def prepare(
     models = load_models(
         settings, needs, tokenizer, accelerator, separator_of(planned.data.train) if needs.step_rewards else None
     )
+    begun = {} if folder is None else RunFolder(folder).manifest()
+    settle_threads(settings.train.threads, models.trained, rows, Shape.of(settings), accelerator, console, begun)
     learnt = _scores(settings, accelerator, models.trained) if isinstance(models.trained, Policy) else None
     measuring = judges(settings, accelerator, models.trained, learnt)
     source = _source(

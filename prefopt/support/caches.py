@@ -13,8 +13,9 @@ import numpy as np
 from prefopt.support.disk_store import SUFFIX, blocks, checksum, keys_of, mapped
 from prefopt.support.errors import PrefoptError, nearest
 
-KINDS = ("logps", "embeddings", "judges", "layouts")
-"""Folders of the cache: log-probs of references, embeddings of prompts, answers of judges, layouts of rows found exact."""
+KINDS = ("logps", "embeddings", "judges", "layouts", "threads")
+"""Folders of the cache: log-probs of references, embeddings of prompts, answers of judges, layouts of rows found exact, fastest
+numbers of CPU threads."""
 
 
 @dataclass(frozen=True)

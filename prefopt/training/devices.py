@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from rich.console import Console
 from prefopt.support.errors import PrefoptError
 from prefopt.support.system_errors import system_sentence
 from prefopt.support.terminal import Terminal
+from prefopt.support.threads import PhaseThreads, threads_restored, use
 
 T = TypeVar("T")
 
@@ -120,7 +122,7 @@ class Arithmetic(Protocol):
     @property
     def precision(self) -> str: ...  # noqa: D102
     @property
-    def threads(self) -> int | None: ...  # noqa: D102
+    def threads(self) -> Any: ...  # noqa: D102
 
 
 @contextmanager
@@ -132,7 +134,8 @@ def computing(settings: Arithmetic, offload: bool = False) -> Iterator[Accelerat
     accelerate itself.
 
     Args:
-        settings: of the recipe; `threads: null` leaves torch's choice.
+        settings: of the recipe. Where `threads` is a number, computing begins with it; `runs/threads.py` then gives each phase its
+            own.
         offload: whether processes with GPUs also exchange what their CPUs hold.
 
     Raises:
@@ -140,8 +143,10 @@ def computing(settings: Arithmetic, offload: bool = False) -> Iterator[Accelerat
     """
     refuse_environment()
     with _restored():
-        if settings.threads is not None:
+        if isinstance(settings.threads, int):
             torch.set_num_threads(settings.threads)
+        elif settings.threads is not None:
+            use(replace(PhaseThreads.alike(torch.get_num_threads()), **settings.threads.fixed))
         yield make_accelerator(settings.precision, offload)
 
 
@@ -226,18 +231,18 @@ def end_processes() -> None:
 @contextmanager
 def _restored() -> Iterator[None]:
     """Accelerate's state empty, and on leaving everything as it was."""
-    threads, dtype, generators = torch.get_num_threads(), torch.get_default_dtype(), _random_states()
+    dtype, generators = torch.get_default_dtype(), _random_states()
     shared = (AcceleratorState._shared_state, GradientState._shared_state)  # accelerate 1.15; there is no public way
     before = [dict(state) for state in shared]
     for state in shared:
         state.clear()
     try:
-        yield
+        with threads_restored():
+            yield
     finally:
         for state, content in zip(shared, before, strict=True):
             state.clear()
             state.update(content)
-        torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         _set_random_states(generators)
 

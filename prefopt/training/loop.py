@@ -31,6 +31,7 @@ from prefopt.support.errors import DivergenceError
 from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
+from prefopt.support.threads import phase
 from prefopt.training.checkpoints import save_batch
 from prefopt.training.noise import Noisy, has_noise, without_noise
 from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, parameter_groups
@@ -218,7 +219,8 @@ class Trainer:
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
                 part = batch if rows is None else batch.rows(rows)
                 sliced = targets if rows is None else [target.select(rows) for target in targets]
-                collected.append((max(len(part), 1), self._update(shared, part, sliced, outputs)))
+                with phase("training"):
+                    collected.append((max(len(part), 1), self._update(shared, part, sliced, outputs)))
         metrics = _averaged(collected)
         for label, target in zip(self._labels(shared), targets, strict=True):
             metrics |= {(label, name): value for name, value in target.metrics.items()}
@@ -261,7 +263,7 @@ class Trainer:
             return None
         if shard(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
             return None
-        with timed("forward"):
+        with timed("forward"), phase("training"):
             outputs: Outputs = self.model(batch, _monitored(merged_needs(terms), self.monitor))
         return outputs
 

@@ -62,7 +62,7 @@ class JudgeRecipe(Section):
     precision: recipe.Precision = Field(
         "auto", description="arithmetic of models; auto is bf16 on devices that have it"
     )
-    threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+    threads: recipe.Count | recipe.Threads | None = Field(None, description=recipe.PLAIN_THREADS)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from prefopt.policy import Policy
 from prefopt.policy.decode.ends import end_tokens
 from prefopt.policy.decode.sampler import TransformersSampler, is_stateful
 from prefopt.support.errors import PrefoptError
+from prefopt.support.threads import phase
 from prefopt.types import Batch, Needs
 
 SHARED = 8
@@ -97,7 +98,7 @@ class Reading:
         labels = questions[0].labels
         texts = [self.text(question) for question in questions]
         tokens = [[self._label_ids(text, label) for label in labels] for text in texts]
-        with torch.no_grad(), self._evaluating():
+        with phase("scoring"), torch.no_grad(), self._evaluating():
             logps = self._one_by_one(ids, tokens) if is_stateful(self.policy) else self._shared(ids, tokens)
         return [
             Answer(tuple(contained(labels, own, of_labels)), prompt_tokens=len(read))

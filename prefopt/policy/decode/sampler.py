@@ -24,6 +24,7 @@ from prefopt.policy.reference import Following, Reference
 from prefopt.policy.sharding import asked_apart
 from prefopt.recipe import Sampling
 from prefopt.support.errors import PrefoptError
+from prefopt.support.threads import phase
 from prefopt.types import Sampled
 
 
@@ -84,7 +85,7 @@ class TransformersSampler:
         ends = end_tokens(policy, settings.stop)
         decode = _draw_by_generate if is_stateful(policy) else _draw_by_cache
         apart = asked_apart(policies_of(model), self.autocast, policy.device)
-        with evaluating(policy), apart, self.autocast(), own_weights(model):
+        with phase("decoding"), evaluating(policy), apart, self.autocast(), own_weights(model):
             for chunk, copies in _chunks(order, completions, self.batch_size):
                 part = decode(model, [prompt_ids[i] for i in chunk], settings, keys[chunk][:, copies], ends)
                 places = [(i, k) for i in chunk for k in range(copies.start, copies.stop)]
@@ -124,7 +125,7 @@ class _Evaluating:
         self, rows: Sequence[int], read: Sequence[Sequence[int]], most: Sequence[int], turn: int
     ) -> list[DrawnTokens]:
         """Write a turn."""
-        with evaluating(self.policy), self.autocast(), self.weights():
+        with phase("decoding"), evaluating(self.policy), self.autocast(), self.weights():
             return self.conversation.turn(rows, read, most, turn)
 
 

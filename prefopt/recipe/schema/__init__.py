@@ -6,6 +6,7 @@ from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Po
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import SAMPLERS, Acting, Environment, Samples, Sampling, most_tokens
 from prefopt.recipe.schema.source import DATA_FILES, DIALECTS, WRITERS, Data, Embeddings, Rollouts, Source
+from prefopt.recipe.schema.threads import PLAIN_THREADS, THREADS, Count, Threads
 from prefopt.recipe.schema.track import Comet, MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Optimizer, Precision, Schedule, Shard, Train
 
@@ -13,13 +14,16 @@ __all__ = [
     "DATA_FILES",
     "DIALECTS",
     "FEEDBACKS",
+    "PLAIN_THREADS",
     "SAMPLERS",
+    "THREADS",
     "TRANSFORMS",
     "WRITERS",
     "Acting",
     "Adapter",
     "AnyAdapter",
     "Comet",
+    "Count",
     "Critic",
     "Data",
     "Embeddings",
@@ -46,6 +50,7 @@ __all__ = [
     "Source",
     "TensorBoard",
     "Term",
+    "Threads",
     "Track",
     "Trackio",
     "Train",

@@ -58,7 +58,7 @@ class Target:
         make: the feedback, on a device.
         shown: the cases as it reads them.
         about: what a record says of it beside its settings.
-        threads: of the CPU; None leaves torch's choice.
+        threads: of the CPU, as in a recipe.
         precision: as in a recipe.
         date: that chat templates write.
         language_model: what it is, where it is a policy; None of others.
@@ -69,7 +69,7 @@ class Target:
     make: Callable[[Accelerator], Feedback]
     shown: Callable[[Sequence[Case]], Sequence[Case]] = field(default=lambda cases: cases)
     about: Mapping[str, Any] = field(default_factory=dict)
-    threads: int | None = None
+    threads: int | recipe.Threads | None = None
     precision: str = "auto"
     date: date = field(default_factory=current_date)
     language_model: recipe.Policy | None = None
@@ -84,7 +84,7 @@ class JudgedRecipe(Section):
     judge: FeedbackOrName | None = Field(None, description="what is measured")
     feedback: FeedbackOrName | None = Field(None, description="what is measured, where there is no judge")
     precision: recipe.Precision = Field("auto", description="arithmetic of models")
-    threads: int | None = Field(None, gt=0, description="CPU threads; null leaves torch's choice")
+    threads: recipe.Count | recipe.Threads | None = Field(None, description=recipe.PLAIN_THREADS)
 
     @model_validator(mode="after")
     def _someone(self) -> "JudgedRecipe":

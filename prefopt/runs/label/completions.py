@@ -1,9 +1,10 @@
 """The completions that are labelled: those of the data, or those that a policy writes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from prefopt.recipe import Samples, most_tokens
 from prefopt.runs.label.recipe import LabelRecipe
 from prefopt.runs.lengths import position_warnings, sampled
 from prefopt.runs.progress import show_warnings
+from prefopt.runs.threads import Shape, settle_threads
 from prefopt.runs.tokens import checked_acting
 from prefopt.sources.acting import Acting
 from prefopt.sources.scoring import said_of
@@ -27,6 +29,7 @@ from prefopt.support.errors import PrefoptError
 from prefopt.support.fingerprints import fingerprint_weights
 from prefopt.support.seeds import seed_for
 from prefopt.support.terminal import Terminal
+from prefopt.training.devices import of_main_process
 from prefopt.types import Written
 
 
@@ -93,9 +96,16 @@ class PolicyCompletions:
         rows: prompts.
         settings: with a policy.
         accelerator: knows the processes, which draw together.
+        begun: the manifest of a labelling that goes on.
     """
 
-    def __init__(self, rows: Sequence[Example], settings: LabelRecipe, accelerator: Accelerator):
+    def __init__(
+        self,
+        rows: Sequence[Example],
+        settings: LabelRecipe,
+        accelerator: Accelerator,
+        begun: Mapping[str, Any] = MappingProxyType({}),
+    ):
         assert settings.policy is not None
         self.rows, self.seed = rows, settings.seed
         self.samples = settings.samples or Samples()
@@ -108,6 +118,9 @@ class PolicyCompletions:
         show_warnings(Terminal(stderr=True), acted)
         self.policy = load_policy(settings.policy, tokenizer, settings.seed).to(accelerator.device).eval()
         sampler = make_sampler(self.samples, accelerator, "samples", self.policy)
+        shape = Shape.drawing(self.samples, settings.batch_size)
+        console = of_main_process(accelerator, Terminal(stderr=True))
+        settle_threads(settings.threads, self.policy, self.tokenised, shape, accelerator, console, begun)
         acting = Acting.of(self.samples.environment, "samples.environment", tokenizer)
         self.completer = Completer.of(sampler, self.policy, self.samples.sampling, accelerator, acting)
         self.completer.sync(self.policy, version=0)  # its weights stay as they are

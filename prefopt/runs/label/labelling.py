@@ -184,7 +184,7 @@ class Labelling:
         if self.settings.policy is None:
             return DataCompletions(self.rows)
         with self.console.status("loading the policy"):
-            return PolicyCompletions(self.rows, self.settings, self.accelerator)
+            return PolicyCompletions(self.rows, self.settings, self.accelerator, _manifest(self.folder))
 
     def _begin(self, completions: Completions, feedback: Any) -> dict[str, Any]:
         """The manifest; that of the beginning, where there was one.

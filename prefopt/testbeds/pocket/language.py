@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prefopt.support.threads import PhaseThreads, threads_restored, use
 from prefopt.testbeds.word_models import SPECIAL, untrained_llama, word_tokenizer
 
 from . import lexicon, requests
@@ -83,13 +84,15 @@ def _sampled(
         return []
     model = load(folder)
     assert model.tokenizer is not None
-    drawn = TransformersSampler(batch_size=512)(
-        model,
-        [model.tokenizer(text)["input_ids"] for text in texts],
-        completions,
-        Sampling(temperature=temperature, max_tokens=MAX_TOKENS),
-        torch.tensor(seeds),
-    )
+    with threads_restored():
+        use(PhaseThreads.alike(1))  # the fastest for a model as small, and the same rows whatever a run computes with
+        drawn = TransformersSampler(batch_size=512)(
+            model,
+            [model.tokenizer(text)["input_ids"] for text in texts],
+            completions,
+            Sampling(temperature=temperature, max_tokens=MAX_TOKENS),
+            torch.tensor(seeds),
+        )
     ids = drawn.completion_ids.masked_fill(~drawn.mask, SPECIAL.index("<pad>")).flatten(0, 1)
     decoded = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [decoded[i : i + completions] for i in range(0, len(decoded), completions)]
