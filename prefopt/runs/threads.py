@@ -38,14 +38,17 @@ FRESH = 3600.0
 MARGIN = 0.95
 """Share of the time of fewer threads that more must stay below."""
 
-ROUNDS, BUDGET, HOPELESS = 7, 0.4, 1.5
-"""Most measurements of a number; seconds after which a phase has been measured enough, with two of each; times the best by which a
-number that is behind twice is out."""
+ROUNDS, BUDGET, HOPELESS = 9, 0.4, 1.5
+"""Most measurements of a number; seconds after which a phase has been measured enough, with two of each that is not hopeless: by so
+many times behind the best."""
 
-WORK, FEWEST, MOST = 4e9, 32, 2048
+WORK, FEWEST, MOST = 4e9, 32, 1024
 """Parameters × tokens of a batch to measure with, about a sixth of a second on one core; bounds of its tokens."""
 
-READ, DRAWN = 32, 16
+LARGE = 5e7
+"""Parameters from which training is not measured apart: its products are large, and those of scoring."""
+
+READ, DRAWN = 32, 4
 """Tokens of a prompt to decode after, and tokens to decode, at most."""
 
 
@@ -251,7 +254,7 @@ def works_of(
             model.train(was)
 
     works: dict[Phase, Callable[[], Any]] = {"scoring": scoring}
-    if shape.trains:
+    if shape.trains and sum(p.numel() for p in model.parameters()) < LARGE:
         works["training"] = training
     if shape.drawn and isinstance(model, Policy) and model.tokenizer is not None:
         works["decoding"] = _decoding(model, batch, shape, accelerator)
@@ -264,9 +267,8 @@ def _decoding(model: Policy, batch: Batch, shape: Shape, accelerator: Accelerato
     number = max(1, min(shape.drawn, most))
     each = max(1, min(shape.completions or 1, number))
     prompts = list(islice(cycle(prompt[-READ:] for prompt in batch.prompt_ids), max(1, number // each)))
-    steps = DRAWN if most >= shape.drawn else DRAWN // 4
     sampler = TransformersSampler(number, accelerator.autocast)
-    sampling, seeds = recipe.Sampling(max_tokens=steps), torch.arange(len(prompts))
+    sampling, seeds = recipe.Sampling(max_tokens=DRAWN), torch.arange(len(prompts))
     return lambda: sampler(model, prompts, each, sampling, seeds)
 
 
@@ -280,7 +282,8 @@ def fastest(work: Callable[[], Any], cap: int, agreed: Callable[[float], float] 
     """
     numbers = sorted({cap, *(2**i for i in range(cap.bit_length()) if 2**i <= cap)})
     times: dict[int, list[float]] = {number: [] for number in numbers}
-    work()  # what comes once: memory, the kernels' choices, a comparison of layouts
+    with at_threads(1):
+        work()  # what comes once: memory, the kernels' choices, a comparison of layouts
     running, spent = list(numbers), 0.0
     for done in range(1, ROUNDS + 1):
         for number in running if done % 2 else reversed(running):
@@ -290,12 +293,12 @@ def fastest(work: Callable[[], Any], cap: int, agreed: Callable[[float], float] 
                 seconds = agreed(time.perf_counter() - began)
             times[number].append(seconds)
             spent += seconds
-        if done > 1:
-            best = min(map(min, times.values()))
-            running = [number for number in running if min(times[number]) < HOPELESS * best]
-        if len(running) == 1 or (spent > BUDGET and done > 1) or spent > 3 * BUDGET:
+        # Where cores are busy, each of many parallel regions waits: no second round of what is so far behind, or takes so long.
+        best, behind = min(map(min, times.values())), HOPELESS if done > 1 or spent > BUDGET else HOPELESS**3
+        running = [number for number in running if min(times[number]) < behind * best]
+        if len(running) == 1 or (spent > BUDGET and done > 1):
             break
-    median = {number: statistics.median(seconds) for number, seconds in times.items()}
+    median = {number: statistics.median_low(seconds) for number, seconds in times.items()}
     best = numbers[0]
     for number in numbers[1:]:
         if median[number] < MARGIN * median[best]:

@@ -82,8 +82,8 @@ def test_two_runs_of_different_precision_and_threads_leave_each_other_alone(reci
 
     alone = losses("alone", "train.precision=fp32", "train.threads=1")
     before = state()
-    half = losses("half", "train.precision=bf16", "train.threads=2")
-    assert half[1:] == ("bf16", 2) and half[0] != alone[0]
+    half = losses("half", "train.precision=bf16", "train.threads={decoding: 1, scoring: 2, training: 2}")
+    assert half[1:] == ("bf16", {"decoding": 1, "scoring": 2, "training": 2}) and half[0] != alone[0]
     assert losses("after", "train.precision=fp32", "train.threads=1") == alone
     assert state() == before
 
