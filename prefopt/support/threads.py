@@ -56,6 +56,13 @@ class PhaseThreads:
             return str(self.scoring)
         return " · ".join(f"{name} {number}" for name, number in numbers.items())
 
+    def in_words(self) -> str:
+        """`2 threads`, or `threads: 1 for decoding, 2 for scoring, 2 for training`."""
+        numbers = asdict(self)
+        if len(set(numbers.values())) == 1:
+            return f"{self.scoring} thread{'s' * (self.scoring != 1)}"
+        return f"threads: {', '.join(f'{number} for {name}' for name, number in numbers.items())}"
+
 
 _chosen: PhaseThreads | None = None
 

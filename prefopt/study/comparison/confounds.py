@@ -14,6 +14,7 @@ from prefopt.runs.extending import extensions, in_words
 from prefopt.runs.folder import RunFolder
 from prefopt.runs.records import RunOfArm
 from prefopt.support.errors import PrefoptError
+from prefopt.support.threads import PhaseThreads
 from prefopt.support.wording import listed
 
 IMMATERIAL = (
@@ -251,7 +252,7 @@ def _among(runs: Sequence[RunFiles]) -> Iterator[str]:
         if len(versions := {str(f.part("versions").get(name)) for f in runs}) > 1:
             yield f"the runs were made with {name} {' and '.join(sorted(versions))}"
     for name in ("type", "name", "threads", "precision", "processes"):
-        if len(values := {str(f.part("device").get(name)) for f in runs}) > 1:
+        if len(values := {str(_of_device(f, name)) for f in runs}) > 1:
             yield f"the runs differ in device {name}: {' and '.join(sorted(values))}"
     edited: dict[str, set[str]] = {}
     for f in runs:
@@ -260,6 +261,11 @@ def _among(runs: Sequence[RunFiles]) -> Iterator[str]:
     for name, digests in edited.items():
         if len(digests) > 1:
             yield f"{name} was edited between runs"
+
+
+def _of_device(run: RunFiles, name: str) -> Any:
+    value = run.part("device").get(name)
+    return PhaseThreads.of(value) or value if name == "threads" else value
 
 
 SOURCES = {

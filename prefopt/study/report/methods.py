@@ -30,6 +30,7 @@ from prefopt.study.report.references import (
 )
 from prefopt.study.report.tex import escaped
 from prefopt.support.terminal import one_line
+from prefopt.support.threads import PhaseThreads
 from prefopt.support.wording import amount, left, listed, span
 
 Say = Callable[[RunRecord], str]
@@ -326,9 +327,9 @@ def _cite(library: str) -> str:
 def _hardware(run: RunRecord) -> str:
     device = run.manifest.get("device") or {}
     parts = [str(device[key]) for key in ("type", "name") if device.get(key)]
-    processes, threads = device.get("processes"), device.get("threads")
+    processes, threads = device.get("processes"), PhaseThreads.of(device.get("threads"))
     parts += [f"{processes} processes"] if processes and processes != 1 else []
-    parts += [f"{threads} thread{'s' * (threads != 1)}"] if threads and device.get("type") == "cpu" else []
+    parts += [threads.in_words()] if threads and device.get("type") == "cpu" else []
     return ", ".join(parts)
 
 
