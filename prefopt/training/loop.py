@@ -217,8 +217,9 @@ class Trainer:
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
-                part = batch if rows is None else batch.rows(rows)
-                sliced = targets if rows is None else [target.select(rows) for target in targets]
+                part, sliced = (
+                    (batch, targets) if rows is None else (batch.rows(rows), [t.select(rows) for t in targets])
+                )
                 with phase("training"):
                     collected.append((max(len(part), 1), self._update(shared, part, sliced, outputs)))
         metrics = _averaged(collected)
@@ -305,8 +306,9 @@ class Trainer:
 
     def _forward(self, model: Model, batch: Batch, needs: Needs) -> Outputs:
         """What a model says about a whole batch, without gradient."""
-        settings = self.settings
-        return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, settings.micro_tokens)
+        return forward(
+            model, batch, needs, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens
+        )
 
     def _update(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None

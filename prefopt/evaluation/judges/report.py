@@ -62,7 +62,7 @@ class JudgeRecipe(Section):
     precision: recipe.Precision = Field(
         "auto", description="arithmetic of models; auto is bf16 on devices that have it"
     )
-    threads: recipe.Count | recipe.Threads | None = Field(None, description=recipe.PLAIN_THREADS)
+    threads: recipe.ThreadsOrMost | None = Field(None, description=recipe.PLAIN_THREADS)
 
 
 @dataclass(frozen=True)

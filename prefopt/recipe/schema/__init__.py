@@ -6,7 +6,7 @@ from prefopt.recipe.schema.models import Adapter, AnyAdapter, Critic, Method, Po
 from prefopt.recipe.schema.recipe import Recipe, Seeds, Term
 from prefopt.recipe.schema.sampling import SAMPLERS, Acting, Environment, Samples, Sampling, most_tokens
 from prefopt.recipe.schema.source import DATA_FILES, DIALECTS, WRITERS, Data, Embeddings, Rollouts, Source
-from prefopt.recipe.schema.threads import PLAIN_THREADS, THREADS, Count, Threads
+from prefopt.recipe.schema.threads import PLAIN_THREADS, THREADS, Threads, ThreadsOrMost
 from prefopt.recipe.schema.track import Comet, MLflow, TensorBoard, Track, Trackio, Wandb
 from prefopt.recipe.schema.train import KeepBest, Optimizer, Precision, Schedule, Shard, Train
 
@@ -23,7 +23,6 @@ __all__ = [
     "Adapter",
     "AnyAdapter",
     "Comet",
-    "Count",
     "Critic",
     "Data",
     "Embeddings",
@@ -51,6 +50,7 @@ __all__ = [
     "TensorBoard",
     "Term",
     "Threads",
+    "ThreadsOrMost",
     "Track",
     "Trackio",
     "Train",

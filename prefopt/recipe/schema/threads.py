@@ -1,8 +1,8 @@
 """CPU threads of a run, a labelling or a measurement."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from prefopt.recipe.section import Section
 
@@ -34,3 +34,11 @@ class Threads(Section):
     def fixed(self) -> dict[str, int]:
         """The phases that have a number."""
         return {name: number for name, number in self if number is not None}
+
+
+def _kind(value: Any) -> str:
+    return "(phases)" if isinstance(value, dict | Threads) else "int"
+
+
+ThreadsOrMost = Annotated[Annotated[Count, Tag("int")] | Annotated[Threads, Tag("(phases)")], Discriminator(_kind)]
+"""The most threads of every phase, or those of each; a message names the field without either."""

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from prefopt.recipe.names import Callback, Named, WithFields, named_section, named_sections
-from prefopt.recipe.schema.threads import THREADS, Count, Threads
+from prefopt.recipe.schema.threads import THREADS, ThreadsOrMost
 from prefopt.recipe.section import Section
 from prefopt.support.domains import Decay, Factor
 from prefopt.support.errors import nearest
@@ -136,7 +136,7 @@ class Train(Section):
         description="fsdp2 divides weights, gradients and the optimiser's numbers among processes; affects memory and speed only; "
         "null: every process holds all",
     )
-    threads: Count | Threads | None = Field(None, description=THREADS)
+    threads: ThreadsOrMost | None = Field(None, description=THREADS)
     limits: dict[str, tuple[float | None, float | None]] = Field(
         default_factory=dict,
         description="bounds of metrics: `{rollouts/kl: [null, 20], rollouts/entropy: [0.1, null]}`",

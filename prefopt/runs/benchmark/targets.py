@@ -84,7 +84,7 @@ class JudgedRecipe(Section):
     judge: FeedbackOrName | None = Field(None, description="what is measured")
     feedback: FeedbackOrName | None = Field(None, description="what is measured, where there is no judge")
     precision: recipe.Precision = Field("auto", description="arithmetic of models")
-    threads: recipe.Count | recipe.Threads | None = Field(None, description=recipe.PLAIN_THREADS)
+    threads: recipe.ThreadsOrMost | None = Field(None, description=recipe.PLAIN_THREADS)
 
     @model_validator(mode="after")
     def _someone(self) -> "JudgedRecipe":

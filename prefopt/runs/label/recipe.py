@@ -44,7 +44,7 @@ class LabelRecipe(Section):
     precision: recipe.Precision = Field(
         "auto", description="arithmetic of models; auto is bf16 on devices that have it"
     )
-    threads: recipe.Count | recipe.Threads | None = Field(None, description=recipe.THREADS)
+    threads: recipe.ThreadsOrMost | None = Field(None, description=recipe.THREADS)
 
     @model_validator(mode="after")
     def _who_writes(self) -> "LabelRecipe":
