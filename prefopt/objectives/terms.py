@@ -1,5 +1,6 @@
 """What a run minimises: Σ_terms weight · Σ total / count, over objectives that may share a batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -241,3 +242,13 @@ def _missing(needs: Needs, batch: Batch, policy: Outputs, reference: Outputs | N
         **{f"policy.statistics[{name!r}]": name in policy.statistics for name in needs.statistics},
     }
     return [what for what, there in checks.items() if not there]
+
+
+def averaged(collected: Sequence[tuple[int, Mapping[MetricKey, float]]]) -> dict[MetricKey, float]:
+    """Means over minibatches, weighted by prompts; NaN where a metric applied nowhere."""
+    keys = dict.fromkeys(key for _, metrics in collected for key in metrics)
+    means: dict[MetricKey, float] = {}
+    for key in keys:
+        known = [(rows, m[key]) for rows, m in collected if key in m and not math.isnan(m[key])]
+        means[key] = sum(r * v for r, v in known) / sum(r for r, _ in known) if known else math.nan
+    return means

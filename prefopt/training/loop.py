@@ -17,6 +17,7 @@ from prefopt import recipe
 from prefopt.objectives.terms import (
     MetricKey,
     Term,
+    averaged,
     counts,
     merged_needs,
     names,
@@ -217,12 +218,11 @@ class Trainer:
         collected: list[tuple[int, Metrics]] = []
         for number in range(self.settings.passes):
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
-                part, sliced = (
-                    (batch, targets) if rows is None else (batch.rows(rows), [t.select(rows) for t in targets])
-                )
+                part = batch if rows is None else batch.rows(rows)
+                sliced = targets if rows is None else [target.select(rows) for target in targets]
                 with phase("training"):
                     collected.append((max(len(part), 1), self._update(shared, part, sliced, outputs)))
-        metrics = _averaged(collected)
+        metrics = averaged(collected)
         for label, target in zip(self._labels(shared), targets, strict=True):
             metrics |= {(label, name): value for name, value in target.metrics.items()}
         metrics |= {(None, name): value for name, value in monitored.items()}
@@ -306,9 +306,8 @@ class Trainer:
 
     def _forward(self, model: Model, batch: Batch, needs: Needs) -> Outputs:
         """What a model says about a whole batch, without gradient."""
-        return forward(
-            model, batch, needs, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens
-        )
+        settings = self.settings
+        return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, settings.micro_tokens)
 
     def _update(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None
@@ -442,13 +441,3 @@ def _rows(batch: Batch) -> int:
     """A checksum of the rows' numbers in the data, in order; 0 where the source gives none."""
     rows = batch.columns.get("row")
     return 0 if rows is None else zlib.crc32(repr(rows.tolist()).encode())
-
-
-def _averaged(collected: Sequence[tuple[int, Metrics]]) -> Metrics:
-    """Means over minibatches, weighted by prompts; NaN where a metric applied nowhere."""
-    names = dict.fromkeys(name for _, metrics in collected for name in metrics)
-    averaged: Metrics = {}
-    for name in names:
-        known = [(rows, m[name]) for rows, m in collected if name in m and not math.isnan(m[name])]
-        averaged[name] = sum(r * v for r, v in known) / sum(r for r, _ in known) if known else math.nan
-    return averaged
