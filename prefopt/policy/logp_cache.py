@@ -16,6 +16,7 @@ from prefopt.policy.model_store import arithmetic_of, model_fingerprint, open_st
 from prefopt.policy.policy import Policy
 from prefopt.support.caches import cache_folder
 from prefopt.support.disk_store import KEY, Store
+from prefopt.support.sending import sent
 from prefopt.types import ORIGINS, Batch, Outputs
 
 KIND = "logps"
@@ -66,7 +67,7 @@ class LogpCache:
         self.computed += int((~found).sum())
         device = self.policy.device
         if found.all():
-            return Outputs(mask=batch.mask.to(device), logps=logps.to(device))
+            return Outputs(mask=sent(batch.mask, device), logps=sent(logps, device))
         missing = torch.zeros(batch.mask.shape[:2], dtype=torch.bool)
         missing.view(-1)[torch.from_numpy(present)] = torch.from_numpy(~found)
         computed = _computed(batch, missing, compute)
@@ -77,7 +78,7 @@ class LogpCache:
         ]
         if all(np.isfinite(vector).all() for vector in new):
             store.put(keys[~found], new)
-        return Outputs(mask=batch.mask.to(device), logps=logps.to(device))
+        return Outputs(mask=sent(batch.mask, device), logps=sent(logps, device))
 
     def _store(self) -> tuple[bytes, Store]:
         """The model's store for its present arithmetic, and the bytes that every key in it starts with."""

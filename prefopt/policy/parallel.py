@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from prefopt.support.errors import PrefoptError
 from prefopt.support.profile import timed
+from prefopt.support.sending import sent
 from prefopt.support.threads import phase
 from prefopt.types import Batch, Model, Needs, Outputs, Sampled, Sampler, lengths_of
 
@@ -88,7 +89,7 @@ class Shards:
             gathered: Any = self.accelerator.gather(torch.cat([value, padding]).contiguous())
             parts = zip(gathered.split(most), self.rows, strict=True)
             value = torch.cat([part[: len(rows)] for part, rows in parts])
-        return value[torch.cat(self.rows).argsort().to(value.device)]
+        return value[sent(torch.cat(self.rows).argsort(), value.device)]
 
     def gather_each(self, values: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
         """The same for mappings, whose keys and their order must be equal on all processes."""
@@ -137,7 +138,7 @@ def forward(
     ):  # a reference is not prepared by accelerate, and must do the policy's arithmetic
         parts = [model(batch.rows(micro.rows), needs) for micro in shards.micro_batches]
 
-    whole = Outputs(batch.mask.to(parts[0].mask.device))
+    whole = Outputs(sent(batch.mask, parts[0].mask.device))
     return whole.with_fields(shards.gather_each([part.fields() for part in parts]))
 
 

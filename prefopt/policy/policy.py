@@ -21,6 +21,7 @@ from prefopt.policy.saving import save_generation_settings, save_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.out_of_memory import reraise_out_of_memory
 from prefopt.support.profile import counted
+from prefopt.support.sending import placed, sent
 from prefopt.types import Batch, Needs, Outputs
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,7 @@ class Policy(nn.Module):
             raise PrefoptError("this objective needs values; this policy has no value head or critic")
         if unknown := (needs.statistics | needs.watched) - STATISTICS.keys() - DIVERGENCES.keys():
             raise PrefoptError(f"unknown statistics {sorted(unknown)}; known: {sorted({*STATISTICS, *DIVERGENCES})}")
-        mask = batch.mask.to(self.device)
-        tokens = batch.completion_ids.to(self.device)[mask]
+        tokens = sent(batch.completion_ids[batch.mask], self.device)
         states, features = self._states(batch, features=needs.values and isinstance(self.critic, ValueHead))
         reference = self._reference_states(batch) if (needs.statistics | needs.watched) & DIVERGENCES.keys() else None
         temperature = _per_token(batch, self.device)
@@ -103,8 +103,9 @@ class Policy(nn.Module):
         if needs.values:
             assert self.critic is not None
             numbers["values"] = self.critic(batch, features)
-        placed = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in numbers.items()}
-        return Outputs(mask=mask, logps=placed.pop("logps"), values=placed.pop("values", None), statistics=placed)
+        fields = {name: placed(values, batch.mask) for name, values in numbers.items()}
+        mask = sent(batch.mask, self.device)
+        return Outputs(mask=mask, logps=fields.pop("logps"), values=fields.pop("values", None), statistics=fields)
 
     def _states(self, batch: Batch, features: bool = False) -> tuple[States, Tensor]:
         """What predicts the tokens, and the hidden states [M, H]; these only have to be right if `features` is True."""
@@ -211,4 +212,4 @@ def _per_token(batch: Batch, device: torch.device) -> Tensor | None:
     temperature = batch.columns.get("temperature")
     if temperature is None or bool((temperature == 1).all()):
         return None
-    return temperature[:, None, None].expand(batch.mask.shape).to(device)[batch.mask.to(device)]
+    return sent(temperature[:, None, None].expand(batch.mask.shape)[batch.mask], device)

@@ -21,6 +21,7 @@ from prefopt.policy.saving import save_weights
 from prefopt.support.errors import PrefoptError
 from prefopt.support.given import Given
 from prefopt.support.profile import counted
+from prefopt.support.sending import placed, sent
 from prefopt.types import Batch, Needs, Outputs, StepRewards
 
 FILE = "reward_model.json"
@@ -137,9 +138,7 @@ class Scorer(nn.Module):
         if self.reading.steps is not None:
             return self._of_steps(batch)
         scores = _exact(self._scores(batch))
-        present = batch.present.to(self.device)
-        rewards = scores.new_zeros(present.shape).masked_scatter(present, scores)
-        return Outputs(mask=batch.mask.to(self.device), rewards=rewards)
+        return Outputs(mask=sent(batch.mask, self.device), rewards=placed(scores, batch.present))
 
     def _of_steps(self, batch: Batch) -> Outputs:
         """The head's number at every token of the mask, and their sums over steps."""
@@ -149,10 +148,9 @@ class Scorer(nn.Module):
                 f"{type(model).__name__} is no decoder, so it gives no number for each token: see `Needs.step_rewards`"
             )
         numbers = _exact(model.score(self._states(model, batch))[:, 0])
-        mask = batch.mask.to(self.device)
-        steps = numbers.new_zeros(mask.shape).masked_scatter(mask, numbers)
+        mask, steps = sent(batch.mask, self.device), placed(numbers, batch.mask)
         summed = logsigmoid(steps) if self.reading.steps == "logit" else steps
-        rewards = summed.masked_fill(~batch.step_ends.to(self.device), 0).sum(-1)
+        rewards = summed.masked_fill(~sent(batch.step_ends, self.device), 0).sum(-1)
         return Outputs(mask=mask, rewards=rewards, step_rewards=steps)
 
     @property

@@ -32,16 +32,15 @@ from prefopt.support.errors import DivergenceError
 from prefopt.support.out_of_memory import OTHERWISE, TRAINING, advising
 from prefopt.support.profile import timed
 from prefopt.support.seeds import generator, seed_for
+from prefopt.support.sending import sent
 from prefopt.support.threads import phase
 from prefopt.training.checkpoints import save_batch
+from prefopt.training.metrics import Metrics, on_host
 from prefopt.training.noise import Noisy, has_noise, without_noise
 from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, parameter_groups
 from prefopt.training.overflow import FP16_ENDS, LossScale, has_finite_squares
 from prefopt.training.schedules import make_schedule
 from prefopt.types import Adaptive, Batch, Model, Monitor, Moving, Needs, Outputs, Source, Targets
-
-Metrics = dict[MetricKey, float]
-"""Numbers of the run, and of each of its terms."""
 
 
 @dataclass
@@ -129,7 +128,7 @@ class Trainer:
         while self.done < self.steps:
             start = time.perf_counter()
             with timed("data"):
-                batch = next(batches).to(self.accelerator.device)
+                batch = next(batches).to("cpu")
             with advising(f"step {self.done + 1}", TRAINING, OTHERWISE):
                 metrics = self._learn(batch)
             self.done, self._last = self.done + 1, batch
@@ -152,7 +151,7 @@ class Trainer:
         model = self.accelerator.unwrap_model(self.model)
         finite = all(gather_object([all(has_finite_squares(w) for w in model.parameters() if w.requires_grad)]))
         if finite and self._last is not None and len(self._last):
-            row = self._last.rows(torch.zeros(1, dtype=torch.long, device=self.accelerator.device))
+            row = self._last.rows(slice(1))
             training = model.training
             model.eval()  # dropout would draw, and so change what follows
             with torch.no_grad(), self.accelerator.autocast():
@@ -219,7 +218,7 @@ class Trainer:
         for number in range(self.settings.passes):
             for rows in self._minibatches(len(batch), self.settings.minibatch_size, number):
                 part = batch if rows is None else batch.rows(rows)
-                sliced = targets if rows is None else [target.select(rows) for target in targets]
+                sliced = targets if rows is None else self._selected(targets, rows)
                 with phase("training"):
                     collected.append((max(len(part), 1), self._update(shared, part, sliced, outputs)))
         metrics = averaged(collected)
@@ -250,7 +249,12 @@ class Trainer:
             yield from [None] * updates
             return
         order = torch.randperm(rows, generator=generator(self.seed, "minibatches", self.done, number))
-        yield from order.to(self.accelerator.device).tensor_split(min(updates, rows))
+        yield from order.tensor_split(min(updates, rows))
+
+    def _selected(self, targets: Sequence[Targets], rows: Tensor) -> list[Targets]:
+        """The targets of these rows."""
+        there = sent(rows, self.accelerator.device)
+        return [target.select(there) for target in targets]
 
     def _outputs_of_the_update(self, terms: Sequence[Term], batch: Batch) -> Outputs | None:
         """The policy's outputs before the only update on a batch, with their graph, so that the update need not ask for them again.
@@ -292,11 +296,12 @@ class Trainer:
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # draws in `targets` are the same on every process and after a resume
             torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
-            targets = [targets_of(term, batch, old, reference) for term in terms]
+            there = batch.to(self.accelerator.device)
+            targets = [targets_of(term, there, old, reference) for term in terms]
         if monitor is None:
             return targets, {}
         assert old is not None
-        return targets, dict(monitor(batch, old, reference))
+        return targets, dict(monitor(there, old, reference))
 
     @property
     def _learning_model(self) -> Model:
@@ -317,29 +322,29 @@ class Trainer:
         for index, batches in self._own.items():
             own = [self.terms[index]]
             with timed("data"):
-                extra = next(batches).to(self.accelerator.device)
+                extra = next(batches).to("cpu")
             self.tokens += _tokens(extra)
             work.append((own, extra, self._targets(own, extra, f"term {index}")[0], None))
         # Last, because processes exchange gradients in the last pass, and only this one uses a critic.
         work += [(terms, batch, targets, outputs)] if terms else []
-        metrics: Metrics = {(None, "loss"): 0.0}
+        found: dict[MetricKey, Tensor | float] = {(None, "loss"): 0.0}
         if not work:  # nothing to learn: the weights stay, and the schedule goes on
             return self._skipped()
         for number, (group, rows, prepared, known) in enumerate(work):
             of_group = self._backward(group, rows, prepared, known, last=number == len(work) - 1)
-            metrics[None, "loss"] += (loss := of_group.pop((None, "loss")))
+            found[None, "loss"] += (loss := of_group.pop((None, "loss")))
             label = self._labels(group)[0]
             if len(group) == 1 and len(self.terms) > 1:  # where several share a batch, `total` tells them apart
                 of_group[None, f"loss/{label}"] = loss / group[0].weight if group[0].weight else math.nan
             if group is not terms:  # a batch of the term's own: its padding is not the run's, and its targets are new
                 of_group[label, "padding"] = of_group.pop((None, "padding"))
                 of_group |= {(label, name): value for name, value in prepared[0].metrics.items()}
-            metrics |= of_group
+            found |= of_group
         with timed("optimiser"):
             gradient = self.loss_scale.clip(self.model, self.optimizer, self.settings.clip_norm)
-        metrics |= {(None, name): value for name, value in gradient.items()}
+        metrics = on_host(found | {(None, name): value for name, value in gradient.items()})
         left_out = gradient.get("overflow") == 1
-        if not (math.isfinite(metrics[None, "loss"]) and (left_out or math.isfinite(gradient["grad_norm"]))):
+        if not (math.isfinite(metrics[None, "loss"]) and (left_out or math.isfinite(metrics[None, "grad_norm"]))):
             self._stop(batch, metrics)
         metrics[None, "lr"] = float(self.schedule.get_last_lr()[0])
         before = self._low.copy()
@@ -360,8 +365,8 @@ class Trainer:
 
     def _backward(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None, *, last: bool
-    ) -> Metrics:
-        """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts."""
+    ) -> dict[MetricKey, Tensor | float]:
+        """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts, still on the device."""
         needs, denominators, labels = merged_needs(terms), counts(terms, batch), self._labels(terms)
         shards = shard(batch, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens)
         cached = (
@@ -374,22 +379,20 @@ class Trainer:
                 with timed("forward"):
                     of_rows = self._learning_model(rows, needs) if outputs is None else outputs
                 if cached is None:
-                    part = [target.select(micro.rows) for target in targets] if shards.split else targets
-                    loss, metrics = total(terms, rows, of_rows, part, denominators, labels)
+                    part = self._selected(targets, micro.rows) if shards.split else targets
+                    there = rows.to(self.accelerator.device)
+                    loss, metrics = total(terms, there, of_rows, part, denominators, labels)
                     by_micro_batch.append(metrics)
                 else:
-                    loss = _surrogate(of_rows, cached[0].rows(micro.rows))
+                    loss = _surrogate(of_rows, cached[0].rows(sent(micro.rows, self.accelerator.device)))
                 # Processes average their gradients; the loss is a sum over all of them.
                 with timed("backward"):
                     weight = 0.0 if micro.filler else self.accelerator.num_processes
                     self.accelerator.backward(self.loss_scale.scaled(loss * weight))
         by_row = cached[1] if cached else shards.gather_each(by_micro_batch) if shards.split else by_micro_batch[0]
         # Of its own metrics the run has each row's share of a sum; those of terms are means over prompts.
-        averaged: Metrics = {
-            key: values.double().sum().item() if key[0] is None else values.double().nanmean().item()
-            for key, values in by_row.items()
-        }
-        return {(None, "padding"): shards.padding} | averaged
+        sums = {key: v.double().sum() if key[0] is None else v.double().nanmean() for key, v in by_row.items()}
+        return {(None, "padding"): shards.padding, **sums}
 
     def _cached_gradient(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], denominators: Sequence[int]
@@ -398,7 +401,8 @@ class Trainer:
         with timed("forward"):
             outputs = self._forward(self._learning_model, batch, merged_needs(terms))
         leaves = {name: value.detach().requires_grad_() for name, value in outputs.fields().items()}
-        loss, metrics = total(terms, batch, outputs.with_fields(leaves), targets, denominators, self._labels(terms))
+        there = batch.to(self.accelerator.device)
+        loss, metrics = total(terms, there, outputs.with_fields(leaves), targets, denominators, self._labels(terms))
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         known = {
             name: torch.zeros_like(leaf) if gradient is None else gradient

@@ -49,8 +49,7 @@ class Noisy:
 
     def __call__(self, batch: Batch, needs: Needs) -> Outputs:
         """The model's outputs."""
-        device = batch.mask.device
         rows = zlib.crc32(repr((batch.prompt_ids, batch.completion_ids[batch.mask].tolist())).encode())
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
             torch.manual_seed(seed_for(self.seed, rows))
             return self.model(batch, needs)

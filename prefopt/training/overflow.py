@@ -44,15 +44,17 @@ class LossScale:
         """A loss as it goes into its backward pass."""
         return self._scaler.scale(loss)
 
-    def clip(self, model: nn.Module, optimizer: torch.optim.Optimizer, largest: float | None) -> dict[str, float]:
+    def clip(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, largest: float | None
+    ) -> dict[str, Tensor | float]:
         """Divide the gradients by the scale, and clip their norm to `largest`, if any.
 
         Gradients that overflowed because of the scale, which is halved then, are removed: a step of none changes nothing. Under
         the smallest scale they stay, since it is not the cause.
 
         Returns:
-            grad_norm, before clipping; in fp16 also loss_scale, and overflow, which is 1 where gradients were removed (grad_norm
-            is NaN then), else 0.
+            grad_norm, before clipping, a tensor; in fp16 also loss_scale, and overflow, which is 1 where gradients were removed
+            (grad_norm is NaN then), else 0.
         """
         scale = self._scaler.get_scale()
         self._scaler.unscale_(optimizer)
@@ -61,13 +63,12 @@ class LossScale:
         # Of weights that are sharded, a norm over all processes, which is asked for as a number.
         whole = whole_state(nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
         nn.utils.clip_grads_with_norm_(weights, largest or math.inf, whole)
-        norm = float(whole)
         if not self.used:
-            return {"grad_norm": norm}
+            return {"grad_norm": whole}
         overflow = LEAST <= self._scaler.get_scale() < scale
         if overflow:
             optimizer.zero_grad()
-        return {"grad_norm": math.nan if overflow else norm, "loss_scale": scale, "overflow": float(overflow)}
+        return {"grad_norm": math.nan if overflow else whole, "loss_scale": scale, "overflow": float(overflow)}
 
     def state_dict(self) -> dict[str, Any]:
         """The scale, and the number of updates since it changed; nothing in other arithmetic."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from prefopt.support.sending import sent
+
 Message = Mapping[str, Any]
 """One turn of a conversation: `role` and `content`."""
 
@@ -51,6 +53,9 @@ ORIGINS = ("dataset", "policy", "reference", "mixture", "greedy", "mismatched")
 @dataclass(frozen=True)
 class Batch:
     """B prompts with K completions each: the one shape of every method.
+
+    It is laid out, dealt and counted on the host. Models are given it there, and send what they compute with to their device;
+    objectives are given it on the device.
 
     Attributes:
         prompt_ids: B token sequences, ragged.
@@ -162,7 +167,7 @@ class Batch:
     def rows(self, index: Tensor | slice) -> Self:
         """These prompts alone, in this order; `index` is [b] int64 or a slice."""
         numbers = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].tolist()
-        index = torch.tensor(numbers, dtype=torch.long, device=self.mask.device)
+        index = sent(torch.tensor(numbers, dtype=torch.long), self.mask.device)
         return self._by_axis(lambda tensor, _: tensor[index], tuple(self.prompt_ids[i] for i in numbers))
 
     def first(self, completions: int) -> Self:
@@ -195,7 +200,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""
-        return _map_tensors(self, lambda tensor: tensor.to(device))
+        return _map_tensors(self, lambda tensor: sent(tensor, torch.device(device)))
 
     def _by_axis(
         self, change: Callable[[Tensor, _BatchAxis], Tensor], prompt_ids: tuple[tuple[int, ...], ...] | None = None

@@ -25,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from prefopt.policy.compat import UNSUPPORTED_ATTENTION, attention_of, can_set_attention
 from prefopt.policy.rows.attention import Segments
 from prefopt.policy.rows.layout import Layout, packed
+from prefopt.support.sending import sent
 from prefopt.types import Batch
 
 NAME = "prefopt_flex"
@@ -93,7 +94,7 @@ class BlockSegments(Segments):
         columns = [[span.prompt for span in spans], [span.branch for span in spans], [span.shift for span in spans]]
         prompt, branch, shift = np.repeat(np.array(columns, np.int32), sizes, 1)
         numbers = np.stack([prompt, branch, shift + np.arange(self.length, dtype=np.int32)])
-        of_prompt, of_branch, position = torch.from_numpy(numbers).to(device)
+        of_prompt, of_branch, position = sent(torch.from_numpy(numbers), device)
         some, all_ = self.blocks(window)
 
         def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class BlockSegments(Segments):
             return near if window is None else near & (position[query] - position[key] < window)
 
         partly, which, wholly, of_these = (
-            torch.from_numpy(table)[None, None].to(device) for table in (*_listed(some & ~all_), *_listed(all_))
+            sent(torch.from_numpy(table)[None, None], device) for table in (*_listed(some & ~all_), *_listed(all_))
         )
         return BlockMask.from_kv_blocks(partly, which, wholly, of_these, BLOCK_SIZE=BLOCK, mask_mod=sees)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prefopt.policy.rows.attention import Segments
+from prefopt.support.sending import sent
 from prefopt.types import Batch
 
 
@@ -61,7 +62,7 @@ class Layout:
     def to(self, device: torch.device) -> "Layout":
         """The same rows on `device`."""
         moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: sent(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
