@@ -168,3 +168,13 @@ def test_what_it_does_not_know_is_refused():
     for asked in ({"softcap": 50.0}, {"s_aux": heads}, {"dropout": 0.1}):
         with pytest.raises(ValueError, match="its attention has"):
             flex.flex_segment_attention(nn.Module(), heads, heads, heads, None, segments=segments, **asked)
+
+
+def test_a_trained_model_is_compared_after_a_reference_of_its_kind(in_blocks, monkeypatch):
+    """Of the reference no gradient was looked at."""
+    compared, compare = [], flex.backward_differs
+    monkeypatch.setattr(flex, "backward_differs", lambda *given: compared.append(given[0]) or compare(*given))
+    policies = [Policy(llama().requires_grad_(trained)) for trained in (False, True, True)]
+    for policy in policies:
+        policy(batch(2), Needs())
+    assert [policy.causal.model in compared for policy in policies] == [True, True, False]  # the third is known

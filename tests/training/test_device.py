@@ -32,7 +32,8 @@ def elsewhere(monkeypatch):
     asked, autocast = torch.is_autocast_enabled, torch.autocast  # which know nothing of this device
     monkeypatch.setattr(torch, "autocast", lambda kind, **k: nullcontext() if kind == "meta" else autocast(kind, **k))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind=None: False if kind == "meta" else asked(kind))
-    monkeypatch.setattr("prefopt.policy.rows.prefix_sharing.VERIFIED", {})
+    monkeypatch.setattr("prefopt.policy.rows.verified.LONGEST", {})
+    monkeypatch.setattr("prefopt.policy.rows.verified._file", lambda kind: None)
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
     monkeypatch.setattr(Accelerator, "device", ELSEWHERE)
     monkeypatch.setattr(updates, "Trainer", Noting)

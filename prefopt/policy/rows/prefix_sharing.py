@@ -157,7 +157,10 @@ def _draws(backbone: Any) -> bool:
 
 
 def _way(backbone: Any, rows: Layout) -> tuple[Any, ...]:
-    return verified.key("packed" if rows.segments else "masked", backbone, rows.input_ids.device)
+    way = "packed" if rows.segments else "masked"
+    if isinstance(rows.segments, flex.BlockSegments):  # of a model that is trained, gradients are compared too
+        way = "blocks, trained" if any(w.requires_grad for w in backbone.parameters()) else "blocks"
+    return verified.key(way, backbone, rows.input_ids.device)
 
 
 def _states(backbone: Any, rows: Layout) -> Tensor:

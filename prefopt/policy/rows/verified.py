@@ -27,7 +27,10 @@ def key(way: str, backbone: Any, device: torch.device) -> tuple[Any, ...]:
     """Everything but the lengths of rows that decides whether a way to compute is exact for a model."""
     config = {name: value for name, value in backbone.config.to_dict().items() if name != "_name_or_path"}
     low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return way, type(backbone), str(config), backbone.dtype, device.type, low
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    )  # what fits one GPU may not fit another
+    return way, type(backbone), str(config), backbone.dtype, name, low
 
 
 def longest(kind: tuple[Any, ...]) -> int:
