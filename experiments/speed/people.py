@@ -83,8 +83,8 @@ def films(assets: Path, spec: dict) -> Iterator[dict]:
 
 
 def requests(assets: Path, spec: dict) -> Iterator[dict]:
-    """Prompts alone, of at most a quarter of the length that pairs may have."""
-    fitting = (row for row in conversations(assets) if len(tokenizer(assets)(row["prompt"]).input_ids) <= LONGEST // 4)
+    """Prompts alone, of at most an eighth of the length that pairs may have."""
+    fitting = (row for row in conversations(assets) if len(tokenizer(assets)(row["prompt"]).input_ids) <= LONGEST // 8)
     return islice(({"prompt": row["prompt"]} for row in fitting), spec["pairs"])
 
 

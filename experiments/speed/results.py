@@ -185,7 +185,10 @@ def table(code: str = "", file: Path = RESULTS) -> Iterator[str]:
 
 
 def draw(file: Path = RESULTS) -> None:
-    """Loss curves of the newest commit's (a) over each other."""
+    """Loss curves of the newest commit's (a) over each other, where the file has any."""
+    every = [line for line in lines(file) if line["part"] == "a" and len(line["losses"].split()) > 1]
+    if not every:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -193,7 +196,6 @@ def draw(file: Path = RESULTS) -> None:
 
     picture, axes = plt.subplots(figsize=(5, 3))
     styles = {("trl", "best"): "o", ("prefopt", "cold"): "-", ("prefopt", "warm"): "--"}
-    every = [line for line in lines(file) if line["part"] == "a" and len(line["losses"].split()) > 1]
     drawn = set()
     for line in (line for line in every if line["commit"] == every[-1]["commit"]):
         style = styles.get((line["side"], line["setting"]))

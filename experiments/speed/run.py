@@ -37,8 +37,8 @@ SEEDS = (0, 1, 2)
 OBJECTIVES = {"DPO": "sigmoid", "IPO": "ipo", "Hinge": "hinge", "APOZero": "apo_zero", "RobustDPO": "robust"}
 """By prefopt's name, and by TRL's. The work of a run is the same for each; their losses are compared in tests/objectives."""
 
-MICRO = {"words": 8, "chat": 1, "films": 8, "rankings": 8}
-"""TRL's fastest micro-batches, in pairs; --micro tries others."""
+MICRO = {"words": 8, "chat": 1, "films": 4, "rankings": 4, "requests": 8}
+"""TRL's fastest micro-batches, in pairs and of requests in completions; --micro tries others."""
 
 RATES = {"lora": 1e-4, "full": 1e-5}
 """Learning rates on the real model."""
@@ -92,7 +92,8 @@ def in_process(given: dict, name: str, options: argparse.Namespace) -> dict:
     )
     said = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not said:
-        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+        killed = " (killed: by lack of memory? A smaller --micro takes less)" if done.returncode < 0 else ""
+        raise SystemExit(f"{name} ended with {done.returncode}{killed}: {done.stderr[-3000:]}")
     found: dict = json.loads(said[-1].removeprefix("RESULT "))
     return found
 
