@@ -1,11 +1,7 @@
 """The evaluation before training: runs of a study that start from the same share it, whichever process and whenever it was made."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -17,7 +13,7 @@ from prefopt.runs.folder import RunFolder
 from prefopt.runs.manifest import fingerprint_plugins, versions
 from prefopt.runs.preparing import Prepared
 from prefopt.support.dates import current_date
-from prefopt.support.fingerprints import fingerprint_weights
+from prefopt.support.fingerprints import fingerprint_code, fingerprint_texts, fingerprint_weights
 from prefopt.support.sharing import files_folder, shared, shared_text, stamp
 from prefopt.support.threads import threads_of_phases
 from prefopt.training.environment import ARITHMETIC, given
@@ -83,11 +79,11 @@ def _key(prepared: Prepared, part: str, model: Policy | Scorer) -> str:
         "sections": settings.model_dump_json(include=included),
         "plugins": fingerprint_plugins({key: tree for key, tree in settings.to_tree().items() if key in included}),
         "judges": [record for one in judging for record in judge_records(one)],
-        "against": None if evaluator.contest is None else _digest(map(repr, [evaluator.contest.others])),
+        "against": None if evaluator.contest is None else fingerprint_texts(map(repr, [evaluator.contest.others])),
         "tokenizer": stamp(tokenizer),
         "date": current_date().isoformat(),
         "seed": settings.seed_of("evaluation"),
-        "rows": [_digest(map(repr, rows)) for rows in (evaluator.rows, evaluator.prompts)],
+        "rows": [fingerprint_texts(map(repr, rows)) for rows in (evaluator.rows, evaluator.prompts)],
         "arithmetic": [settings.train.precision, str(threads_of_phases()), prepared.accelerator.num_processes],
         "device": [
             device,
@@ -95,20 +91,6 @@ def _key(prepared: Prepared, part: str, model: Policy | Scorer) -> str:
         ],
         "environment": [torch.get_float32_matmul_precision(), given(ARITHMETIC)],
         "versions": versions(),
-        "code": _code(),
+        "code": fingerprint_code(),
     }
-    return _digest([json.dumps(what, sort_keys=True, default=repr)])
-
-
-def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-@cache
-def _code() -> str:
-    """A hash of prefopt's own files: a study that goes on with an edited checkout measures anew."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return _digest(file.read_text(encoding="utf-8") for file in files)
+    return fingerprint_texts([json.dumps(what, sort_keys=True, default=repr)])

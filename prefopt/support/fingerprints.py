@@ -1,7 +1,9 @@
-"""Hashes of model weights, which are equal exactly when the weights are."""
+"""Hashes of model weights, of texts and of prefopt's own code, which are equal exactly when these are."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,3 +24,18 @@ def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(whole.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
+
+
+def fingerprint_texts(texts: Iterable[str]) -> str:
+    """A hash of texts, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+@cache
+def fingerprint_code() -> str:
+    """A hash of prefopt's own files: what an edited checkout computes is another result."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return fingerprint_texts(file.read_text(encoding="utf-8") for file in files)

@@ -1,5 +1,6 @@
 """The pocket LM: its vocabulary, tokenizer and shape, and sampling from the shipped weights."""
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prefopt.support.fingerprints import fingerprint_code, fingerprint_texts, fingerprint_weights
+from prefopt.support.sharing import shared_text
 from prefopt.support.threads import PhaseThreads, threads_restored, use
 from prefopt.testbeds.word_models import SPECIAL, untrained_llama, word_tokenizer
 
@@ -61,7 +64,7 @@ def sample(
 ) -> list[list[str]]:
     """`completions` samples of each prompt; those of one prompt depend on it and its seed, not on the others.
 
-    The last few answers are kept, so that the runs of a study do not draw the same data again.
+    The last few answers are kept, so that the runs of a study do not draw the same data again, and its processes share them.
 
     Args:
         texts: B prompts.
@@ -77,12 +80,31 @@ def sample(
 def _sampled(
     texts: tuple[str, ...], completions: int, seeds: tuple[int, ...], temperature: float, folder: str | Path
 ) -> list[list[str]]:
-    from prefopt.policy.decode.sampler import TransformersSampler
-    from prefopt.recipe import Sampling
-
     if not texts:
         return []
     model = load(folder)
+    drawn_by = (fingerprint_weights(model), fingerprint_code(), torch.__version__, MAX_TOKENS)
+    key = fingerprint_texts(map(repr, (*drawn_by, texts, completions, seeds, temperature)))
+    answer = shared_text(
+        "samples", key, lambda: json.dumps(_drawn(model, texts, completions, seeds, temperature)), _is_json
+    )
+    groups: list[list[str]] = json.loads(answer)
+    return groups
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return bool(json.loads(text))
+    except ValueError:
+        return False
+
+
+def _drawn(
+    model: "Policy", texts: Sequence[str], completions: int, seeds: Sequence[int], temperature: float
+) -> list[list[str]]:
+    from prefopt.policy.decode.sampler import TransformersSampler
+    from prefopt.recipe import Sampling
+
     assert model.tokenizer is not None
     with threads_restored():
         use(PhaseThreads.alike(1))  # the fastest for a model as small, and the same rows whatever a run computes with

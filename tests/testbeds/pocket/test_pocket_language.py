@@ -1,11 +1,15 @@
 """The shipped LM, and what its data can show."""
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from prefopt.support.sharing import sharing_files
 from prefopt.testbeds import pocket
+from prefopt.testbeds.pocket import language
 from prefopt.testbeds.pocket.language import FOLDER, LABELS, MAX_TOKENS, load, sample, tokenizer, untrained, vocabulary
 from prefopt.testbeds.pocket.marks import judge, marks
 from prefopt.testbeds.pocket.requests import pool
@@ -94,3 +98,26 @@ def test_preferences_of_the_lm_itself():
     gaps = torch.tensor([row["gold"][0] - row["gold"][1] for row in rows])
     assert (gaps > 0).float().mean() > 0.75
     assert sum(row["chosen"] == row["rejected"] for row in rows) <= 4
+
+
+def test_processes_of_a_study_draw_the_same_samples_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[int] = []
+    draw = language._drawn
+
+    def counted(*given: Any) -> list[list[str]]:
+        draws.append(1)
+        return draw(*given)
+
+    monkeypatch.setattr(language, "_drawn", counted)
+    prompts = ["review of the hotel :", "review of the film :"]
+
+    def drawn(seed: int) -> list[list[str]]:
+        language._sampled.cache_clear()  # as in another process
+        return sample(prompts, 2, [seed, seed + 1])
+
+    alone = drawn(7)
+    with sharing_files(tmp_path):
+        assert [drawn(7), drawn(7)] == [alone, alone]
+        assert len(draws) == 2
+        assert drawn(8) != alone
+    assert len(draws) == 3
