@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 from prefopt.cli import consoles
@@ -12,11 +13,13 @@ from prefopt.support.allocator import keep_freed_memory
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; `prefopt.cli.exits` has the exit statuses."""
+    began = time.perf_counter()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a letter gets its number
             stream.reconfigure(errors="backslashreplace")
     consoles.hush_other_processes()
     options = _options(arguments)
+    options.began = began
     keep_freed_memory()
     with ends_in_a_sentence():
         options.verb(options)

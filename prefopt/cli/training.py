@@ -43,22 +43,25 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(settings: "Recipe", folder: Path | None, options: argparse.Namespace) -> None:
     """Train, or check that it can be done; only here is torch imported, which takes seconds."""
+    from prefopt.runs.folder import RunFolder
     from prefopt.runs.results import show_profile
     from prefopt.runs.run import run as train
     from prefopt.support.profile import profiling
+    from prefopt.support.threads import PhaseThreads
     from prefopt.training.devices import end_processes
 
     quiet_libraries()
     if options.dry_run:
         return _dry_run(settings)
-    with profiling() if options.profile else nullcontext() as clock:
+    with profiling(options.began) if options.profile else nullcontext() as clock:
         result = train(settings, folder, options.resume, consoles.err)
     end_processes()
     if consoles.is_main_process():
         consoles.err.print()
     show_result(consoles.out, result, settings.evaluate.confidence)
     if clock is not None:
-        show_profile(consoles.out, clock)
+        device = RunFolder(result.folder).manifest().get("device") or {}
+        show_profile(consoles.out, clock, PhaseThreads.of(device.get("threads")))
 
 
 def study(options: argparse.Namespace) -> None:

@@ -40,9 +40,10 @@ class Measurements:
             step: of the run.
             of: the step whose policy was measured, where that is another one: the best, which was kept.
         """
-        for part, evaluation in evaluations.items():
-            main = self.prepared.accelerator.is_main_process
-            keep_evaluation(self.folder, self.tracker, evaluation, part, step, step if of is None else of, main)
+        main, of = self.prepared.accelerator.is_main_process, step if of is None else of
+        with timed("evaluation"):
+            for part, evaluation in evaluations.items():
+                keep_evaluation(self.folder, self.tracker, evaluation, part, step, of, main)
 
     def validate(self, model: Policy | Scorer, step: int) -> None:
         """Measure the model in the middle of training, on validation rows; its numbers are logged and shown."""

@@ -52,6 +52,7 @@ from prefopt.sources.rollouts import Rollouts
 from prefopt.sources.scoring import Scoring
 from prefopt.sources.writers import writers
 from prefopt.sources.writing import Completer
+from prefopt.support.profile import timed
 from prefopt.support.seeds import seed_for
 from prefopt.types import Feedback, Needs, Sampler, Source
 
@@ -163,19 +164,20 @@ def prepare(
     Raises:
         PrefoptError: whatever a user can put right; what can be known before a model is loaded is refused before.
     """
-    with console.status("reading the data, checking the recipe"):
+    with console.status("reading the data, checking the recipe"), timed("reading"):
         planned = plan(settings)
         check_adapter_trained(settings)
     show_heading(console, planned)
-    tokenizer = load_tokenizer(settings.policy)
-    planned, data, train, own = with_tokens(planned, tokenizer, console)
+    with timed("tokenising"):
+        tokenizer = load_tokenizer(settings.policy)
+        planned, data, train, own = with_tokens(planned, tokenizer, console)
     terms = _terms(planned, own, accelerator, console)
     rows = _with_embeddings(train, settings.source, settings.policy, accelerator, console)
     columns = batch_columns(planned.wanted, settings.source)
     needs = replace(planned.needs, reference=planned.compares)
-    models = load_models(
-        settings, needs, tokenizer, accelerator, separator_of(planned.data.train) if needs.step_rewards else None
-    )
+    separator = separator_of(planned.data.train) if needs.step_rewards else None
+    with timed("models"):
+        models = load_models(settings, needs, tokenizer, accelerator, separator)
     begun = {} if folder is None else RunFolder(folder).manifest()
     settle_threads(settings.train.threads, models.trained, rows, Shape.of(settings), accelerator, console, begun)
     learnt = _scores(settings, accelerator, models.trained) if isinstance(models.trained, Policy) else None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefopt.runs.run import RunResult
     from prefopt.support.caches import CacheUsage
     from prefopt.support.profile import Clock, Section
+    from prefopt.support.threads import PhaseThreads
     from prefopt.types import Estimate
 
 
@@ -178,22 +179,29 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def show_profile(console: Console, clock: "Clock") -> None:
-    """Where the time went, what went through models meanwhile, and how much of that was no padding."""
+def show_profile(console: Console, clock: "Clock", threads: "PhaseThreads | None" = None) -> None:
+    """Where the time went, how many cores worked, what went through models meanwhile, and how much of that was no padding."""
     table = Table(title="where the time went", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
-    for heading in ("seconds", "share", "tokens/s", "useful"):
+    for heading in ("seconds", "share", "cores", "tokens/s", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     for path, section in _nested(clock):
         speed = f"{section.useful / section.seconds:,.0f}" if section.useful and section.seconds else ""
         useful = f"{section.useful / section.computed:.0%}" if section.computed else ""
         name, share = "  " * (len(path) - 1) + path[-1], section.seconds / max(clock.seconds, 1e-9)
-        table.add_row(name, f"{section.seconds:.2f}", f"{share:.0%}", speed, useful)
-    rest = clock.seconds - sum(section.seconds for path, section in clock.sections.items() if len(path) == 1)
-    table.add_row("the rest", f"{rest:.2f}", f"{rest / max(clock.seconds, 1e-9):.0%}", "", "")
-    table.add_row("all", f"{clock.seconds:.2f}", "", "", "", style="bold")
+        table.add_row(name, f"{section.seconds:.2f}", f"{share:.0%}", _cores(section), speed, useful)
+    rest = clock.seconds * (1 - clock.explained)
+    table.add_row("the rest", f"{rest:.2f}", f"{1 - clock.explained:.0%}", "", "", "")
+    table.add_row("all", f"{clock.seconds:.2f}", "", _cores(clock), "", "", style="bold")
     console.print(table)
-    console.print(Text("tokens/s: of what is no padding (useful).", style="dim"))
+    cores = "cores: processor seconds of all threads for each second, those that wait awake included"
+    console.print(Text(f"{cores}; tokens/s: of what is no padding (useful).", style="dim"))
+    spent = f"{clock.explained:.0%} of the time is explained; {clock.processor:.1f} processor seconds"
+    console.print(Text(f"{spent}; {threads.in_words()}" if threads is not None else spent))
+
+
+def _cores(section: "Section | Clock") -> str:
+    return f"{section.processor / section.seconds:.1f}" if section.seconds >= 0.05 else ""
 
 
 def _nested(clock: "Clock") -> "Iterator[tuple[tuple[str, ...], Section]]":

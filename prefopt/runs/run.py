@@ -92,10 +92,12 @@ def run(
             resumed = write_beginning(prepared, opened, console)
             trainer = _begin(prepared, opened, console)
         before = evaluated(prepared, opened, _bare(trainer), 0, console)  # while the model is that of the beginning
-        done = restore(trainer, opened, console) if resume else 0
-        if resumed is not None:
-            write_resumption(prepared, trainer, opened, resumed, console)
-        tracker = _tracker(settings, opened, accelerator)
+        with timed("loading"):
+            done = restore(trainer, opened, console) if resume else 0
+            if resumed is not None:
+                write_resumption(prepared, trainer, opened, resumed, console)
+        with timed("tracking"):
+            tracker = _tracker(settings, opened, accelerator)
         measurements = Measurements(prepared, opened, tracker, console)
         return _tracked(tracker, lambda: _train(prepared, trainer, measurements, before, done, pause))
 
@@ -125,7 +127,8 @@ def _train(
             console.print(f"stopped: {stopped}", highlight=False, markup=False, soft_wrap=True)
             break
         pause_if_asked(pause, trainer, folder)
-    trainer.check_finite()
+    with timed("checking"):
+        trainer.check_finite()
     chosen = choice.put_back(_bare(trainer), trainer.done)
     show_chosen(console, chosen, trainer.done)
     if prepared.rollouts is not None and trainer.done and not prepared.rollouts.version:
@@ -140,12 +143,13 @@ def _train(
         of = chosen.get("step", trainer.done)
         after = evaluated(prepared, folder, _bare(trainer), of, console)
         measurements.keep(after, trainer.done, of)
-    return _conclude(folder, prepared.accelerator, before, after)
+    with timed("concluding"):
+        return _conclude(folder, prepared.accelerator, before, after)
 
 
 def _save(prepared: Prepared, trainer: Trainer, folder: RunFolder, stopped: str, chosen: Mapping[str, Any]) -> None:
     """The trained model, and with what its training ended: from here on a resume only evaluates and concludes."""
-    with whole_weights(_bare(trainer), accelerator=prepared.accelerator):
+    with timed("saving"), whole_weights(_bare(trainer), accelerator=prepared.accelerator):
         if prepared.accelerator.is_main_process:
             with replacing_folder(folder.policy) as staging:
                 _bare(trainer).save(staging)

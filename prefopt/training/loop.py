@@ -297,7 +297,8 @@ class Trainer:
         with torch.random.fork_rng(devices):  # draws in `targets` are the same on every process and after a resume
             torch.manual_seed(seed_for(self.seed, "targets", self.done, name))
             there = batch.to(self.accelerator.device)
-            targets = [targets_of(term, there, old, reference) for term in terms]
+            with timed("targets"):
+                targets = [targets_of(term, there, old, reference) for term in terms]
         if monitor is None:
             return targets, {}
         assert old is not None
@@ -381,7 +382,8 @@ class Trainer:
                 if cached is None:
                     part = self._selected(targets, micro.rows) if shards.split else targets
                     there = rows.to(self.accelerator.device)
-                    loss, metrics = total(terms, there, of_rows, part, denominators, labels)
+                    with timed("loss"):
+                        loss, metrics = total(terms, there, of_rows, part, denominators, labels)
                     by_micro_batch.append(metrics)
                 else:
                     loss = _surrogate(of_rows, cached[0].rows(sent(micro.rows, self.accelerator.device)))

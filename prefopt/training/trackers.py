@@ -22,6 +22,7 @@ from urllib.request import urlopen
 from prefopt import recipe
 from prefopt.support.files import append_whole, unused, write_whole
 from prefopt.support.json_values import Number, json_values
+from prefopt.support.profile import timed
 
 log = logging.getLogger(__name__)
 
@@ -272,13 +273,15 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Send one step's numbers everywhere."""
-        for place in self.places:
-            place.log(step, metrics)
+        with timed("tracking"):
+            for place in self.places:
+                place.log(step, metrics)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary and close everything."""
-        for place in self.places:
-            place.finish(summary)
+        with timed("tracking"):
+            for place in self.places:
+                place.finish(summary)
 
 
 def rewind(path: Path, step: int) -> None:

@@ -1,6 +1,7 @@
 """Where the time goes: sections nest, nothing is counted twice, and nothing happens unless somebody asks."""
 
 import threading
+import time
 
 import pytest
 from _tiny import tiny_model, tiny_pairs, tiny_recipe
@@ -44,6 +45,13 @@ def test_sections_nest_and_add_up(passing):
     assert clock.seconds == 16
     outer, inner = clock.sections["evaluation",], clock.sections["evaluation", "sampling"]
     assert (outer.useful, outer.computed, inner.useful, inner.computed) == (14, 20, 12, 16)
+
+
+def test_what_came_before_counts_where_it_is_asked_for():
+    with profiling(time.perf_counter() - 5) as clock, timed("data"):
+        sum(range(200_000))
+    assert clock.sections["starting",].seconds == pytest.approx(5, abs=0.5) and clock.explained > 0.99
+    assert 0 < clock.sections["data",].processor <= clock.processor
 
 
 def test_a_section_that_fails_is_closed(passing):
@@ -90,8 +98,12 @@ def test_a_run_says_where_its_time_went(tmp_path, monkeypatch, capsys):
     main(["run", str(file), "--profile"])
     text = capsys.readouterr().out
     names = [line.split()[0] for line in text[text.index("where the time went") :].splitlines()[2:] if line.strip()]
-    for name in ("loading", "evaluation", "sampling", "data", "reference", "forward", "backward", "optimiser", "all"):
+    for name in ("starting", "loading", "reading", "tokenising", "models", "threads", "evaluation", "sampling", "data"):
         assert name in names, text
+    for name in ("reference", "targets", "forward", "loss", "backward", "optimiser", "saving", "tracking", "all"):
+        assert name in names, text
+    (last,) = (line for line in text.splitlines() if "of the time is explained" in line)
+    assert int(last.partition("%")[0]) >= 90 and "processor seconds; 1 thread" in last, text
     main(["run", str(file)])
     assert "where the time went" not in capsys.readouterr().out
 
