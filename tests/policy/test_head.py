@@ -2,6 +2,8 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from prefopt.policy import head
@@ -107,6 +109,44 @@ def test_what_is_watched_has_no_gradient_and_takes_none(frozen, names, make_head
     (gradient,) = torch.autograd.grad(found["logps"].sum(), hidden)
     (expected,) = torch.autograd.grad(scores[torch.arange(10), tokens].sum(), hidden)
     torch.testing.assert_close(gradient, expected)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor had that was made meanwhile, but for gradients of these shapes."""
+
+    def __init__(self, *besides):
+        super().__init__()
+        self.numbers, self.besides = 0, besides
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **kwargs or {})
+        made = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor) and one.shape not in self.besides]
+        self.numbers = max([self.numbers, *(tensor.numel() for tensor in made)])
+        return output
+
+
+@pytest.mark.parametrize("names", [(), ("kl_policy_ref",), ("kl_ref_policy", "entropy", "log_sum_squares")])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_no_more_than_a_chunk_of_logits_is_there_at_a_time(frozen, names, make_head, monkeypatch):
+    """With exact divergences and statistics too, and in both passes; for the backward pass none is kept."""
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 4 * 40)
+    own, other, kept = make_head(trained=not frozen), make_head(trained=False), []
+    weight = own.linear.weight
+    hidden, theirs = (torch.randn(50, 4, dtype=torch.float64) @ torch.randn(4, 16, dtype=torch.float64) for _ in "12")
+    states = head.States(own, hidden.requires_grad_(), 40)
+    beside = head.States(other, theirs, 40) if names else None
+
+    def pack(tensor):
+        kept.append((*tensor.shape,))
+        return tensor
+
+    with Largest(weight.shape, weight.mT.shape, hidden.shape) as made:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            found = head.token_statistics(states, torch.zeros(50, dtype=torch.long), None, names, beside)
+        torch.stack(list(found.values())).sum().backward()
+    assert hidden.grad is not None
+    assert 0 < made.numbers <= max(head.CHUNK_ELEMENTS, 50 * (1 + len(names)))
+    assert not [shape for shape in kept if 40 in shape and shape != weight.shape]
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
