@@ -17,7 +17,7 @@ from typing import Any
 import openai
 
 from prefopt.feedback.judges.keys import is_openai, read_key
-from prefopt.feedback.judges.replies import MalformedError, choice_of
+from prefopt.feedback.judges.replies import MalformedError, NoAnswerError, choice_of
 from prefopt.support.errors import PrefoptError
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,6 @@ FILTERED = re.compile(
     re.IGNORECASE,
 )
 """How hosted models say that they refuse a text for its content: Azure, OpenAI, OpenRouter, Google and those that copy them."""
-
-
-class NoAnswerError(Exception):
-    """The server has no answer to this question, and may have one to the next.
-
-    Attributes:
-        why: too_long or filtered, as in `Answer.missing`.
-    """
-
-    def __init__(self, why: str, message: str):
-        super().__init__(message)
-        self.why = why
 
 
 class Client:

@@ -24,6 +24,18 @@ class MalformedError(ValueError):
     """A reply has not the form of OpenAI's; says what."""
 
 
+class NoAnswerError(Exception):
+    """The server has no answer to this question, and may have one to the next.
+
+    Attributes:
+        why: too_long or filtered, as in `Answer.missing`.
+    """
+
+    def __init__(self, why: str, message: str):
+        super().__init__(message)
+        self.why = why
+
+
 def choice_of(reply: Any) -> Mapping[str, Any]:
     """The first choice.
 

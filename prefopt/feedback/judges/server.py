@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt import recipe
 from prefopt.feedback.judges import prompts, replies
-from prefopt.feedback.judges.client import Client, NoAnswerError
 from prefopt.feedback.judges.keys import AUTO, check_key, read_key, variable_for
 from prefopt.feedback.judges.listed import label_logps, merged
 from prefopt.feedback.judges.question import Answer, Question
@@ -27,6 +26,9 @@ from prefopt.feedback.judges.thinking import after_thinking, thinks_first
 from prefopt.policy import find_model, load_tokenizer
 from prefopt.support.downloads import is_awaited
 from prefopt.support.errors import PrefoptError
+
+if TYPE_CHECKING:
+    from prefopt.feedback.judges.client import Client
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +134,8 @@ class Server:
     def listed(self) -> str | None:
         """What the server lists about the model, as JSON; "" where it lists nothing, None where it is not there."""
         self.check()
+        from prefopt.feedback.judges.client import Client  # with `openai`, whose import takes half a second
+
         with Client(self.base_url, self._key_env, min(self.timeout, LIST_SECONDS), 0, Counter()) as client:
             reply = client.listing()
         return None if reply is None else replies.listing_of(reply, self.model)
@@ -143,13 +147,15 @@ class Server:
             PrefoptError: the server refuses, gives no log-likelihoods, or fails again and again.
         """
         self.check()
+        from prefopt.feedback.judges.client import Client
+
         with Client(self.base_url, self._key_env, self.timeout, self.retries, self.seen) as client:
             left = iter(enumerate(questions))
             if not self.seen["answered"] and (first := next(left, None)):
                 yield first[0], self._answer(first[1], client)
             yield from self._together(left, client)
 
-    def _together(self, left: Iterator[tuple[int, Question]], client: Client) -> Iterator[tuple[int, Answer]]:
+    def _together(self, left: Iterator[tuple[int, Question]], client: "Client") -> Iterator[tuple[int, Answer]]:
         failure: BaseException | None = None
         flying: dict[Future[Answer], int] = {}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
@@ -169,11 +175,11 @@ class Server:
         if failure is not None:
             raise failure
 
-    def _answer(self, question: Question, client: Client) -> Answer:
+    def _answer(self, question: Question, client: "Client") -> Answer:
         bill = Bill(client)
         try:
             answer = self._likelihoods(question, bill) if question.labels else self._text(question, bill)
-        except NoAnswerError as error:
+        except replies.NoAnswerError as error:
             log.warning("%s has no answer to a question (%s): %s", self.base_url, error.why, error)
             answer = Answer(missing=error.why)
         except replies.MalformedError as error:
@@ -260,7 +266,7 @@ class Server:
         drawn = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "seed": seed}
         choice = self._request(question, bill, **drawn, **asked)
         if (missing := replies.missing_of(choice)) and missing != "unfinished":
-            raise NoAnswerError(missing, "the answer to be listed is none")
+            raise replies.NoAnswerError(missing, "the answer to be listed is none")
         pairs = replies.tops_of(choice, chat)
         if pairs is None:
             raise PrefoptError(
@@ -368,7 +374,7 @@ class Server:
 class Bill:
     """Requests for one answer, by whom and at what cost."""
 
-    client: Client
+    client: "Client"
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
