@@ -34,7 +34,7 @@ SCRATCH = Path("/tmp") / f"prefopt-speed-{os.getpid()}"
 CACHE = SCRATCH / "cache"
 BEGAN = time.strftime("%m%d-%H%M%S")
 SEEDS = (0, 1, 2)
-OBJECTIVES = {"DPO": "sigmoid", "IPO": "ipo", "Hinge": "hinge", "APOZero": "apo_zero", "RobustDPO": "robust"}
+OBJECTIVES = {"DPO": "sigmoid", "IPOMean": "ipo", "Hinge": "hinge", "APOZero": "apo_zero", "RobustDPO": "robust"}
 """By prefopt's name, and by TRL's. The work of a run is the same for each; their losses are compared in tests/objectives."""
 
 MICRO = {"words": 8, "chat": 1, "films": 4, "rankings": 4, "requests": 8}
