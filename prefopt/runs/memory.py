@@ -289,7 +289,7 @@ def _activations(plan: Plan, size: Size, micro: MicroBatch) -> Iterator[Part]:
 def _copies(plan: Plan, size: Size, micro: MicroBatch, each: int) -> Iterator[Part]:
     """Of keys, values and outputs, by attention to the segments of packed rows (`policy.rows.attention`)."""
     policy = plan.recipe.policy
-    if not micro.attended or plan.needs.rewards or not computes_on_cpu() or policy.attention not in (None, "sdpa"):
+    if not micro.attended or not computes_on_cpu() or policy.attention not in (None, "sdpa"):
         return
     at_a_time = 1 if policy.gradient_checkpointing else size.layers
     copies = at_a_time * (2 * micro.attended + micro.tokens) * size.width * each

@@ -8,7 +8,7 @@ from prefopt.data.ordering import Shuffled
 from prefopt.policy.parallel import cut
 from prefopt.recipe import most_tokens
 from prefopt.runs.planning import Plan
-from prefopt.training.devices import launched_processes
+from prefopt.training.devices import launched_processes, tokens_at_once
 
 MOST_BATCHES = 1000
 """Of a longer run, this many are looked at."""
@@ -44,8 +44,8 @@ def most(planned: Plan, completions: int, prompt: int, completion: int) -> Micro
     train = planned.recipe.train
     share = -(-(train.minibatch_size or train.batch_size) // launched_processes())
     rows = min(train.micro_batch_size, share)
-    if train.micro_tokens is not None:
-        rows = min(rows, max(1, train.micro_tokens // (prompt + completions * completion)))
+    if (tokens := tokens_at_once(train)) is not None:
+        rows = min(rows, max(1, tokens // (prompt + completions * completion)))
     apart = rows * completions * (prompt + completion)
     padded = _is_sharded(planned)
     tokens = apart if padded else rows * (prompt + completions * completion)
@@ -79,7 +79,7 @@ def largest(planned: Plan, rows: Sequence[Tokenised], completions: int) -> Micro
     order, found = Shuffled(len(rows), settings.seed_of("order")), (0, 0, 0)
     for _ in range(min(planned.steps, MOST_BATCHES)):
         batch = sorted(order.take(train.batch_size), key=lengths.__getitem__, reverse=True)
-        for part in cut(batch[:: launched_processes()], lengths, train.micro_batch_size, train.micro_tokens):
+        for part in cut(batch[:: launched_processes()], lengths, train.micro_batch_size, tokens_at_once(train)):
             tokens = sum(lengths[row] for row in part)
             if apart:
                 tokens = len(part) * completions * max(widest[row] for row in part)

@@ -35,6 +35,7 @@ from prefopt.support.seeds import generator, seed_for
 from prefopt.support.sending import sent
 from prefopt.support.threads import phase
 from prefopt.training.checkpoints import save_batch
+from prefopt.training.devices import tokens_at_once
 from prefopt.training.metrics import Metrics, on_host
 from prefopt.training.noise import Noisy, has_noise, without_noise
 from prefopt.training.optimisers import LowPrecisionWeights, make_optimizer, parameter_groups
@@ -266,7 +267,7 @@ class Trainer:
         once = settings.passes == 1 and (settings.minibatch_size or math.inf) >= settings.batch_size
         if self._noise or not terms or not once or not (merged_needs(terms).old or self.monitor is not None):
             return None
-        if shard(batch, settings.micro_batch_size, self.accelerator, settings.micro_tokens).split:
+        if shard(batch, settings.micro_batch_size, self.accelerator, tokens_at_once(settings)).split:
             return None
         with timed("forward"), phase("training"):
             outputs: Outputs = self.model(batch, _monitored(merged_needs(terms), self.monitor))
@@ -313,7 +314,7 @@ class Trainer:
     def _forward(self, model: Model, batch: Batch, needs: Needs) -> Outputs:
         """What a model says about a whole batch, without gradient."""
         settings = self.settings
-        return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, settings.micro_tokens)
+        return forward(model, batch, needs, settings.micro_batch_size, self.accelerator, tokens_at_once(settings))
 
     def _update(
         self, terms: Sequence[Term], batch: Batch, targets: Sequence[Targets], outputs: Outputs | None
@@ -369,7 +370,7 @@ class Trainer:
     ) -> dict[MetricKey, Tensor | float]:
         """Add the gradient of these terms on a whole minibatch; return its metrics, averaged over prompts, still on the device."""
         needs, denominators, labels = merged_needs(terms), counts(terms, batch), self._labels(terms)
-        shards = shard(batch, self.settings.micro_batch_size, self.accelerator, self.settings.micro_tokens)
+        shards = shard(batch, self.settings.micro_batch_size, self.accelerator, tokens_at_once(self.settings))
         cached = (
             self._cached_gradient(terms, batch, targets, denominators) if needs.whole_batch and shards.split else None
         )

@@ -130,3 +130,17 @@ def test_a_classifier_of_more_classes_is_refused(tiny, tokenizer, tmp_path):
 def test_a_scorer_is_no_policy(lm_folder, tokenizer, make_batch):
     with pytest.raises(PrefoptError, match="scorer"):
         load_policy(Spec(model=str(lm_folder)), tokenizer, seed=0)(make_batch(), REWARDS)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_packed_rows_teach_the_same(name, make_scorer, make_batch, gradients):
+    """A prompt that is read once for its completions, against a row for each."""
+    batch = ending_with_eos(make_batch(4, 3, absent=[(1, 1)]))
+    taught = []
+    for packs in (True, False):
+        scorer = make_scorer(name).train()
+        scorer(batch, REWARDS)
+        scorer._prefix_sharing.shares = packs
+        rewards = scorer(batch, REWARDS).rewards
+        taught.append(gradients(scorer, (rewards * torch.arange(12.0).view(4, 3)).sum()))
+    assert (taught[0] - taught[1]).norm() < 1e-6 * taught[1].norm()  # norms are taken in fp32

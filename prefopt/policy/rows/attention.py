@@ -4,7 +4,7 @@ For CPUs, where the overhead of a call is small. On a GPU many small calls would
 (`layout.tree_mask`) is faster.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from prefopt.policy.compat import UNSUPPORTED_ATTENTION, attention_of, can_set_attention, flash_attention_cpu
+from prefopt.policy.compat import (
+    UNSUPPORTED_ATTENTION,
+    attention_of,
+    can_set_attention,
+    flash_attention_cpu,
+    is_slow_on_cpu,
+)
 
 NAME = "prefopt"
 """The name of this attention in the configs of models. Without segments it is transformers' `sdpa`."""
@@ -148,13 +154,25 @@ def segment_attention(
         others["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
     _refuse(others)
+    attend = partial(_attend, segments, sliding_window, dropout=dropout, scale=scaling)
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    if is_slow_on_cpu(low):
+        with torch.autocast("cpu", enabled=False):
+            output = _by_segments(attend, segments, query.float(), key.float(), value.float()).to(low)
+    else:
+        output = _by_segments(attend, segments, query, key, value)
+    return output.transpose(1, 2), None
+
+
+def _by_segments(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], segments: Segments, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """[1, heads, T, D]."""
     copies = query.shape[1] // key.shape[1]
     # The backward pass of `split` is one concatenation; slices would each fill a whole row with zeros.
     queries, keys, values = (
         iter(whole.split(segments.sizes, 2)) for whole in (query, repeat_kv(key, copies), repeat_kv(value, copies))
     )
-
-    attend = partial(_attend, segments, sliding_window, dropout=dropout, scale=scaling)
     outputs = []
     for _, completions in segments.groups:
         keys_before, values_before = next(keys), next(values)
@@ -162,7 +180,7 @@ def segment_attention(
         for _ in completions:
             seen = (torch.cat([one, next(rest)], 2) for one, rest in ((keys_before, keys), (values_before, values)))
             outputs.append(attend(next(queries), *seen))
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    return torch.cat(outputs, 2)
 
 
 def _attend(
