@@ -138,7 +138,7 @@ def test_packed_rows_teach_the_same(name, make_scorer, make_batch, gradients):
     batch = ending_with_eos(make_batch(4, 3, absent=[(1, 1)]))
     taught = []
     for packs in (True, False):
-        scorer = make_scorer(name).train()
+        scorer = make_scorer(name)
         scorer(batch, REWARDS)
         scorer._prefix_sharing.shares = packs
         rewards = scorer(batch, REWARDS).rewards
