@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefopt.policy.compat import device_of
 from prefopt.policy.critic import Critic, ValueHead
 from prefopt.policy.head import DIVERGENCES, STATISTICS, Head, States, token_statistics
-from prefopt.policy.rows.layout import Layout, padded, single_completions
+from prefopt.policy.rows.layout import padded, single_completions
 from prefopt.policy.rows.prefix_sharing import PrefixSharing
 from prefopt.policy.saving import save_generation_settings, save_weights
 from prefopt.support.errors import PrefoptError
@@ -123,8 +123,8 @@ class Policy(nn.Module):
         output = self.model(
             input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, output_hidden_states=features
         )
-        logits = rows.predicting(output.logits)
-        hidden = rows.predicting(output.hidden_states[-1]) if features else logits
+        logits = rows.wanted(output.logits)
+        hidden = rows.wanted(output.hidden_states[-1]) if features else logits
         return States(nn.Identity(), logits, logits.shape[-1]), hidden
 
     def _reference_states(self, batch: Batch) -> States:
@@ -143,7 +143,7 @@ class Policy(nn.Module):
         training = self.training
         self.eval()  # anything random in training mode would make the two differ
         try:
-            alone = [self._own_logps(padded(one, self.device)) for one in few]
+            alone = [self._own_logps(one) for one in few]
             expected, largest = torch.cat([logps for logps, _ in alone]), max(size for _, size in alone)
             mismatch = self._mismatch(few, expected, largest)
         except BaseException:  # out of memory, or interrupted: nothing is known of the head
@@ -160,12 +160,13 @@ class Policy(nn.Module):
                 mismatch,
             )
 
-    def _own_logps(self, row: Layout) -> tuple[Tensor, float]:
-        """The log-probs of one row by the model's own forward, and the largest magnitude of its logits."""
+    def _own_logps(self, one: Batch) -> tuple[Tensor, float]:
+        """The log-probs of one completion by the model's own forward, and the largest magnitude of its logits."""
+        row = padded(one, self.device)
         logits = self.model(input_ids=row.input_ids, use_cache=False).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        following = row.input_ids[0, row.predicts + 1]
-        return logits.log_softmax(-1)[row.predicts].gather(-1, following[:, None])[:, 0], logits.abs().max().item()
+        following = one.completion_ids[one.mask].to(self.device)
+        return logits.log_softmax(-1)[row.places].gather(-1, following[:, None])[:, 0], logits.abs().max().item()
 
     def _mismatch(self, few: Sequence[Batch], expected: Tensor, largest: float) -> str:
         """How the chunked head differs from the model's own on these completions, in words; "" if they agree."""

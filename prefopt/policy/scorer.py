@@ -162,7 +162,7 @@ class Scorer(nn.Module):
         """[M, H], of a decoder: at each token of the mask, or at the end of each completion."""
         if self._prefix_sharing is None:
             padding = model.config.get_text_config().pad_token_id if self.reading.skips_padding else None
-            self._prefix_sharing = PrefixSharing("ends" if self.reading.steps is None else "own", padding)
+            self._prefix_sharing = PrefixSharing("ending" if self.reading.steps is None else "reading", padding)
         return self._prefix_sharing(getattr(model, str(model.base_model_prefix)), batch)
 
     def _scores(self, batch: Batch) -> Tensor:
@@ -173,7 +173,7 @@ class Scorer(nn.Module):
             # where it has none. Layouts know the true end.
             scores: Tensor = model.score(self._states(model, batch))[:, 0]
             return scores
-        rows = padded(batch, self.device, whole=True)
+        rows = padded(batch, self.device, None, "ending")
         counted(rows.tokens)
         padding = model.config.get_text_config().pad_token_id or 0
         ids = rows.input_ids.masked_fill(rows.attention_mask == 0, padding)

@@ -115,7 +115,7 @@ def test_a_row_is_padded_to_whole_blocks():
     assert blocks.input_ids.shape[1] % flex.BLOCK == 0
     assert torch.equal(blocks.input_ids[:, :length], plain.input_ids)
     assert blocks.tokens() == (length, blocks.input_ids.shape[1])
-    assert torch.equal(blocks.predicts, plain.predicts)
+    assert torch.equal(blocks.places, plain.places)
 
 
 @pytest.mark.parametrize("broken", ["forward", "backward"])

@@ -247,7 +247,6 @@ def test_prompts_are_computed_once(make_model):
     policy.causal.model.embed_tokens.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     batch = groups()
     policy(batch, Needs())
-    end = batch.mask.shape[2] - batch.mask.int().flip(2).argmax(
-        2
-    )  # of each completion: what a tool wrote is read as well
-    assert seen == [(1, sum(map(len, batch.prompt_ids)) + int((end * batch.present).sum()))]
+    # What a tool wrote is read as well; the last token of a completion is predicted, and predicts nothing.
+    read = (batch.lengths - 1)[batch.present]
+    assert seen == [(1, sum(map(len, batch.prompt_ids)) + int(read.sum()))]

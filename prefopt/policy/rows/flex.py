@@ -24,7 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefopt.policy.compat import UNSUPPORTED_ATTENTION, attention_of, can_set_attention
 from prefopt.policy.rows.attention import Segments
-from prefopt.policy.rows.layout import Layout, packed
+from prefopt.policy.rows.layout import Layout, Wanted, packed
 from prefopt.support.sending import sent
 from prefopt.types import Batch
 
@@ -152,18 +152,21 @@ def _listed(table: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int
     return table.sum(1, dtype=np.int32), np.argsort(~table, 1, kind="stable").astype(np.int32)
 
 
-def packed_in_blocks(batch: Batch, device: torch.device, padding: int | None = None) -> Layout:
+def packed_in_blocks(
+    batch: Batch, device: torch.device, wanted: Wanted = "predicting", padding: int | None = None
+) -> Layout:
     """`packed`, padded on the right to a multiple of `BLOCK`.
 
     Args:
         batch: B prompts × K completions.
         device: of the result.
+        wanted: which states.
         padding: a token that is never the end of a completion; None for none.
 
     Raises:
         ValueError: a prompt without tokens.
     """
-    rows = packed(batch, torch.device("cpu"), padding)
+    rows = packed(batch, torch.device("cpu"), wanted, padding)
     assert rows.segments is not None
     assert rows.positions is not None
     tokens = rows.input_ids.shape[1]

@@ -8,7 +8,7 @@ if they were the prompt's. A packed row is all shared rows of a batch, one after
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, compress, takewhile
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from prefopt.policy.rows.attention import Segments
 from prefopt.support.sending import sent
 from prefopt.types import Batch
+
+Wanted = Literal["predicting", "reading", "ending"]
+"""Which states are wanted of rows: those that predict the tokens of the mask, one place before them, so that the last token of a
+completion need not be read; those that have read them; those at the end of each completion."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,8 @@ class Layout:
     Attributes:
         input_ids: [N, L] int64.
         attention_mask: [N, L] int64; 1 on tokens, 0 on padding.
-        predicts: [M] int64, for each True entry of `batch.mask` in order, the place in the flattened rows (n · L + l) whose
-            hidden state predicts it. In shared rows the last token of a prompt predicts the first token of several completions.
-        own: [M] int64, likewise the place of the token itself.
-        ends: [C] int64, of each completion in the rows, in order, the place of its last token.
+        places: [M] int64, where the wanted states are in the flattened rows (n · L + l): for each True entry of `batch.mask`, in
+            order, or for each completion. In shared rows the last token of a prompt predicts the first of several completions.
         branches: [N, L] int64 where a row is shared: 0 on the prompt, k on the k-th completion, another number on padding.
         positions: [N, L] int64 where a row is shared: position ids, the number of earlier tokens that a token attends to.
         segments: of the one row, where rows are packed.
@@ -36,9 +38,7 @@ class Layout:
 
     input_ids: Tensor
     attention_mask: Tensor
-    predicts: Tensor
-    own: Tensor
-    ends: Tensor
+    places: Tensor
     branches: Tensor | None = None
     positions: Tensor | None = None
     segments: Segments | None = None
@@ -55,9 +55,9 @@ class Layout:
             return self.input_ids.shape[1]
         return max(prompt + sum(completions) for prompt, completions in self.segments.groups)
 
-    def predicting(self, states: Tensor) -> Tensor:
-        """[M, …], the states that predict the batch's tokens, from [N, L, …]."""
-        return states.flatten(0, 1)[self.predicts]
+    def wanted(self, states: Tensor) -> Tensor:
+        """[M, …], the wanted ones of the states [N, L, …]."""
+        return states.flatten(0, 1)[self.places]
 
     def to(self, device: torch.device) -> "Layout":
         """The same rows on `device`."""
@@ -72,7 +72,11 @@ class Layout:
 
 
 def padded(
-    batch: Batch, device: torch.device, width: int | None = None, *, whole: bool = False, padding: int | None = None
+    batch: Batch,
+    device: torch.device,
+    width: int | None = None,
+    wanted: Wanted = "predicting",
+    padding: int | None = None,
 ) -> Layout:
     """Rows `prompt | completion`, or `prompt | y_1 | y_2 | …` where that is less to compute; at least one row.
 
@@ -84,60 +88,57 @@ def padded(
         batch: B prompts × K completions.
         device: of the result.
         width: H, of the decoder that will read the rows; None for plain rows.
-        whole: rows are read whole and no token is predicted, so a prompt may be without tokens.
+        wanted: which states; where none predicts a token, a prompt may be without tokens.
         padding: a token that is never the end of a completion; None for none.
 
     Raises:
         ValueError: a prompt without tokens: nothing would predict the first token of its completions.
     """
-    rows = [part for group in _groups(batch, whole) for part in _divided(group, width)]
+    rows = [part for group in _groups(batch, wanted) for part in _divided(group, width)]
     # Most models cannot read zero rows: a micro-batch of absent completions gets one that predicts nothing.
     rows = rows or [EMPTY]
     sizes = [row.size for row in rows]
     longest = max(sizes)
-    flat = _flat(rows, [row * longest for row in range(len(rows))], len(rows) * longest, padding)
+    flat = _flat(rows, [row * longest for row in range(len(rows))], len(rows) * longest, wanted, padding)
     shared = any(len(row.completions) > 1 for row in rows)
     branches = torch.where(flat.branches < 0, batch.mask.shape[1] + 1, flat.branches).view(-1, longest)
     layout = Layout(
         input_ids=flat.ids.view(-1, longest),
         attention_mask=(torch.arange(longest) < torch.tensor(sizes)[:, None]).long(),
-        predicts=flat.predicts,
-        own=flat.own,
-        ends=flat.ends,
+        places=flat.places,
         branches=branches if shared else None,
         positions=flat.positions.view(-1, longest) if shared else None,
     )
     return layout.to(device)
 
 
-def packed(batch: Batch, device: torch.device, padding: int | None = None) -> Layout:
+def packed(batch: Batch, device: torch.device, wanted: Wanted = "predicting", padding: int | None = None) -> Layout:
     """One row `prompt | y_1 | y_2 | … | prompt | y_1 | …` without padding, for attention by segments.
 
     Args:
         batch: B prompts × K completions.
         device: of the result.
+        wanted: which states.
         padding: a token that is never the end of a completion; None for none.
 
     Raises:
         ValueError: a prompt without tokens.
     """
-    rows = [_joined(group) for group in _groups(batch) if group.completions] or [EMPTY]
+    rows = [_joined(group) for group in _groups(batch, wanted) if group.completions] or [EMPTY]
     *begins, total = accumulate((row.size for row in rows), initial=0)
-    flat = _flat(rows, begins, total, padding)
+    flat = _flat(rows, begins, total, wanted, padding)
     layout = Layout(
         input_ids=flat.ids[None],
         attention_mask=torch.ones(1, total, dtype=torch.long),
-        predicts=flat.predicts,
-        own=flat.own,
-        ends=flat.ends,
+        places=flat.places,
         positions=flat.positions[None],
         segments=Segments([(len(row.prompt) + row.common, [size for size in row.sizes if size]) for row in rows]),
     )
     return layout.to(device)
 
 
-PredictedTokens = tuple[list[int], list[bool]]
-"""A completion's tokens up to the last one in the mask, and its mask."""
+ReadTokens = tuple[list[int], list[bool]]
+"""The tokens of a completion that are read, and its mask up to the last True: one longer, where that token is only predicted."""
 
 
 class Group(NamedTuple):
@@ -150,7 +151,7 @@ class Group(NamedTuple):
     """
 
     prompt: tuple[int, ...]
-    completions: Sequence[PredictedTokens]
+    completions: Sequence[ReadTokens]
     common: int = 0
 
     @property
@@ -181,18 +182,14 @@ class _Flat(NamedTuple):
     ids: Tensor
     branches: Tensor
     positions: Tensor
-    predicts: Tensor
-    own: Tensor
-    ends: Tensor
+    places: Tensor
 
 
-def _flat(rows: Sequence[Group], begins: Sequence[int], size: int, padding: int | None = None) -> _Flat:
+def _flat(rows: Sequence[Group], begins: Sequence[int], size: int, wanted: Wanted, padding: int | None) -> _Flat:
     """Rows that begin at these offsets, in flat tensors of `size` tokens."""
     ids, positions = torch.zeros(2, size, dtype=torch.long)
     branches = torch.full((size,), -1)
-    predicts: list[int] = []
-    own: list[int] = []
-    ends: list[int] = []
+    wanted_places: list[int] = []
     for begin, (prompt, part, common) in zip(begins, rows, strict=True):
         trunk = [*prompt, *(part[0][0][:common] if part else ())]
         after = begin + len(prompt)
@@ -206,14 +203,13 @@ def _flat(rows: Sequence[Group], begins: Sequence[int], size: int, padding: int 
             branches[start:end] = k
             positions[start:end] = torch.arange(len(trunk), len(trunk) + end - start)
             places = [*range(after, first), *range(start, end)]
-            own += compress(places, mask)
-            predicts += compress([after - 1, *places], mask)
-            read = [*zip((*range(begin, after), *places), (*prompt, *tokens), strict=True)]
-            ends.append(next((place for place, token in reversed(read) if token != padding), begin))
+            if wanted == "ending":
+                read = [*zip((*range(begin, after), *places), (*prompt, *tokens), strict=True)]
+                wanted_places.append(next((place for place, token in reversed(read) if token != padding), begin))
+            else:
+                wanted_places += compress([after - 1, *places] if wanted == "predicting" else places, mask)
             start = end
-    return _Flat(
-        ids, branches, positions, *(torch.tensor(places, dtype=torch.long) for places in (predicts, own, ends))
-    )
+    return _Flat(ids, branches, positions, torch.tensor(wanted_places, dtype=torch.long))
 
 
 def tree_mask(rows: Layout, dtype: torch.dtype, window: int | None = None) -> Tensor:
@@ -245,14 +241,15 @@ def single_completions(batch: Batch) -> list[Batch]:
     ]
 
 
-def _groups(batch: Batch, whole: bool = False) -> list[Group]:
+def _groups(batch: Batch, wanted: Wanted) -> list[Group]:
     """Each prompt with its completions that are present."""
-    if not whole and not all(batch.prompt_ids):
+    unread = 1 if wanted == "predicting" else 0
+    if unread and not all(batch.prompt_ids):
         raise ValueError("a prompt without tokens; begin it with the tokenizer's BOS or EOS token")
     lengths = batch.lengths.tolist()
     ids, masks = batch.completion_ids.tolist(), batch.mask.tolist()
     return [
-        Group(prompt, [(tokens[:n], mask[:n]) for tokens, mask, n in zip(*row, strict=True) if n])
+        Group(prompt, [(tokens[: n - unread], mask[:n]) for tokens, mask, n in zip(*row, strict=True) if n])
         for prompt, *row in zip(batch.prompt_ids, ids, masks, lengths, strict=True)
     ]
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from operator import attrgetter
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prefopt.policy.compat import WINDOWS, attention_of, is_sharded
 from prefopt.policy.rows import flex, verified
 from prefopt.policy.rows.attention import NAME, use_segment_attention
-from prefopt.policy.rows.layout import Layout, packed, padded, single_completions, tree_mask
+from prefopt.policy.rows.layout import Layout, Wanted, packed, padded, single_completions, tree_mask
 from prefopt.support.out_of_memory import reraise_out_of_memory
 from prefopt.support.profile import counted
 from prefopt.types import Batch
@@ -28,20 +28,19 @@ class PrefixSharing:
     because some differences, such as a window, appear only in long rows.
 
     Args:
-        places: which states are wanted, by the name of their places in `Layout`.
-        padding: a token that is never the end of a completion, for "ends".
+        wanted: which states.
+        padding: a token that is never the end of a completion.
     """
 
-    def __init__(self, places: Literal["predicts", "own", "ends"] = "predicts", padding: int | None = None) -> None:
-        self.places = attrgetter(places)
-        self.whole = places != "predicts"
+    def __init__(self, wanted: Wanted = "predicting", padding: int | None = None) -> None:
+        self.wanted: Wanted = wanted
         self.padding = padding
         self.packs = True
         self.shares = True
         self._compared = 0
 
     def __call__(self, backbone: Any, batch: Batch) -> Tensor:
-        """[M, H], the hidden states at these places: in order, of the batch's mask or of its completions.
+        """[M, H], the wanted hidden states: in the order of the batch's mask, or of its completions.
 
         Args:
             backbone: from `AutoModel`, or the part of a causal LM below its head; the same in every call.
@@ -53,29 +52,27 @@ class PrefixSharing:
             self.shares = False
             log.info("%s is sharded: using a row for each completion", type(backbone).__name__)
             rows = self._rows(backbone, batch)
-        while rows.shared and len(self.places(rows)) and rows.longest > 2 * self._compared:
+        while rows.shared and len(rows.places) and rows.longest > 2 * self._compared:
             self._compared = verified.longest(_way(backbone, rows))
             if rows.longest > 2 * self._compared:
                 states = self._compare(backbone, batch, rows, not (torch.is_grad_enabled() or _draws(backbone)))
                 rows = self._rows(backbone, batch)
         counted(rows.tokens)
-        return self._at(rows, _states(backbone, rows)) if states is None else states
-
-    def _at(self, rows: Layout, states: Tensor) -> Tensor:
-        return states.flatten(0, 1)[self.places(rows)]
+        return _states(backbone, rows) if states is None else states
 
     def _rows(self, backbone: Any, batch: Batch) -> Layout:
         device = next(backbone.parameters()).device
         if not self.shares or not all(batch.prompt_ids):
             return self._plain(batch, device)
         if self.packs and use_segment_attention(backbone):
-            return packed(batch, device, self.padding)
+            return packed(batch, device, self.wanted, self.padding)
         if self.packs and flex.use_flex_attention(backbone):
-            return flex.packed_in_blocks(batch, device, self.padding)
-        return padded(batch, device, backbone.config.get_text_config().hidden_size, padding=self.padding)
+            return flex.packed_in_blocks(batch, device, self.wanted, self.padding)
+        width = backbone.config.get_text_config().hidden_size
+        return padded(batch, device, width, self.wanted, self.padding)
 
     def _plain(self, batch: Batch, device: torch.device) -> Layout:
-        return padded(batch, device, whole=self.whole, padding=self.padding)
+        return padded(batch, device, None, self.wanted, self.padding)
 
     @torch.no_grad()
     def _compare(self, backbone: Any, batch: Batch, whole: Layout, reuse: bool) -> Tensor | None:
@@ -120,15 +117,15 @@ class PrefixSharing:
         device = next(backbone.parameters()).device
         try:
             rows = self._rows(backbone, batch)
-            states = self._at(rows, _states(backbone, rows))
+            states = _states(backbone, rows)
         except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
             reraise_out_of_memory(error)
             return f"{type(error).__name__}: {error}", None
         alone = [self._plain(one, device) for one in single_completions(batch)]
-        parts = states.split([len(self.places(row)) for row in alone])
+        parts = states.split([len(row.places) for row in alone])
         numbers = [(prompt, n) for n, prompt in enumerate(batch.present.nonzero()[:, 0].tolist()) if prompt in compared]
         chosen = {*dict(numbers).values(), *dict(reversed(numbers)).values()}
-        expected = torch.cat([self._at(alone[n], _states(backbone, alone[n])) for n in sorted(chosen)]).float()
+        expected = torch.cat([_states(backbone, alone[n]) for n in sorted(chosen)]).float()
         actual = torch.cat([parts[n] for n in sorted(chosen)]).float()
         low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
         worst = (expected - actual).abs().max().item()
@@ -140,11 +137,9 @@ class PrefixSharing:
 
     def _backward_mismatch(self, backbone: Any, rows: Layout, alone: Sequence[Layout], tolerance: float) -> str:
         """The same of gradients."""
-        sizes = [len(self.places(row)) for row in alone]
+        sizes = [len(row.places) for row in alone]
         try:
-            return flex.backward_differs(
-                backbone, lambda layout: self._at(layout, _states(backbone, layout)), rows, alone, sizes, tolerance
-            )
+            return flex.backward_differs(backbone, partial(_states, backbone), rows, alone, sizes, tolerance)
         except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
             reraise_out_of_memory(error)
             return f"{type(error).__name__}: {error}"
@@ -164,15 +159,14 @@ def _way(backbone: Any, rows: Layout) -> tuple[Any, ...]:
 
 
 def _states(backbone: Any, rows: Layout) -> Tensor:
-    """[N, L, H]."""
+    """[M, H]."""
     more: dict[str, Any] = {}
     if rows.shared:
         masks = tree_masks(rows, backbone.config.get_text_config(), backbone.dtype)
         more = {"attention_mask": masks, "position_ids": rows.positions}
         more |= {} if rows.segments is None else {"segments": rows.segments}
     # A causal model does not see right padding; without a mask, attention takes its fast causal path.
-    states: Tensor = backbone(input_ids=rows.input_ids, use_cache=False, **more).last_hidden_state
-    return states
+    return rows.wanted(backbone(input_ids=rows.input_ids, use_cache=False, **more).last_hidden_state)
 
 
 def refuse_windows(config: Any) -> None:
