@@ -1,8 +1,7 @@
 """Which number of CPU threads is fastest for each phase of a run, measured at its start on its own model.
 
 A number more is taken only where it wins clearly, because it costs other processes more than it saves. What was measured is
-remembered for an hour: runs of a sweep begin within one, and what else the machine does then, which decides about threads as much
-as the model does, is another matter later.
+remembered for an hour, and for as many cores as others use meanwhile: that decides about threads as much as the model does.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from prefopt.policy.configuration import configuration
 from prefopt.support.caches import cache_folder
 from prefopt.support.files import write_whole
 from prefopt.support.profile import timed
-from prefopt.support.threads import PHASES, Phase, PhaseThreads, at_threads, usable_cores, use
+from prefopt.support.threads import PHASES, Phase, PhaseThreads, at_threads, busy_elsewhere, usable_cores, use
 from prefopt.training.devices import on_main_process
 from prefopt.types import Batch, Needs
 
@@ -195,7 +194,7 @@ def _key(model: Policy | Scorer, batch: Batch, shape: Shape, asked: Any, acceler
     content = (
         *(type(model).__name__, configuration(model), next(model.parameters()).dtype, trainable),
         *(accelerator.mixed_precision, accelerator.num_processes, shape.trains, [n.bit_length() for n in sizes]),
-        *(_processor(), usable_cores(), asked, torch.__version__),
+        *(_processor(), usable_cores(), busy_elsewhere(), asked, torch.__version__),
     )
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
 
@@ -227,7 +226,8 @@ def typical(model: Policy | Scorer, rows: Sequence[Tokenised], shape: Shape) -> 
     written = [
         list(islice(cycle([*row.prompt_ids, *sum(row.completion_ids, ())] or [0]), prompt + tokens)) for row in chosen
     ]
-    ids = torch.tensor([ids[prompt:] for ids in written])[:, None].expand(-1, width, -1).contiguous()
+    own_tokens = torch.tensor([ids[prompt:] for ids in written])
+    ids = torch.stack([own_tokens.roll(k, -1) for k in range(width)], 1)  # alike, they would be read once
     return Batch(tuple(tuple(ids[:prompt]) for ids in written), ids, torch.ones_like(ids, dtype=torch.bool))
 
 

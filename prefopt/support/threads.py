@@ -13,6 +13,7 @@ not the main one, and disturbs no other.
 
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -115,6 +116,30 @@ def usable_cores() -> int:
     """Cores that this process may use, by its affinity and by the quota of its control group."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(own, _quota())))
+
+
+def busy_elsewhere(seconds: float = 0.2) -> int:
+    """Cores that others than this process use now, as a whole number, over a moment; 0 where the system does not say (no Linux).
+
+    What the hypervisor gives to other machines counts as theirs.
+    """
+    try:
+        (busy, total), own = _clocks(), time.process_time()
+        time.sleep(seconds)
+        (busy_then, total_then), own_then = _clocks(), time.process_time()
+    except (OSError, ValueError):
+        return 0
+    if total_then <= total:
+        return 0
+    cores = os.cpu_count() or 1
+    return max(0, round(cores * (busy_then - busy) / (total_then - total) - (own_then - own) / seconds))
+
+
+def _clocks() -> tuple[int, int]:
+    """Ticks of all cores since the start of the machine: busy ones, and all (proc(5))."""
+    user, nice, system, idle, waiting, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    busy = user + nice + system + sum(others)
+    return busy, busy + idle + waiting
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:

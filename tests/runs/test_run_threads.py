@@ -37,6 +37,7 @@ def two_cores(monkeypatch, tmp_path):
     """A machine of two cores, whatever this is, and nothing remembered."""
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(threads, "busy_elsewhere", lambda: 0)
 
 
 def measuring(monkeypatch, *numbers):
@@ -182,8 +183,17 @@ def test_what_was_measured_is_remembered_for_an_hour(settled, monkeypatch, tmp_p
     for number, other in enumerate(("{", json.dumps({**content, "at": time.time() - threads.FRESH - 1}))):
         file.write_text(other)
         assert settled(2) == numbers and len(asked) == 6 + 3 * number
+    monkeypatch.setattr(threads, "busy_elsewhere", lambda: 1)  # what was fastest on an idle machine need not be now
+    settled(2)
+    assert len(asked) == 12
     settled(2, shape=Shape(4, drawn=64, trains=True))  # other sizes are another question
-    assert len(asked) == 12 and [one.kind for one in usage("threads")] == ["threads"]
+    assert len(asked) == 15 and [one.kind for one in usage("threads")] == ["threads"]
+
+
+def test_the_completions_that_it_is_measured_with_differ(policy, rows):
+    """Tokens with which all completions of a prompt begin are read once: alike, they would be as good as one."""
+    batch = typical(policy, rows, Shape(4, completions=3, tokens=5))
+    assert all(len(set(map(tuple, of_prompt.tolist()))) == 3 for of_prompt in batch.completion_ids)
 
 
 def test_a_number_that_is_fixed_is_not_measured(settled, monkeypatch):

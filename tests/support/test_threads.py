@@ -16,6 +16,19 @@ from prefopt.support.threads import (
     use,
 )
 
+
+def test_cores_that_others_use(monkeypatch):
+    """Of four, 2.6 were busy for .2 s, and .2 of a second was this process's own."""
+    clocks, own = iter([(1000, 9000), (1052, 9080)]), iter([5.0, 5.2])
+    monkeypatch.setattr(threads, "_clocks", lambda: next(clocks))
+    monkeypatch.setattr(threads.time, "process_time", lambda: next(own))
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    assert threads.busy_elsewhere(0.2) == 2
+    monkeypatch.undo()
+    busy, total = threads._clocks()
+    assert 0 < busy < total
+
+
 CHOSEN = PhaseThreads(decoding=1, scoring=2, training=3)
 
 
