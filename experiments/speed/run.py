@@ -38,7 +38,7 @@ OBJECTIVES = {"DPO": "sigmoid", "IPOMean": "ipo", "Hinge": "hinge", "APOZero": "
 """By prefopt's name, and by TRL's. The work of a run is the same for each; their losses are compared in tests/objectives."""
 
 MICRO = {"words": 8, "chat": 1, "films": 4, "rankings": 4, "requests": 8}
-"""TRL's micro-batches, in pairs and of requests in completions: the fastest of `words`, `chat` and `films`; --micro tries others."""
+"""TRL's micro-batches, in pairs and of requests in completions: for the first three the fastest; --micro tries others."""
 
 RATES = {"lora": 1e-4, "full": 1e-5}
 """Learning rates on the real model."""
