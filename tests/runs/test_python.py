@@ -213,9 +213,10 @@ def test_two_runs_leave_each_other_and_the_caller_alone(home: Path) -> None:
     state = torch.get_rng_state()
     precisions = []
     for precision, threads in (("bf16", 2), ("fp32", 1)):
-        result = prefopt.run(tree(home), f"train.precision={precision}", f"train.threads={threads}", console=QUIET)
+        fixed = f"train.threads={{decoding: {threads}, scoring: {threads}, training: {threads}}}"
+        result = prefopt.run(tree(home), f"train.precision={precision}", fixed, console=QUIET)
         device = json.loads((result.folder / "manifest.json").read_text())["device"]
-        precisions.append((device["precision"], device["threads"]))
+        precisions.append((device["precision"], *set(device["threads"].values())))
         assert torch.get_num_threads() == 1 and torch.equal(torch.get_rng_state(), state)
     assert precisions == [("bf16", 2), ("no", 1)]
 
