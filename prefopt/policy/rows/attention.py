@@ -1,7 +1,6 @@
 """Attention over prompts and their completions packed into one row: one call for each segment, so nothing masked is computed.
 
-For CPUs, where the overhead of a call is small. On a GPU many small calls would be slow, and a mask for padded rows
-(`layout.tree_mask`) is faster.
+For CPUs, where the overhead of a call is small. On a GPU, where many small calls would be slow, `rows.flex` attends in one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
