@@ -97,7 +97,9 @@ def model_of(case: str) -> Policy | Scorer:
         torch.manual_seed(2)
         scorer = LlamaForSequenceClassification(small.config).double()
         scorer.model.load_state_dict(small.model.state_dict())
-        return Scorer(scorer)
+        reward = Scorer(scorer)
+        reward._prefix_sharing.shares = False
+        return reward
     policy = make_policy(case.partition(",")[0], torch.float64)
     if case == "ppo, critic of its own":
         policy.critic = Critic(tiny_llama(seed=1).model)

@@ -119,7 +119,7 @@ class Scorer(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.reading = reading
-        self._prefix_sharing: PrefixSharing | None = None
+        self._prefix_sharing = PrefixSharing("ending" if reading.steps is None else "reading")
         self.train(model.training)  # a new module is in training mode, a loaded model is not
 
     @property
@@ -160,9 +160,9 @@ class Scorer(nn.Module):
 
     def _states(self, model: Any, batch: Batch) -> Tensor:
         """[M, H], of a decoder: at each token of the mask, or at the end of each completion."""
-        if self._prefix_sharing is None:
-            padding = model.config.get_text_config().pad_token_id if self.reading.skips_padding else None
-            self._prefix_sharing = PrefixSharing("ending" if self.reading.steps is None else "reading", padding)
+        self._prefix_sharing.padding = (
+            model.config.get_text_config().pad_token_id if self.reading.skips_padding else None
+        )
         return self._prefix_sharing(getattr(model, str(model.base_model_prefix)), batch)
 
     def _scores(self, batch: Batch) -> Tensor:
