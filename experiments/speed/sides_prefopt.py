@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from timing import BEGAN, Moment, peak
+from timing import BEGAN, Moment, peak, seconds_of
 from workload import model_of, preferences, rows_of, saved_rows
 
 HERE = Path(__file__).parent
@@ -103,13 +103,9 @@ def trained(spec: dict, ready: Any, trainer: Any, began: Moment) -> dict:
         print(trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=60), file=sys.stderr)
     else:
         steps = list(trainer)
-    setup, train = start.since(began), Moment().since(start)
+    seconds = seconds_of(began, start)
     return {
-        "import": began.wall - BEGAN,
-        "setup": setup[0],
-        "setup_cpu": setup[1],
-        "train": train[0],
-        "cpu": train[1],
+        **seconds,
         "losses": [step.metrics["loss"] for step in steps],
         "seconds": [step.seconds for step in steps],
         "tokens": sum(step.tokens for step in steps),

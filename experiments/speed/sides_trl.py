@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timing import BEGAN, Moment, peak
+from timing import Moment, peak, seconds_of
 from workload import distinct_words, model, model_of, order, preferences, rows_of, saved_model, tokenizer
 
 FASTER = {"gradient_checkpointing": False}
@@ -20,14 +20,10 @@ def timed(make: Callable[[], Any]) -> dict:
     trainer = make()
     start, before = Moment(), peak()
     trainer.train()
-    setup, train = start.since(began), Moment().since(start)
+    seconds = seconds_of(began, start)
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "import": began.wall - BEGAN,
-        "setup": setup[0],
-        "setup_cpu": setup[1],
-        "train": train[0],
-        "cpu": train[1],
+        **seconds,
         "losses": [float(entry["loss"]) for entry in entries],
         "before": before,
         "peak": peak(),

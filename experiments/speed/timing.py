@@ -20,3 +20,9 @@ class Moment:
     def since(self, earlier: "Moment") -> tuple[float, float]:
         """Seconds of both clocks."""
         return self.wall - earlier.wall, self.cpu - earlier.cpu
+
+
+def seconds_of(began: Moment, start: Moment) -> dict[str, float]:
+    """Of imports, of set-up and of training, which ends now; processor seconds beside those of the wall."""
+    (setup, setup_cpu), (train, cpu) = start.since(began), Moment().since(start)
+    return {"import": began.wall - BEGAN, "setup": setup, "setup_cpu": setup_cpu, "train": train, "cpu": cpu}

@@ -132,10 +132,8 @@ def forward(
         tokens: in a micro-batch, at most; likewise.
     """
     shards = shard(batch, size, accelerator, tokens)
-    with (
-        phase("scoring"),
-        accelerator.autocast(),
-    ):  # a reference is not prepared by accelerate, and must do the policy's arithmetic
+    # A reference is not prepared by accelerate, and must do the policy's arithmetic.
+    with phase("scoring"), accelerator.autocast():
         parts = [model(batch.rows(micro.rows), needs) for micro in shards.micro_batches]
 
     whole = Outputs(sent(batch.mask, parts[0].mask.device))

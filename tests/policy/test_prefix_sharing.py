@@ -149,12 +149,15 @@ def test_exact_where_completions_begin_alike(common, way, make_model, gradients)
     ids = batch.completion_ids.clone()
     ids[..., :common] = ids[:, :1, :common]
     compare(policy, dataclasses.replace(batch, completion_ids=ids * batch.mask), Needs(), gradients, 1e-9)
+    assert policy._prefix_sharing.packs == (way == "packed")
 
 
 def test_exact_where_long_completions_attend_in_blocks(make_model, gradients, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 3)
     for name in ("Llama", "Mistral"):
-        compare(Policy(make_model(name, torch.float64)), groups(), Needs(), gradients, 1e-9)
+        policy = Policy(make_model(name, torch.float64))
+        compare(policy, groups(), Needs(), gradients, 1e-9)
+        assert policy._prefix_sharing.packs  # else masks would have been compared
 
 
 def test_one_completion_each_needs_no_mask(make_model):

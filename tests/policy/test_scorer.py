@@ -140,6 +140,9 @@ def test_packed_rows_teach_the_same(name, make_scorer, make_batch, gradients):
     for packs in (True, False):
         scorer = make_scorer(name)
         scorer(batch, REWARDS)
+        assert (
+            scorer._prefix_sharing.packs and scorer._prefix_sharing.shares
+        )  # else plain rows would be compared with themselves
         scorer._prefix_sharing.shares = packs
         rewards = scorer(batch, REWARDS).rewards
         taught.append(gradients(scorer, (rewards * torch.arange(12.0).view(4, 3)).sum()))

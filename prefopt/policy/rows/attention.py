@@ -147,12 +147,12 @@ def segment_attention(
         ValueError: it asks for a kind of attention that is not this one.
     """
     if prompts is not None:
-        _refuse({**others, "sliding_window": sliding_window})
+        refuse_others({**others, "sliding_window": sliding_window})
         return _after_prompts(module, query, key, value, prompts, scaling), None
     if segments is None:
         others["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-    _refuse(others)
+    refuse_others(others)
     attend = partial(_attend, segments, sliding_window, dropout=dropout, scale=scaling)
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     if is_slow_on_cpu(low):
@@ -206,7 +206,8 @@ def _attend(
     return torch.cat(blocks, 2) if len(blocks) > 1 else blocks[0]
 
 
-def _refuse(others: Mapping[str, Any]) -> None:
+def refuse_others(others: Mapping[str, Any]) -> None:
+    """Raise ValueError where an architecture asks for a kind of attention that this one is not."""
     if unknown := [name for name in (*UNSUPPORTED_ATTENTION, "sliding_window") if others.get(name) is not None]:
         raise ValueError(f"its attention has {unknown[0]}")
 

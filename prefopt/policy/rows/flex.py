@@ -22,8 +22,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from prefopt.policy.compat import UNSUPPORTED_ATTENTION, attention_of, can_set_attention
-from prefopt.policy.rows.attention import Segments
+from prefopt.policy.compat import attention_of, can_set_attention
+from prefopt.policy.rows.attention import Segments, refuse_others
 from prefopt.policy.rows.layout import Layout, Wanted, packed
 from prefopt.support.sending import sent
 from prefopt.types import Batch
@@ -201,14 +201,13 @@ def flex_segment_attention(
     if not isinstance(segments, BlockSegments):
         others["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-    if unknown := [name for name in UNSUPPORTED_ATTENTION if others.get(name) is not None]:
-        raise ValueError(f"its attention has {unknown[0]}")
+    refuse_others(others)
     if dropout:
         raise ValueError("its attention has dropout")
     kind = query.device.type
     if torch.is_autocast_enabled(
         kind
-    ):  # as `scaled_dot_product_attention` does; some norms return more bits than they get
+    ):  # as `scaled_dot_product_attention` does: some norms return more bits than they get
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     attend = flex_attention if kind == "cpu" else _compiled()
@@ -244,7 +243,6 @@ def backward_differs(
     states: Callable[[Layout], Tensor],
     rows: Layout,
     alone: Sequence[Layout],
-    sizes: Sequence[int],
     tolerance: float,
 ) -> str:
     """How the gradient of packed rows differs from that of plain ones, in words; "" if they agree or the model is not trained.
@@ -257,14 +255,13 @@ def backward_differs(
         states: [M, H] of a layout.
         rows: packed.
         alone: the same completions, each in a plain row, in order.
-        sizes: how many states each of these has.
         tolerance: of the difference, relative to the gradient's norm.
     """
     if not any(weight.requires_grad for weight in backbone.parameters()):
         return ""
     width, device = backbone.config.get_text_config().hidden_size, rows.input_ids.device
     draw = torch.Generator().manual_seed(0)
-    weights = [torch.randn(size, width, generator=draw).to(device) for size in sizes]
+    weights = [torch.randn(len(row.places), width, generator=draw).to(device) for row in alone]
     probe = torch.zeros(width, device=device, requires_grad=True)
 
     def gradient(layout: Layout, weights: Tensor) -> Tensor:

@@ -124,9 +124,9 @@ class PrefixSharing:
         alone = [self._plain(one, device) for one in single_completions(batch)]
         parts = states.split([len(row.places) for row in alone])
         numbers = [(prompt, n) for n, prompt in enumerate(batch.present.nonzero()[:, 0].tolist()) if prompt in compared]
-        chosen = {*dict(numbers).values(), *dict(reversed(numbers)).values()}
-        expected = torch.cat([_states(backbone, alone[n]) for n in sorted(chosen)]).float()
-        actual = torch.cat([parts[n] for n in sorted(chosen)]).float()
+        chosen = sorted({*dict(numbers).values(), *dict(reversed(numbers)).values()})
+        expected = torch.cat([_states(backbone, alone[n]) for n in chosen]).float()
+        actual = torch.cat([parts[n] for n in chosen]).float()
         low = torch.is_autocast_enabled(device.type) or torch.finfo(backbone.dtype).bits < 32
         worst = (expected - actual).abs().max().item()
         if worst > (2**-5 if low else 1e-4) * max(expected.abs().max().item(), 1.0):
@@ -137,9 +137,8 @@ class PrefixSharing:
 
     def _backward_mismatch(self, backbone: Any, rows: Layout, alone: Sequence[Layout], tolerance: float) -> str:
         """The same of gradients."""
-        sizes = [len(row.places) for row in alone]
         try:
-            return flex.backward_differs(backbone, partial(_states, backbone), rows, alone, sizes, tolerance)
+            return flex.backward_differs(backbone, partial(_states, backbone), rows, alone, tolerance)
         except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
             reraise_out_of_memory(error)
             return f"{type(error).__name__}: {error}"

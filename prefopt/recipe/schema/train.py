@@ -105,7 +105,8 @@ class Train(Section):
         None,
         gt=0,
         description="most tokens in one forward pass, with padding, each prompt once; affects memory and speed only; "
-        "null: 4,096 on CPUs, where more are not faster, and no limit on GPUs",
+        "null: 4,096 on CPUs and no limit on GPUs. Where rollouts are trained on once, a batch that is split goes through the "
+        "policy once more before its update",
     )
     lr: Factor = Field(1e-6, ge=0, description="peak learning rate")
     critic_lr: Factor | None = Field(None, gt=0, description="peak learning rate of the critic's weights; null: lr")
