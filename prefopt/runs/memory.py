@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from prefopt import recipe
 from prefopt.policy import find_model
+from prefopt.policy.compat import is_slow_on_cpu
 from prefopt.policy.finding import CONFIGS, adapter_config, base_of, loaded
 from prefopt.policy.head import CHUNK_ELEMENTS
 from prefopt.runs.activations import kept
@@ -291,11 +292,11 @@ def _copies(plan: Plan, size: Size, micro: MicroBatch, each: int) -> Iterator[Pa
     policy = plan.recipe.policy
     if not micro.attended or not computes_on_cpu() or policy.attention not in (None, "sdpa"):
         return
-    at_a_time = 1 if policy.gradient_checkpointing else size.layers
-    copies = at_a_time * (2 * micro.attended + micro.tokens) * size.width * each
-    formula = (
-        f"(2 × {micro.attended:,} + {micro.tokens:,}) tokens × {at_a_time:.0f} layers × {size.width:.0f} × {each} B"
-    )
+    at_a_time, own = 1 if policy.gradient_checkpointing else size.layers, micro.tokens
+    if each == 2 and is_slow_on_cpu(torch.bfloat16):  # attention is computed in fp32, of queries in fp32, too
+        own, each = 2 * micro.tokens, 4
+    copies = at_a_time * (2 * micro.attended + own) * size.width * each
+    formula = f"(2 × {micro.attended:,} + {own:,}) tokens × {at_a_time:.0f} layers × {size.width:.0f} × {each} B"
     yield Part("copies for attention", copies, formula, "layers" if policy.gradient_checkpointing else "update")
 
 
